@@ -1,0 +1,101 @@
+"""Door 3: the command line. One module per command, imported only when it is used.
+
+`main` is the one place where errors become a line on standard error and an exit status.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from pbsfs import __version__
+from pbsfs.errors import INTERRUPTED_EXIT_STATUS, PbsfsError, exit_status_of
+
+_COMMANDS = {
+    "mount": "Show backups as files in a directory.",
+    "umount": "End a mount.",
+    "ls": "List the tree without mounting it.",
+    "info": "Tell what is known of a snapshot or file.",
+    "export": "Copy an image to a file, block device or pipe.",
+    "demo": "Try everything on a small datastore made for it.",
+    "completion": "Print the script for a shell's completion.",
+}
+
+_EPILOG = """\
+\b
+Exit status:
+  0  done
+  1  an unexpected failure
+  2  wrong usage
+  3  no such namespace, group, snapshot or file
+  4  the source can't be read
+  5  encrypted, and the key is not at hand
+  6  damaged data
+  7  can't mount or unmount
+  8  can't write the destination
+  128+N  ended by signal N (130: Ctrl-C)
+"""
+
+
+class _LazyGroup(click.Group):
+    """Knows its commands' names; imports a command's module when it is run or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"pbsfs.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", message="pbsfs %(version)s")
+def cli() -> None:
+    """Disk images in Proxmox Backup Server datastores as plain files, read-only.
+
+    \b
+    Examples:
+      pbsfs mount --datastore-dir /mnt/datastore/store1 /mnt/pbs
+      pbsfs ls --datastore-dir /mnt/datastore/store1 vm/100/latest
+      pbsfs export --datastore-dir /mnt/datastore/store1 \\
+          vm/100/latest/drive-scsi0.img disk.img
+    """
+
+
+def main() -> NoReturn:
+    """Runs the command line of this process and ends it."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        status = cli.main(prog_name="pbsfs", standalone_mode=False)
+        # Only now is it known whether all output could be written.
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = INTERRUPTED_EXIT_STATUS
+    except BrokenPipeError:
+        status = 128 + signal.SIGPIPE  # who reads our output has seen enough: no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except PbsfsError as error:
+        click.echo(f"pbsfs: {error}", err=True)
+        status = exit_status_of(error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    # As an exception, so that partial files and child processes are cleaned up on the way.
+    sys.exit(128 + signal.SIGTERM)

@@ -1,0 +1,45 @@
+"""`pbsfs info`: what is known of one place in the tree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pbsfs.cli.options import logging_options, printable, run_on_tree, set_up_logging, source_options
+from pbsfs.tree import File, SnapshotDirectory, Tree
+
+
+@click.command("info")
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@source_options
+@logging_options
+def command(path: str, as_json: bool, log_level: str, log_file: Path | None, **source: Any) -> None:
+    """Tell what is known of the group, snapshot or file at PATH.
+
+    \b
+    Examples:
+      pbsfs info --datastore-dir /srv/store1 vm/100
+      pbsfs info --datastore-dir /srv/store1 vm/100/latest
+      pbsfs info --datastore-dir /srv/store1 --json vm/100/latest/drive-scsi0.img
+    """
+    set_up_logging(log_level, log_file)
+
+    async def work(tree: Tree) -> None:
+        node = await tree.find(path)
+        facts: dict[str, Any] = {"path": node.path, **await node.facts()}
+        if isinstance(node, File):
+            facts["data_size"] = str((await node.stat()).data_size)
+        elif isinstance(node, SnapshotDirectory):
+            facts["files"] = [file.archive.filename for file in node.info.files]
+        if as_json:
+            click.echo(json.dumps(facts, indent=2))
+            return
+        for name, value in facts.items():
+            text = ", ".join(value) if isinstance(value, list) else printable(value)
+            click.echo(f"{name + ':':<17}" + text.replace("\n", "\n" + " " * 17))
+
+    run_on_tree(work, **source)

@@ -1,0 +1,93 @@
+"""`pbsfs ls`: the tree without a mount."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pbsfs.cli.options import logging_options, run_on_tree, set_up_logging, source_options
+from pbsfs.errors import DamageError
+from pbsfs.names import format_time
+from pbsfs.tree import Directory, Latest, Node, Tree
+
+
+@click.command("ls")
+@click.argument("path", default="", metavar="[PATH]")
+@click.option("-l", "--long", is_flag=True, help="Show size, size without holes, and time too.")
+@click.option("-R", "--recursive", is_flag=True, help="Go into directories too.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@source_options
+@logging_options
+def command(
+    path: str,
+    long: bool,
+    recursive: bool,
+    as_json: bool,
+    log_level: str,
+    log_file: Path | None,
+    **source: Any,
+) -> None:
+    """List what is at PATH, as a mount would show it.
+
+    \b
+    Examples:
+      pbsfs ls --datastore-dir /srv/store1
+      pbsfs ls --datastore-dir /srv/store1 -l vm/100/latest
+      pbsfs ls --datastore-dir /srv/store1 --ns prod -R --json
+    """
+    set_up_logging(log_level, log_file)
+
+    async def work(tree: Tree) -> None:
+        node = await tree.find(path)
+        rows: list[dict[str, Any]] = []
+        if isinstance(node, Directory):
+            await _collect(node, f"{node.path}/" if node.path else "", recursive, rows, tree, long or as_json)
+        else:
+            rows.append(await _row(node, node.name, full=long or as_json))
+        if as_json:
+            click.echo(json.dumps(rows, indent=2))
+            return
+        for row in rows:
+            click.echo(_line(row) if long else row["name"])
+
+    run_on_tree(work, **source)
+
+
+async def _collect(
+    directory: Directory, root: str, recursive: bool, rows: list[dict[str, Any]], tree: Tree, full: bool
+) -> None:
+    for node in (await directory.children()).values():
+        rows.append(await _row(node, node.path.removeprefix(root), full=full))
+        if recursive and isinstance(node, Directory):
+            try:
+                await _collect(node, root, recursive, rows, tree, full)
+            except DamageError as error:  # its neighbours are listed all the same
+                rows[-1]["error"] = str(error)
+                click.echo(f"pbsfs: {error}", err=True)
+
+
+async def _row(node: Node, name: str, *, full: bool) -> dict[str, Any]:
+    if not full:
+        return {"name": name}
+    stat = await node.stat()
+    row: dict[str, Any] = {"name": name, "path": node.path}
+    if isinstance(node, Directory):
+        row["type"] = "directory"
+    elif isinstance(node, Latest):
+        row |= {"type": "link", "target": await node.target()}
+    else:
+        row |= {"type": "file", "size": stat.size, "data_size": stat.data_size}
+    if stat.mtime is not None:
+        row["time"] = format_time(stat.mtime)
+    return row
+
+
+def _line(row: dict[str, Any]) -> str:
+    size, data = str(row.get("size", "-")), str(row.get("data_size", "-"))
+    name = row["name"] + ("/" if row["type"] == "directory" else "")
+    if "target" in row:
+        name += f" -> {row['target']}"
+    return f"{size:>15} {data:>15} {row.get('time', '-'):>20} {name}"

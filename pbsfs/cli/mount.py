@@ -1,0 +1,202 @@
+"""`pbsfs mount`: starts a mount, in the background unless told otherwise.
+
+In the background the mount is a process of its own (not a fork: the one that serves has threads). It
+reports over a pipe, one line: `0` when the mount answers, or the exit status and the reason why it
+does not; so the caller of `pbsfs mount` learns of every failure.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import trio
+
+from pbsfs.cli.options import logging_options, set_up_logging, source_options
+from pbsfs.config import FuseOptions, open_source, parse_cache_size
+from pbsfs.errors import MountError, PbsfsError, exit_status_of
+from pbsfs.fuse.mountpoint import check_usable
+from pbsfs.names import Namespace
+
+
+@click.command("mount")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@source_options
+@click.option(
+    "-o",
+    "fuse_options",
+    metavar="OPTIONS",
+    multiple=True,
+    help="Mount options, as in mount(8): allow_other, uid=N, gid=N, umask=OCTAL, nonempty, …",
+)
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
+@click.option(
+    "--cache-size", metavar="SIZE", default="256M", show_default=True, help="Memory for decoded chunks."
+)
+@click.option(
+    "--refresh",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="New backups appear within this time.",
+)
+@click.option("--ready-fd", type=int, hidden=True)
+@logging_options
+def command(
+    mountpoint: Path,
+    repository: str | None,
+    datastore_dir: Path | None,
+    namespace: str,
+    fuse_options: tuple[str, ...],
+    foreground: bool,
+    cache_size: str,
+    refresh: float,
+    ready_fd: int | None,
+    log_level: str,
+    log_file: Path | None,
+) -> None:
+    """Show the backups as files at MOUNTPOINT, an empty directory, read-only.
+
+    Files have mode 0440 and belong to whoever mounts; see uid=, gid=, umask= and allow_other to
+    give them to others.
+
+    \b
+    Examples:
+      pbsfs mount --datastore-dir /srv/store1 /mnt/pbs
+      pbsfs mount --datastore-dir /srv/store1 --ns prod -o allow_other,gid=100 /mnt/pbs
+      pbsfs umount /mnt/pbs
+    """
+    options = FuseOptions.parse(fuse_options)
+    parse_cache_size(cache_size)
+    Namespace.parse(namespace)
+    if datastore_dir is not None:
+        datastore_dir = Path(os.path.abspath(datastore_dir))
+    place = check_usable(mountpoint, datastore=_existing(datastore_dir), nonempty=options.nonempty)
+    if not foreground:
+        arguments = ["--ns", namespace, "--cache-size", cache_size, "--refresh", str(refresh)]
+        arguments += ["--log-level", log_level]
+        arguments += [f"--repository={repository}"] if repository is not None else []
+        arguments += [f"--datastore-dir={datastore_dir}"] if datastore_dir is not None else []
+        arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
+        arguments += [f"-o{text}" for text in fuse_options]
+        _start_in_background([*arguments, "--", str(place)], place)
+        return
+    set_up_logging(log_level, log_file, background=ready_fd is not None)
+    report = _Report(ready_fd)
+    try:
+        _serve(
+            place,
+            repository,
+            datastore_dir,
+            namespace,
+            options,
+            parse_cache_size(cache_size),
+            refresh,
+            report,
+        )
+    except PbsfsError as error:
+        report.failed(error)
+        raise
+
+
+def _existing(path: Path | None) -> Path | None:
+    """A datastore that isn't there can't be in the way of the mount point; opening it says what is wrong."""
+    return path if path is not None and path.is_dir() else None
+
+
+def _serve(
+    place: Path,
+    repository: str | None,
+    datastore_dir: Path | None,
+    namespace: str,
+    options: FuseOptions,
+    cache_size: int,
+    refresh: float,
+    report: _Report,
+) -> None:
+    # These need pyfuse3, which the waiting process does without: it starts faster.
+    from pbsfs.fuse.mount import MountOptions, serve  # noqa: PLC0415
+    from pbsfs.fuse.operations import Ownership  # noqa: PLC0415
+
+    mount_options = MountOptions(
+        mountpoint=place,
+        ownership=Ownership(options.uid, options.gid, options.umask),
+        flags=frozenset(options.flags),
+        refresh=refresh,
+        cache_size=cache_size,
+        namespace=Namespace.parse(namespace),
+    )
+
+    async def run() -> None:
+        await serve(open_source(repository, datastore_dir), mount_options, report.ready)
+
+    trio.run(run)
+
+
+class _Report:
+    """Tells the waiting process how starting went; without one, does nothing."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def ready(self) -> None:
+        """The mount answers: lets go of the terminal, the caller's pipes and its directory."""
+        if self._fd is None:
+            return
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        self._send("0")
+
+    def failed(self, error: PbsfsError) -> None:
+        self._send(f"{exit_status_of(error)} {error}")
+
+    def _send(self, line: str) -> None:
+        if self._fd is not None:
+            os.write(self._fd, line.encode(errors="replace"))
+            os.close(self._fd)
+            self._fd = None
+
+
+class _BackgroundError(PbsfsError):
+    """What the process in the background reported, with the exit status that it gave."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.exit_status = status  # type: ignore[misc]  # this one error carries another's status
+
+
+def _start_in_background(arguments: list[str], place: Path) -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}", *arguments],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+        os.close(writing)
+        try:
+            status, _space, text = pipe.read().decode(errors="replace").partition(" ")
+        except BaseException:
+            # Told to stop while waiting: nothing stays mounted or running.
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+    if status == "0":
+        process.returncode = 0  # it lives on by itself; there is nothing to wait for
+        return
+    code = process.wait()
+    if not status:
+        raise MountError(
+            f"the process that was to serve {place} ended with status {code}; "
+            "try --foreground --log-level debug"
+        )
+    raise _BackgroundError(text, int(status))

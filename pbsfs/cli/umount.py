@@ -1,0 +1,22 @@
+"""`pbsfs umount`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pbsfs.fuse.mountpoint import unmount
+
+
+@click.command("umount")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("-l", "--lazy", is_flag=True, help="Take it away now, end it when its last file is closed.")
+def command(mountpoint: Path, lazy: bool) -> None:
+    """End the mount at MOUNTPOINT, also one whose process has died.
+
+    \b
+    Example:
+      pbsfs umount /mnt/pbs
+    """
+    unmount(mountpoint, lazy=lazy)

@@ -1,0 +1,87 @@
+"""One family of errors, and what each becomes at a door.
+
+Every error that pbsfs raises on purpose derives from `PbsfsError`; its text is one line that names
+what was wrong and, where there is something to do, what to do. The doors turn errors into numbers
+in one place each: `errno_of` for the mount and NBD, `exit_status_of` for the command line.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+
+class PbsfsError(Exception):
+    """Base of all errors that pbsfs raises on purpose. The text is for the user."""
+
+    errno: ClassVar[int] = errno.EIO
+    exit_status: ClassVar[int] = 1
+
+
+class UsageError(PbsfsError):
+    """The caller asked for something that makes no sense: a bad name, option or combination."""
+
+    errno = errno.EINVAL
+    exit_status = 2
+
+
+class NotFoundError(PbsfsError):
+    """A namespace, group, snapshot or archive that does not exist."""
+
+    errno = errno.ENOENT
+    exit_status = 3
+
+
+class SourceError(PbsfsError):
+    """The place where the backups live can't be read: not a datastore, gone, or an I/O error.
+
+    `retryable` says whether the same request may succeed later without anybody's help.
+    """
+
+    exit_status = 4
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class KeyRequiredError(PbsfsError):
+    """Data is encrypted and the key for it is not at hand."""
+
+    errno = errno.EACCES
+    exit_status = 5
+
+
+class DamageError(PbsfsError):
+    """Stored data fails a check: wrong magic, CRC, digest, length, kind, or syntax."""
+
+    exit_status = 6
+
+
+class MountError(PbsfsError):
+    """The mount (or its end) is refused or failed."""
+
+    exit_status = 7
+
+
+class OutputError(PbsfsError):
+    """What `export` writes to can't be written."""
+
+    exit_status = 8
+
+
+INTERRUPTED_EXIT_STATUS = 130
+"""Exit status after SIGINT, as shells expect it (128 + 2)."""
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that a file system or NBD client sees for `error`.
+
+    Errors that are not ours are EIO: whatever went wrong, the data could not be had.
+    """
+    return error.errno if isinstance(error, PbsfsError) else errno.EIO
+
+
+def exit_status_of(error: BaseException) -> int:
+    """The exit status of the command line for `error`."""
+    return error.exit_status if isinstance(error, PbsfsError) else 1

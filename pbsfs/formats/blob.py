@@ -1,0 +1,182 @@
+"""Blobs: the envelope of every chunk, manifest and configuration file.
+
+A blob is a header (magic, CRC-32 and, for the encrypted kinds, IV and tag) and its data. `decode`
+opens one; `decode_chunk` also holds the result against the digest and length that an index gives,
+which is what makes a chunk trustworthy. Called from worker threads: all bulk work (CRC, AES, zstd,
+SHA-256) releases the GIL.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import threading
+import zlib
+from dataclasses import dataclass
+
+import zstandard
+
+from pbsfs.errors import DamageError, KeyRequiredError
+from pbsfs.formats.keys import IV_SIZE, TAG_SIZE, Key
+
+MAX_BLOB_SIZE = 128 << 20
+"""Most bytes that a blob may hold when decoded."""
+
+MAX_CHUNK_SIZE = 16 << 20
+"""Most bytes that a chunk may hold when decoded."""
+
+DIGEST_SIZE = 32
+
+_MAGIC_SIZE = 8
+_PLAIN_HEADER = _MAGIC_SIZE + 4
+_SEALED_HEADER = _PLAIN_HEADER + IV_SIZE + TAG_SIZE
+
+_COMPRESSION_LEVEL = 1  # what the vendor's client uses
+
+
+class BlobKind(enum.Enum):
+    """The four kinds of blob, by magic number."""
+
+    PLAIN = bytes.fromhex("42ab3807be8370a1")
+    COMPRESSED = bytes.fromhex("31b958426fb6a37f")
+    ENCRYPTED = bytes.fromhex("7b6785be222d4cf0")
+    ENCRYPTED_COMPRESSED = bytes.fromhex("e6591bbf0bbfd80b")
+
+    @property
+    def encrypted(self) -> bool:
+        return self in (BlobKind.ENCRYPTED, BlobKind.ENCRYPTED_COMPRESSED)
+
+    @property
+    def compressed(self) -> bool:
+        return self in (BlobKind.COMPRESSED, BlobKind.ENCRYPTED_COMPRESSED)
+
+    @property
+    def header_size(self) -> int:
+        return _SEALED_HEADER if self.encrypted else _PLAIN_HEADER
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    kind: BlobKind
+    iv: bytes
+    tag: bytes
+    data: memoryview
+
+
+def stored_limit(decoded_limit: int) -> int:
+    """Most bytes that a blob of at most `decoded_limit` decoded bytes takes in storage.
+
+    Writers compress only where that makes data smaller; what zstd adds at worst is allowed for
+    all the same, so that an odd writer's blob is read and not refused.
+    """
+    return decoded_limit + (decoded_limit >> 8) + 1024
+
+
+def kind_of(raw: bytes) -> BlobKind:
+    """The kind of the stored blob `raw`, from its first bytes. Raises DamageError for none of the four."""
+    try:
+        return BlobKind(bytes(raw[:_MAGIC_SIZE]))
+    except ValueError:
+        raise DamageError("not a blob: wrong magic number") from None
+
+
+def _open(raw: bytes) -> _Envelope:
+    kind = kind_of(raw)
+    if len(raw) < kind.header_size:
+        raise DamageError(f"blob cut short: {len(raw)} bytes")
+    view = memoryview(raw)
+    data = view[kind.header_size :]
+    expected = int.from_bytes(view[_MAGIC_SIZE:_PLAIN_HEADER], "little")
+    if zlib.crc32(data) != expected:
+        raise DamageError("CRC mismatch")
+    iv = bytes(view[_PLAIN_HEADER : _PLAIN_HEADER + IV_SIZE]) if kind.encrypted else b""
+    tag = bytes(view[_PLAIN_HEADER + IV_SIZE : _SEALED_HEADER]) if kind.encrypted else b""
+    return _Envelope(kind, iv, tag, data)
+
+
+_thread = threading.local()
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    # One per thread: a context must not be shared, and is dear to make.
+    context: zstandard.ZstdDecompressor | None = getattr(_thread, "decompressor", None)
+    if context is None:
+        context = _thread.decompressor = zstandard.ZstdDecompressor()
+    return context
+
+
+def _decompress(data: bytes | memoryview, max_size: int) -> bytes:
+    """One zstd frame of at most `max_size` decoded bytes. Never allocates more than that."""
+    try:
+        announced = zstandard.get_frame_parameters(data).content_size
+        if announced != zstandard.CONTENTSIZE_UNKNOWN and announced > max_size:
+            raise DamageError(f"zstd frame announces {announced} bytes where {max_size} is the most")
+        # max_output_size=0 would mean 'no limit', so an empty result is asked for with 1.
+        return _decompressor().decompress(
+            data, max_output_size=max(max_size, 1), read_across_frames=False, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise DamageError(f"zstd: {error}") from None
+
+
+def decode(raw: bytes, *, max_size: int, key: Key | None = None, encrypted: bool | None = None) -> bytes:
+    """The content of the stored blob `raw`.
+
+    `max_size`: most decoded bytes that are allowed. `encrypted`: whether the blob has to be of an
+    encrypted kind; None accepts both. Raises DamageError where anything does not fit, and
+    KeyRequiredError for an encrypted blob without a key.
+    """
+    envelope = _open(raw)
+    if encrypted is not None and envelope.kind.encrypted != encrypted:
+        found = "encrypted" if envelope.kind.encrypted else "not encrypted"
+        raise DamageError(f"the manifest does not allow it, but the blob is {found}")
+    data: bytes | memoryview = envelope.data
+    if envelope.kind.encrypted:
+        if key is None:
+            raise KeyRequiredError("encrypted, and no key was given")
+        data = key.decrypt(envelope.iv, envelope.tag, bytes(envelope.data))
+    if envelope.kind.compressed:
+        return _decompress(data, max_size)
+    if len(data) > max_size:
+        raise DamageError(f"blob holds {len(data)} bytes where {max_size} is the most")
+    return bytes(data)
+
+
+def decode_chunk(raw: bytes, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None) -> bytes:
+    """The content (`length` bytes) of the stored chunk `raw`, held against its digest.
+
+    `encrypted` tells the kind that the archive's crypt mode allows. Raises like `decode`.
+    """
+    data = decode(raw, max_size=length, key=key, encrypted=encrypted)
+    if len(data) != length:
+        raise DamageError(f"chunk holds {len(data)} bytes, the index says {length}")
+    if chunk_digest(data, key if encrypted else None) != digest:
+        raise DamageError("digest mismatch")
+    return data
+
+
+def chunk_digest(data: bytes, key: Key | None) -> bytes:
+    """The digest (32 bytes) of a chunk of content `data`; `key` is the one that encrypts it, if any."""
+    return key.digest(data) if key else hashlib.sha256(data).digest()
+
+
+@functools.lru_cache(maxsize=64)
+def zero_digest(length: int, key: Key | None) -> bytes:
+    """The digest of a chunk of `length` zero bytes: chunks that have it are holes."""
+    return chunk_digest(bytes(length), key)
+
+
+def encode(data: bytes, *, key: Key | None = None, compress: bool = True) -> bytes:
+    """`data` as a stored blob: encrypted if there is a key, compressed if asked and where that helps."""
+    compressed = False
+    if compress:
+        packed = zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL).compress(data)
+        if len(packed) < len(data):
+            data, compressed = packed, True
+    if key is None:
+        kind = BlobKind.COMPRESSED if compressed else BlobKind.PLAIN
+        return kind.value + zlib.crc32(data).to_bytes(4, "little") + data
+    kind = BlobKind.ENCRYPTED_COMPRESSED if compressed else BlobKind.ENCRYPTED
+    iv, tag, sealed = key.encrypt(data)
+    return kind.value + zlib.crc32(sealed).to_bytes(4, "little") + iv + tag + sealed

@@ -1,0 +1,73 @@
+"""An encryption key: decrypts blobs, and is part of the digest of every chunk it encrypts.
+
+Immutable and usable from any thread. `repr` shows the fingerprint, never key material.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from pbsfs.errors import DamageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+KEY_SIZE = 32
+IV_SIZE = 16
+TAG_SIZE = 16
+
+_ID_KEY_SALT = b"_id_key"
+_ID_KEY_ITERATIONS = 10
+_FINGERPRINT_INPUT = hashlib.sha256(b"Proxmox Backup Encryption Key Fingerprint").digest()
+
+
+class Key:
+    """A 32-byte AES-256 key and what is derived from it.
+
+    Source of the derivations: `CryptConfig` of proxmox-backup's pbs-tools.
+    """
+
+    def __init__(self, enc_key: bytes) -> None:
+        if len(enc_key) != KEY_SIZE:
+            raise DamageError(f"an encryption key has {KEY_SIZE} bytes, not {len(enc_key)}")
+        self._enc_key = enc_key
+        self._id_key = hashlib.pbkdf2_hmac("sha256", enc_key, _ID_KEY_SALT, _ID_KEY_ITERATIONS, KEY_SIZE)
+
+    @functools.cached_property
+    def _cipher(self) -> AESGCM:
+        # Imported late: `cryptography` costs more start-up time than most commands take.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+        return AESGCM(self._enc_key)
+
+    def digest(self, data: bytes) -> bytes:
+        """The digest (32 bytes) of a chunk whose decoded content is `data`."""
+        state = hashlib.sha256(data)
+        state.update(self._id_key)
+        return state.digest()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The key's public name: 32 hex pairs with colons between them."""
+        return self.digest(_FINGERPRINT_INPUT).hex(":")
+
+    def decrypt(self, iv: bytes, tag: bytes, data: bytes) -> bytes:
+        """Authenticated decryption. Raises DamageError where the tag does not fit."""
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+
+        try:
+            return self._cipher.decrypt(iv, data + tag, None)
+        except InvalidTag:
+            raise DamageError("decryption failed: damaged data or a wrong key") from None
+
+    def encrypt(self, data: bytes) -> tuple[bytes, bytes, bytes]:
+        """The inverse of `decrypt`, under a fresh random IV: (iv, tag, ciphertext)."""
+        iv = os.urandom(IV_SIZE)
+        sealed = self._cipher.encrypt(iv, data, None)
+        return iv, sealed[-TAG_SIZE:], sealed[:-TAG_SIZE]
+
+    def __repr__(self) -> str:
+        return f"Key({self.fingerprint[:23]}…)"

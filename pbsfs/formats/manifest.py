@@ -1,0 +1,174 @@
+"""Manifests: what a snapshot consists of.
+
+`Manifest.parse` takes the decoded JSON of `index.json.blob`. Members that are not known are
+tolerated: newer servers and clients add some. What matters for reading is checked strictly.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from pbsfs.errors import DamageError, UsageError
+from pbsfs.formats.blob import DIGEST_SIZE
+from pbsfs.formats.index import MAX_ARCHIVE_SIZE
+from pbsfs.names import BACKUP_TYPES, Archive, is_safe_name
+
+MAX_MANIFEST_SIZE = 16 << 20
+"""Most bytes of a decoded manifest; real ones have a few hundred."""
+
+
+class CryptMode(enum.Enum):
+    """How an archive's chunks are protected by the client."""
+
+    NONE = "none"
+    ENCRYPT = "encrypt"
+    SIGN_ONLY = "sign-only"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One archive of a snapshot.
+
+    `size` and `csum` (32 bytes): of an index, the archive's bytes and the index's checksum; of a
+    blob, the stored bytes and their SHA-256.
+    """
+
+    archive: Archive
+    crypt_mode: CryptMode
+    size: int
+    csum: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A snapshot's manifest. `unknown` names files that this version can't read."""
+
+    backup_type: str
+    backup_id: str
+    backup_time: int
+    files: tuple[ManifestFile, ...]
+    key_fingerprint: str | None
+    notes: str | None
+    verify_state: str | None
+    unknown: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: bytes) -> Manifest:
+        """Raises DamageError where `text` is no manifest."""
+        try:
+            data = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise DamageError(f"manifest is not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise DamageError("manifest is not a JSON object")
+        unprotected = data.get("unprotected")
+        if not isinstance(unprotected, dict):
+            unprotected = {}
+        verify = unprotected.get("verify_state")
+        files, unknown = _files(data.get("files"))
+        backup_type, backup_id, backup_time = (data.get(f"backup-{part}") for part in ("type", "id", "time"))
+        if backup_type not in BACKUP_TYPES:
+            raise DamageError("manifest has no valid backup-type")
+        if not (isinstance(backup_id, str) and is_safe_name(backup_id)):
+            raise DamageError("manifest has no valid backup-id")
+        return cls(
+            backup_type=backup_type,
+            backup_id=backup_id,
+            backup_time=_integer(backup_time, "backup-time"),
+            files=files,
+            key_fingerprint=_optional_text(unprotected.get("key-fingerprint")),
+            notes=_optional_text(unprotected.get("notes")),
+            verify_state=_optional_text(verify.get("state")) if isinstance(verify, dict) else None,
+            unknown=unknown,
+        )
+
+
+def encode(
+    *,
+    backup_type: str,
+    backup_id: str,
+    backup_time: int,
+    files: tuple[ManifestFile, ...],
+    unprotected: dict[str, Any],
+) -> bytes:
+    """An unsigned manifest as JSON."""
+    return json.dumps(
+        {
+            "backup-type": backup_type,
+            "backup-id": backup_id,
+            "backup-time": backup_time,
+            "files": [
+                {
+                    "filename": file.archive.filename,
+                    "crypt-mode": file.crypt_mode.value,
+                    "size": file.size,
+                    "csum": file.csum.hex(),
+                }
+                for file in files
+            ],
+            "unprotected": unprotected,
+            "signature": None,
+        },
+        sort_keys=True,
+        indent=2,
+    ).encode()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _integer(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_ARCHIVE_SIZE:
+        raise DamageError(f"manifest has no valid {what}")
+    return value
+
+
+def _optional_text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _files(entries: object) -> tuple[tuple[ManifestFile, ...], tuple[str, ...]]:
+    if not isinstance(entries, list):
+        raise DamageError("manifest has no list of files")
+    files: dict[str, ManifestFile] = {}
+    unknown: list[str] = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(filename := entry.get("filename"), str):
+            raise DamageError("manifest has a file without a name")
+        try:
+            archive = Archive(filename)
+        except UsageError:
+            unknown.append(filename)
+            continue
+        if filename in files:
+            raise DamageError(f"manifest names {filename} twice")
+        files[filename] = ManifestFile(
+            archive,
+            _crypt_mode(entry.get("crypt-mode"), filename),
+            _integer(entry.get("size"), f"size of {filename}"),
+            _checksum(entry.get("csum"), filename),
+        )
+    return tuple(files.values()), tuple(unknown)
+
+
+def _crypt_mode(value: object, filename: str) -> CryptMode:
+    if value is None:  # very old backups
+        return CryptMode.NONE
+    try:
+        return CryptMode(value)
+    except ValueError:
+        raise DamageError(f"manifest has no valid crypt-mode of {filename}") from None
+
+
+def _checksum(value: object, filename: str) -> bytes:
+    try:
+        csum = bytes.fromhex(value) if isinstance(value, str) else b""
+    except ValueError:
+        csum = b""
+    if len(csum) != DIGEST_SIZE:
+        raise DamageError(f"manifest has no valid csum of {filename}")
+    return csum

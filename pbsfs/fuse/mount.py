@@ -1,0 +1,142 @@
+"""A mount, from start to end: set up, serve until told to stop, clean up.
+
+Runs in the process that serves the mount (`pbsfs mount` starts one of its own for the background).
+The mount ends on SIGTERM, SIGINT and SIGHUP, on any kind of umount, and when serving fails; open
+files get errors then, and the mount point is free.
+"""
+
+from __future__ import annotations
+
+import pbsfs.fuse.lseek  # before pyfuse3, see there
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from pbsfs.errors import MountError
+from pbsfs.fuse.mountpoint import mounted_at
+from pbsfs.fuse.operations import Operations, Ownership
+from pbsfs.names import Namespace
+from pbsfs.reader.reader import open_reader
+from pbsfs.sources.base import Source
+from pbsfs.tree import Tree
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_KIB = 1024
+"""The kernel's read-ahead for the mount. Its default of 128 KiB halves the throughput and more; above
+the largest FUSE request (1 MiB) nothing is gained."""
+
+ANSWER_TIMEOUT = 30.0
+"""Seconds after which a mount that does not answer is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. `flags`: options for the kernel and libfuse, as they stand."""
+
+    mountpoint: Path
+    ownership: Ownership
+    flags: frozenset[str]
+    refresh: float
+    cache_size: int
+    namespace: Namespace
+
+
+async def serve(source: Source, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mounts `source` and serves it until the mount ends; calls `ready` when the mount answers.
+
+    Raises MountError where it can't be mounted.
+    """
+    # Signals are caught from before the mount exists, so that none of them can leave it behind.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with open_reader(source, cache_size=options.cache_size) as reader:
+            tree = Tree(reader, options.namespace, refresh=options.refresh)
+            operations = Operations(tree, options.ownership)
+            pbsfs.fuse.lseek.install(operations.seek)
+            with _mounted(operations, options, str(source)):
+                await _serve_until_stopped(options.mountpoint, signals, ready)
+
+
+@contextmanager
+def _mounted(operations: Operations, options: MountOptions, source: str) -> Iterator[None]:
+    flags = set(options.flags) | {"ro", "default_permissions", "subtype=pbsfs", f"fsname={_fsname(source)}"}
+    with tempfile.TemporaryFile() as messages:
+        # libfuse and fusermount3 say what is wrong on standard error only.
+        kept = os.dup(2)
+        os.dup2(messages.fileno(), 2)
+        try:
+            pyfuse3.init(operations, str(options.mountpoint), flags)
+        except RuntimeError as error:
+            messages.seek(0)
+            said = messages.read().decode(errors="replace").strip().splitlines()
+            reason = said[-1] if said else str(error)
+            raise MountError(f"cannot mount on {options.mountpoint}: {reason}") from None
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+    try:
+        yield
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+def _fsname(source: str) -> str:
+    """What the mount table shows as the device: ASCII only, and commas escaped for libfuse."""
+    text = source.encode("ascii", "replace").decode()
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+async def _serve_until_stopped(
+    mountpoint: Path, signals: AsyncIterator[int], ready: Callable[[], None]
+) -> None:
+    failure: MountError | None = None
+
+    async def serve_requests() -> None:
+        await pyfuse3.main()
+        log.info("%s was unmounted", mountpoint)
+        nursery.cancel_scope.cancel()
+
+    async def wait_for_signal() -> None:
+        async for number in signals:
+            log.info("%s: unmounting on %s", mountpoint, signal.Signals(number).name)
+            nursery.cancel_scope.cancel()
+
+    async def check_answers() -> None:
+        nonlocal failure
+        _raise_read_ahead(mountpoint)
+        with trio.move_on_after(ANSWER_TIMEOUT):
+            try:
+                await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+                ready()
+                return
+            except OSError as error:
+                failure = MountError(f"the mount on {mountpoint} does not answer: {error.strerror}")
+        failure = failure or MountError(f"the mount on {mountpoint} does not answer")
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_requests)
+        nursery.start_soon(wait_for_signal)
+        nursery.start_soon(check_answers)
+    if failure is not None:
+        raise failure
+
+
+def _raise_read_ahead(mountpoint: Path) -> None:
+    mount = mounted_at(mountpoint)
+    if mount is None:
+        return
+    setting = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb")
+    try:
+        setting.write_text(str(READ_AHEAD_KIB))
+    except OSError as error:  # only root may; everything works without
+        log.debug("%s stays as it is: %s", setting, error.strerror)

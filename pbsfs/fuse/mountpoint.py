@@ -1,0 +1,144 @@
+"""Mount points: what is mounted where, whether a place may be mounted on, and unmounting.
+
+Synchronous; called before a mount starts, and by `pbsfs umount`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pbsfs.errors import MountError
+
+FS_TYPE = "fuse.pbsfs"
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+
+UNMOUNT_PATIENCE = 10.0
+"""Seconds that `unmount` waits for a mount to be gone from the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of the mount table. `device`: major:minor."""
+
+    device: str
+    path: Path
+    type: str
+
+
+def mounts() -> Iterator[Mount]:
+    """The mount table of this process, oldest first (format: proc(5))."""
+    for line in _MOUNTINFO.read_bytes().splitlines():
+        fields = line.split(b" ")
+        behind = fields[fields.index(b"-", 6) + 1 :]
+        path = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
+        yield Mount(fields[2].decode(), Path(os.fsdecode(path)), os.fsdecode(behind[0]))
+
+
+def mounted_at(path: Path) -> Mount | None:
+    """What is mounted at the absolute path `path` (on top, where there are several)."""
+    return next((mount for mount in reversed(list(mounts())) if mount.path == path), None)
+
+
+def resolve(path: Path) -> Path:
+    """`path` made absolute, without touching what is mounted at the place itself: that may be dead."""
+    absolute = Path(os.path.abspath(path))
+    return absolute.parent.resolve() / absolute.name if absolute.name else absolute
+
+
+def check_usable(path: Path, *, datastore: Path | None, nonempty: bool) -> Path:
+    """The absolute path of a mount point that may be used; raises MountError with the reason if not.
+
+    `datastore`: the directory that is read, where there is one: mounting inside or above it would
+    hide or mix up what is read.
+    """
+    place = resolve(path)
+    try:
+        found = os.stat(place)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise MountError(
+                f"{place}: a mount of a process that has died is left here; "
+                f"clear it with: pbsfs umount {place}   (or: {_umount_command(place)})"
+            ) from None
+        hint = "; make it with mkdir" if error.errno == errno.ENOENT else ""
+        raise MountError(f"mount point {place}: {error.strerror}{hint}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise MountError(f"mount point {place} is not a directory")
+    place = place.resolve()
+    mount = mounted_at(place)
+    if mount is not None and (mount.type == FS_TYPE or not nonempty):
+        raise MountError(
+            f"{place} is already mounted (type {mount.type}); unmount it, or use another directory"
+        )
+    if datastore is not None:
+        _check_apart(place, datastore.resolve())
+    try:
+        empty = not any(os.scandir(place))
+    except OSError as error:
+        raise MountError(f"mount point {place}: {error.strerror}") from None
+    if not empty and not nonempty:
+        raise MountError(
+            f"mount point {place} is not empty; use an empty directory, or -o nonempty to cover it"
+        )
+    return place
+
+
+def _check_apart(place: Path, datastore: Path) -> None:
+    """Compares by identity, all the way up, so that bind mounts and links are no way around it."""
+    for inner, outer, text in (
+        (place, datastore, "is inside the datastore"),
+        (datastore, place, "contains the datastore"),
+    ):
+        identity = _identity(outer)
+        if any(_identity(parent) == identity for parent in (inner, *inner.parents)):
+            raise MountError(f"mount point {place} {text} {datastore}; use a directory outside of it")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _umount_command(place: Path) -> str:
+    return f"umount {place}" if os.geteuid() == 0 else f"fusermount3 -u {place}"
+
+
+def unmount(path: Path, *, lazy: bool = False) -> None:
+    """Unmounts a pbsfs mount, also one whose process is dead. Raises MountError.
+
+    `lazy`: take it out of sight now, and end it when the last open file is closed.
+    """
+    place = resolve(path)
+    mount = mounted_at(place) or mounted_at(place.parent / os.path.realpath(place))
+    if mount is None:
+        raise MountError(f"{place} is not mounted")
+    if mount.type != FS_TYPE:
+        raise MountError(f"{place} is not a pbsfs mount (type {mount.type}); use umount for it")
+    fusermount = shutil.which("fusermount3") or shutil.which("fusermount")
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), "--", str(mount.path)]
+    elif fusermount:
+        command = [fusermount, "-u", *(["-z"] if lazy else []), "--", str(mount.path)]
+    else:
+        raise MountError("fusermount3 was not found; install the package fuse3")
+    before = sum(other.path == mount.path for other in mounts())
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        busy = "; close what is open there, or use --lazy" if "busy" in reason else ""
+        raise MountError(f"cannot unmount {mount.path}: {reason}{busy}")
+    limit = time.monotonic() + UNMOUNT_PATIENCE
+    while sum(other.path == mount.path for other in mounts()) >= before:
+        if time.monotonic() > limit:
+            raise MountError(f"{mount.path} is still mounted")
+        time.sleep(0.01)

@@ -1,0 +1,326 @@
+"""What the kernel asks of the file system, answered from the tree.
+
+pyfuse3 ends the mount when a handler raises anything but `FUSEError`, so every handler goes through
+`_answers`, which turns errors into errnos in one place, and logs those that a user should know of.
+All handlers run in the trio loop; a cached read is answered without leaving it.
+"""
+
+from __future__ import annotations
+
+import pbsfs.fuse.lseek  # noqa: F401 - before pyfuse3, see there
+
+import errno
+import functools
+import logging
+import os
+import stat as stat_bits
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+
+import pyfuse3
+
+from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of
+from pbsfs.fuse.inodes import Inode, InodeTable
+from pbsfs.reader.image import Buffer, Handle
+from pbsfs.tree import XATTR_PREFIX, BlobFile, Directory, File, ImageFile, Latest, Node, Stat, Tree
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+UNCHANGING = 3600.0
+"""Seconds for which the kernel may keep what never changes: names and attributes inside snapshots."""
+
+BLOCK_SIZE = 512  # the unit of st_blocks
+PREFERRED_IO_SIZE = 1 << 20
+"""What `st_blksize` tells programs to read at a time: the largest read that FUSE passes on whole."""
+
+REPEAT_AFTER = 3600.0
+"""Seconds after which the same error is logged again; a reader that retries would fill the log."""
+
+MAX_REPORTED = 10_000  # error texts that are remembered for that
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whose the files are, and who may read them: as `uid=`, `gid=` and `umask=` of mount(8)."""
+
+    uid: int
+    gid: int
+    umask: int
+
+    def mode(self, node: Node) -> int:
+        if isinstance(node, Latest):
+            return stat_bits.S_IFLNK | 0o777
+        if isinstance(node, Directory):
+            return stat_bits.S_IFDIR | (0o555 & ~self.umask)
+        return stat_bits.S_IFREG | (0o444 & ~self.umask)
+
+
+class _OpenBlob:
+    """An open file whose content is in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_cached(self, offset: int, size: int) -> Buffer:
+        return self._data[offset : offset + size]
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        return self.read_cached(offset, size)
+
+    def seek(self, offset: int, whence: int) -> int:
+        if not 0 <= offset < len(self._data):
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return offset if whence == os.SEEK_DATA else len(self._data)
+
+    def close(self) -> None:
+        pass
+
+
+class _OpenImage(Handle):
+    """An open image."""
+
+    def seek(self, offset: int, whence: int) -> int:
+        if not 0 <= offset < self.image.size:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        found = self.image.next_data(offset) if whence == os.SEEK_DATA else self.image.next_hole(offset)
+        if found is None:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return found
+
+
+class _Reporter:
+    """Logs errors once in a while, however often they are met."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[str, float] = OrderedDict()
+
+    def report(self, error: PbsfsError) -> None:
+        text, now = str(error), time.monotonic()
+        if now - self._seen.get(text, float("-inf")) < REPEAT_AFTER:
+            return
+        self._seen[text] = now
+        self._seen.move_to_end(text)
+        if len(self._seen) > MAX_REPORTED:
+            self._seen.popitem(last=False)
+        log.log(logging.WARNING if isinstance(error, KeyRequiredError) else logging.ERROR, "%s", text)
+
+
+def _answers(
+    handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """The one boundary between our errors and the kernel's."""
+
+    @functools.wraps(handler)
+    async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except PbsfsError as error:
+            if isinstance(error, DamageError | KeyRequiredError | SourceError):
+                self._reporter.report(error)
+            raise pyfuse3.FUSEError(errno_of(error)) from None
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+class Operations(pyfuse3.Operations):
+    """The file system that shows `tree`."""
+
+    supports_dot_lookup = False
+
+    def __init__(self, tree: Tree, ownership: Ownership) -> None:
+        super().__init__()
+        self.inodes = InodeTable(tree.root)
+        self._tree = tree
+        self._ownership = ownership
+        self._reporter = _Reporter()
+        self._mounted_at = int(time.time())
+        self._files: dict[int, _OpenImage | _OpenBlob] = {}
+        self._listings: dict[int, tuple[Node, list[Node]]] = {}
+        self._next_handle = 1
+
+    # --- names and attributes
+
+    @_answers
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        directory = self._directory(parent_inode)
+        node = await directory.child(os.fsdecode(name))
+        attributes = self._attributes(node, await node.stat())
+        self.inodes.remember(node)
+        return attributes
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, lookups in inode_list:
+            self.inodes.forget(number, lookups)
+
+    @_answers
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        node = self.inodes[inode].node
+        return self._attributes(node, await node.stat())
+
+    @_answers
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        node = self.inodes[inode].node
+        if not isinstance(node, Latest):
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        return os.fsencode(await node.target())
+
+    @_answers
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        # The kernel checks permissions (default_permissions) and that the mount is read-only.
+        return True
+
+    def _attributes(self, node: Node, stat: Stat) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = self.inodes.number(node.path)
+        entry.st_mode = self._ownership.mode(node)
+        entry.st_nlink = stat.links
+        entry.st_uid, entry.st_gid = self._ownership.uid, self._ownership.gid
+        entry.st_size = stat.size
+        entry.st_blksize = PREFERRED_IO_SIZE
+        entry.st_blocks = -(-stat.data_size // BLOCK_SIZE)
+        seconds = self._mounted_at if stat.mtime is None else stat.mtime
+        entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = seconds * 1_000_000_000
+        lasts = UNCHANGING if isinstance(node, File) else self._tree.refresh
+        entry.entry_timeout = lasts
+        entry.attr_timeout = lasts if stat.exact else 0
+        return entry
+
+    def _directory(self, inode: int) -> Directory:
+        node = self.inodes[inode].node
+        if not isinstance(node, Directory):
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        return node
+
+    # --- directories
+
+    @_answers
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        directory = self._directory(inode)
+        # One listing for the whole life of the handle, so that nothing is seen twice or skipped.
+        listing = list((await directory.children()).values())
+        return self._new_handle(self._listings, (directory, listing))
+
+    @_answers
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory, listing = self._listings[fh]
+        dots = [(b".", directory.path), (b"..", directory.path.rpartition("/")[0])]
+        for position, (name, path) in enumerate(dots[start_id:], start_id):
+            # Not look-ups: the kernel takes only type and number of these two.
+            entry = self._attributes(directory, Stat())
+            entry.st_ino = self.inodes.number(path)
+            if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+                return
+        first = max(0, start_id - len(dots))
+        for position, node in enumerate(listing[first:], first + len(dots)):
+            entry = self._attributes(node, await node.stat())
+            if not pyfuse3.readdir_reply(token, os.fsencode(node.name), entry, position + 1):
+                return
+            self.inodes.remember(node)
+
+    @_answers
+    async def releasedir(self, fh: int) -> None:
+        del self._listings[fh]
+
+    # --- files
+
+    @_answers
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        known = self.inodes[inode]
+        node = known.node
+        opened: _OpenImage | _OpenBlob
+        if isinstance(node, ImageFile):
+            image = await node.open()
+            opened, identity = _OpenImage(image), image.index.csum
+        elif isinstance(node, BlobFile):
+            was_exact = (await node.stat()).exact
+            data = await node.read()
+            opened, identity = _OpenBlob(data), node.file.csum or b""
+            if not was_exact:  # the kernel may know a wrong length: it must not cut reads to it
+                return pyfuse3.FileInfo(fh=self._new_handle(self._files, opened), direct_io=True)
+        else:
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        return pyfuse3.FileInfo(
+            fh=self._new_handle(self._files, opened), keep_cache=_is_unchanged(known, identity)
+        )
+
+    async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer does
+        # Without the guard's wrapper on the fast path: it is half the cost of a small cached read.
+        try:
+            data = self._files[fh].read_cached(off, size)
+            if data is not None:
+                return data
+        except Exception:  # noqa: S110 - whatever it is, the guarded way meets it again and reports it
+            pass
+        return await self._read_missing(fh, off, size)
+
+    @_answers
+    async def _read_missing(self, fh: int, off: int, size: int) -> Buffer:
+        return await self._files[fh].read(off, size)
+
+    @_answers
+    async def release(self, fh: int) -> None:
+        self._files.pop(fh).close()
+
+    def seek(self, inode: int, offset: int, whence: int, fh: int) -> int:
+        """SEEK_DATA and SEEK_HOLE, called by the shim; raises OSError."""
+        return self._files[fh].seek(offset, whence)
+
+    def _new_handle(self, table: dict[int, Any], value: object) -> int:
+        handle = self._next_handle
+        self._next_handle += 1
+        table[handle] = value
+        return handle
+
+    # --- extended attributes and the file system as a whole
+
+    @_answers
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        wanted = os.fsdecode(name)
+        if wanted.startswith(XATTR_PREFIX):
+            facts = await self.inodes[inode].node.facts()
+            if (value := facts.get(wanted.removeprefix(XATTR_PREFIX))) is not None:
+                return value.encode(errors="replace")
+        raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+
+    @_answers
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        return [f"{XATTR_PREFIX}{name}".encode() for name in await self.inodes[inode].node.facts()]
+
+    @_answers
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        # No I/O: df(1) must answer when the storage below does not. There is no space to speak of.
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = BLOCK_SIZE
+        answer.f_files = len(self.inodes)
+        answer.f_namemax = 255
+        return answer
+
+    # --- writing: the kernel refuses most of it before it gets here, as the mount is read-only
+
+    async def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    setattr = mknod = mkdir = unlink = rmdir = symlink = rename = link = create = write = _refuse
+    setxattr = removexattr = _refuse
+
+
+def _is_unchanged(inode: Inode, identity: bytes) -> bool:
+    """Whether the kernel may keep what it has cached of this inode: it shows what it showed before."""
+    unchanged = inode.opened in (None, identity)
+    inode.opened = identity
+    return unchanged

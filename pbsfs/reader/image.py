@@ -1,0 +1,234 @@
+"""An archive with an index as a file of bytes: images and, alike, pxar streams.
+
+An `Image` is opened once and shared; every open file has a `Handle` on it, with a read-ahead of its
+own. `read_cached` and `extents` may be called from any thread; `read` is called from tasks of the
+trio loop. Nothing that failed a check is ever returned: a read is answered in full with verified
+bytes, or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pbsfs.errors import DamageError
+from pbsfs.formats.blob import MAX_CHUNK_SIZE
+from pbsfs.formats.index import Index
+from pbsfs.formats.keys import Key
+from pbsfs.names import Archive, Snapshot
+from pbsfs.reader.prefetch import ReadAhead
+from pbsfs.reader.store import Chunk, ChunkStore, Flight
+
+_ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))  # never written, so it takes no memory
+
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A range of bytes that is all hole (reads as zeros, takes no storage) or all data."""
+
+    offset: int
+    length: int
+    hole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The part of a read that falls into one chunk: `length` bytes from `start` within it."""
+
+    chunk: int
+    start: int
+    length: int
+
+
+class Image:
+    """The bytes of one archive of a snapshot."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        snapshot: Snapshot,
+        archive: Archive,
+        index: Index,
+        *,
+        encrypted: bool,
+        key: Key | None,
+    ) -> None:
+        """`key`: the archive's key where it is encrypted, else None."""
+        self.store = store
+        self.snapshot = snapshot
+        self.archive = archive
+        self.index = index
+        self.size = index.size
+        self._encrypted = encrypted
+        self._key = key
+
+    def __str__(self) -> str:
+        return f"{self.snapshot}/{self.archive.name}"
+
+    def handle(self) -> Handle:
+        return Handle(self)
+
+    def read_cached(self, offset: int, size: int) -> Buffer | None:
+        """The bytes `offset` … `offset + size`, cut at the end; None where some would have to be fetched."""
+        parts: list[Buffer] = []
+        for piece in self._pieces(offset, size):
+            data = self._at_hand(piece.chunk)
+            if data is None:
+                return None
+            parts.append(memoryview(data)[piece.start : piece.start + piece.length])
+        return _join(parts)
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        """The bytes `offset` … `offset + size`, cut at the end of the image.
+
+        All chunks of the range are fetched side by side, so callers bound `size` (doors pass what
+        one request of theirs may ask for). Raises DamageError and SourceError.
+        """
+        return await self._finish(self._start(offset, size))
+
+    def _start(self, offset: int, size: int) -> list[tuple[_Piece, Buffer | Flight]]:
+        """Asks for all chunks of a range: each piece with its chunk's bytes, or with what brings them."""
+        started: list[tuple[_Piece, Buffer | Flight]] = []
+        for piece in self._pieces(offset, size):
+            data = self._at_hand(piece.chunk)
+            started.append((piece, self.store.request(self.chunk(piece.chunk)) if data is None else data))
+        return started
+
+    async def _finish(self, started: list[tuple[_Piece, Buffer | Flight]]) -> Buffer:
+        parts: list[Buffer] = []
+        for piece, source in started:
+            if isinstance(source, Flight):
+                try:
+                    data: Buffer = await source.wait()
+                except DamageError as error:
+                    raise self._damage(piece.chunk, error) from None
+                self._check_length(piece.chunk, data)
+            else:
+                data = source
+            parts.append(memoryview(data)[piece.start : piece.start + piece.length])
+        return _join(parts)
+
+    def extents(self, offset: int, size: int) -> Iterator[Extent]:
+        """Holes and data from `offset` on, neighbours merged, cut to the range and the image; lazily."""
+        end = min(offset + size, self.size)
+        while offset < end:
+            hole, behind = self.index.run(self.index.find(offset), self._key)
+            run_end = min(self.index.span(behind - 1)[1], end)
+            yield Extent(offset, run_end - offset, hole)
+            offset = run_end
+
+    def data_size(self) -> int:
+        """Bytes of the image that are not holes."""
+        return sum(extent.length for extent in self.extents(0, self.size) if not extent.hole)
+
+    def next_data(self, offset: int) -> int | None:
+        """The first byte from `offset` on that is not in a hole; None where only a hole follows."""
+        return next((e.offset for e in self.extents(offset, self.size) if not e.hole), None)
+
+    def next_hole(self, offset: int) -> int:
+        """The first byte from `offset` on that is in a hole; the end of the image counts as one."""
+        return next((e.offset for e in self.extents(offset, self.size) if e.hole), self.size)
+
+    def chunk(self, number: int) -> Chunk:
+        """What the store needs to know of chunk `number`."""
+        start, end = self.index.span(number)
+        digest = self.index.digest(number)
+        return Chunk(self.snapshot, self.archive, digest, end - start, self._encrypted, self._key)
+
+    def data_chunks(self, offset: int, size: int) -> Iterator[int]:
+        """The numbers of the chunks that hold `size` bytes of data from `offset` on; holes don't count."""
+        while offset < self.size and size > 0:
+            number = self.index.find(offset)
+            hole, behind = self.index.run(number, self._key)
+            if hole:
+                offset = self.index.span(behind - 1)[1]
+                continue
+            while number < behind and size > 0:
+                start, end = self.index.span(number)
+                yield number
+                size -= end - max(start, offset)
+                offset = end
+                number += 1
+
+    def _pieces(self, offset: int, size: int) -> Iterator[_Piece]:
+        end = min(offset + size, self.size)
+        while offset < end:
+            number = self.index.find(offset)
+            start, stop = self.index.span(number)
+            length = min(stop, end) - offset
+            yield _Piece(number, offset - start, length)
+            offset += length
+
+    def _at_hand(self, number: int) -> Buffer | None:
+        if self.index.is_hole(number, self._key):
+            start, end = self.index.span(number)
+            return _ZEROS[: end - start]
+        data = self.store.peek(self.index.digest(number))
+        if data is not None:
+            self._check_length(number, data)
+        return data
+
+    def _check_length(self, number: int, data: Buffer) -> None:
+        # Two indexes may name one digest with different lengths; at most one of them tells the truth.
+        start, end = self.index.span(number)
+        if len(data) != end - start:
+            wrong = DamageError(f"holds {len(data)} bytes, the index says {end - start}")
+            raise self._damage(number, wrong)
+
+    def _damage(self, number: int, error: DamageError) -> DamageError:
+        start, end = self.index.span(number)
+        digest = self.index.digest(number).hex()
+        return DamageError(f"{self}: bytes {start} to {end - 1}, chunk {digest}: {error}")
+
+
+def _join(parts: list[Buffer]) -> Buffer:
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Handle:
+    """One reader of an image: reads, and fetches ahead while it reads in sequence."""
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self._ahead = ReadAhead()
+        self._sequential = False
+        self._next_chunk = 0  # the first chunk that was not fetched ahead yet
+
+    def read_cached(self, offset: int, size: int) -> Buffer | None:
+        """Like `Image.read_cached`. Call from the trio loop's thread."""
+        data = self.image.read_cached(offset, size)
+        if data is not None:
+            self._fetch_ahead(offset, size)
+        return data
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        """Like `Image.read`."""
+        # What is asked for takes off first; what may be asked for next, right behind it.
+        started = self.image._start(offset, size)
+        self._fetch_ahead(offset, size)
+        return await self.image._finish(started)
+
+    def close(self) -> None:
+        """Gives back this reader's part of the read-ahead memory."""
+        self._set_sequential(False)
+
+    def _set_sequential(self, sequential: bool) -> None:
+        if sequential != self._sequential:
+            self._sequential = sequential
+            self.image.store.sequential_readers += 1 if sequential else -1
+
+    def _fetch_ahead(self, offset: int, size: int) -> None:
+        wanted = self._ahead.observe(offset, size)
+        self._set_sequential(wanted > 0)
+        if not wanted:
+            self._next_chunk = 0
+            return
+        store = self.image.store
+        for number in self.image.data_chunks(self._ahead.position, min(wanted, store.window_limit)):
+            if number < self._next_chunk:
+                continue
+            if not store.prefetch(self.image.chunk(number)):
+                break
+            self._next_chunk = number + 1

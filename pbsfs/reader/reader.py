@@ -1,0 +1,138 @@
+"""Opens what a snapshot holds: indexes become images, blobs become bytes.
+
+The entry of the reader layer. One `Reader` serves a whole mount; images that are open are shared, so
+a thousand open files of one image hold its index once. Called from tasks of one trio loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
+
+import trio
+
+from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError
+from pbsfs.formats import blob
+from pbsfs.formats.index import HEADER_SIZE, DynamicIndex, FixedIndex, Index
+from pbsfs.formats.keys import Key
+from pbsfs.formats.manifest import CryptMode
+from pbsfs.names import MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
+from pbsfs.reader.image import Image
+from pbsfs.reader.store import DEFAULT_CACHE_SIZE, ChunkStore
+from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
+
+MAX_INDEX_SIZE = HEADER_SIZE + (1 << 30)
+"""Most bytes of a stored index: 128 TiB in chunks of 4 MiB. It is held in memory while an image is open."""
+
+
+class Reader:
+    """Reads the snapshots of one source."""
+
+    def __init__(self, source: Source, store: ChunkStore, keys: Mapping[str, Key]) -> None:
+        """`keys`: the keys at hand, by fingerprint."""
+        self.source = source
+        self.store = store
+        self._keys = keys
+        # by snapshot, archive and checksum, for as long as anybody holds one
+        self._images: WeakValueDictionary[tuple[Snapshot, Archive, bytes | None], Image]
+        self._images = WeakValueDictionary()
+
+    async def open_image(self, info: SnapshotInfo, file: FileInfo) -> Image:
+        """The image or stream of `file`. Raises DamageError, KeyRequiredError, SourceError."""
+        identity = (info.snapshot, file.archive, file.csum)
+        image = self._images.get(identity)
+        if image is None:
+            encrypted = file.crypt_mode is CryptMode.ENCRYPT
+            key = self._key(info, file) if encrypted else None
+            index = await self._index(info.snapshot, file)
+            image = Image(self.store, info.snapshot, file.archive, index, encrypted=encrypted, key=key)
+            # Another task may have opened it meanwhile: the first one stays.
+            image = self._images.setdefault(identity, image)
+        return image
+
+    async def read_blob(self, info: SnapshotInfo, file: FileInfo) -> bytes:
+        """The decoded content of a `.blob` file. Raises like `open_image`."""
+        encrypted: bool | None = None  # not told: a log is not in the manifest
+        if file.archive == MASTER_KEY_BLOB:
+            encrypted = False
+        elif file.crypt_mode is not None:
+            encrypted = file.crypt_mode is CryptMode.ENCRYPT
+        key = self._key(info, file) if encrypted else self._keys.get(info.key_fingerprint or "")
+        raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
+        where = f"{info.snapshot}/{file.archive.name}"
+        try:
+            return await trio.to_thread.run_sync(_decode_blob, raw, file, encrypted, key)
+        except DamageError as error:
+            raise DamageError(f"{where}: {error}") from None
+        except KeyRequiredError as error:
+            raise KeyRequiredError(f"{where}: {error}") from None
+
+    async def blob_size(self, info: SnapshotInfo, file: FileInfo) -> int:
+        """The decoded bytes of a `.blob` file; what is stored where only the key could tell more."""
+        try:
+            return len(await self.read_blob(info, file))
+        except KeyRequiredError:
+            raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
+            kind = blob.kind_of(raw)
+            return len(raw) if kind.compressed else max(0, len(raw) - kind.header_size)
+
+    def _key(self, info: SnapshotInfo, file: FileInfo) -> Key:
+        key = self._keys.get(info.key_fingerprint or "")
+        if key is None:
+            raise KeyRequiredError(
+                f"{info.snapshot}/{file.archive.name} is encrypted with the key "
+                f"{info.key_fingerprint or '(the manifest does not name it)'}, which was not given"
+            )
+        return key
+
+    async def _index(self, snapshot: Snapshot, file: FileInfo) -> Index:
+        raw = await self._fetch(snapshot, file, MAX_INDEX_SIZE)
+        try:
+            return await trio.to_thread.run_sync(_parse_index, raw, file)
+        except DamageError as error:
+            raise DamageError(f"{snapshot}/{file.archive}: {error}") from None
+
+    async def _fetch(self, snapshot: Snapshot, file: FileInfo, limit: int) -> bytes:
+        try:
+            return await self.source.fetch_file(snapshot, file.archive, limit)
+        except NotFoundError:
+            raise DamageError(f"{snapshot}/{file.archive}: listed in the snapshot, but missing") from None
+
+
+def _parse_index(raw: bytes, file: FileInfo) -> Index:
+    index: Index = FixedIndex(raw) if file.archive.kind is ArchiveKind.FIXED else DynamicIndex(raw)
+    if file.csum is not None and index.csum != file.csum:
+        raise DamageError("checksum differs from the manifest")
+    if index.size != file.size:
+        raise DamageError(f"holds {index.size} bytes, the manifest says {file.size}")
+    return index
+
+
+def _decode_blob(raw: bytes, file: FileInfo, encrypted: bool | None, key: Key | None) -> bytes:
+    if file.csum is not None:
+        if len(raw) != file.size:
+            raise DamageError(f"has {len(raw)} bytes, the manifest says {file.size}")
+        if hashlib.sha256(raw).digest() != file.csum:
+            raise DamageError("checksum differs from the manifest")
+    return blob.decode(raw, max_size=blob.MAX_BLOB_SIZE, key=key, encrypted=encrypted)
+
+
+@asynccontextmanager
+async def open_reader(
+    source: Source, *, cache_size: int = DEFAULT_CACHE_SIZE, keys: Mapping[str, Key] | None = None
+) -> AsyncIterator[Reader]:
+    """A reader of `source`; leaving it ends all reading and closes the source."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield Reader(source, ChunkStore(source, nursery, cache_size), keys or {})
+        except Exception as error:
+            failure = error  # raised outside, so that the nursery does not wrap it in a group
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await source.aclose()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,202 @@
+"""The chunk store: from a chunk's name to its verified, decoded bytes.
+
+A chunk is answered from the cache, or by joining the flight that is already under way for it, or by
+a new flight: fetch the stored blob from the source, verify and decode it in a worker thread, keep
+it. Flights run in the store's own nursery, so a reader that gives up does not take the chunk away
+from the others. A failed flight fails those who wait for it and is forgotten: the next read tries
+again.
+
+Memory is bounded: the cache in bytes, and the flights by a budget of bytes in flight. Everything but
+`peek` is called from tasks of one trio loop; `peek` from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from pbsfs.errors import DamageError, PbsfsError, SourceError
+from pbsfs.formats import blob
+from pbsfs.formats.keys import Key
+from pbsfs.names import Archive, Snapshot
+from pbsfs.reader.cache import ChunkCache
+from pbsfs.sources.base import Source
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CACHE_SIZE = 256 << 20
+"""Bytes of decoded chunks that are kept: enough for the working set of a booting guest."""
+
+FLIGHT_BUDGET = 64 << 20
+"""Decoded bytes that may be in flight at once: 16 chunks of 4 MiB, a few for every core and enough to
+cover a fetch's latency. Each takes about as much again in its stored form."""
+
+PREFETCH_SHARE = 0.5
+"""The part of the flight budget that prefetching may fill; the rest stays free for reads on demand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk of an archive: where to fetch it and what it has to be.
+
+    `length`: decoded bytes. `key`: the archive's key where it is encrypted, else None. Encrypted
+    chunks have a digest that depends on the key, so the digest alone tells all chunks apart.
+    """
+
+    snapshot: Snapshot
+    archive: Archive
+    digest: bytes
+    length: int
+    encrypted: bool
+    key: Key | None
+
+
+class Flight:
+    """A chunk on its way."""
+
+    __slots__ = ("_data", "_error", "_landed", "length")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._landed = trio.Event()
+        self._data: bytes | None = None
+        self._error: PbsfsError | None = None
+
+    def land(self, result: bytes | PbsfsError) -> None:
+        if isinstance(result, PbsfsError):
+            self._error = result
+        else:
+            self._data = result
+        self._landed.set()
+
+    async def wait(self) -> bytes:
+        """The chunk's bytes. Raises what the flight failed with."""
+        await self._landed.wait()
+        if self._data is None:
+            assert self._error is not None
+            raise self._error.with_traceback(None)
+        return self._data
+
+
+class _Budget:
+    """Bytes that may be taken at once; first come, first served. One that is too large goes alone."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.taken = 0
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
+
+    @asynccontextmanager
+    async def take(self, amount: int) -> AsyncIterator[None]:
+        if self._waiting or not self._fits(amount):
+            turn = trio.Event()
+            self._waiting.append((amount, turn))
+            try:
+                await turn.wait()
+            except trio.Cancelled:
+                if turn.is_set():
+                    self._give_back(amount)
+                else:
+                    self._waiting.remove((amount, turn))
+                raise
+        else:
+            self.taken += amount
+        try:
+            yield
+        finally:
+            self._give_back(amount)
+
+    def _fits(self, amount: int) -> bool:
+        return self.taken == 0 or self.taken + amount <= self.capacity
+
+    def _give_back(self, amount: int) -> None:
+        self.taken -= amount
+        while self._waiting and self._fits(self._waiting[0][0]):
+            next_amount, turn = self._waiting.popleft()
+            self.taken += next_amount
+            turn.set()
+
+
+class ChunkStore:
+    """All chunks of one source; shared by every image that is read from it."""
+
+    def __init__(self, source: Source, nursery: trio.Nursery, cache_size: int = DEFAULT_CACHE_SIZE) -> None:
+        """`nursery`: where flights live; cancelling it ends them. `cache_size`: in bytes."""
+        self._source = source
+        self._nursery = nursery
+        self.cache = ChunkCache(cache_size)
+        self._flights: dict[bytes, Flight] = {}
+        self._prefetching = 0
+        self.sequential_readers = 0
+        self._budget = _Budget(FLIGHT_BUDGET)
+        self._decoders = trio.CapacityLimiter(len(os.sched_getaffinity(0)))
+
+    def peek(self, digest: bytes) -> bytes | None:
+        """The decoded bytes of the chunk that has `digest`, if they are in the cache."""
+        return self.cache.get(digest)
+
+    @property
+    def window_limit(self) -> int:
+        """Bytes that one sequential reader may have fetched ahead, so that all of them fit the cache."""
+        return self.cache.capacity // 2 // max(1, self.sequential_readers)
+
+    def request(self, chunk: Chunk) -> Flight:
+        """The flight that brings `chunk`: the one under way, or a new one."""
+        flight = self._flights.get(chunk.digest)
+        if flight is None:
+            flight = self._launch(chunk)
+        return flight
+
+    def prefetch(self, chunk: Chunk) -> bool:
+        """Sees to it that `chunk` gets into the cache; False where there is no room in the air now."""
+        if chunk.digest in self.cache or chunk.digest in self._flights:
+            return True
+        room = min(FLIGHT_BUDGET, self.cache.capacity) * PREFETCH_SHARE
+        if self._prefetching and self._prefetching + chunk.length > room:
+            return False
+        self._launch(chunk, prefetch=True)
+        return True
+
+    def _launch(self, chunk: Chunk, *, prefetch: bool = False) -> Flight:
+        flight = self._flights[chunk.digest] = Flight(chunk.length)
+        if prefetch:
+            self._prefetching += chunk.length
+        self._nursery.start_soon(self._fly, chunk, flight, prefetch)
+        return flight
+
+    async def _fly(self, chunk: Chunk, flight: Flight, prefetch: bool) -> None:
+        result: bytes | PbsfsError = SourceError("reading ends: the source is being closed")
+        try:
+            async with self._budget.take(chunk.length):
+                result = await self._fetch(chunk)
+                self.cache.put(chunk.digest, result)
+        except PbsfsError as error:
+            result = error
+        except Exception as error:
+            log.exception("chunk %s: unexpected failure", chunk.digest.hex())
+            result = SourceError(f"chunk {chunk.digest.hex()}: {type(error).__name__}: {error}")
+        finally:
+            if prefetch:
+                self._prefetching -= chunk.length
+            del self._flights[chunk.digest]
+            flight.land(result)
+
+    async def _fetch(self, chunk: Chunk) -> bytes:
+        limit = blob.stored_limit(chunk.length)
+        try:
+            raw = await self._source.fetch_chunk(chunk.snapshot, chunk.archive, chunk.digest, limit)
+            return await trio.to_thread.run_sync(_decode, raw, chunk, limiter=self._decoders)
+        except DamageError as error:
+            raise DamageError(f"chunk {chunk.digest.hex()}: {error}") from None
+
+
+def _decode(raw: bytes, chunk: Chunk) -> bytes:
+    return blob.decode_chunk(
+        raw, digest=chunk.digest, length=chunk.length, encrypted=chunk.encrypted, key=chunk.key
+    )

@@ -1,0 +1,92 @@
+"""The interface that every source of backups has.
+
+A source lists and hands out stored bytes; it verifies and decodes nothing that the reader layer can
+verify for all sources alike. All methods may be called concurrently from tasks of one trio loop.
+They raise `NotFoundError` for what does not exist, `SourceError` where the source can't be read, and
+`DamageError` where what was read makes no sense.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+from pbsfs.formats.manifest import CryptMode
+from pbsfs.names import Archive, Group, Namespace, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A group as listed. `last_backup`: time of its newest snapshot, if it has any.
+
+    `snapshot_count` may count snapshots that are not listed because they are not finished.
+    """
+
+    group: Group
+    last_backup: int | None
+    snapshot_count: int
+    owner: str | None
+    notes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file of a snapshot as listed.
+
+    `size`: of an index, the archive's decoded bytes; of a blob, its stored bytes. `csum` (32 bytes)
+    where the listing knows it. `crypt_mode` None: not told (the file is not in the manifest).
+    """
+
+    archive: Archive
+    size: int
+    crypt_mode: CryptMode | None
+    csum: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A finished snapshot as listed. `error`: why its contents can't be listed, where they can't."""
+
+    snapshot: Snapshot
+    files: tuple[FileInfo, ...]
+    owner: str | None = None
+    protected: bool = False
+    key_fingerprint: str | None = None
+    notes: str | None = None
+    verify_state: str | None = None
+    error: str | None = None
+
+
+class Source(abc.ABC):
+    """Somewhere that backups can be read from."""
+
+    cheap_files: bool
+    """Whether reading an index costs little enough to do it for a stat."""
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """What the source is, for messages: no secrets."""
+
+    @abc.abstractmethod
+    async def namespaces(self, parent: Namespace) -> list[Namespace]:
+        """The namespaces directly below `parent`, in order."""
+
+    @abc.abstractmethod
+    async def groups(self, namespace: Namespace) -> list[GroupInfo]:
+        """The groups in `namespace` itself, in order."""
+
+    @abc.abstractmethod
+    async def snapshots(self, group: Group) -> list[SnapshotInfo]:
+        """The finished snapshots of `group`, oldest first."""
+
+    @abc.abstractmethod
+    async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
+        """The stored bytes of one file of a snapshot; DamageError where they are more than `limit`."""
+
+    @abc.abstractmethod
+    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+        """The stored blob of a chunk that the index `archive` names; DamageError above `limit` bytes."""
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Lets go of everything the source holds."""

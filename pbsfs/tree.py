@@ -1,0 +1,491 @@
+"""The tree that is shown: directories, links and files, listed on demand.
+
+All doors show the same tree: the mount as a file system, the command line by paths, NBD by export
+names. Nodes are made when their directory is listed and belong to one `Tree`. A directory's listing
+is kept for a few seconds; when it is listed again, a child that did not change stays the same object,
+and so does what was learned about it. Used from tasks of one trio loop.
+
+What a stat costs is decided here: sizes come with the listing, but which chunks are holes, and how
+long a compressed blob is, takes reading the index or blob. A source with cheap files is asked at
+once; with any other the file has to be opened first, and until then its `Stat` says that it is not
+exact.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, UsageError
+from pbsfs.names import BACKUP_TYPES, MANIFEST, ROOT_NAMESPACE, ArchiveKind, Namespace, format_time
+from pbsfs.reader.image import Image
+from pbsfs.reader.reader import Reader
+from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
+
+log = logging.getLogger(__name__)
+
+DEFAULT_REFRESH = 5.0
+"""Seconds for which a listing is kept: new backups appear within this time."""
+
+LATEST = "latest"
+NAMESPACES = "ns"
+XATTR_PREFIX = "user.pbs."
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What `stat` tells of a node, as far as the tree knows it.
+
+    `data_size`: bytes that are not holes. `mtime`: seconds since the epoch, None where there is no
+    time to tell. `exact`: whether `size`, `data_size` and `links` are final.
+    """
+
+    size: int = 0
+    data_size: int = 0
+    mtime: int | None = None
+    links: int = 1
+    exact: bool = True
+
+
+class Node(abc.ABC):
+    """A place in the tree. `path` is its place below the root, without a leading slash."""
+
+    __slots__ = ("__weakref__", "path", "tree")
+
+    def __init__(self, tree: Tree, path: str) -> None:
+        self.tree = tree
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @abc.abstractmethod
+    async def stat(self) -> Stat:
+        """Never raises for damage: a node that was listed can be seen, whatever is behind it."""
+
+    def shows(self, info: object) -> bool:
+        """Whether the node is still right when its directory is listed anew and `info` is found."""
+        return True
+
+    async def facts(self) -> dict[str, str]:
+        """What people ask about the node, by the names that extended attributes have without prefix."""
+        return {}
+
+    def __str__(self) -> str:
+        return self.path or "/"
+
+
+class Directory(Node):
+    """A node with children. Subclasses list them; this class keeps the listing for a while."""
+
+    __slots__ = ("_children", "_fresh_until", "_listing")
+
+    def __init__(self, tree: Tree, path: str) -> None:
+        super().__init__(tree, path)
+        self._children: dict[str, Node] = {}
+        self._fresh_until = float("-inf")
+        self._listing = trio.Lock()
+
+    @abc.abstractmethod
+    async def _list(self) -> Iterable[Node]:
+        """The children, asked from the source."""
+
+    async def children(self) -> dict[str, Node]:
+        """The children by name. Raises PbsfsError where they can't be listed."""
+        async with self._listing:  # one listing at a time serves everybody who waits
+            if trio.current_time() >= self._fresh_until:
+                self._children = {node.name: node for node in await self._list()}
+                self._fresh_until = trio.current_time() + self.tree.refresh
+        return self._children
+
+    async def child(self, name: str) -> Node:
+        """The child called `name`. Raises NotFoundError."""
+        try:
+            return (await self.children())[name]
+        except KeyError:
+            raise NotFoundError(f"{self}: there is no '{name}'") from None
+
+    async def stat(self) -> Stat:
+        links = self._links()
+        # 1 is what file systems say that do not count; find(1) and others take it as 'don't know'.
+        return Stat(mtime=self._mtime(), links=links or 1, exact=links is not None)
+
+    def _links(self) -> int | None:
+        """2 and one for each directory inside; None where that was not listed yet."""
+        if self._fresh_until == float("-inf"):
+            return None
+        return 2 + sum(isinstance(node, Directory) for node in self._children.values())
+
+    def _mtime(self) -> int | None:
+        return None
+
+    def _keep(self, name: str, make: Callable[[str], Node], info: object = None) -> Node:
+        """The child `name` as it was, where it still shows `info`; else a new one, made from its path."""
+        known = self._children.get(name)
+        return known if known is not None and known.shows(info) else make(f"{self.path}/{name}".lstrip("/"))
+
+
+class NamespaceDirectory(Directory):
+    """A namespace: its backup types, and the namespaces below it.
+
+    It asks for all groups of the namespace at once, and `vm`, `ct`, `host` and `ns` show their part of
+    that: however many of them are looked at, the source is asked once.
+    """
+
+    __slots__ = ("groups", "namespace", "namespaces")
+
+    def __init__(self, tree: Tree, path: str, namespace: Namespace) -> None:
+        super().__init__(tree, path)
+        self.namespace = namespace
+        self.groups: list[GroupInfo] = []
+        self.namespaces: list[Namespace] = []
+
+    async def _list(self) -> list[Node]:
+        source = self.tree.reader.source
+        self.groups = await source.groups(self.namespace)
+        self.namespaces = await source.namespaces(self.namespace)
+        present = {info.group.type for info in self.groups}
+        children: list[Node] = [
+            self._keep(name, functools.partial(TypeDirectory, self, backup_type=name))
+            for name in BACKUP_TYPES
+            if name in present
+        ]
+        if self.namespaces:
+            children.append(self._keep(NAMESPACES, functools.partial(NamespacesDirectory, self)))
+        return children
+
+    async def facts(self) -> dict[str, str]:
+        return {"namespace": str(self.namespace)}
+
+
+class _PartDirectory(Directory):
+    """A part of what a namespace's own listing found; it is as fresh as that."""
+
+    __slots__ = ("parent",)
+
+    def __init__(self, parent: NamespaceDirectory, path: str) -> None:
+        super().__init__(parent.tree, path)
+        self.parent = parent
+
+    async def children(self) -> dict[str, Node]:
+        await self.parent.children()
+        self._children = {node.name: node for node in await self._list()}
+        return self._children
+
+
+class NamespacesDirectory(_PartDirectory):
+    """`ns`: the namespaces directly below one."""
+
+    __slots__ = ()
+
+    async def _list(self) -> list[Node]:
+        return [
+            self._keep(ns.parts[-1], functools.partial(NamespaceDirectory, self.tree, namespace=ns))
+            for ns in self.parent.namespaces
+        ]
+
+    def _links(self) -> int:
+        return 2 + len(self.parent.namespaces)
+
+    async def facts(self) -> dict[str, str]:
+        return {"namespace": str(self.parent.namespace)}
+
+
+class TypeDirectory(_PartDirectory):
+    """`vm`, `ct` or `host` of a namespace: its groups of that type."""
+
+    __slots__ = ("type",)
+
+    def __init__(self, parent: NamespaceDirectory, path: str, backup_type: str) -> None:
+        super().__init__(parent, path)
+        self.type = backup_type
+
+    async def _list(self) -> list[Node]:
+        return [
+            self._keep(info.group.id, functools.partial(GroupDirectory, self.tree, info=info), info)
+            for info in self._groups()
+        ]
+
+    def _groups(self) -> list[GroupInfo]:
+        return [info for info in self.parent.groups if info.group.type == self.type]
+
+    def _links(self) -> int:
+        return 2 + len(self._groups())
+
+    def _mtime(self) -> int | None:
+        return max((info.last_backup or 0 for info in self._groups()), default=None)
+
+    async def facts(self) -> dict[str, str]:
+        return {"namespace": str(self.parent.namespace), "backup_type": self.type}
+
+
+class GroupDirectory(Directory):
+    """A group: its finished snapshots, and `latest`."""
+
+    __slots__ = ("info",)
+
+    def __init__(self, tree: Tree, path: str, info: GroupInfo) -> None:
+        super().__init__(tree, path)
+        self.info = info
+
+    def shows(self, info: object) -> bool:
+        # A group stays the same group, whatever a newer listing says of it.
+        if isinstance(info, GroupInfo):
+            self.info = info
+        return True
+
+    async def _list(self) -> list[Node]:
+        snapshots = await self.tree.reader.source.snapshots(self.info.group)
+        children: list[Node] = [
+            self._keep(
+                info.snapshot.time_text, functools.partial(SnapshotDirectory, self.tree, info=info), info
+            )
+            for info in snapshots
+        ]
+        if any(info.error is None for info in snapshots):
+            children.append(self._keep(LATEST, functools.partial(Latest, self.tree, group=self)))
+        return children
+
+    def _links(self) -> int | None:
+        return 2 + self.info.snapshot_count
+
+    def _mtime(self) -> int | None:
+        return self.info.last_backup
+
+    async def facts(self) -> dict[str, str]:
+        info = self.info
+        return _told(
+            namespace=str(info.group.namespace),
+            backup_type=info.group.type,
+            backup_id=info.group.id,
+            backup_count=str(info.snapshot_count),
+            last_backup=None if info.last_backup is None else format_time(info.last_backup),
+            owner=info.owner,
+            notes=info.notes,
+        )
+
+
+class SnapshotDirectory(Directory):
+    """A snapshot: its files."""
+
+    __slots__ = ("info",)
+
+    def __init__(self, tree: Tree, path: str, info: SnapshotInfo) -> None:
+        super().__init__(tree, path)
+        self.info = info
+        self._children = {node.name: node for node in self._files()}
+
+    def shows(self, info: object) -> bool:
+        return self.info == info
+
+    def _files(self) -> list[File]:
+        taken: dict[str, File] = {}
+        for file in self.info.files:
+            # 'x.img.fidx' and 'x.blob' beside 'x.img.blob' would share a name: the second keeps its own.
+            name = file.archive.name if file.archive.name not in taken else file.archive.filename
+            kind = BlobFile if file.archive.kind is ArchiveKind.BLOB else ImageFile
+            taken[name] = kind(self.tree, f"{self.path}/{name}", self.info, file)
+        return list(taken.values())
+
+    async def children(self) -> dict[str, Node]:
+        # A snapshot never changes, so its files need no refreshing: where they do differ (a manifest
+        # was repaired), the group's listing makes a new directory.
+        if self.info.error is not None:
+            raise DamageError(f"{self.path}: {self.info.error}")
+        return self._children
+
+    async def _list(self) -> Iterable[Node]:
+        return self._children.values()
+
+    def _links(self) -> int | None:
+        return 2
+
+    def _mtime(self) -> int | None:
+        return self.info.snapshot.time
+
+    async def facts(self) -> dict[str, str]:
+        modes = {f.crypt_mode.value for f in self.info.files if f.crypt_mode and f.archive != MANIFEST}
+        return _snapshot_facts(self.info) | _told(
+            size=str(sum(file.size for file in self.info.files)),
+            crypt_mode=modes.pop() if len(modes) == 1 else "mixed" if modes else None,
+            error=self.info.error,
+        )
+
+
+class Latest(Node):
+    """The link to a group's newest snapshot that can be read, computed when it is followed."""
+
+    __slots__ = ("_group",)
+
+    def __init__(self, tree: Tree, path: str, group: GroupDirectory) -> None:
+        super().__init__(tree, path)
+        self._group = group
+
+    async def target(self) -> str:
+        """The name of the snapshot's directory. Raises NotFoundError."""
+        children = (await self._group.children()).values()
+        readable = [n for n in children if isinstance(n, SnapshotDirectory) and n.info.error is None]
+        if not readable:
+            raise NotFoundError(f"{self._group}: there is no finished snapshot")
+        return max(readable, key=lambda node: node.info.snapshot.time).name
+
+    async def stat(self) -> Stat:
+        try:
+            target = await self.target()
+        except PbsfsError:
+            return Stat(exact=False)
+        return Stat(size=len(target))
+
+
+class File(Node):
+    """A file of a snapshot."""
+
+    __slots__ = ("_stat", "file", "info")
+
+    def __init__(self, tree: Tree, path: str, info: SnapshotInfo, file: FileInfo) -> None:
+        super().__init__(tree, path)
+        self.info = info
+        self.file = file
+        self._stat: Stat | None = None  # kept once it is exact
+
+    async def stat(self) -> Stat:
+        if self._stat is None and self.tree.reader.source.cheap_files:
+            try:
+                self._stat = await self._look()
+            except (DamageError, KeyRequiredError) as error:
+                # Seen all the same, as the listing has it: opening it says what is wrong.
+                log.debug("%s", error)
+                self._stat = self._listed(exact=True)
+            except PbsfsError as error:
+                log.debug("%s", error)
+        return self._stat or self._listed(exact=False)
+
+    def _listed(self, *, exact: bool) -> Stat:
+        return Stat(self.file.size, self.file.size, self.info.snapshot.time, exact=exact)
+
+    @abc.abstractmethod
+    async def _look(self) -> Stat:
+        """The exact stat, from the file itself."""
+
+    async def facts(self) -> dict[str, str]:
+        stat = await self.stat()
+        mode = self.file.crypt_mode
+        return _snapshot_facts(self.info) | _told(
+            archive=self.file.archive.filename,
+            crypt_mode=mode.value if mode else None,
+            size=str(stat.size),
+        )
+
+
+class ImageFile(File):
+    """An archive with an index: a disk image or a pxar stream."""
+
+    __slots__ = ()
+
+    async def open(self) -> Image:
+        """Raises DamageError, KeyRequiredError, SourceError."""
+        image = await self.tree.reader.open_image(self.info, self.file)
+        if self._stat is None or self._stat.data_size == image.size:
+            self._stat = self._exact(image)
+        return image
+
+    async def _look(self) -> Stat:
+        return self._exact(await self.tree.reader.open_image(self.info, self.file))
+
+    def _exact(self, image: Image) -> Stat:
+        return Stat(image.size, image.data_size(), self.info.snapshot.time)
+
+    async def facts(self) -> dict[str, str]:
+        facts = await super().facts()
+        if self.file.archive.kind is ArchiveKind.FIXED and self.tree.reader.source.cheap_files:
+            try:
+                index = (await self.open()).index
+            except PbsfsError:
+                return facts
+            return facts | {"chunk_size": str(index.chunk_size)}
+        return facts
+
+
+class BlobFile(File):
+    """A small file that is stored whole: a configuration, the manifest, a log."""
+
+    __slots__ = ()
+
+    async def read(self) -> bytes:
+        """The decoded content. Raises DamageError, KeyRequiredError, SourceError."""
+        data = await self.tree.reader.read_blob(self.info, self.file)
+        self._stat = Stat(len(data), len(data), self.info.snapshot.time)
+        return data
+
+    async def _look(self) -> Stat:
+        size = await self.tree.reader.blob_size(self.info, self.file)
+        return Stat(size, size, self.info.snapshot.time)
+
+
+class Tree:
+    """The tree of one source, rooted at one of its namespaces."""
+
+    def __init__(
+        self, reader: Reader, root: Namespace = ROOT_NAMESPACE, *, refresh: float = DEFAULT_REFRESH
+    ) -> None:
+        """`refresh`: seconds for which a listing is kept."""
+        self.reader = reader
+        self.refresh = refresh
+        self.root = NamespaceDirectory(self, "", root)
+
+    async def find(self, path: str) -> Node:
+        """The node at `path` below the root; links on the way and at its end are followed.
+
+        Raises NotFoundError, and UsageError for a path that no tree could have.
+        """
+        trail: list[Node] = [self.root]
+        for step in path.split("/"):
+            if step in ("", "."):
+                continue
+            if step == "..":
+                raise UsageError(f"'{path}': '..' has no meaning here")
+            here = trail[-1]
+            if not isinstance(here, Directory):
+                raise NotFoundError(f"{here} is not a directory")
+            node = await _child_or_suggest(here, step)
+            if isinstance(node, Latest):
+                node = await here.child(await node.target())
+            trail.append(node)
+        return trail[-1]
+
+
+async def _child_or_suggest(directory: Directory, name: str) -> Node:
+    children = await directory.children()
+    if name in children:
+        return children[name]
+    for node in children.values():
+        if isinstance(node, File) and node.file.archive.filename == name:
+            return node  # people copy stored names from the vendor's client
+    names = list(children)
+    shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+    raise NotFoundError(f"{directory}: there is no '{name}'; there is {shown or 'nothing'}")
+
+
+def _told(**facts: str | None) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _snapshot_facts(info: SnapshotInfo) -> dict[str, str]:
+    snapshot = info.snapshot
+    return _told(
+        namespace=str(snapshot.group.namespace),
+        backup_type=snapshot.group.type,
+        backup_id=snapshot.group.id,
+        backup_time=snapshot.time_text,
+        owner=info.owner,
+        protected="true" if info.protected else "false",
+        key_fingerprint=info.key_fingerprint,
+        verify_state=info.verify_state or "none",
+        notes=info.notes,
+    )
