@@ -112,10 +112,11 @@ async def _serve_until_stopped(
 
     async def check_answers() -> None:
         nonlocal failure
-        _raise_read_ahead(mountpoint)
         with trio.move_on_after(ANSWER_TIMEOUT):
             try:
                 await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+                # Only now: the kernel's handshake, which the answer comes after, resets it.
+                _raise_read_ahead(mountpoint)
                 ready()
                 return
             except OSError as error:
