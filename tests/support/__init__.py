@@ -1,0 +1,1 @@
+"""What tests share: golden data, made data, damage, fakes, mounts."""

@@ -1,0 +1,38 @@
+"""Made data: deterministic content with holes, and a datastore that holds some of everything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from pbsfs.formats.keys import Key
+from pbsfs.names import ROOT_NAMESPACE, Group, Namespace, Snapshot
+
+TIME = 1_700_000_000
+"""2023-11-14T22:13:20Z"""
+
+DAY = 86_400
+
+KEY = Key(bytes(range(32)))
+OTHER_KEY = Key(bytes(range(1, 33)))
+
+
+def snapshot(
+    backup_id: str = "100",
+    *,
+    type: str = "vm",  # noqa: A002 - the field's word
+    time: int = TIME,
+    namespace: Namespace = ROOT_NAMESPACE,
+) -> Snapshot:
+    return Snapshot(Group(namespace, type, backup_id), time)
+
+
+def image(seed: int, chunks: Sequence[str], *, chunk_size: int = 1 << 16, tail: int = 0) -> bytes:
+    """An image, a letter a chunk: `r` random, `t` text that compresses, `0` a hole; `tail` more random bytes."""
+    source = random.Random(seed)
+    made = {
+        "r": lambda: source.randbytes(chunk_size),
+        "t": lambda: (b"%016d\n" % source.randrange(10**9) * chunk_size)[:chunk_size],
+        "0": lambda: bytes(chunk_size),
+    }
+    return b"".join(made[kind]() for kind in chunks) + source.randbytes(tail)
