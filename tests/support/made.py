@@ -28,7 +28,7 @@ def snapshot(
 
 
 def image(seed: int, chunks: Sequence[str], *, chunk_size: int = 1 << 16, tail: int = 0) -> bytes:
-    """An image, a letter a chunk: `r` random, `t` text that compresses, `0` a hole; `tail` more random bytes."""
+    """An image, a letter a chunk: `r` random, `t` text, `0` a hole; then `tail` random bytes."""
     source = random.Random(seed)
     made = {
         "r": lambda: source.randbytes(chunk_size),
