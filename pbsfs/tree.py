@@ -22,7 +22,15 @@ from dataclasses import dataclass
 import trio
 
 from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, UsageError
-from pbsfs.names import BACKUP_TYPES, MANIFEST, ROOT_NAMESPACE, ArchiveKind, Namespace, format_time
+from pbsfs.names import (
+    BACKUP_TYPES,
+    MANIFEST,
+    ROOT_NAMESPACE,
+    ArchiveKind,
+    Namespace,
+    format_time,
+    parse_time,
+)
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
@@ -340,7 +348,7 @@ class Latest(Node):
             target = await self.target()
         except PbsfsError:
             return Stat(exact=False)
-        return Stat(size=len(target))
+        return Stat(size=len(target), mtime=parse_time(target))
 
 
 class File(Node):

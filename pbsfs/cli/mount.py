@@ -100,8 +100,10 @@ def command(
             report,
         )
     except PbsfsError as error:
-        report.failed(error)
-        raise
+        if ready_fd is None:
+            raise
+        report.failed(error)  # who waits for this process shows it
+        sys.exit(exit_status_of(error))
 
 
 def _existing(path: Path | None) -> Path | None:
