@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -108,14 +109,43 @@ def run_on_tree(
     datastore_dir: Path | None,
     namespace: str,
 ) -> R:
-    """Opens the source that the options name, and runs `work` on its tree."""
+    """Opens the source that the options name, and runs `work` on its tree.
+
+    SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
+    """
 
     async def run() -> R:
         root = Namespace.parse(namespace)
         async with open_reader(open_source(repository, datastore_dir)) as reader:
             return await work(Tree(reader, root))
 
-    return trio.run(run)
+    return trio.run(_until_signalled, run)
+
+
+async def _until_signalled(work: Callable[[], Awaitable[R]]) -> R:
+    # As exceptions, signals would come up anywhere in trio's own code, and break it.
+    stopped_by: int | None = None
+    outcome: R | Exception | None = None
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for_signal() -> None:
+                nonlocal stopped_by
+                async for number in signals:
+                    stopped_by = stopped_by or number
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for_signal)
+            try:
+                outcome = await work()
+            except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
+                outcome = error
+            nursery.cancel_scope.cancel()
+    if stopped_by is not None:
+        raise click.exceptions.Exit(128 + stopped_by)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def printable(text: str) -> str:
