@@ -78,6 +78,7 @@ def command(
         datastore_dir = Path(os.path.abspath(datastore_dir))
     place = check_usable(mountpoint, datastore=_existing(datastore_dir), nonempty=options.nonempty)
     if not foreground:
+        set_up_logging(log_level, log_file)  # here too: a log file that can't be written is told at once
         arguments = ["--ns", namespace, "--cache-size", cache_size, "--refresh", str(refresh)]
         arguments += ["--log-level", log_level]
         arguments += [f"--repository={repository}"] if repository is not None else []

@@ -15,6 +15,7 @@ import click
 import trio
 
 from pbsfs.config import open_source
+from pbsfs.errors import UsageError
 from pbsfs.names import Namespace
 from pbsfs.reader.reader import open_reader
 from pbsfs.tree import Tree
@@ -67,13 +68,13 @@ def logging_options(command: F) -> F:
 
 
 def set_up_logging(level: str, file: Path | None, *, background: bool = False) -> None:
-    """Sends the log where it belongs. Raises click.UsageError where `file` can't be written."""
+    """Sends the log where it belongs. Raises UsageError where `file` can't be written."""
     handler: logging.Handler
     if file is not None:
         try:
             handler = logging.FileHandler(file)
         except OSError as error:
-            raise click.UsageError(f"cannot write the log file {file}: {error.strerror}") from None
+            raise UsageError(f"cannot write the log file {file}: {error.strerror}") from None
     elif background:
         handler = _background_handler()
     else:

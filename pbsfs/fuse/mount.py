@@ -54,11 +54,13 @@ class MountOptions:
 async def serve(source: Source, options: MountOptions, ready: Callable[[], None]) -> None:
     """Mounts `source` and serves it until the mount ends; calls `ready` when the mount answers.
 
-    Raises MountError where it can't be mounted.
+    Raises MountError where it can't be mounted, NotFoundError where there is no such namespace, and
+    SourceError where the source can't be read.
     """
     # Signals are caught from before the mount exists, so that none of them can leave it behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_reader(source, cache_size=options.cache_size) as reader:
+            await source.namespaces(options.namespace)  # else the mount would show errors only
             tree = Tree(reader, options.namespace, refresh=options.refresh)
             operations = Operations(tree, options.ownership)
             pbsfs.fuse.lseek.install(operations.seek)
@@ -101,8 +103,13 @@ async def _serve_until_stopped(
     failure: MountError | None = None
 
     async def serve_requests() -> None:
-        await pyfuse3.main()
-        log.info("%s was unmounted", mountpoint)
+        nonlocal failure
+        try:
+            await pyfuse3.main()
+            log.info("%s was unmounted", mountpoint)
+        except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
+            log.exception("serving %s failed", mountpoint)
+            failure = MountError(f"serving {mountpoint} failed: {error}")
         nursery.cancel_scope.cancel()
 
     async def wait_for_signal() -> None:

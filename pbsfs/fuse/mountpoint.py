@@ -28,9 +28,10 @@ UNMOUNT_PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of the mount table. `device`: major:minor."""
+    """A line of the mount table. `device`: major:minor. `root`: what of the file system is seen there."""
 
     device: str
+    root: Path
     path: Path
     type: str
 
@@ -40,8 +41,12 @@ def mounts() -> Iterator[Mount]:
     for line in _MOUNTINFO.read_bytes().splitlines():
         fields = line.split(b" ")
         behind = fields[fields.index(b"-", 6) + 1 :]
-        path = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
-        yield Mount(fields[2].decode(), Path(os.fsdecode(path)), os.fsdecode(behind[0]))
+        root, path = (_unescaped(field) for field in fields[3:5])
+        yield Mount(fields[2].decode(), root, path, os.fsdecode(behind[0]))
+
+
+def _unescaped(field: bytes) -> Path:
+    return Path(os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field)))
 
 
 def mounted_at(path: Path) -> Mount | None:
@@ -94,14 +99,29 @@ def check_usable(path: Path, *, datastore: Path | None, nonempty: bool) -> Path:
 
 
 def _check_apart(place: Path, datastore: Path) -> None:
-    """Compares by identity, all the way up, so that bind mounts and links are no way around it."""
+    """Looks through bind mounts and links: they are no way around it."""
     for inner, outer, text in (
         (place, datastore, "is inside the datastore"),
         (datastore, place, "contains the datastore"),
     ):
-        identity = _identity(outer)
-        if any(_identity(parent) == identity for parent in (inner, *inner.parents)):
+        if _is_within(inner, outer):
             raise MountError(f"mount point {place} {text} {datastore}; use a directory outside of it")
+
+
+def _is_within(inner: Path, outer: Path) -> bool:
+    identity = _identity(outer)
+    if any(_identity(parent) == identity for parent in (inner, *inner.parents)):
+        return True
+    # A bind mount of a part of `outer` has no parent that is `outer`, but the same place on disk.
+    (inner_device, inner_place), (outer_device, outer_place) = _location(inner), _location(outer)
+    return inner_device == outer_device and inner_place.is_relative_to(outer_place)
+
+
+def _location(path: Path) -> tuple[str, Path]:
+    """The file system's device, and the place within it, whichever mount shows it."""
+    table = {mount.path: mount for mount in mounts()}  # of several at one place the last is on top
+    mount = next((table[parent] for parent in (path, *path.parents) if parent in table), None)
+    return (mount.device, mount.root / path.relative_to(mount.path)) if mount else ("", path)
 
 
 def _identity(path: Path) -> tuple[int, int]:

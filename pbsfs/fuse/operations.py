@@ -33,7 +33,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 UNCHANGING = 3600.0
-"""Seconds for which the kernel may keep what never changes: names and attributes inside snapshots."""
+"""Seconds for which the kernel may keep what never changes: the attributes of files in snapshots."""
 
 BLOCK_SIZE = 512  # the unit of st_blocks
 PREFERRED_IO_SIZE = 1 << 20
@@ -193,8 +193,10 @@ class Operations(pyfuse3.Operations):
         entry.st_blocks = -(-stat.data_size // BLOCK_SIZE)
         seconds = self._mounted_at if stat.mtime is None else stat.mtime
         entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = seconds * 1_000_000_000
+        # Names are asked for again even inside snapshots, where a look-up costs no I/O: a snapshot may be
+        # forgotten and made again, and what is known about it (notes, the verify state) changes.
+        entry.entry_timeout = self._tree.refresh
         lasts = UNCHANGING if isinstance(node, File) else self._tree.refresh
-        entry.entry_timeout = lasts
         entry.attr_timeout = lasts if stat.exact else 0
         return entry
 
