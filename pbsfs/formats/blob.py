@@ -107,17 +107,40 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 
 
 def _decompress(data: bytes | memoryview, max_size: int) -> bytes:
-    """One zstd frame of at most `max_size` decoded bytes. Never allocates more than that."""
+    """One zstd frame of at most `max_size` decoded bytes, and nothing behind it. Never allocates more."""
     try:
-        announced = zstandard.get_frame_parameters(data).content_size
+        frame = zstandard.get_frame_parameters(data)
+        announced = frame.content_size
         if announced != zstandard.CONTENTSIZE_UNKNOWN and announced > max_size:
             raise DamageError(f"zstd frame announces {announced} bytes where {max_size} is the most")
-        # max_output_size=0 would mean 'no limit', so an empty result is asked for with 1.
-        return _decompressor().decompress(
-            data, max_output_size=max(max_size, 1), read_across_frames=False, allow_extra_data=False
-        )
+        if announced in (0, zstandard.CONTENTSIZE_UNKNOWN):
+            _check_frame_end(data, has_checksum=frame.has_checksum)  # the library only looks for the others
+        if announced == 0:  # the library would take that on trust
+            content = _decompressor().stream_reader(data, read_across_frames=False).read(1)
+        else:
+            # max_output_size=0 would mean 'no limit', so 1 is asked for instead, and looked at below.
+            content = _decompressor().decompress(
+                data, max_output_size=max(max_size, 1), read_across_frames=False, allow_extra_data=False
+            )
     except zstandard.ZstdError as error:
         raise DamageError(f"zstd: {error}") from None
+    if len(content) > max_size:
+        raise DamageError(f"zstd frame holds more than {max_size} bytes")
+    return content
+
+
+def _check_frame_end(data: bytes | memoryview, *, has_checksum: bool) -> None:
+    """Raises DamageError unless the zstd frame ends where `data` does (RFC 8878, 3.1.1)."""
+    at = zstandard.frame_header_size(data)
+    last = False
+    while not last:
+        header = int.from_bytes(data[at : at + 3], "little")
+        last, run, size = header & 1 == 1, header >> 1 & 3 == 1, header >> 3
+        at += 3 + (1 if run else size)
+        if at > len(data):
+            raise DamageError("zstd frame cut short")
+    if at + 4 * has_checksum != len(data):
+        raise DamageError("zstd frame ends elsewhere than its blob")
 
 
 def decode(raw: bytes, *, max_size: int, key: Key | None = None, encrypted: bool | None = None) -> bytes:
