@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import secrets
 from typing import TYPE_CHECKING
 
 from pbsfs.errors import DamageError
@@ -65,7 +65,7 @@ class Key:
 
     def encrypt(self, data: bytes) -> tuple[bytes, bytes, bytes]:
         """The inverse of `decrypt`, under a fresh random IV: (iv, tag, ciphertext)."""
-        iv = os.urandom(IV_SIZE)
+        iv = secrets.token_bytes(IV_SIZE)
         sealed = self._cipher.encrypt(iv, data, None)
         return iv, sealed[-TAG_SIZE:], sealed[:-TAG_SIZE]
 
