@@ -128,7 +128,8 @@ def _integer(value: object, what: str) -> int:
 
 
 def _optional_text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    # Half a surrogate pair is legal in JSON's escapes, but no text that could be shown or encoded.
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def _files(entries: object) -> tuple[tuple[ManifestFile, ...], tuple[str, ...]]:
