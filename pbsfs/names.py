@@ -32,16 +32,20 @@ def is_safe_name(name: str) -> bool:
 
 def format_time(seconds: int) -> str:
     """`seconds` since the epoch as `YYYY-MM-DDTHH:MM:SSZ`."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # Not strftime, whose %Y has fewer than four digits before the year 1000 on some systems.
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def parse_time(text: str) -> int:
     """The inverse of `format_time`. Raises UsageError for any other form."""
     if _TIME.fullmatch(text):
         try:
-            return int(datetime.fromisoformat(text).timestamp())
+            seconds = int(datetime.fromisoformat(text).timestamp())
         except ValueError:
             pass
+        else:
+            if format_time(seconds) == text:  # newer Pythons read 24:00:00 as the next day
+                return seconds
     raise UsageError(f"'{text}' is not a backup time (they look like 2023-11-14T22:13:20Z)")
 
 
