@@ -7,10 +7,12 @@ reader gets an error then, and the mount stays alive.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import stat
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -70,6 +72,7 @@ class DirectorySource(Source):
         # manifest's identity on disk -> what was parsed from it
         self._parsed: OrderedDict[Snapshot, tuple[tuple[int, ...], SnapshotInfo]] = OrderedDict()
         self._reported: set[str] = set()
+        self._lock = threading.Lock()  # guards these two, which worker threads share
         self._check()
 
     def __str__(self) -> str:
@@ -87,7 +90,8 @@ class DirectorySource(Source):
         raise SourceError(f"{self.path} is not a datastore: it has no directory '.chunks'")
 
     async def aclose(self) -> None:
-        self._parsed.clear()
+        with self._lock:
+            self._parsed.clear()
 
     async def namespaces(self, parent: Namespace) -> list[Namespace]:
         return await self._in_thread(lambda: self._namespaces(parent))
@@ -112,18 +116,23 @@ class DirectorySource(Source):
         with trio.move_on_after(IO_TIMEOUT):
             try:
                 return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, NotADirectoryError) as error:
                 # A missing file is only told from a missing datastore by looking at the datastore.
                 await trio.to_thread.run_sync(self._check, limiter=self._threads, abandon_on_cancel=True)
                 raise NotFoundError(f"{error.filename} does not exist") from None
             except OSError as error:
-                raise SourceError(f"cannot read {error.filename}: {error.strerror}", retryable=True) from None
+                raise SourceError(
+                    f"cannot read {error.filename or self.path}: {error.strerror}",
+                    retryable=not isinstance(error, PermissionError),
+                ) from None
         raise SourceError(f"no answer from {self} within {IO_TIMEOUT:.0f} s", retryable=True)
 
     def _report(self, text: str) -> None:
         """Logs a warning about the datastore, once however often the same is met."""
-        if text not in self._reported:
+        with self._lock:
+            known = text in self._reported
             self._reported.add(text)
+        if not known:
             log.warning("%s", text)
 
     # --- blocking: below here everything runs in a worker thread
@@ -137,18 +146,22 @@ class DirectorySource(Source):
     def _snapshot_path(self, snapshot: Snapshot) -> Path:
         return self._group_path(snapshot.group) / snapshot.time_text
 
+    def _enter(self, path: Path) -> None:
+        """Makes sure that `path` is there: what does not exist is not something empty."""
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        self._check()  # and an empty directory where a disk was mounted is not 'no backups'
+
     def _namespaces(self, parent: Namespace) -> list[Namespace]:
+        path = self._namespace_path(parent)
+        self._enter(path)
         if len(parent.parts) == MAX_NAMESPACE_DEPTH:
             return []
-        path = self._namespace_path(parent)
-        os.stat(path)  # a namespace that does not exist is not one without children
         return sorted(_valid(parent.child, _directories(path / "ns")))
 
     def _groups(self, namespace: Namespace) -> list[GroupInfo]:
         path = self._namespace_path(namespace)
-        os.stat(path)
-        if not is_datastore(self.path):  # an empty directory where a disk was mounted is not 'no backups'
-            self._check()
+        self._enter(path)
         return [
             self._group_info(group)
             for backup_type in BACKUP_TYPES
@@ -159,7 +172,11 @@ class DirectorySource(Source):
 
     def _group_info(self, group: Group) -> GroupInfo:
         path = self._group_path(group)
-        times = _valid(parse_time, _directories(path))
+        try:
+            times = _valid(parse_time, _directories(path))
+        except OSError as error:  # listed all the same, as its neighbours are: looking into it fails
+            self._report(f"{group}: cannot read {error.filename or path}: {error.strerror}")
+            times = []
         return GroupInfo(
             group=group,
             last_backup=max(times, default=None),
@@ -170,7 +187,7 @@ class DirectorySource(Source):
 
     def _snapshots(self, group: Group) -> list[SnapshotInfo]:
         path = self._group_path(group)
-        os.stat(path)
+        self._enter(path)
         owner = _first_line(path / "owner")
         found = (
             self._snapshot_info(Snapshot(group, time), owner)
@@ -182,7 +199,7 @@ class DirectorySource(Source):
         """What the snapshot's directory says; None while it is not finished."""
         path = self._snapshot_path(snapshot)
         try:
-            entries = {entry.name: entry for entry in os.scandir(path) if entry.is_file()}
+            entries = {entry.name: entry for entry in os.scandir(path) if _is(entry.is_file)}
             if MANIFEST.filename not in entries:
                 self._report(f"{snapshot}: left out, it has no manifest (unfinished or abandoned backup)")
                 return None
@@ -193,20 +210,24 @@ class DirectorySource(Source):
                 manifest.st_ino,
                 hash((owner, tuple(sorted(entries)))),
             )
-            known = self._parsed.get(snapshot)
-            if known is not None and known[0] == identity:
-                self._parsed.move_to_end(snapshot)
-                return known[1]
+            with self._lock:
+                known = self._parsed.get(snapshot)
+                if known is not None and known[0] == identity:
+                    self._parsed.move_to_end(snapshot)
+                    return known[1]
             info = self._parse(snapshot, owner, path, entries)
         except FileNotFoundError:
             return None  # forgotten while we looked
         except OSError as error:
-            info = SnapshotInfo(snapshot, (), owner, error=f"cannot read {error.filename}: {error.strerror}")
+            info = SnapshotInfo(
+                snapshot, (), owner, error=f"cannot read {error.filename or path}: {error.strerror}"
+            )
             self._report(f"{snapshot}: {info.error}")
             return info
-        self._parsed[snapshot] = (identity, info)
-        while len(self._parsed) > MAX_PARSED:
-            self._parsed.popitem(last=False)
+        with self._lock:
+            self._parsed[snapshot] = (identity, info)
+            while len(self._parsed) > MAX_PARSED:
+                self._parsed.popitem(last=False)
         return info
 
     def _parse(
@@ -244,7 +265,7 @@ class DirectorySource(Source):
     def _read_chunk(self, path: Path, limit: int) -> bytes:
         try:
             return _read(path, limit)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self._check()
             bad = sorted(path.parent.glob(f"{path.name}.*.bad")) if path.parent.is_dir() else []
             reason = f"a verification found it damaged ({bad[0].name})" if bad else "missing"
@@ -254,9 +275,18 @@ class DirectorySource(Source):
 def _directories(path: Path) -> list[str]:
     """The names of the directories in `path`; none where there is no such directory."""
     try:
-        return [entry.name for entry in os.scandir(path) if entry.is_dir()]
+        return [entry.name for entry in os.scandir(path) if _is(entry.is_dir)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """What an entry says it is. One that can't be looked at is taken for what is looked for: shown with
+    an error of its own, it neither hides its neighbours nor is hidden itself."""
+    try:
+        return kind()
+    except OSError:
+        return True
 
 
 def _valid(make: Callable[[str], T], names: Iterable[str]) -> list[T]:
@@ -273,23 +303,25 @@ def _valid(make: Callable[[str], T], names: Iterable[str]) -> list[T]:
 def _read(path: Path, limit: int) -> bytes:
     """All bytes of a regular file; DamageError where it has more than `limit`."""
     # O_NONBLOCK: a FIFO in the place of a file must not hang the reader.
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as file:
-        found = os.fstat(file.fileno())
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
             raise DamageError(f"{path} is not a regular file")
         if found.st_size > limit:
             raise DamageError(f"{path} has {found.st_size} bytes where {limit} is the most")
-        try:
-            data = file.read(found.st_size)
-            while len(data) < found.st_size:
-                more = file.read(found.st_size - len(data))
-                if not more:
-                    raise DamageError(f"{path} got shorter while it was read")
-                data += more
-        except OSError as error:
-            error.filename = str(path)  # read(2) does not know it, and the message needs it
-            raise
+        data = os.read(file, found.st_size)
+        while len(data) < found.st_size:
+            more = os.read(file, found.st_size - len(data))
+            if not more:
+                raise DamageError(f"{path} got shorter while it was read")
+            data += more
         return data
+    except OSError as error:
+        error.filename = str(path)  # read(2) does not know it, and the message needs it
+        raise
+    finally:
+        os.close(file)
 
 
 def _small_text(path: Path) -> str | None:
