@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from pbsfs import __version__
+from pbsfs import __version__, allocator
 from pbsfs.errors import INTERRUPTED_EXIT_STATUS, PbsfsError, exit_status_of
 
 _COMMANDS = {
@@ -75,6 +75,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Runs the command line of this process and ends it."""
+    allocator.use_one_arena()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         status = cli.main(prog_name="pbsfs", standalone_mode=False)
