@@ -25,7 +25,18 @@ import pyfuse3
 from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.reader.image import Buffer, Handle
-from pbsfs.tree import XATTR_PREFIX, BlobFile, Directory, File, ImageFile, Latest, Node, Stat, Tree
+from pbsfs.tree import (
+    XATTR_PREFIX,
+    BlobFile,
+    Directory,
+    File,
+    ImageFile,
+    Latest,
+    Node,
+    SnapshotDirectory,
+    Stat,
+    Tree,
+)
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +215,8 @@ class Operations(pyfuse3.Operations):
         node = self.inodes[inode].node
         if not isinstance(node, Directory):
             raise pyfuse3.FUSEError(errno.ENOTDIR)
+        if isinstance(node, SnapshotDirectory) and node.info.error is not None:
+            raise pyfuse3.FUSEError(errno.EIO)  # the source logged why, when it was listed
         return node
 
     # --- directories

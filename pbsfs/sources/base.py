@@ -45,7 +45,8 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """A finished snapshot as listed. `error`: why its contents can't be listed, where they can't."""
+    """A finished snapshot as listed. `error`: why its contents can't be listed, where they can't; the
+    source has logged that."""
 
     snapshot: Snapshot
     files: tuple[FileInfo, ...]

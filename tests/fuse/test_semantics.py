@@ -1,0 +1,619 @@
+"""What docs/semantics.md promises of a mount: a test for each promise, by its name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pbsfs.formats import blob
+from pbsfs.fuse.mountpoint import mounted_at
+from pbsfs.names import MANIFEST
+from pbsfs.writer import DatastoreWriter
+from tests.support import damage, made
+from tests.support.mounts import Mounted, cleaned_up, fails_with, mounted, opened, read_at, refusal
+from tests.support.needs import need, need_root
+from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
+from tests.support.stocked import (
+    ARCHIVE,
+    CHUNK,
+    CONFIGURATION,
+    ENCRYPTED,
+    FIRST,
+    IMAGE,
+    IN_NAMESPACE,
+    LAYOUT,
+    LOG,
+    NEWER_IMAGE,
+    SECOND,
+    Stocked,
+    stock,
+)
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.mount
+
+SOON = ("--refresh", "0.1")
+DOCUMENT = Path(__file__).parents[2] / "docs" / "semantics.md"
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
+    """A datastore that no test changes."""
+    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
+
+
+@pytest.fixture(scope="module")
+def mount(stocked: Stocked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    """Its mount, for tests that only look; nothing may be logged."""
+    with mounted(stocked.path, tmp_path_factory.mktemp("mount") / "m") as found:
+        yield found
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Stocked:
+    """A datastore of the test's own, to change."""
+    return stock(tmp_path / "datastore")
+
+
+# --- the document itself
+
+
+def test_promises_and_tests_have_the_same_names() -> None:
+    promises = re.findall(r"^- \*\*`(\w+)`\*\*:", DOCUMENT.read_text(), re.MULTILINE)
+    tests = [name.removeprefix("test_") for name in globals() if name.startswith("test_")]
+    tests.remove("promises_and_tests_have_the_same_names")
+    assert len(promises) == len(set(promises)) > 0
+    assert sorted(promises) == sorted(tests)
+
+
+# --- reading
+
+
+def test_reads_equal_the_backup(mount: Mounted, stocked: Stocked) -> None:
+    for path, content in stocked.contents.items():
+        assert (mount / path).read_bytes() == content
+    content = stocked.contents[IMAGE]
+    places = random.Random(5)
+    ranges = [(places.randrange(len(content) + 10), places.randrange(1, 3 * CHUNK)) for _ in range(200)]
+
+    def read(part: tuple[int, int]) -> bool:
+        offset, size = part
+        return read_at(mount / IMAGE, offset, size) == content[offset : offset + size]
+
+    with ThreadPoolExecutor(8) as readers:
+        assert all(readers.map(read, ranges))
+
+
+def test_writes_fail_with_erofs(mount: Mounted) -> None:
+    image, new = mount / IMAGE, mount / "vm/new"
+    before = image.stat()
+    attempts: list[Callable[[], Any]] = [
+        lambda: image.open("r+b"),
+        lambda: image.open("ab"),
+        lambda: image.open("wb"),
+        lambda: os.truncate(image, 0),
+        lambda: new.write_bytes(b""),
+        new.mkdir,
+        lambda: new.symlink_to("latest"),
+        lambda: os.link(image, image.with_name("second")),
+        lambda: os.mkfifo(new),
+        image.unlink,
+        (mount / FIRST).rmdir,
+        lambda: image.rename(image.with_name("other")),
+        lambda: image.chmod(0o600),
+        lambda: os.chown(image, os.getuid(), os.getgid()),
+        lambda: os.utime(image, (0, 0)),
+        lambda: os.setxattr(image, "user.pbs.notes", b"mine"),
+        lambda: os.removexattr(image, "user.pbs.owner"),
+    ]
+    for number, attempt in enumerate(attempts):
+        assert fails_with(errno.EROFS, attempt), f"attempt {number} succeeded"
+    assert image.stat() == before
+
+
+def test_damage_fails_only_what_touches_it(own: Stocked, tmp_path: Path) -> None:
+    content = own.contents[IMAGE]
+    digest = hashlib.sha256(content[CHUNK : 2 * CHUNK]).digest()
+    damage.flip_bit(own.writer.chunk_path(digest), 8 * 1000)
+    with mounted(own.path, tmp_path / "m") as mount:
+        for _ in range(3):
+            for offset in range(0, len(content), CHUNK // 2):
+                is_damaged = CHUNK <= offset < 2 * CHUNK
+                part = content[offset : offset + CHUNK // 2]
+                if is_damaged:
+                    assert fails_with(errno.EIO, lambda at=offset: read_at(mount / IMAGE, at, CHUNK // 2))  # type: ignore[misc]
+                else:
+                    assert read_at(mount / IMAGE, offset, CHUNK // 2) == part
+        assert (mount / NEWER_IMAGE).read_bytes() == own.contents[NEWER_IMAGE]
+        (line,) = mount.log_lines()
+        assert digest.hex() in line
+        assert IMAGE in line  # which is the snapshot and the image's name
+
+
+def test_encrypted_files_need_their_key(own: Stocked, tmp_path: Path) -> None:
+    with mounted(own.path, tmp_path / "m") as mount:
+        assert (mount / ENCRYPTED).stat().st_size == 2 * CHUNK + 5
+        for _ in range(2):
+            assert fails_with(errno.EACCES, lambda: (mount / ENCRYPTED).open("rb"))
+        (line,) = mount.log_lines()
+        assert ENCRYPTED in line
+        assert made.KEY.fingerprint in line
+
+
+# --- sizes and holes
+
+
+def test_sizes_are_exact(mount: Mounted, stocked: Stocked) -> None:
+    sizes = {path: (mount / path).stat().st_size for path in stocked.contents}
+    assert sizes == {path: len(content) for path, content in stocked.contents.items()}
+
+
+def test_blocks_count_only_data(mount: Mounted, stocked: Stocked) -> None:
+    data = LAYOUT.replace("0", "")
+    assert (mount / IMAGE).stat().st_blocks == (len(data) * CHUNK + 1536) // 512
+    assert (mount / ARCHIVE).stat().st_blocks == -(-len(stocked.contents[ARCHIVE]) // 512)
+    assert (mount / CONFIGURATION).stat().st_blocks == -(-len(stocked.contents[CONFIGURATION]) // 512)
+    assert (mount / ENCRYPTED).stat().st_blocks == -(-(2 * CHUNK + 5) // 512)
+    shown = int(output_of("du", "--block-size=1", str(mount / IMAGE)).split()[0])
+    assert shown == len(data) * CHUNK + 1536
+
+
+def test_holes_are_found_by_seeking(mount: Mounted, stocked: Stocked) -> None:
+    size = len(stocked.contents[IMAGE])
+    with (mount / IMAGE).open("rb") as file:
+
+        def seek(offset: int, whence: int) -> int:
+            return os.lseek(file.fileno(), offset, whence)
+
+        # rr00tr0r and a tail
+        assert seek(0, os.SEEK_DATA) == 0
+        assert seek(0, os.SEEK_HOLE) == 2 * CHUNK
+        assert seek(2 * CHUNK - 1, os.SEEK_DATA) == 2 * CHUNK - 1
+        assert seek(2 * CHUNK, os.SEEK_DATA) == 4 * CHUNK
+        assert seek(3 * CHUNK + 5, os.SEEK_HOLE) == 3 * CHUNK + 5
+        assert seek(4 * CHUNK, os.SEEK_HOLE) == 6 * CHUNK
+        assert seek(6 * CHUNK + 1, os.SEEK_DATA) == 7 * CHUNK
+        assert seek(7 * CHUNK, os.SEEK_HOLE) == size
+        assert seek(size - 1, os.SEEK_DATA) == size - 1
+        for offset, whence in ((size, os.SEEK_DATA), (size, os.SEEK_HOLE), (size + 9, os.SEEK_HOLE)):
+            assert fails_with(errno.ENXIO, lambda at=offset, how=whence: seek(at, how))  # type: ignore[misc]
+    with (mount / CONFIGURATION).open("rb") as blob_file:
+        assert os.lseek(blob_file.fileno(), 1, os.SEEK_HOLE) == len(stocked.contents[CONFIGURATION])
+
+
+def test_copies_stay_sparse(mount: Mounted, stocked: Stocked, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.img"
+    output_of("cp", str(mount / IMAGE), str(copy))
+    assert copy.read_bytes() == stocked.contents[IMAGE]
+    assert copy.stat().st_blocks * 512 < len(stocked.contents[IMAGE]) - 2 * CHUNK
+
+
+# --- names and attributes
+
+
+def test_names_have_no_storage_suffix(mount: Mounted) -> None:
+    assert sorted(os.listdir(mount.place)) == ["ct", "ns", "vm"]
+    assert sorted(os.listdir(mount / FIRST)) == [
+        "client.log",
+        "drive-scsi0.img",
+        "index.json",
+        "qemu-server.conf",
+    ]
+    assert sorted(os.listdir((mount / ARCHIVE).parent)) == ["index.json", "root.pxar"]
+    assert os.listdir(mount / "ns/prod/vm") == ["100"]
+    assert json.loads((mount / FIRST / "index.json").read_bytes())["backup-id"] == "100"
+
+
+def test_latest_is_the_newest_readable_snapshot(own: Stocked, tmp_path: Path) -> None:
+    with mounted(own.path, tmp_path / "m", *SOON) as mount:
+        latest = mount / "vm/100/latest"
+        assert latest.readlink() == Path("2023-11-15T22:13:20Z")
+        assert (latest / "drive-scsi0.img").read_bytes() == own.contents[NEWER_IMAGE]
+        damage.flip_bit(own.path / SECOND / MANIFEST.filename, 8 * 20)
+        wait_until(lambda: latest.readlink() == Path("2023-11-14T22:13:20Z"), "it is the one before")
+        (line,) = mount.log_lines()
+        assert SECOND in line
+
+
+def test_unfinished_backups_are_not_shown(own: Stocked, tmp_path: Path) -> None:
+    shutil.rmtree(own.path / "ct")
+    (own.path / SECOND / MANIFEST.filename).rename(tmp_path / "manifest")
+    with mounted(own.path, tmp_path / "m") as mount:
+        assert sorted(os.listdir(mount / "vm/100")) == ["2023-11-14T22:13:20Z", "latest"]
+        assert not (mount / SECOND).exists()
+        assert (mount / "vm/100/latest").readlink() == Path("2023-11-14T22:13:20Z")
+        (line,) = mount.log_lines()
+        assert SECOND in line
+
+
+def test_broken_snapshots_hide_nothing(own: Stocked, tmp_path: Path) -> None:
+    damage.truncate(own.path / SECOND / MANIFEST.filename, 30)
+    (own.path / f"{IN_NAMESPACE}.fidx").unlink()
+    with mounted(own.path, tmp_path / "m") as mount:
+        assert "2023-11-15T22:13:20Z" in os.listdir(mount / "vm/100")
+        for _ in range(2):
+            assert fails_with(errno.EIO, lambda: os.listdir(mount / SECOND))
+            assert fails_with(errno.EIO, lambda: (mount / IN_NAMESPACE).open("rb"))
+        assert (mount / IN_NAMESPACE).stat().st_size == len(own.contents[IN_NAMESPACE])
+        assert (mount / IN_NAMESPACE).with_name("index.json").read_bytes()
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        lines = mount.log_lines()
+        assert len([line for line in lines if SECOND in line and "unreadable manifest" in line]) == 1
+        assert any(IN_NAMESPACE in line and "missing" in line for line in lines)
+
+
+def test_inode_numbers_are_stable(own: Stocked, tmp_path: Path) -> None:
+    def numbers(mount: Mounted) -> dict[str, int]:
+        found = {".": mount.place.stat().st_ino}
+        for directory, names, files in os.walk(mount.place):
+            for name in (*names, *files):
+                path = Path(directory, name)
+                found[str(path.relative_to(mount.place))] = path.lstat().st_ino
+            listed = {entry.name: entry.inode() for entry in os.scandir(directory)}
+            assert all(Path(directory, name).lstat().st_ino == number for name, number in listed.items())
+        return found
+
+    with mounted(own.path, tmp_path / "m", *SOON) as mount:
+        first = numbers(mount)
+        assert numbers(mount) == first
+    with mounted(own.path, tmp_path / "m2") as mount:
+        assert numbers(mount) == first
+    assert len(first) > len(own.contents)
+    assert len(set(first.values())) == len(first)
+
+
+def test_link_counts_count_directories(mount: Mounted) -> None:
+    seen = 0
+    for directory, _names, files in os.walk(mount.place):
+        names = os.listdir(directory)
+        inside = sum(stat.S_ISDIR(Path(directory, name).lstat().st_mode) for name in names)
+        assert os.stat(directory).st_nlink == 2 + inside, directory
+        assert all(Path(directory, name).stat().st_nlink == 1 for name in files)
+        seen += 1
+    assert seen > 10
+
+
+def test_times_are_backup_times(own: Stocked, tmp_path: Path) -> None:
+    before = int(time.time())
+    with mounted(own.path, tmp_path / "m") as mount:
+        for path in (IMAGE, CONFIGURATION, LOG, FIRST):
+            assert (mount / path).stat().st_mtime == made.TIME
+        for path in (NEWER_IMAGE, SECOND, "vm/100", "vm"):
+            assert (mount / path).stat().st_mtime == made.TIME + made.DAY
+        assert (mount / "ct").stat().st_mtime == made.TIME
+        assert before <= mount.place.stat().st_mtime <= time.time()
+
+
+def test_modes_follow_uid_gid_umask(own: Stocked, mount: Mounted, tmp_path: Path) -> None:
+    def modes(where: Mounted) -> set[tuple[int, int, int]]:
+        found = [(where / path).stat() for path in ("vm", FIRST, IMAGE, CONFIGURATION)]
+        return {(s.st_mode, s.st_uid, s.st_gid) for s in found}
+
+    me = (os.getuid(), os.getgid())
+    assert modes(mount) == {(stat.S_IFDIR | 0o550, *me), (stat.S_IFREG | 0o440, *me)}
+    with mounted(own.path, tmp_path / "m", "-o", f"uid={me[0]},gid=4321,umask=022") as other:
+        other_me = (me[0], 4321)
+        assert modes(other) == {(stat.S_IFDIR | 0o555, *other_me), (stat.S_IFREG | 0o444, *other_me)}
+
+
+def test_others_stay_outside(own: Stocked, tmp_path: Path) -> None:
+    need_root("become another user")
+    need("setpriv")
+    tmp_path.chmod(0o755)  # and relative paths, so that what is above does not matter
+
+    def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
+        drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        return run([*drop, *command], cwd=tmp_path)
+
+    assert as_nobody("ls", "datastore/vm").returncode == 0
+    for place, options, is_let_in in (
+        ("m", "umask=0", False),
+        ("m2", "umask=0,allow_other", True),
+        ("m3", "allow_other", False),
+        ("m4", "allow_other,uid=65534", True),
+    ):
+        with mounted(own.path, tmp_path / place, "-o", options):
+            done = as_nobody("cmp", f"{place}/{LOG}", f"{place}/{LOG}")
+            assert (done.returncode == 0) is is_let_in, options
+            assert is_let_in or "Permission denied" in done.stderr
+
+
+def test_attributes_tell_of_the_backup(mount: Mounted, stocked: Stocked) -> None:
+    def attributes(path: str) -> dict[str, str]:
+        names = os.listxattr(mount / path)
+        assert all(name.startswith("user.pbs.") for name in names)
+        return {name[9:]: os.getxattr(mount / path, name).decode() for name in names}
+
+    snapshot = {
+        "namespace": "",
+        "backup_type": "vm",
+        "backup_id": "100",
+        "backup_time": "2023-11-14T22:13:20Z",
+        "owner": "root@pam",  # of the group: that of its last backup
+        "protected": "true",
+        "verify_state": "ok",
+        "notes": "before the upgrade\nkeep",
+        "crypt_mode": "none",
+    }
+    size = len(stocked.contents[IMAGE])
+    image = snapshot | {"archive": "drive-scsi0.img.fidx", "size": str(size), "chunk_size": str(CHUNK)}
+    assert attributes(IMAGE) == image
+    assert attributes(FIRST).items() >= snapshot.items()
+    assert attributes(ENCRYPTED)["crypt_mode"] == "encrypt"
+    assert attributes(ENCRYPTED)["key_fingerprint"] == made.KEY.fingerprint
+    assert attributes("ns/prod/vm")["namespace"] == "prod"
+    assert attributes("vm/100")["backup_count"] == "2"
+    assert attributes("vm/100")["last_backup"] == "2023-11-15T22:13:20Z"
+    assert fails_with(errno.ENODATA, lambda: os.getxattr(mount / IMAGE, "user.pbs.nonsense"))
+
+
+# --- what changes while it is mounted
+
+
+def test_new_backups_appear_within_refresh(own: Stocked, tmp_path: Path) -> None:
+    content = made.image(9, "r", tail=3)
+    with mounted(own.path, tmp_path / "m", "--refresh", "1") as mount:
+        third = made.snapshot(time=made.TIME + 2 * made.DAY)
+        assert "2023-11-16T22:13:20Z" not in os.listdir(mount / "vm/100")
+        own.writer.add_snapshot(third, {"drive-scsi0.img.fidx": content})
+        own.writer.add_snapshot(made.snapshot("300", type="host"), {"a.img.fidx": content})
+        finished = time.monotonic()
+        wait_until(lambda: "2023-11-16T22:13:20Z" in os.listdir(mount / "vm/100"), "it is listed")
+        wait_until(lambda: "host" in os.listdir(mount.place), "a first backup of its type is listed")
+        latest = mount / "vm/100/latest"
+        wait_until(lambda: latest.readlink() == Path("2023-11-16T22:13:20Z"), "latest follows")
+        assert time.monotonic() - finished < 2.0  # 1, and the time that looking takes
+        assert (mount / str(third) / "drive-scsi0.img").read_bytes() == content
+        assert (mount / "host/300/latest/a.img").read_bytes() == content
+
+
+def test_forgotten_backups_go(own: Stocked, tmp_path: Path) -> None:
+    content = own.contents[IMAGE]
+    with mounted(own.path, tmp_path / "m", *SOON) as mount, (mount / IMAGE).open("rb", buffering=0) as file:
+        shutil.rmtree(own.path / FIRST)
+        wait_until(lambda: not (mount / FIRST).exists(), "the snapshot is gone")
+        assert "2023-11-14T22:13:20Z" not in os.listdir(mount / "vm/100")
+        assert fails_with(errno.ENOENT, lambda: (mount / IMAGE).open("rb"))
+        assert file.read(len(content) + 1) == content
+        shutil.rmtree(own.path / "vm/100")
+        wait_until(lambda: not (mount / "vm/100").exists(), "the group is gone")
+
+
+def test_a_backup_made_again_shows_its_new_content(own: Stocked, tmp_path: Path) -> None:
+    with mounted(own.path, tmp_path / "m", *SOON) as mount:
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        shutil.rmtree(own.path / FIRST)
+        content = made.image(77, "r0r", tail=77)
+        own.writer.add_snapshot(made.snapshot(), {"drive-scsi0.img.fidx": content}, chunk_size=CHUNK)
+        wait_until(lambda: (mount / IMAGE).stat().st_size == len(content), "the new size is seen")
+        assert (mount / IMAGE).read_bytes() == content
+
+
+def test_changed_notes_are_seen(own: Stocked, tmp_path: Path) -> None:
+    def attribute(mount: Mounted, path: str, name: str) -> str:
+        return os.getxattr(mount / path, f"user.pbs.{name}").decode()
+
+    with mounted(own.path, tmp_path / "m", *SOON) as mount:
+        assert attribute(mount, IMAGE, "notes") == "before the upgrade\nkeep"
+        path = own.path / FIRST / MANIFEST.filename
+        text = json.loads(blob.decode(path.read_bytes(), max_size=1 << 20, encrypted=False))
+        text["unprotected"] |= {"notes": "never mind", "verify_state": {"state": "failed", "upid": "UPID:x"}}
+        damage.replace(path, blob.encode(json.dumps(text).encode()))
+        (own.path / FIRST / ".protected").unlink()
+        for place in (FIRST, IMAGE):
+            for name, value in (("notes", "never mind"), ("verify_state", "failed"), ("protected", "false")):
+                wait_until(
+                    lambda p=place, n=name, v=value: attribute(mount, p, n) == v,  # type: ignore[misc]
+                    f"{name} of {place} is {value}",
+                )
+
+
+def test_a_vanished_datastore_is_an_error(own: Stocked, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    with mounted(own.path, tmp_path / "m", *SOON) as mount, (mount / IMAGE).open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        assert os.pread(file.fileno(), 10, 0) == own.contents[IMAGE][:10]
+        own.path.rename(away)
+        for place in (mount.place, mount / "vm", mount / "vm/100"):
+            wait_until(lambda p=place: fails_with(errno.EIO, lambda: os.listdir(p)), f"{place} is an error")  # type: ignore[misc]
+        assert fails_with(errno.EIO, lambda: os.pread(file.fileno(), 10, 5 * CHUNK))
+        own.path.mkdir()  # as where a disk was mounted
+        for _ in range(3):
+            assert fails_with(errno.EIO, lambda: os.listdir(mount.place))
+        own.path.rmdir()
+        away.rename(own.path)
+        wait_until((mount / IMAGE).exists, "it is back")
+        assert os.pread(file.fileno(), 10, 5 * CHUNK) == own.contents[IMAGE][5 * CHUNK :][:10]
+        assert (mount / NEWER_IMAGE).read_bytes() == own.contents[NEWER_IMAGE]
+        assert all(str(own.path) in line for line in mount.log_lines())
+
+
+# --- cost
+
+
+def test_the_kernel_keeps_what_was_read(own: Stocked, tmp_path: Path) -> None:
+    def written(pid: int) -> int:
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("wchar")).split()[1])
+
+    size = len(own.contents[IMAGE])
+    with mounted(own.path, tmp_path / "m") as mount:
+        before = written(mount.pid)
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        between = written(mount.pid)
+        assert between - before > size  # so this is where reading can be seen
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        assert written(mount.pid) - between < size // 10
+
+
+def test_statfs_needs_no_storage(own: Stocked, tmp_path: Path) -> None:
+    with mounted(own.path, tmp_path / "m", *SOON) as mount:
+        own.path.rename(tmp_path / "away")
+        found = os.statvfs(mount.place)
+        assert (found.f_blocks, found.f_bfree, found.f_bavail, found.f_namemax) == (0, 0, 0, 255)
+        assert found.f_flag & os.ST_RDONLY
+        assert not mount.log_lines()
+
+
+def test_read_ahead_is_raised(mount: Mounted) -> None:
+    need_root("set the read-ahead of a mount")
+    entry = mounted_at(mount.place)
+    assert entry is not None
+    assert Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").read_text().strip() == "1024"
+
+
+def test_memory_is_bounded(writer: DatastoreWriter, tmp_path: Path) -> None:
+    cache, extra, chunk, count = 32 << 20, 200 << 20, 4 << 20, 110
+    assert count * chunk > cache + extra  # else reading it all could not break the promise
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        for number in range(count):
+            file.write(b"%064d" % number * (chunk // 64))
+    writer.add_snapshot(made.snapshot(), {"drive-scsi0.img.fidx": image})
+    with mounted(writer.path, tmp_path / "m", "--cache-size", "32M") as mount:
+        output_of("dd", f"if={mount / IMAGE}", f"of={os.devnull}", "bs=1M")
+        status = Path(f"/proc/{mount.pid}/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) << 10
+        assert peak < cache + extra, f"{peak >> 20} MiB"
+
+
+# --- from mount to umount
+
+
+def test_mount_returns_when_it_answers(own: Stocked, tmp_path: Path) -> None:
+    place = tmp_path / "m"
+    for _ in range(3):
+        with mounted(own.path, place):  # which sees to the status
+            assert mounted_at(place)
+            assert (place / CONFIGURATION).read_bytes() == own.contents[CONFIGURATION]
+
+
+def test_mount_failures_have_a_reason_and_a_status(own: Stocked, tmp_path: Path) -> None:
+    (place := tmp_path / "m").mkdir()
+    (empty := tmp_path / "empty").mkdir()
+    source = ("--datastore-dir", own.path)
+
+    def refused(status: int, *arguments: str | Path) -> str:
+        with cleaned_up(place):
+            text = error_of(pbsfs("mount", "--log-file", os.devnull, *arguments), status)
+            assert not mounted_at(place)
+        return text
+
+    assert "rw" in refused(2, *source, "-o", "rw", place)
+    assert "16M" in refused(2, *source, "--cache-size", "16M", place)
+    assert "--datastore-dir" in refused(2, place)
+    assert "nowhere" in refused(3, *source, "--ns", "nowhere", place)
+    assert "nowhere" in refused(3, *source, "--ns", "nowhere", "--foreground", place)
+    assert str(empty) in refused(4, "--datastore-dir", empty, place)
+    assert "not a directory" in refused(7, *source, own.path / ".chunks" / ".." / f"{IMAGE}.fidx")
+
+
+def test_mount_points_in_the_way_are_refused(own: Stocked, tmp_path: Path) -> None:
+    source = ("--datastore-dir", own.path)
+    file = tmp_path / "file"
+    file.touch()
+    assert "not a directory" in refusal(file, *source)
+    assert "is inside the datastore" in refusal(own.path / "vm/100", *source, "-o", "nonempty")
+    assert "contains the datastore" in refusal(tmp_path, *source, "-o", "nonempty")
+    (full := tmp_path / "full").mkdir()
+    (full / "file").touch()
+    assert "is not empty" in refusal(full, *source)
+    with mounted(own.path, full, "-o", "nonempty") as mount:
+        assert "already mounted" in refusal(mount.place, *source, "-o", "nonempty")
+        assert sorted(os.listdir(full)) == ["ct", "ns", "vm"]
+
+
+def test_umount_tells_how_it_went(own: Stocked, tmp_path: Path) -> None:
+    assert "not mounted" in error_of(pbsfs("umount", tmp_path), 7)
+    assert "not a pbsfs mount" in error_of(pbsfs("umount", "/proc"), 7)
+    with mounted(own.path, tmp_path / "m") as mount:
+        with (mount / IMAGE).open("rb"):
+            text = error_of(pbsfs("umount", mount.place), 7)
+            assert "busy" in text
+            assert "--lazy" in text
+            assert mount.is_mounted()
+        done = pbsfs("umount", mount.place)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert not mount.is_mounted()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_end_a_mount(own: Stocked, tmp_path: Path, number: signal.Signals) -> None:
+    place = tmp_path / "m"
+    place.mkdir()
+    command = [PBSFS, "mount", "--foreground", "--datastore-dir", str(own.path), str(place)]
+    with (
+        cleaned_up(place),
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process,
+    ):
+        try:
+            wait_until((place / "vm").exists, "it is mounted")
+            with opened(place / IMAGE) as fd:
+                process.send_signal(number)
+                _nothing, errors = process.communicate(timeout=20)
+                assert fails_with(errno.ENOTCONN, lambda: os.pread(fd, 1, 5 * CHUNK))
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
+    assert not mounted_at(place)
+
+
+def test_any_umount_ends_the_process(own: Stocked, tmp_path: Path) -> None:
+    commands = [[PBSFS, "umount"], ["fusermount3", "-u"]]
+    commands += [["umount"]] if os.geteuid() == 0 else []
+    need("fusermount3")
+    for number, command in enumerate(commands):
+        with mounted(own.path, tmp_path / str(number)) as mount:
+            with (mount / IMAGE).open("rb"):
+                assert run([*command, mount.place]).returncode != 0
+                assert (mount / CONFIGURATION).read_bytes() == own.contents[CONFIGURATION]
+            output_of(*command, mount.place)
+            wait_until(mount.has_ended, f"{command} ends the process")
+    with mounted(own.path, tmp_path / "lazy") as mount:
+        with (mount / IMAGE).open("rb") as file:
+            output_of(PBSFS, "umount", "--lazy", mount.place)
+            assert not mount.is_mounted()
+            assert file.read() == own.contents[IMAGE]
+            assert mount.is_running()
+        wait_until(mount.has_ended, "the process ends with the last open file")
+
+
+def test_a_killed_mount_is_reported_and_cleared(own: Stocked, tmp_path: Path) -> None:
+    with mounted(own.path, tmp_path / "m") as mount:
+        with opened(mount / IMAGE) as fd:
+            mount.signal(signal.SIGKILL)
+            wait_until(mount.is_dead, "the process is gone")
+            assert fails_with(errno.ENOTCONN, lambda: os.listdir(mount.place))
+            assert fails_with(errno.ENOTCONN, lambda: os.pread(fd, 1, 5 * CHUNK))
+        text = refusal(mount.place, "--datastore-dir", own.path)
+        assert f"pbsfs umount {mount.place}" in text
+        assert pbsfs("umount", mount.place).returncode == 0
+        assert not mount.is_mounted()
+        assert mount.place.is_dir()
+
+
+def test_a_reader_can_be_killed(own: Stocked, tmp_path: Path) -> None:
+    with mounted(own.path, tmp_path / "m") as mount:
+        mount.signal(signal.SIGSTOP)  # stands for storage that does not answer
+        with subprocess.Popen(["cat", str(mount / IMAGE)], stdout=subprocess.DEVNULL) as reader:
+            wchan = Path(f"/proc/{reader.pid}/wchan")
+            wait_until(lambda: "fuse" in wchan.read_text() or "request" in wchan.read_text(), "it waits")
+            reader.kill()
+            mount.signal(signal.SIGCONT)
+            assert reader.wait(timeout=20) == -signal.SIGKILL
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]

@@ -1,0 +1,45 @@
+"""What a test needs of the machine: skipped where it is missing, but under CI that is a failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+
+def need(*tools: str) -> None:
+    """Programs that have to be on PATH."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            _missing(f"{tool} is not installed")
+
+
+def need_root(why: str) -> None:
+    if os.geteuid() != 0:
+        _missing(f"only root can {why}")
+
+
+def need_fuse() -> None:
+    """The right to mount FUSE file systems."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        _missing(f"/dev/fuse: {error.strerror}")
+    if os.geteuid() != 0:
+        need("fusermount3")
+
+
+def need_loop() -> None:
+    """Loop devices, and the right to mount them."""
+    need_root("set up loop devices")
+    need("losetup", "mount", "umount")
+    if not os.path.exists("/dev/loop-control"):
+        _missing("there is no /dev/loop-control")
+
+
+def _missing(what: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"CI has to have this: {what}")
+    pytest.skip(what)
