@@ -8,9 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pbsfs.writer import DatastoreWriter
 from tests.support import golden
+
+pytest.register_assert_rewrite("tests.sources.conformance")
+
+# The same examples in every run: a test that fails, fails for everybody.
+settings.register_profile("pbsfs", derandomize=True, deadline=None, max_examples=100)
+settings.load_profile("pbsfs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

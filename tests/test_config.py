@@ -1,0 +1,183 @@
+"""Settings: what may be said is understood, and what makes no sense is refused with a word why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pbsfs.config import (
+    MIN_CACHE_SIZE,
+    REPOSITORY_VARIABLE,
+    FuseOptions,
+    open_source,
+    parse_cache_size,
+    parse_size,
+)
+from pbsfs.errors import SourceError, UsageError
+from pbsfs.sources.directory import DirectorySource
+from pbsfs.writer import DatastoreWriter
+
+# --- the source
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(REPOSITORY_VARIABLE, raising=False)
+
+
+def test_a_directory_is_a_source(writer: DatastoreWriter) -> None:
+    source = open_source(None, writer.path)
+    assert isinstance(source, DirectorySource)
+    assert source.path == writer.path
+
+
+def test_a_relative_directory_is_made_absolute(
+    writer: DatastoreWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(writer.path.parent)
+    source = open_source(None, Path(writer.path.name))
+    monkeypatch.chdir("/")
+
+    assert isinstance(source, DirectorySource)
+    assert source.path == writer.path
+
+
+def test_a_directory_that_is_named_wins_over_the_environment(
+    writer: DatastoreWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(REPOSITORY_VARIABLE, "server:store")
+    assert isinstance(open_source(None, writer.path), DirectorySource)
+
+
+def test_two_sources_are_one_too_many(writer: DatastoreWriter) -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        open_source("server:store", writer.path)
+
+
+def test_no_source_is_one_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    for empty in (None, ""):
+        if empty is not None:
+            monkeypatch.setenv(REPOSITORY_VARIABLE, empty)
+        with pytest.raises(UsageError, match="--datastore-dir DIR"):
+            open_source(None, None)
+
+
+def test_a_directory_that_is_no_datastore_is_a_fault_of_the_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a datastore"):
+        open_source(None, tmp_path)
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("65536", 65536),
+        ("1k", 1024),
+        ("256M", 256 << 20),
+        ("256 MiB", 256 << 20),
+        (" 2gb ", 2 << 30),
+        ("1T", 1 << 40),
+        ("7B", 7),
+    ],
+)
+def test_sizes_are_in_powers_of_1024(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@given(st.integers(0, 10**15), st.sampled_from(["", "K", "m", "GiB", " TB"]))
+def test_a_size_is_its_number_times_its_unit(number: int, unit: str) -> None:
+    factor = 1024 ** " kmgt".index(unit.strip().lower()[:1] or " ")
+    assert parse_size(f"{number}{unit}") == number * factor
+
+
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1", "+1", "1.5G", "1,5G", "0x10", "1P", "1MM", "1 0", "1e3", "much", "9" * 19, "1\n2"]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_size(text)
+
+
+def test_a_cache_holds_two_of_the_largest_chunks_at_least() -> None:
+    assert parse_cache_size("32M") == MIN_CACHE_SIZE == 2 * (16 << 20)
+    assert parse_cache_size("1G") == 1 << 30
+    for text in ("0", "31M", str(MIN_CACHE_SIZE - 1)):
+        with pytest.raises(UsageError, match="the least is 32M"):
+            parse_cache_size(text)
+
+
+# --- mount options
+
+
+def test_without_options_files_belong_to_the_caller_and_its_group() -> None:
+    options = FuseOptions.parse([])
+
+    assert (options.uid, options.gid) == (os.getuid(), os.getgid())
+    assert options.umask == 0o007
+    assert (options.nonempty, options.flags) == (False, set())
+
+
+def test_options_come_one_by_one_or_with_commas() -> None:
+    joined = FuseOptions.parse(["allow_other,uid=1000,gid=33,umask=0022,nonempty"])
+    apart = FuseOptions.parse(["allow_other", "uid=1000", "gid=33", "", "umask=22", "nonempty,"])
+
+    assert joined == apart
+    assert (joined.uid, joined.gid, joined.umask) == (1000, 33, 0o022)
+    assert joined.nonempty
+    assert joined.flags == {"allow_other"}
+
+
+def test_options_of_mount_8_that_mean_nothing_here_are_taken() -> None:
+    general = "ro,defaults,noauto,nofail,_netdev,user,x-systemd.automount,X-mount.mkdir,comment=x,relatime"
+    assert FuseOptions.parse([general]) == FuseOptions()
+
+
+@pytest.mark.parametrize(
+    "option", ["allow_root", "nosuid", "nodev", "noexec", "noatime", "suid", "dev", "exec"]
+)
+def test_options_of_libfuse_are_passed_on(option: str) -> None:
+    assert FuseOptions.parse([option]).flags == {option}
+
+
+@pytest.mark.parametrize("option", ["rw", "remount"])
+def test_writing_is_refused(option: str) -> None:
+    with pytest.raises(UsageError, match="mounted read-only"):
+        FuseOptions.parse(["ro", option])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "uid",
+        "uid=",
+        "uid=root",
+        "uid=-1",
+        "uid=4294967295",
+        "gid=1_0",
+        "gid= 1",
+        "umask=8",
+        "umask=1777",
+        "umask=-1",
+    ],
+)
+def test_a_number_out_of_range_is_refused(option: str) -> None:
+    with pytest.raises(UsageError, match="not a number from 0 to"):
+        FuseOptions.parse([option])
+
+
+@pytest.mark.parametrize("option", ["allow_others", "big_writes", "uids=1", "fsname=x", "ro=1", "nonempty=1"])
+def test_an_option_that_is_not_known_is_refused_by_name(option: str) -> None:
+    with pytest.raises(UsageError, match=f"'{option}' is not known"):
+        FuseOptions.parse([option])
+
+
+def test_two_sets_of_options_share_nothing() -> None:
+    FuseOptions.parse(["allow_other"])
+    assert FuseOptions.parse([]).flags == set()

@@ -1,0 +1,180 @@
+"""Imports point one way, from the doors down to the formats; and the formats do no I/O."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pbsfs
+
+PACKAGE = Path(pbsfs.__file__).parent
+
+LAYERS = (
+    ("",),  # the package itself: its version
+    ("errors", "allocator"),
+    ("names", "credentials"),
+    ("formats",),
+    ("sources", "writer"),
+    ("reader", "config"),
+    ("tree",),
+    ("copy", "fuse", "nbd"),
+    ("cli",),
+    ("__main__",),
+)
+"""The rooms of the house, from the ground up. A room imports from itself and from layers below its own."""
+
+LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+
+IO = {
+    *("asyncio", "concurrent", "fcntl", "glob", "http", "io", "logging", "mmap", "multiprocessing", "os"),
+    *("pathlib", "select", "selectors", "shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile"),
+    *("time", "trio", "urllib", "click", "rich", "platformdirs", "pyfuse3"),
+}
+"""Modules that touch the world; no part of `pbsfs.formats` has any business with them."""
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Every module of the package: its name, and its source as a tree."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), ast.parse(path.read_text())
+
+
+def imports(module: str, tree: ast.Module, *, package: bool = False) -> Iterator[str]:
+    """The full names of all that a module imports, wherever in it: `from a.b import c` is `a.b.c`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")[: None if package and node.level == 1 else -(node.level - package)]
+                base = ".".join([*above, *filter(None, [base])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def room_of(name: str) -> str:
+    """The room of a module, or of something that was imported from one."""
+    first = name.split(".")[1:2]
+    return first[0] if first and not first[0].startswith("__version") else ""
+
+
+def wrong_imports(module: str, tree: ast.Module, *, package: bool = False) -> list[str]:
+    """Those imports of a module that point up or sideways, and those that are no room's."""
+    own = LAYER.get(room_of(module), 0)
+    return [
+        name
+        for name in imports(module, tree, package=package)
+        if name.split(".")[0] == "pbsfs"
+        and room_of(name) != room_of(module)
+        and LAYER.get(room_of(name), len(LAYERS)) >= own
+    ]
+
+
+def doings(tree: ast.Module) -> list[str]:
+    """What in a module of the formats is I/O: imports, `open` and its kin, anything async."""
+    found = [name for name in imports("pbsfs.formats.x", tree) if name.split(".")[0] in IO]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AsyncFunctionDef | ast.Await):
+            found.append(f"async in line {node.lineno}")
+        elif isinstance(node, ast.Name) and node.id in ("open", "print", "input", "__import__"):
+            found.append(f"{node.id} in line {node.lineno}")
+    return found
+
+
+def is_package(module: str) -> bool:
+    return (PACKAGE.parent / Path(*module.split("."))).is_dir()
+
+
+def test_every_module_belongs_to_a_room_that_has_its_layer() -> None:
+    homeless = [name for name, _tree in modules() if room_of(name) not in LAYER]
+    assert not homeless, "give them a place in LAYERS"
+
+
+@pytest.mark.parametrize(("module", "tree"), [pytest.param(*m, id=m[0]) for m in modules()])
+def test_imports_point_down(module: str, tree: ast.Module) -> None:
+    assert not wrong_imports(module, tree, package=is_package(module))
+
+
+@pytest.mark.parametrize(
+    ("module", "tree"), [pytest.param(*m, id=m[0]) for m in modules() if room_of(m[0]) == "formats"]
+)
+def test_the_formats_do_no_io(module: str, tree: ast.Module) -> None:
+    assert module.startswith("pbsfs.formats")
+    assert not doings(tree)
+
+
+# --- the check itself
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pbsfs.formats.blob", "import pbsfs.sources.base"),
+        ("pbsfs.formats.blob", "from pbsfs import reader"),
+        ("pbsfs.formats.blob", "from pbsfs.tree import Tree"),
+        ("pbsfs.formats.blob", "from ..sources import base"),
+        ("pbsfs.formats.blob", "from .. import sources"),
+        ("pbsfs.names", "from .formats import blob"),
+        ("pbsfs.names", "from . import tree"),
+        ("pbsfs.names", "from pbsfs.formats.blob import decode"),
+        ("pbsfs.errors", "import pbsfs.names as n"),
+        ("pbsfs.sources.directory", "def f():\n    from pbsfs.reader.store import ChunkStore"),
+        (
+            "pbsfs.sources.directory",
+            "class C:\n    def f(self):\n        if 1:\n            import pbsfs.cli.ls",
+        ),
+        ("pbsfs.sources.server.pool", "from ...reader import store"),
+        ("pbsfs.sources.base", "from pbsfs.writer import DatastoreWriter"),
+        ("pbsfs.reader.image", "if TYPE_CHECKING:\n    from pbsfs.tree import Tree"),
+        ("pbsfs.reader.image", "from pbsfs.config import parse_size"),
+        ("pbsfs.fuse.mount", "from pbsfs.cli import main"),
+        ("pbsfs.copy", "from pbsfs.fuse.inodes import Inode"),
+        ("pbsfs.tree", "import os, pbsfs.fuse"),
+        ("pbsfs.cli.ls", "from pbsfs.cellar import wine"),
+        ("pbsfs.cli.ls", "import pbsfs.__main__"),
+    ],
+)
+def test_an_import_that_points_up_or_sideways_is_caught(module: str, source: str) -> None:
+    assert wrong_imports(module, ast.parse(source))
+
+
+def test_a_relative_import_in_a_package_is_caught_too() -> None:
+    assert wrong_imports("pbsfs.formats", ast.parse("from ..reader import store"), package=True)
+    assert not wrong_imports("pbsfs.formats", ast.parse("from .blob import decode"), package=True)
+    assert not wrong_imports(
+        "pbsfs.formats", ast.parse("from . import blob\nfrom ..names import x"), package=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pbsfs.formats.blob", "import zlib\nfrom pbsfs.errors import DamageError"),
+        ("pbsfs.formats.blob", "from . import keys\nfrom .keys import Key\nfrom ..errors import DamageError"),
+        ("pbsfs.cli.mount", "from pbsfs.fuse import mount\nfrom pbsfs import __version__"),
+        ("pbsfs.tree", "import pbsfs.reader.image"),
+    ],
+)
+def test_an_import_that_points_down_is_none_to_complain_of(module: str, source: str) -> None:
+    assert not wrong_imports(module, ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os",
+        "import os.path as p",
+        "from pathlib import Path",
+        "def f():\n    import trio",
+        "import struct, logging",
+        "def f():\n    return open('x')",
+        "async def f(): pass",
+        "print(1)",
+    ],
+)
+def test_io_in_the_formats_is_caught(source: str) -> None:
+    assert doings(ast.parse(source))
