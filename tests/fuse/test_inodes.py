@@ -1,0 +1,84 @@
+"""Inode numbers: the same for a path for ever, and remembered only as long as the kernel does."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from pbsfs.errors import NotFoundError
+from pbsfs.fuse.inodes import ROOT, InodeTable
+from pbsfs.tree import Node, Stat, Tree
+
+PATHS = ["vm", "ct", "vm/100", "vm/100/latest", "ns/prod/vm/100", "vm/100/2023-11-14T22:13:20Z/index.json"]
+
+
+class _Place(Node):
+    async def stat(self) -> Stat:
+        return Stat()
+
+
+def place(path: str) -> _Place:
+    return _Place(cast(Tree, None), path)
+
+
+@pytest.fixture
+def table() -> InodeTable:
+    return InodeTable(place(""))
+
+
+def test_the_root_is_number_1(table: InodeTable) -> None:
+    assert table.number("") == ROOT == 1
+    assert table[1].node.path == ""
+
+
+def test_a_path_has_the_same_number_in_every_table(table: InodeTable) -> None:
+    numbers = [table.remember(place(path)) for path in PATHS]
+    other = InodeTable(place(""))
+    assert [other.number(path) for path in reversed(PATHS)] == numbers[::-1]
+    assert [table.number(path) for path in PATHS] == numbers
+    assert len({ROOT, *numbers}) == len(PATHS) + 1
+
+
+def test_numbers_are_positive_signed_64_bit_and_no_small_ones(table: InodeTable) -> None:
+    assert all(16 <= table.number(f"vm/{number}") < 2**63 for number in range(5000))
+
+
+def test_two_paths_never_share_a_number(table: InodeTable) -> None:
+    taken = table.number("vm/100")
+    table._inodes[taken] = table._inodes[ROOT]  # as if another path had the same hash
+    moved = table.remember(place("vm/100"))
+    assert moved != taken
+    assert table.number("vm/100") == moved
+    assert table[taken].node.path == ""
+
+
+def test_a_number_is_known_until_every_lookup_is_forgotten(table: InodeTable) -> None:
+    number = table.remember(place("vm"))
+    assert table.remember(place("vm")) == number
+    assert len(table) == 2
+    table.forget(number, 1)
+    assert table[number].node.path == "vm"
+    table.forget(number, 1)
+    assert len(table) == 1
+    with pytest.raises(NotFoundError, match=str(number)):
+        _ = table[number]
+
+
+def test_the_root_is_never_forgotten(table: InodeTable) -> None:
+    table.forget(ROOT, 1000)
+    assert table[ROOT].node.path == ""
+
+
+def test_forgetting_what_is_not_known_does_no_harm(table: InodeTable) -> None:
+    table.forget(999, 1)
+    assert len(table) == 1
+
+
+def test_a_newer_node_of_the_same_path_replaces_the_older(table: InodeTable) -> None:
+    older, newer = place("vm"), place("vm")
+    number = table.remember(older)
+    table[number].opened = b"checksum"
+    assert table.remember(newer) == number
+    assert table[number].node is newer
+    assert table[number].opened == b"checksum"

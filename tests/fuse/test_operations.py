@@ -1,0 +1,479 @@
+"""The file system's handlers, called as the kernel would, without a mount."""
+
+from __future__ import annotations
+
+import pbsfs.fuse.lseek  # noqa: F401 - before pyfuse3, see there
+
+import errno
+import logging
+import os
+import random
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pyfuse3
+import pytest
+import trio
+
+from pbsfs.errors import DamageError, NotFoundError
+from pbsfs.fuse import operations as door
+from pbsfs.fuse.inodes import ROOT
+from pbsfs.fuse.operations import MAX_REPORTED, UNCHANGING, Operations, Ownership
+from pbsfs.names import Archive, Snapshot
+from pbsfs.reader.reader import open_reader
+from pbsfs.sources.directory import DirectorySource
+from pbsfs.tree import Tree
+from tests.support import damage, made
+from tests.support.stocked import (
+    ARCHIVE,
+    CHUNK,
+    CONFIGURATION,
+    ENCRYPTED,
+    FIRST,
+    IMAGE,
+    LOG,
+    NEWER_IMAGE,
+    SECOND,
+    Stocked,
+    stock,
+)
+
+NOBODY = cast(pyfuse3.RequestContext, None)  # handlers don't look at who asks: the kernel does
+TOKEN = cast(pyfuse3.ReaddirToken, None)
+REFRESH = 7.0
+
+
+@pytest.fixture
+def stocked(tmp_path: Path) -> Stocked:
+    return stock(tmp_path / "datastore")
+
+
+def serve(
+    stocked: Stocked,
+    work: Callable[[Operations], Awaitable[None]],
+    *,
+    source: type[DirectorySource] = DirectorySource,
+    refresh: float = REFRESH,
+) -> None:
+    """Runs `work` on the operations of a datastore; what it raises comes out as it is."""
+
+    async def run() -> None:
+        async with open_reader(source(stocked.path)) as reader:
+            await work(Operations(Tree(reader, refresh=refresh), Ownership(11, 22, 0o007)))
+
+    trio.run(run)
+
+
+async def find(operations: Operations, path: str) -> pyfuse3.EntryAttributes:
+    """Looks up `path`, step by step from the root."""
+    entry = await operations.getattr(ROOT, NOBODY)
+    for name in path.split("/"):
+        entry = await operations.lookup(entry.st_ino, name.encode(), NOBODY)
+    return entry
+
+
+async def open_file(operations: Operations, path: str) -> tuple[int, pyfuse3.FileInfo]:
+    inode = (await find(operations, path)).st_ino
+    info = await operations.open(inode, os.O_RDONLY, NOBODY)
+    return info.fh, info
+
+
+async def fails_with(number: int, action: Awaitable[Any]) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await action
+    assert caught.value.errno == number, os.strerror(caught.value.errno)
+
+
+class _Listed(list[tuple[str, int, int]]):
+    """What readdir replied: name, inode and place; takes `room` entries at a time, as the kernel does."""
+
+    room = 1000
+
+    def reply(self, _token: object, name: bytes, entry: pyfuse3.EntryAttributes, next_id: int) -> bool:
+        if self.room == 0:
+            return False
+        self.room -= 1
+        self.append((name.decode(), entry.st_ino, next_id))
+        return True
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> _Listed:
+    listed = _Listed()
+    monkeypatch.setattr(pyfuse3, "readdir_reply", listed.reply)
+    return listed
+
+
+# --- names and attributes
+
+
+def test_attributes_are_those_of_the_tree(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        image = await find(operations, IMAGE)
+        assert (image.st_mode, image.st_uid, image.st_gid, image.st_nlink) == (0o100440, 11, 22, 1)
+        assert (image.st_size, image.st_blocks) == (8 * CHUNK + 1536, (5 * CHUNK + 1536) // 512)
+        assert image.st_mtime_ns == image.st_ctime_ns == image.st_atime_ns == made.TIME * 10**9
+        assert (image.st_blksize, image.attr_timeout, image.entry_timeout) == (1 << 20, UNCHANGING, REFRESH)
+        again = await operations.getattr(image.st_ino, NOBODY)
+        assert (again.st_ino, again.st_size) == (image.st_ino, image.st_size)
+        group = await find(operations, "vm/100")
+        assert (group.st_mode, group.attr_timeout, group.entry_timeout) == (0o40550, REFRESH, REFRESH)
+        assert (await find(operations, "vm/100/latest")).st_mode == 0o120777
+
+    serve(stocked, work)
+
+
+def test_a_name_that_is_not_there_is_enoent_and_logs_nothing(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        group = (await find(operations, "vm/100")).st_ino
+        for name in (b"2001-01-01T00:00:00Z", b"drive-scsi0.img.fidx", b"..", b"\xff", b"x" * 255):
+            await fails_with(errno.ENOENT, operations.lookup(group, name, NOBODY))
+
+    serve(stocked, work)
+
+
+def test_lookups_are_counted_until_forgotten(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        vm = (await find(operations, "vm")).st_ino
+        assert (await find(operations, "vm")).st_ino == vm
+        assert len(operations.inodes) == 2
+        await operations.forget([(vm, 1)])
+        assert (await operations.getattr(vm, NOBODY)).st_ino == vm
+        await operations.forget([(vm, 1)])
+        assert len(operations.inodes) == 1
+        await fails_with(errno.ENOENT, operations.getattr(vm, NOBODY))
+
+    serve(stocked, work)
+
+
+def test_a_lookup_that_fails_is_not_counted(stocked: Stocked, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(operations: Operations) -> None:
+        vm = (await find(operations, "vm")).st_ino
+        known = len(operations.inodes)
+        await fails_with(errno.ENOENT, operations.lookup(vm, b"999", NOBODY))
+        assert len(operations.inodes) == known
+
+    serve(stocked, work)
+
+
+def test_only_links_are_read_as_links_and_only_directories_have_children(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        latest = (await find(operations, "vm/100/latest")).st_ino
+        assert await operations.readlink(latest, NOBODY) == b"2023-11-15T22:13:20Z"
+        image = (await find(operations, IMAGE)).st_ino
+        await fails_with(errno.EINVAL, operations.readlink(image, NOBODY))
+        await fails_with(errno.ENOTDIR, operations.lookup(image, b"x", NOBODY))
+        await fails_with(errno.ENOTDIR, operations.opendir(image, NOBODY))
+        await fails_with(errno.EISDIR, operations.open(ROOT, os.O_RDONLY, NOBODY))
+
+    serve(stocked, work)
+
+
+# --- directories
+
+
+def test_a_listing_has_everything_with_its_inode_and_counts_as_lookups(
+    stocked: Stocked, listed: _Listed
+) -> None:
+    async def work(operations: Operations) -> None:
+        parent, group = (await find(operations, "vm")).st_ino, (await find(operations, "vm/100")).st_ino
+        before = len(operations.inodes)
+        fh = await operations.opendir(group, NOBODY)
+        await operations.readdir(fh, 0, TOKEN)
+        await operations.releasedir(fh)
+        names = ["2023-11-14T22:13:20Z", "2023-11-15T22:13:20Z", "latest"]
+        assert [name for name, _inode, _id in listed] == [".", "..", *names]
+        assert [inode for _name, inode, _id in listed[:2]] == [group, parent]
+        assert len(operations.inodes) == before + 3
+        for name, inode, _id in listed[2:]:
+            assert (await operations.getattr(inode, NOBODY)).st_ino == inode
+            assert (await operations.lookup(group, name.encode(), NOBODY)).st_ino == inode
+
+    serve(stocked, work)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_listing_in_pieces_skips_and_repeats_nothing(stocked: Stocked, listed: _Listed, room: int) -> None:
+    async def work(operations: Operations) -> None:
+        fh = await operations.opendir((await find(operations, FIRST)).st_ino, NOBODY)
+        place, count = 0, -1
+        while count < len(listed):
+            count, listed.room = len(listed), room
+            await operations.readdir(fh, place, TOKEN)
+            place = listed[-1][2]
+        names = [".", "..", "client.log", "drive-scsi0.img", "index.json", "qemu-server.conf"]
+        assert sorted(name for name, _inode, _id in listed) == names
+
+    serve(stocked, work)
+
+
+def test_what_was_not_replied_is_not_counted_as_a_lookup(stocked: Stocked, listed: _Listed) -> None:
+    async def work(operations: Operations) -> None:
+        fh = await operations.opendir((await find(operations, FIRST)).st_ino, NOBODY)
+        before, listed.room = len(operations.inodes), 3
+        await operations.readdir(fh, 0, TOKEN)
+        assert len(operations.inodes) == before + 1
+
+    serve(stocked, work)
+
+
+def test_an_open_listing_stays_as_it_was(stocked: Stocked, listed: _Listed) -> None:
+    async def work(operations: Operations) -> None:
+        fh = await operations.opendir((await find(operations, "vm/100")).st_ino, NOBODY)
+        shutil.rmtree(stocked.path / SECOND)
+        await operations.readdir(fh, 0, TOKEN)
+        assert "2023-11-15T22:13:20Z" in [name for name, _inode, _id in listed]
+        await fails_with(errno.ENOENT, find(operations, SECOND))
+
+    serve(stocked, work, refresh=0)
+
+
+# --- files
+
+
+def test_any_range_reads_as_the_original(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        places = random.Random(1)
+        for path, content in stocked.contents.items():
+            fh, _info = await open_file(operations, path)
+            for _ in range(60):
+                offset, size = places.randrange(len(content) + 20), places.randrange(1, 3 * CHUNK)
+                assert bytes(await operations.read(fh, offset, size)) == content[offset : offset + size]
+            await operations.release(fh)
+
+    serve(stocked, work)
+
+
+def test_every_kind_of_writing_is_refused(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        image = (await find(operations, IMAGE)).st_ino
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+            await fails_with(errno.EROFS, operations.open(image, flags, NOBODY))
+        refusing: list[Callable[..., Awaitable[Any]]] = [
+            *(operations.setattr, operations.mknod, operations.mkdir, operations.unlink),
+            *(operations.rmdir, operations.symlink, operations.rename, operations.link),
+            *(operations.create, operations.write, operations.setxattr, operations.removexattr),
+        ]
+        for refuse in refusing:
+            await fails_with(errno.EROFS, refuse(ROOT, b"name"))
+
+    serve(stocked, work)
+
+
+def test_content_is_kept_in_the_kernel_unless_it_changed(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        for path in (IMAGE, CONFIGURATION, ARCHIVE):
+            for _ in range(2):
+                _fh, info = await open_file(operations, path)
+                assert info.keep_cache
+                assert not info.direct_io
+        shutil.rmtree(stocked.path / FIRST)
+        stocked.writer.add_snapshot(
+            made.snapshot(), {"drive-scsi0.img.fidx": b"other", "qemu-server.conf.blob": b"other"}
+        )
+        for path in (IMAGE, CONFIGURATION):
+            fh, info = await open_file(operations, path)
+            assert not info.keep_cache
+            assert await operations.read(fh, 0, 100) == b"other"
+            assert (await open_file(operations, path))[1].keep_cache
+
+    serve(stocked, work, refresh=0)
+
+
+class _Remote(DirectorySource):
+    """A source for which looking into a file costs too much for a stat."""
+
+    cheap_files = False
+
+
+def test_what_a_stat_does_not_know_yet_is_not_kept_and_exact_after_open(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        image = await find(operations, IMAGE)
+        assert (image.st_size, image.st_blocks, image.attr_timeout) == (
+            8 * CHUNK + 1536,
+            (8 * CHUNK + 1536) // 512,
+            0,
+        )
+        await open_file(operations, IMAGE)
+        image = await operations.getattr(image.st_ino, NOBODY)
+        assert (image.st_blocks, image.attr_timeout) == ((5 * CHUNK + 1536) // 512, UNCHANGING)
+        content = stocked.contents[CONFIGURATION]
+        configuration = await find(operations, CONFIGURATION)
+        assert configuration.st_size != len(content)  # compressed
+        assert configuration.attr_timeout == 0
+        fh, info = await open_file(operations, CONFIGURATION)
+        assert info.direct_io  # or the kernel would cut reads at the wrong length
+        assert await operations.read(fh, 0, 1 << 20) == content
+        configuration = await operations.getattr(configuration.st_ino, NOBODY)
+        assert (configuration.st_size, configuration.attr_timeout) == (len(content), UNCHANGING)
+
+    serve(stocked, work, source=_Remote)
+
+
+def test_seeking_tells_holes_from_data(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        fh, _info = await open_file(operations, IMAGE)  # rr00tr0r and a tail
+        assert operations.seek(0, 0, os.SEEK_HOLE, fh) == 2 * CHUNK
+        assert operations.seek(0, 2 * CHUNK, os.SEEK_DATA, fh) == 4 * CHUNK
+        for offset in (-1, 8 * CHUNK + 1536, 1 << 62):
+            with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+                operations.seek(0, offset, os.SEEK_DATA, fh)
+        fh, _info = await open_file(operations, LOG)
+        size = len(stocked.contents[LOG])
+        assert operations.seek(0, 3, os.SEEK_DATA, fh) == 3
+        assert operations.seek(0, 3, os.SEEK_HOLE, fh) == size
+        with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+            operations.seek(0, size, os.SEEK_HOLE, fh)
+
+    serve(stocked, work)
+
+
+def test_seeking_data_in_a_hole_at_the_end_is_enxio(stocked: Stocked) -> None:
+    path = stocked.writer.add_snapshot(
+        made.snapshot("7"), {"d.img.fidx": made.image(1, "r00")}, chunk_size=CHUNK
+    )
+
+    async def work(operations: Operations) -> None:
+        fh, _info = await open_file(operations, f"{path.relative_to(stocked.path)}/d.img")
+        assert operations.seek(0, 5, os.SEEK_HOLE, fh) == CHUNK
+        with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+            operations.seek(0, CHUNK, os.SEEK_DATA, fh)
+
+    serve(stocked, work)
+
+
+# --- extended attributes, the file system
+
+
+def test_attributes_have_one_prefix_and_all_that_are_listed_can_be_read(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        image = (await find(operations, IMAGE)).st_ino
+        names = await operations.listxattr(image, NOBODY)
+        assert b"user.pbs.owner" in names
+        for name in names:
+            assert name.startswith(b"user.pbs.")
+            await operations.getxattr(image, name, NOBODY)
+        assert await operations.getxattr(image, b"user.pbs.verify_state", NOBODY) == b"ok"
+        for name in (b"owner", b"user.owner", b"security.capability", b"user.pbs.", b"user.pbs.\xff"):
+            await fails_with(pyfuse3.ENOATTR, operations.getxattr(image, name, NOBODY))
+
+    serve(stocked, work)
+
+
+def test_statfs_asks_nothing_of_the_source(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        shutil.rmtree(stocked.path)
+        answer = await operations.statfs(NOBODY)
+        assert (answer.f_blocks, answer.f_bfree, answer.f_bavail) == (0, 0, 0)
+        assert (answer.f_files, answer.f_namemax) == (1, 255)
+
+    serve(stocked, work)
+
+
+# --- errors
+
+
+def test_damage_is_eio_and_logged_once(stocked: Stocked, caplog: pytest.LogCaptureFixture) -> None:
+    chunk = stocked.contents[IMAGE][:CHUNK]
+    digest = stocked.writer.add_chunk(chunk)
+    damage.truncate(stocked.writer.chunk_path(digest), 100)
+
+    async def work(operations: Operations) -> None:
+        fh, _info = await open_file(operations, IMAGE)
+        for _ in range(3):
+            await fails_with(errno.EIO, operations.read(fh, 0, 10))
+            await fails_with(errno.EIO, operations.read(fh, CHUNK - 1, 2))
+            assert (
+                bytes(await operations.read(fh, CHUNK, 100)) == stocked.contents[IMAGE][CHUNK : CHUNK + 100]
+            )
+
+    serve(stocked, work)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert digest.hex() in record.getMessage()
+    assert IMAGE in record.getMessage()
+    caplog.clear()
+
+
+def test_a_missing_key_is_eacces_and_a_warning(stocked: Stocked, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(operations: Operations) -> None:
+        inode = (await find(operations, ENCRYPTED)).st_ino
+        for _ in range(3):
+            await fails_with(errno.EACCES, operations.open(inode, os.O_RDONLY, NOBODY))
+
+    serve(stocked, work)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert made.KEY.fingerprint in record.getMessage()
+    caplog.clear()
+
+
+def test_a_source_that_is_gone_is_eio_and_logged(stocked: Stocked, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(operations: Operations) -> None:
+        group = (await find(operations, "vm/100")).st_ino
+        latest = (await find(operations, "vm/100/latest")).st_ino
+        image = (await find(operations, IMAGE)).st_ino
+        shutil.rmtree(stocked.path)
+        await fails_with(errno.EIO, operations.opendir(ROOT, NOBODY))
+        await fails_with(errno.EIO, operations.opendir(group, NOBODY))
+        await fails_with(errno.EIO, operations.lookup(group, b"latest", NOBODY))
+        await fails_with(errno.EIO, operations.readlink(latest, NOBODY))
+        await fails_with(errno.EIO, operations.open(image, os.O_RDONLY, NOBODY))
+        assert (await operations.getattr(image, NOBODY)).st_size == 8 * CHUNK + 1536
+
+    serve(stocked, work, refresh=0)
+    assert caplog.records
+    assert all(str(stocked.path) in record.getMessage() for record in caplog.records)
+    caplog.clear()
+
+
+class _Buggy(DirectorySource):
+    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+        raise ZeroDivisionError("a bug")
+
+
+def test_a_bug_is_eio_and_never_ends_the_mount(
+    stocked: Stocked, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(operations: Operations) -> None:
+        fh, _info = await open_file(operations, NEWER_IMAGE)
+        await fails_with(errno.EIO, operations.read(fh, CHUNK, 10))
+        await fails_with(errno.EIO, operations.read(987654, 0, 10))
+        await fails_with(errno.EIO, operations.release(987654))
+        monkeypatch.setattr(Tree, "refresh", property(lambda _tree: 1 / 0), raising=False)
+        await fails_with(errno.EIO, operations.getattr(ROOT, NOBODY))
+
+    serve(stocked, work, source=_Buggy)
+    assert any("a bug" in str(r.exc_info) or "a bug" in r.getMessage() for r in caplog.records)
+    caplog.clear()
+
+
+def test_errors_that_were_reported_are_remembered_up_to_a_limit(caplog: pytest.LogCaptureFixture) -> None:
+    reporter = door._Reporter()
+    for number in range(MAX_REPORTED + 5):
+        reporter.report(DamageError(f"damage {number}"))
+    assert len(reporter._seen) == MAX_REPORTED
+    caplog.clear()
+    reporter.report(DamageError(f"damage {MAX_REPORTED}"))
+    assert not caplog.records
+    reporter.report(DamageError("damage 0"))  # long forgotten
+    assert len(caplog.records) == 1
+    caplog.clear()
+
+
+def test_an_error_is_reported_again_after_an_hour(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter, now = door._Reporter(), 5.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    reporter.report(DamageError("damage"))
+    now += 3599
+    reporter.report(DamageError("damage"))
+    assert len(caplog.records) == 1
+    now += 2
+    reporter.report(NotFoundError("damage"))
+    assert len(caplog.records) == 2
+    caplog.clear()
