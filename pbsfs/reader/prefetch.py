@@ -6,8 +6,9 @@ on a jump.
 
 The evidence is the bytes read in sequence less the bytes skipped on the way. The kernel splits one
 sequential read into requests that arrive out of order, so what was skipped may be read shortly after
-and then counts again; a random reader, also one that stays within a small region, skips more than
-it reads and never gathers evidence.
+and then counts again; what is read twice counts against. A random reader skips more than it reads and
+gathers no evidence; one that stays within a small region reads the same again and soon loses what
+its first few reads may have looked like.
 """
 
 from __future__ import annotations
@@ -46,11 +47,17 @@ class ReadAhead:
             self._read += length
             self.position = end
         else:
-            filled = min(length, self._skipped)
+            old = min(length, -gap)
+            filled = min(old, self._skipped)
             self._skipped -= filled
+            self._read = max(0, self._read + length - old - (old - filled))
             self.position = max(self.position, end)
         if abs(gap) > REORDER_DISTANCE or self._skipped > REORDER_DISTANCE:
             self._read = self._skipped = 0
             self.position = end
         evidence = self._read - self._skipped
         return min(MAX_WINDOW, GROWTH * evidence) if evidence >= EVIDENCE else 0
+
+    def skip(self, end: int) -> None:
+        """Takes note that nothing will be read before `end`, on purpose: that is no jump."""
+        self.position = max(self.position, end)
