@@ -140,17 +140,16 @@ class Image:
     def data_chunks(self, offset: int, size: int) -> Iterator[int]:
         """The numbers of the chunks that hold `size` bytes of data from `offset` on; holes don't count."""
         while offset < self.size and size > 0:
+            # Chunk by chunk where there is data: to find the end of a run of it takes long in a large image.
             number = self.index.find(offset)
-            hole, behind = self.index.run(number, self._key)
-            if hole:
+            if self.index.is_hole(number, self._key):
+                _hole, behind = self.index.run(number, self._key)
                 offset = self.index.span(behind - 1)[1]
                 continue
-            while number < behind and size > 0:
-                start, end = self.index.span(number)
-                yield number
-                size -= end - max(start, offset)
-                offset = end
-                number += 1
+            yield number
+            end = self.index.span(number)[1]
+            size -= end - offset
+            offset = end
 
     def _pieces(self, offset: int, size: int) -> Iterator[_Piece]:
         end = min(offset + size, self.size)
@@ -165,7 +164,7 @@ class Image:
         if self.index.is_hole(number, self._key):
             start, end = self.index.span(number)
             return _ZEROS[: end - start]
-        data = self.store.peek(self.index.digest(number))
+        data = self.store.peek(self.index.digest(number), self._key)
         if data is not None:
             self._check_length(number, data)
         return data
@@ -209,6 +208,10 @@ class Handle:
         started = self.image._start(offset, size)
         self._fetch_ahead(offset, size)
         return await self.image._finish(started)
+
+    def skip_hole(self, end: int) -> None:
+        """Tells that the reader leaves out a hole that ends at `end`: it still reads in sequence."""
+        self._ahead.skip(end)
 
     def close(self) -> None:
         """Gives back this reader's part of the read-ahead memory."""

@@ -40,13 +40,14 @@ cover a fetch's latency. Each takes about as much again in its stored form."""
 PREFETCH_SHARE = 0.5
 """The part of the flight budget that prefetching may fill; the rest stays free for reads on demand."""
 
+Identity = tuple[bytes, Key | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A chunk of an archive: where to fetch it and what it has to be.
 
-    `length`: decoded bytes. `key`: the archive's key where it is encrypted, else None. Encrypted
-    chunks have a digest that depends on the key, so the digest alone tells all chunks apart.
+    `length`: decoded bytes. `key`: the archive's key where it is encrypted, else None.
     """
 
     snapshot: Snapshot
@@ -55,6 +56,15 @@ class Chunk:
     length: int
     encrypted: bool
     key: Key | None
+
+    @property
+    def identity(self) -> Identity:
+        """What the cache knows the content by.
+
+        With the key: what was verified for a plain archive must not answer for an encrypted one, or a
+        server could slip plain data into it by way of the cache.
+        """
+        return self.digest, self.key
 
 
 class Flight:
@@ -100,10 +110,10 @@ class _Budget:
             try:
                 await turn.wait()
             except trio.Cancelled:
-                if turn.is_set():
-                    self._give_back(amount)
-                else:
+                if not turn.is_set():
                     self._waiting.remove((amount, turn))
+                    amount = 0
+                self._give_back(amount)  # those behind may have waited for this one only
                 raise
         else:
             self.taken += amount
@@ -131,15 +141,22 @@ class ChunkStore:
         self._source = source
         self._nursery = nursery
         self.cache = ChunkCache(cache_size)
-        self._flights: dict[bytes, Flight] = {}
+        # By length too: where an index lies about it, its flight fails, and not that of an honest one.
+        self._flights: dict[tuple[Identity, int], Flight] = {}
+        # Flights whose task has not run yet. trio runs new tasks in no certain order, so each takes the
+        # first from here: what is read on demand must not take off behind what is fetched ahead of it.
+        self._departing: deque[tuple[Chunk, Flight, bool]] = deque()
         self._prefetching = 0
         self.sequential_readers = 0
         self._budget = _Budget(FLIGHT_BUDGET)
         self._decoders = trio.CapacityLimiter(len(os.sched_getaffinity(0)))
 
-    def peek(self, digest: bytes) -> bytes | None:
-        """The decoded bytes of the chunk that has `digest`, if they are in the cache."""
-        return self.cache.get(digest)
+    def peek(self, digest: bytes, key: Key | None) -> bytes | None:
+        """The decoded bytes of the chunk that has `digest`, if they are in the cache.
+
+        `key`: the archive's key where it is encrypted, else None.
+        """
+        return self.cache.get((digest, key))
 
     @property
     def window_limit(self) -> int:
@@ -148,15 +165,17 @@ class ChunkStore:
 
     def request(self, chunk: Chunk) -> Flight:
         """The flight that brings `chunk`: the one under way, or a new one."""
-        flight = self._flights.get(chunk.digest)
+        flight = self._flights.get((chunk.identity, chunk.length))
         if flight is None:
             flight = self._launch(chunk)
         return flight
 
     def prefetch(self, chunk: Chunk) -> bool:
-        """Sees to it that `chunk` gets into the cache; False where there is no room in the air now."""
-        if chunk.digest in self.cache or chunk.digest in self._flights:
+        """Sees to it that `chunk` gets into the cache; False where there is no room for it now."""
+        if chunk.identity in self.cache or (chunk.identity, chunk.length) in self._flights:
             return True
+        if chunk.length > self.cache.capacity:
+            return False  # it would not be kept
         room = min(FLIGHT_BUDGET, self.cache.capacity) * PREFETCH_SHARE
         if self._prefetching and self._prefetching + chunk.length > room:
             return False
@@ -164,18 +183,21 @@ class ChunkStore:
         return True
 
     def _launch(self, chunk: Chunk, *, prefetch: bool = False) -> Flight:
-        flight = self._flights[chunk.digest] = Flight(chunk.length)
+        flight = Flight(chunk.length)
+        self._nursery.start_soon(self._fly)  # fails where the reader was closed
+        self._departing.append((chunk, flight, prefetch))
+        self._flights[chunk.identity, chunk.length] = flight
         if prefetch:
             self._prefetching += chunk.length
-        self._nursery.start_soon(self._fly, chunk, flight, prefetch)
         return flight
 
-    async def _fly(self, chunk: Chunk, flight: Flight, prefetch: bool) -> None:
+    async def _fly(self) -> None:
+        chunk, flight, prefetch = self._departing.popleft()
         result: bytes | PbsfsError = SourceError("reading ends: the source is being closed")
         try:
             async with self._budget.take(chunk.length):
                 result = await self._fetch(chunk)
-                self.cache.put(chunk.digest, result)
+                self.cache.put(chunk.identity, result)
         except PbsfsError as error:
             result = error
         except Exception as error:
@@ -184,7 +206,7 @@ class ChunkStore:
         finally:
             if prefetch:
                 self._prefetching -= chunk.length
-            del self._flights[chunk.digest]
+            del self._flights[chunk.identity, chunk.length]
             flight.land(result)
 
     async def _fetch(self, chunk: Chunk) -> bytes:
