@@ -9,12 +9,12 @@ import importlib
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from pbsfs import __version__, allocator
-from pbsfs.errors import INTERRUPTED_EXIT_STATUS, PbsfsError, exit_status_of
+from pbsfs.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
 
 _COMMANDS = {
     "mount": "Show backups as files in a directory.",
@@ -54,6 +54,12 @@ class _LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"pbsfs.cli.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # before click makes a plain failure of it
+            raise click.exceptions.Exit(_reader_left()) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -89,12 +95,28 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED_EXIT_STATUS
     except BrokenPipeError:
-        status = 128 + signal.SIGPIPE  # who reads our output has seen enough: no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = _reader_left()
+    except OSError as error:
+        if error.filename is not None:  # not what writing to an open file fails with
+            raise
+        _drop_output()
+        click.echo(f"pbsfs: cannot write standard output: {error.strerror}", err=True)
+        status = OutputError.exit_status
     except PbsfsError as error:
         click.echo(f"pbsfs: {error}", err=True)
         status = exit_status_of(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _reader_left() -> int:
+    """Who reads our output has seen enough: no error. Returns the exit status."""
+    _drop_output()
+    return 128 + signal.SIGPIPE
+
+
+def _drop_output() -> None:
+    """Sees to it that flushing what is left at the end does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _terminated(_number: int, _frame: object) -> NoReturn:

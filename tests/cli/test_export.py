@@ -1,0 +1,202 @@
+"""`pbsfs export`: an image is copied whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pbsfs.writer import DatastoreWriter
+from tests.support import damage, made
+from tests.support.needs import need_loop
+from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
+from tests.support.stocked import ARCHIVE, CHUNK, CONFIGURATION, ENCRYPTED, FIRST, IMAGE, Stocked, stock
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
+    """A datastore that no test changes."""
+    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A datastore with an image that takes long enough to be interrupted: 400 MiB."""
+    base = tmp_path_factory.mktemp("large")
+    image = base / "image"
+    with image.open("wb") as file:
+        for number in range(100):
+            file.write(b"%064d" % number * (1 << 16))
+    DatastoreWriter(base / "datastore").add_snapshot(made.snapshot(), {"drive-scsi0.img.fidx": image})
+    image.unlink()
+    return base / "datastore"
+
+
+def export(stocked: Stocked, *arguments: str | Path) -> None:
+    assert output_of(PBSFS, "export", "--datastore-dir", stocked.path, *arguments) == ""
+
+
+def refused(stocked: Stocked, status: int, *arguments: str | Path) -> str:
+    return error_of(pbsfs("export", "--datastore-dir", stocked.path, *arguments), status)
+
+
+def test_a_file_gets_the_content_and_keeps_its_holes(stocked: Stocked, tmp_path: Path) -> None:
+    for path in (IMAGE, ARCHIVE, CONFIGURATION):
+        copy = tmp_path / "copy"
+        export(stocked, path, copy)
+        assert copy.read_bytes() == stocked.contents[path]
+        if path == IMAGE:
+            assert copy.stat().st_blocks * 512 < len(stocked.contents[path]) - 2 * CHUNK
+        copy.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_gets_the_file_under_its_name(stocked: Stocked, tmp_path: Path) -> None:
+    export(stocked, IMAGE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["drive-scsi0.img"]
+    assert (tmp_path / "drive-scsi0.img").read_bytes() == stocked.contents[IMAGE]
+
+
+def test_standard_output_gets_every_byte(stocked: Stocked) -> None:
+    for path in (IMAGE, CONFIGURATION):
+        command = [PBSFS, "export", "--datastore-dir", str(stocked.path), path, "-"]
+        done = subprocess.run(command, capture_output=True, timeout=60, check=True, env=environment())
+        assert done.stdout == stocked.contents[path]
+        assert done.stderr == b""
+
+
+def test_a_reader_that_closes_early_is_no_error(large: Path) -> None:
+    path = "vm/100/latest/drive-scsi0.img"
+    command = f"'{PBSFS}' export --datastore-dir '{large}' {path} - | head -c 5; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True, env=environment()
+    )
+    assert (done.stdout, done.stderr) == ("00000141\n", "")
+
+
+def test_nothing_is_overwritten_unless_told(stocked: Stocked, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.write_bytes(b"precious")
+    assert "--force" in refused(stocked, 8, IMAGE, copy)
+    assert copy.read_bytes() == b"precious"
+    export(stocked, "--force", IMAGE, copy)
+    assert copy.read_bytes() == stocked.contents[IMAGE]
+
+
+def test_what_a_killed_export_left_is_not_continued(stocked: Stocked, tmp_path: Path) -> None:
+    copy, part = tmp_path / "copy", tmp_path / "copy.part"
+    part.write_bytes(b"left" * 500_000)
+    assert f"{part} is what is left of an earlier export" in refused(stocked, 8, IMAGE, copy)
+    assert not copy.exists()
+    export(stocked, "--force", IMAGE, copy)
+    assert copy.read_bytes() == stocked.contents[IMAGE]
+    assert not part.exists()
+
+
+def test_damage_is_status_6_and_leaves_no_file(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    digest = hashlib.sha256(own.contents[IMAGE][5 * CHUNK : 6 * CHUNK]).digest()
+    damage.flip_bit(own.writer.chunk_path(digest), 8 * 500)
+    (out := tmp_path / "out").mkdir()
+    text = refused(own, 6, IMAGE, out)
+    assert digest.hex() in text
+    assert IMAGE in text
+    assert not list(out.iterdir())
+
+
+def test_an_encrypted_file_without_its_key_is_status_5(stocked: Stocked, tmp_path: Path) -> None:
+    assert made.KEY.fingerprint in refused(stocked, 5, ENCRYPTED, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_status_8(stocked: Stocked, tmp_path: Path) -> None:
+    assert "No such file or directory" in refused(stocked, 8, IMAGE, tmp_path / "none" / "copy")
+    assert "No space left" in refused(stocked, 8, IMAGE, "/dev/full")
+
+
+def test_a_directory_is_not_exported(stocked: Stocked, tmp_path: Path) -> None:
+    text = refused(stocked, 2, FIRST, tmp_path)
+    assert "drive-scsi0.img" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_and_leaves_no_part(large: Path, tmp_path: Path, number: signal.Signals) -> None:
+    part = tmp_path / "copy.part"
+    command = [PBSFS, "export", "--datastore-dir", str(large), "vm/100/latest/drive-scsi0.img"]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "copy")], stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        wait_until(part.exists, "it writes")
+        process.send_signal(number)
+        _nothing, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (128 + number, "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_while_nobody_reads_its_pipe(large: Path, number: signal.Signals) -> None:
+    command = [PBSFS, "export", "--datastore-dir", str(large), "vm/100/latest/drive-scsi0.img", "-"]
+    reading, writing = os.pipe()
+    with (
+        open(reading, "rb") as pipe,
+        subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, env=environment()) as process,
+    ):
+        os.close(writing)
+        pipe.read(1)
+        process.send_signal(number)
+        _nothing, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (128 + number, b"")
+
+
+def test_progress_is_shown_on_a_terminal_or_when_asked(stocked: Stocked, tmp_path: Path) -> None:
+    done = pbsfs("export", "--progress", "--datastore-dir", stocked.path, IMAGE, tmp_path / "copy")
+    assert done.returncode == 0
+    assert "drive-scsi0.img" in done.stderr
+    assert "513.5/513.5 KiB" in done.stderr
+    terminal, other_end = os.openpty()
+    command = [PBSFS, "export", "--datastore-dir", str(stocked.path), IMAGE, str(tmp_path / "copy2")]
+    with open(terminal, "rb", buffering=0) as shown:
+        try:
+            subprocess.run(command, stderr=other_end, timeout=60, check=True, env=environment(TERM="xterm"))
+        finally:
+            os.set_blocking(terminal, False)
+            text = shown.read(1 << 16)
+            os.close(other_end)
+    assert text is not None
+    assert b"drive-scsi0.img" in text
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Path]:
+    """A block device of 2 MiB that holds no zeros."""
+    need_loop()
+    (backing := tmp_path / "backing").write_bytes(b"\xff" * (2 << 20))
+    name = output_of("losetup", "--find", "--show", str(backing)).strip()
+    try:
+        yield Path(name)
+    finally:
+        subprocess.run(["losetup", "--detach", name], check=True, timeout=30)
+
+
+@pytest.mark.root
+def test_a_block_device_is_overwritten_holes_and_all_when_told(stocked: Stocked, device: Path) -> None:
+    content = stocked.contents[IMAGE]
+    assert "--force overwrites" in refused(stocked, 8, IMAGE, device)
+    assert device.read_bytes() == b"\xff" * (2 << 20)
+    export(stocked, "--force", IMAGE, device)
+    with device.open("rb") as file:
+        assert file.read(len(content)) == content
+        assert file.read() == b"\xff" * ((2 << 20) - len(content))
+
+
+@pytest.mark.root
+def test_a_block_device_that_is_too_small_is_refused(large: Path, device: Path) -> None:
+    command = ("export", "--force", "--datastore-dir", large, "vm/100/latest/drive-scsi0.img", device)
+    assert f"has {2 << 20} bytes, the image needs {100 << 22}" in error_of(pbsfs(*command), 8)
+    assert device.read_bytes() == b"\xff" * (2 << 20)

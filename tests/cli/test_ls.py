@@ -1,0 +1,122 @@
+"""`pbsfs ls`: the tree, without a mount."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import damage
+from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
+from tests.support.stocked import CONFIGURATION, ENCRYPTED, FIRST, IMAGE, SECOND, Stocked, stock
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
+    """A datastore that no test changes."""
+    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
+
+
+def ls(stocked: Stocked, *arguments: str) -> list[str]:
+    return output_of(PBSFS, "ls", "--datastore-dir", stocked.path, *arguments).splitlines()
+
+
+def test_the_root_is_listed_unless_a_path_is_given(stocked: Stocked) -> None:
+    assert ls(stocked) == ls(stocked, "/") == ["vm", "ct", "ns"]
+    assert ls(stocked, "vm/100") == ["2023-11-14T22:13:20Z", "2023-11-15T22:13:20Z", "latest"]
+    assert sorted(ls(stocked, f"/{FIRST}/")) == [
+        "client.log",
+        "drive-scsi0.img",
+        "index.json",
+        "qemu-server.conf",
+    ]
+
+
+def test_links_are_followed(stocked: Stocked) -> None:
+    assert sorted(ls(stocked, "vm/100/latest")) == ["drive-scsi0.img", "index.json"]
+
+
+def test_a_file_is_listed_as_itself(stocked: Stocked) -> None:
+    assert ls(stocked, IMAGE) == ["drive-scsi0.img"]
+
+
+def test_the_namespace_is_the_root(stocked: Stocked) -> None:
+    assert ls(stocked, "--ns", "prod") == ["vm"]
+    assert ls(stocked, "--ns", "prod", "vm/100/latest") == ls(stocked, "ns/prod/vm/100/latest")
+
+
+def test_long_shows_size_data_and_time(stocked: Stocked) -> None:
+    lines = [line.split() for line in ls(stocked, "-l", FIRST)]
+    rows = {line[3]: line[:3] for line in lines}
+    assert rows["drive-scsi0.img"] == ["525824", "329216", "2023-11-14T22:13:20Z"]
+    size = str(len(stocked.contents[CONFIGURATION]))
+    assert rows["qemu-server.conf"] == [size, size, "2023-11-14T22:13:20Z"]
+    group = [line.split() for line in ls(stocked, "-l", "vm/100")]
+    assert group[0] == ["-", "-", "2023-11-14T22:13:20Z", "2023-11-14T22:13:20Z/"]
+    assert group[2][3:] == ["latest", "->", "2023-11-15T22:13:20Z"]
+
+
+def test_recursive_shows_every_file_a_mount_would(stocked: Stocked) -> None:
+    listed = ls(stocked, "-R")
+    assert {*stocked.contents, ENCRYPTED, "vm/100/latest"} <= set(listed)
+    assert len(listed) == len(set(listed))
+    assert f"{FIRST}/drive-scsi0.img".removeprefix("vm/") in ls(stocked, "--recursive", "vm")
+
+
+def test_json_is_for_programs(stocked: Stocked) -> None:
+    rows = {row["path"]: row for row in json.loads("\n".join(ls(stocked, "--json", "-R")))}
+    assert rows[IMAGE] == {
+        "name": IMAGE,
+        "path": IMAGE,
+        "type": "file",
+        "size": 525824,
+        "data_size": 329216,
+        "time": "2023-11-14T22:13:20Z",
+    }
+    assert rows["vm/100/latest"]["target"] == "2023-11-15T22:13:20Z"
+    assert rows[FIRST]["type"] == "directory"
+    assert {*stocked.contents, ENCRYPTED} <= set(rows)
+
+
+def test_what_does_not_exist_is_status_3_and_tells_what_does(stocked: Stocked) -> None:
+    text = error_of(pbsfs("ls", "--datastore-dir", stocked.path, "vm/100/lates"), 3)
+    assert text == "vm/100: there is no 'lates'; there is 2023-11-14T22:13:20Z, 2023-11-15T22:13:20Z, latest"
+    assert "not a directory" in error_of(pbsfs("ls", "--datastore-dir", stocked.path, f"{IMAGE}/x"), 3)
+    error_of(pbsfs("ls", "--datastore-dir", stocked.path, "--ns", "none"), 3)
+    error_of(pbsfs("ls", "--datastore-dir", stocked.path, "vm/../ct"), 2)
+    error_of(pbsfs("ls", "--datastore-dir", stocked.path, "--ns", "a b"), 2)
+
+
+def test_a_source_that_cannot_be_read_is_status_4(tmp_path: Path) -> None:
+    assert "No such file" in error_of(pbsfs("ls", "--datastore-dir", tmp_path / "none"), 4)
+    assert "is not a datastore" in error_of(pbsfs("ls", "--datastore-dir", tmp_path), 4)
+
+
+def test_a_broken_snapshot_hides_none_of_its_neighbours(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    damage.truncate(own.path / SECOND / "index.json.blob", 20)
+    done = pbsfs("ls", "--datastore-dir", own.path, "-R", "--log-level", "error")
+    assert done.returncode == 0
+    assert {FIRST, IMAGE, SECOND, ENCRYPTED} <= set(done.stdout.splitlines())
+    assert f"pbsfs: {SECOND}: unreadable manifest" in done.stderr
+    done = pbsfs("ls", "--datastore-dir", own.path, "--log-level", "error", SECOND)
+    assert "unreadable manifest" in error_of(done, 6)
+
+
+def test_names_go_to_the_terminal_as_they_are_and_nothing_else_does(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    (own.path / "vm" / "\x1b[31mred").mkdir()
+    (own.path / "vm" / "lost+found").mkdir()
+    assert ls(own, "vm") == ["100", "101"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    # The output has to be more than a pipe holds.
+    own = stock(tmp_path / "datastore")
+    for number in range(2000):
+        (own.path / "vm" / f"{number:0200d}").mkdir()
+    command = f"'{PBSFS}' ls --datastore-dir '{own.path}' vm | head -n 1; echo ${{PIPESTATUS[0]}}"
+    shown = output_of("bash", "-c", command, env=environment())
+    assert shown.splitlines()[0] == "0" * 200
+    assert shown.splitlines()[1] == "141"

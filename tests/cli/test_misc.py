@@ -1,0 +1,128 @@
+"""What all commands have in common: help, versions, statuses, completion, and no tracebacks."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pbsfs as package
+from pbsfs.cli import _COMMANDS
+from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
+from tests.support.stocked import IMAGE, stock
+
+READING = [["ls"], ["info", "vm/100"], ["export", "vm/100/latest/a.img", "-"], ["mount", "."]]
+
+
+def test_the_program_and_the_module_are_the_same() -> None:
+    version = f"pbsfs {package.__version__}\n"
+    assert output_of(PBSFS, "--version") == version
+    assert output_of(sys.executable, "-m", "pbsfs", "--version") == version
+    assert output_of(sys.executable, "-m", "pbsfs", "--help") == output_of(PBSFS, "-h")
+
+
+def test_help_names_every_command_and_every_exit_status() -> None:
+    text = output_of(PBSFS, "--help")
+    for name, summary in _COMMANDS.items():
+        assert f"  {name} " in text
+        assert summary in text
+    assert "Examples:" in text
+    for status in ("0  done", "2  wrong usage", "3  no such", "4  the source", "5  encrypted", "6  damaged"):
+        assert status in text
+    assert "7  can't mount" in text
+    assert "8  can't write" in text
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_help_of_a_command_has_an_example(name: str) -> None:
+    text = output_of(PBSFS, name, "--help")
+    example = text.partition("Example")[2].splitlines()
+    assert any(line.strip().startswith(f"pbsfs {name} ") for line in example) or name == "demo"
+    assert any(line.strip().startswith(f"pbsfs {name}") for line in example)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["ls", "--nonsense"], ["export", "one"], ["mount"], ["completion", "csh"]]
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    done = pbsfs(*arguments)
+    assert done.returncode == 2
+    assert "Usage: pbsfs" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda words: words[0])
+def test_a_server_is_not_yet_a_source(command: list[str], tmp_path: Path) -> None:
+    repository = "root@pam@backup.example:store1"
+    for arguments, changes in (
+        ([*command, "--repository", repository], {}),
+        (command, {"PBS_REPOSITORY": repository}),
+    ):
+        done = pbsfs(*arguments, env=environment(**changes), cwd=tmp_path)
+        text = error_of(done, 2)
+        assert "not yet possible" in text
+        assert "--datastore-dir" in text
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda words: words[0])
+def test_a_source_has_to_be_named_and_only_once(command: list[str], tmp_path: Path) -> None:
+    assert error_of(pbsfs(*command, cwd=tmp_path), 2).startswith("no source: ")
+    both = ["--repository", "x", "--datastore-dir", "/nowhere"]
+    assert "exclude each other" in error_of(pbsfs(*command, *both, cwd=tmp_path), 2)
+
+
+def test_a_directory_goes_before_the_environment(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    done = pbsfs("ls", "--datastore-dir", own.path, env=environment(PBS_REPOSITORY="host:store"))
+    assert done.stdout.split() == ["vm", "ct", "ns"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_accepted_by_their_shell(shell: str, tmp_path: Path) -> None:
+    (script := tmp_path / "script").write_text(output_of(PBSFS, "completion", shell))
+    assert "_PBSFS_COMPLETE" in script.read_text()
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    option = "--no-execute" if shell == "fish" else "-n"
+    done = run([shell, option, script])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_completion_offers_commands_and_options() -> None:
+    def offered(words: str, number: int) -> str:
+        changes = {"_PBSFS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(number)}
+        return output_of(PBSFS, env=environment(**changes))
+
+    assert "plain,umount" in offered("pbsfs um", 1)
+    assert "plain,--datastore-dir" in offered("pbsfs ls --data", 2)
+
+
+def test_a_log_of_debug_level_goes_where_it_is_sent(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    (own.path / "vm/100/2023-11-15T22:13:20Z/index.json.blob").unlink()
+    done = pbsfs("ls", "--datastore-dir", own.path, "vm/100")
+    assert "pbsfs: WARNING: vm/100/2023-11-15T22:13:20Z: left out" in done.stderr
+    log = tmp_path / "log"
+    done = pbsfs("ls", "--datastore-dir", own.path, "--log-file", log, "vm/100")
+    assert done.stderr == ""
+    assert "WARNING vm/100/2023-11-15T22:13:20Z: left out" in log.read_text()
+    done = pbsfs("ls", "--datastore-dir", own.path, "--log-level", "ERROR", "vm/100")
+    assert done.stderr == ""
+
+
+def test_output_that_cannot_be_written_is_a_failure_without_a_traceback(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [PBSFS, "info", "--datastore-dir", own.path, IMAGE],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment(),
+        )
+    assert "No space left" in error_of(done, 8)

@@ -1,0 +1,113 @@
+"""`pbsfs mount`, as far as the command line goes: what it accepts, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pbsfs.fuse.mountpoint import mounted_at
+from tests.support.mounts import cleaned_up, mounted
+from tests.support.needs import need_fuse
+from tests.support.program import PBSFS, environment, error_of, pbsfs
+from tests.support.stocked import CONFIGURATION, Stocked, stock
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def stocked(tmp_path: Path) -> Stocked:
+    (tmp_path / "m").mkdir()
+    return stock(tmp_path / "datastore")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["-o", "uid=me"], "uid=me"),
+        (["-o", "umask=8"], "umask=8"),
+        (["-o", "fancy"], "fancy"),
+        (["-o", "rw"], "read-only"),
+        (["-o", "ro,remount"], "remount"),
+        (["--cache-size", "lots"], "lots"),
+        (["--cache-size", "1M"], "least is 32M"),
+        (["--ns", "a//b"], "name of a namespace"),
+    ],
+)
+def test_wrong_options_are_status_2(
+    stocked: Stocked, tmp_path: Path, options: list[str], reason: str
+) -> None:
+    for way in ([], ["--foreground"]):
+        done = pbsfs("mount", "--datastore-dir", stocked.path, *way, *options, tmp_path / "m")
+        assert reason in error_of(done, 2)
+    assert not mounted_at(tmp_path / "m")
+
+
+def test_a_source_has_to_be_named(tmp_path: Path) -> None:
+    (place := tmp_path / "m").mkdir()
+    assert "--datastore-dir DIR" in error_of(pbsfs("mount", place), 2)
+
+
+@pytest.mark.mount
+def test_a_dash_before_the_mount_point_is_no_option(stocked: Stocked, tmp_path: Path) -> None:
+    (place := tmp_path / "-o").mkdir()
+    with cleaned_up(place):
+        log = tmp_path / "log"
+        done = pbsfs("mount", "--log-file", log, "--datastore-dir", stocked.path, "--", "-o", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (place / CONFIGURATION).read_bytes() == stocked.contents[CONFIGURATION]
+        assert pbsfs("umount", "--", "-o", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.mount
+def test_in_the_foreground_it_logs_to_standard_error_and_ends_with_the_mount(
+    stocked: Stocked, tmp_path: Path
+) -> None:
+    need_fuse()
+    place = tmp_path / "m"
+    command = [PBSFS, "mount", "-f", "--log-level", "info", "--datastore-dir", str(stocked.path), str(place)]
+    with (
+        cleaned_up(place),
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process,
+    ):
+        try:
+            wait_until((place / "vm").exists, "it is mounted")
+            assert pbsfs("umount", place).returncode == 0
+            _nothing, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert f"{place} was unmounted" in errors
+
+
+@pytest.mark.mount
+def test_without_a_log_file_or_syslog_the_log_is_a_file_of_the_users(
+    stocked: Stocked, tmp_path: Path
+) -> None:
+    need_fuse()
+    if os.path.exists("/dev/log"):
+        pytest.skip("there is a syslog here")
+    place, state = tmp_path / "m", tmp_path / "state"
+    with cleaned_up(place):
+        done = pbsfs(
+            *("mount", "--datastore-dir", stocked.path, "--log-level", "info", place),
+            env=environment(XDG_STATE_HOME=str(state)),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert pbsfs("umount", place).returncode == 0
+        log = state / "pbsfs" / "log" / "mount.log"
+        wait_until(lambda: log.exists() and "was unmounted" in log.read_text(), "the log tells of the end")
+
+
+@pytest.mark.mount
+def test_the_end_of_the_callers_terminal_does_not_end_the_mount(stocked: Stocked, tmp_path: Path) -> None:
+    with mounted(stocked.path, tmp_path / "m") as mount:
+        status = Path(f"/proc/{mount.pid}/stat").read_text().rpartition(")")[2].split()
+        assert int(status[3]) == mount.pid  # leads a session of its own
+        assert int(status[4]) == 0  # without a terminal
+        assert {os.readlink(f"/proc/{mount.pid}/fd/{fd}") for fd in (0, 1, 2)} == {"/dev/null"}
+        assert os.readlink(f"/proc/{mount.pid}/cwd") == "/"
+        mount.signal(signal.SIGTERM)
+        wait_until(mount.has_ended, "it ends")
