@@ -81,7 +81,8 @@ def mounted(datastore: Path, place: Path, *options: str) -> Iterator[Mounted]:
     log = place.with_name(f"{place.name}.log")
     with cleaned_up(place):
         done = pbsfs("mount", "--datastore-dir", datastore, "--log-file", log, *options, place)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        said = (done.returncode, done.stdout, done.stderr)
+        assert said == (0, "", ""), f"not mounted in silence: {said}"
         (pid,) = _serving(place)
         mount = Mounted(place, log, pid)
         watchdog = threading.Timer(LIFETIME, mount.signal, [signal.SIGKILL])
