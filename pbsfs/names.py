@@ -138,8 +138,7 @@ class Archive:
     filename: str
 
     def __post_init__(self) -> None:
-        stem = self.filename[: -len(".fidx")]
-        if not (is_safe_name(self.filename) and is_safe_name(stem) and self._suffix() is not None):
+        if not is_safe_name(self.filename) or self._suffix() is None:
             raise UsageError(f"{self.filename!r} is not the name of an archive")
 
     def _suffix(self) -> ArchiveKind | None:
