@@ -242,9 +242,18 @@ def test_an_impossible_chunk_size_is_refused(chunk_size: int) -> None:
         FixedIndex(byhand.fixed([DATA], size=1, chunk_size=chunk_size))
 
 
-@pytest.mark.parametrize("size", [0, CHUNK + 1, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
-def test_a_size_that_the_digests_do_not_cover_is_refused(size: int) -> None:
-    with pytest.raises(DamageError):
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (0, "header makes it 4096"),
+        (CHUNK + 1, "header makes it 4160"),
+        ((1 << 63) - 1, "header makes it"),
+        (1 << 63, "impossible size"),
+        ((1 << 64) - 1, "impossible size"),
+    ],
+)
+def test_a_size_that_the_digests_do_not_cover_is_refused(size: int, message: str) -> None:
+    with pytest.raises(DamageError, match=message):
         FixedIndex(byhand.fixed([DATA], size=size, chunk_size=CHUNK))
 
 

@@ -707,6 +707,7 @@ def test_more_stuck_calls_than_threads_all_get_their_error_and_later_ones_their_
     add(writer)
     source = DirectorySource(writer.path)
     errors: list[SourceError] = []
+    calls = MAX_THREADS + 20
 
     async def call() -> None:
         try:
@@ -718,15 +719,16 @@ def test_more_stuck_calls_than_threads_all_get_their_error_and_later_ones_their_
         with monkeypatch.context() as patch:
             patch.setattr(directory, "IO_TIMEOUT", 0.05)
             async with trio.open_nursery() as nursery:
-                for _turn in range(MAX_THREADS + 5):
+                for _turn in range(calls):
                     nursery.start_soon(call)
         # Decoding runs in trio's own threads, which stuck storage must not use up.
-        assert await trio.to_thread.run_sync(lambda: "decoded") == "decoded"
+        with trio.fail_after(10):
+            assert await trio.to_thread.run_sync(lambda: "decoded") == "decoded"
         stuck.release()
         return await source.fetch_file(FIRST, CONFIG, LIMIT)
 
     assert trio.run(main) == stored(writer, CONFIG)
-    assert len(errors) == MAX_THREADS + 5
+    assert len(errors) == calls
 
 
 def test_a_missing_file_is_not_reported_as_a_vanished_datastore(writer: DatastoreWriter) -> None:
