@@ -18,6 +18,7 @@ from pbsfs.config import (
     parse_size,
 )
 from pbsfs.errors import SourceError, UsageError
+from pbsfs.sources.base import Source
 from pbsfs.sources.directory import DirectorySource
 from pbsfs.writer import DatastoreWriter
 
@@ -29,8 +30,13 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(REPOSITORY_VARIABLE, raising=False)
 
 
+def opened(datastore_dir: Path | None = None, repository: str | None = None) -> Source:
+    """The source that these options name."""
+    return open_source(repository, datastore_dir)
+
+
 def test_a_directory_is_a_source(writer: DatastoreWriter) -> None:
-    source = open_source(None, writer.path)
+    source = opened(writer.path)
     assert isinstance(source, DirectorySource)
     assert source.path == writer.path
 
@@ -39,7 +45,7 @@ def test_a_relative_directory_is_made_absolute(
     writer: DatastoreWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(writer.path.parent)
-    source = open_source(None, Path(writer.path.name))
+    source = opened(Path(writer.path.name))
     monkeypatch.chdir("/")
 
     assert isinstance(source, DirectorySource)
@@ -50,12 +56,12 @@ def test_a_directory_that_is_named_wins_over_the_environment(
     writer: DatastoreWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(REPOSITORY_VARIABLE, "server:store")
-    assert isinstance(open_source(None, writer.path), DirectorySource)
+    assert isinstance(opened(writer.path), DirectorySource)
 
 
 def test_two_sources_are_one_too_many(writer: DatastoreWriter) -> None:
     with pytest.raises(UsageError, match="exclude each other"):
-        open_source("server:store", writer.path)
+        opened(writer.path, "server:store")
 
 
 def test_no_source_is_one_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,12 +69,12 @@ def test_no_source_is_one_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
         if empty is not None:
             monkeypatch.setenv(REPOSITORY_VARIABLE, empty)
         with pytest.raises(UsageError, match="--datastore-dir DIR"):
-            open_source(None, None)
+            opened()
 
 
 def test_a_directory_that_is_no_datastore_is_a_fault_of_the_source(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a datastore"):
-        open_source(None, tmp_path)
+        opened(tmp_path)
 
 
 # --- sizes
