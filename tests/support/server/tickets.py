@@ -1,0 +1,80 @@
+"""Tickets: what a login hands out, and what a cookie has to hold.
+
+`PBS:<user>:<time in hex>::<signature>`, the time being when it was issued. A user with a second
+factor gets a partial ticket, which opens nothing. Texts and limits are those of proxmox-backup 3.2.4.
+Safe to use from any thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from base64 import b64encode
+from urllib.parse import quote, unquote
+
+from tests.support.server.clock import Clock
+
+LIFETIME = 7200
+"""Seconds that a ticket lives."""
+
+_CLOCK_SKEW = 300  # seconds that a ticket may come from the future
+
+_SIGNATURE_SIZE = 256  # bytes, as an RSA key of 2048 bits makes them
+
+PARTIAL = "!tfa!"
+
+
+class TicketError(Exception):
+    """A ticket that is not accepted. The text is the server's."""
+
+
+class Tickets:
+    """Issues and checks tickets with a secret of its own: those of another server are not valid."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._secret = secrets.token_bytes(32)
+
+    def issue(self, user: str) -> str:
+        return self._sign("PBS:" + quote(user, safe="@!/+ "))
+
+    def issue_partial(self, user: str) -> str:
+        """The ticket of somebody whose password was right, and who has to prove more."""
+        challenge = PARTIAL + '{"totp":true,"recovery":"unavailable"}'
+        return self._sign("PBS:" + challenge.replace("%", "%25").replace(":", "%3A"), bound_to=user)
+
+    def csrf_token(self, user: str) -> str:
+        now = f"{self._clock.now():08X}"
+        return f"{now}:{self._signature(f'csrf {now} {user}')[:43]}"
+
+    def user_of(self, ticket: str) -> str:
+        """Whose ticket it is. Raises TicketError."""
+        signed, separator, signature = ticket.partition("::")
+        prefix, _, rest = signed.partition(":")
+        content, _, issued = rest.rpartition(":")
+        if not separator:
+            raise TicketError("ticket without signature separator")
+        if prefix != "PBS":
+            raise TicketError("ticket with invalid prefix")
+        try:
+            age = self._clock.now() - int(issued, 16)
+        except ValueError:
+            raise TicketError("ticket with invalid timestamp") from None
+        if age < -_CLOCK_SKEW:
+            raise TicketError("invalid ticket - timestamp newer than expected")
+        if age > LIFETIME:
+            raise TicketError("invalid ticket - expired")
+        if unquote(content).startswith(PARTIAL):
+            raise TicketError("access denied - second login factor required")
+        if not hmac.compare_digest(signature.encode(), self._signature(signed).encode()):
+            raise TicketError("ticket with invalid signature")
+        return unquote(content)
+
+    def _sign(self, content: str, *, bound_to: str = "") -> str:
+        signed = f"{content}:{self._clock.now():08X}"
+        return f"{signed}::{self._signature(signed + bound_to)}"
+
+    def _signature(self, signed: str) -> str:
+        made = hashlib.shake_256(self._secret + signed.encode()).digest(_SIGNATURE_SIZE)
+        return b64encode(made).decode().rstrip("=")
