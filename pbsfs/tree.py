@@ -21,7 +21,14 @@ from dataclasses import dataclass
 
 import trio
 
-from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, UsageError
+from pbsfs.errors import (
+    DamageError,
+    ForbiddenError,
+    KeyRequiredError,
+    NotFoundError,
+    PbsfsError,
+    UsageError,
+)
 from pbsfs.names import (
     BACKUP_TYPES,
     MANIFEST,
@@ -146,18 +153,28 @@ class NamespaceDirectory(Directory):
     that: however many of them are looked at, the source is asked once.
     """
 
-    __slots__ = ("groups", "namespace", "namespaces")
+    __slots__ = ("_told_forbidden", "groups", "namespace", "namespaces")
 
     def __init__(self, tree: Tree, path: str, namespace: Namespace) -> None:
         super().__init__(tree, path)
         self.namespace = namespace
         self.groups: list[GroupInfo] = []
         self.namespaces: list[Namespace] = []
+        self._told_forbidden = False
 
     async def _list(self) -> list[Node]:
         source = self.tree.reader.source
-        self.groups = await source.groups(self.namespace)
         self.namespaces = await source.namespaces(self.namespace)
+        try:
+            self.groups = await source.groups(self.namespace)
+        except ForbiddenError as error:
+            if not self.namespaces:
+                raise
+            # Who may read some namespaces below sees those.
+            if not self._told_forbidden:
+                log.warning("%s: its own backups are left out: %s", self, error)
+            self._told_forbidden = True
+            self.groups = []
         present = {info.group.type for info in self.groups}
         children: list[Node] = [
             self._keep(name, functools.partial(TypeDirectory, self, backup_type=name))
@@ -227,7 +244,7 @@ class TypeDirectory(_PartDirectory):
         return 2 + len(self._groups())
 
     def _mtime(self) -> int | None:
-        return max((info.last_backup or 0 for info in self._groups()), default=None)
+        return max((i.last_backup for i in self._groups() if i.last_backup is not None), default=None)
 
     async def facts(self) -> dict[str, str]:
         return {"namespace": str(self.parent.namespace), "backup_type": self.type}
@@ -294,9 +311,13 @@ class SnapshotDirectory(Directory):
 
     def _files(self) -> list[File]:
         taken: dict[str, File] = {}
+        stored = {file.archive.filename for file in self.info.files}
         for file in self.info.files:
-            # 'x.img.fidx' and 'x.blob' beside 'x.img.blob' would share a name: the second keeps its own.
-            name = file.archive.name if file.archive.name not in taken else file.archive.filename
+            # 'x.img.fidx' and 'x.img.blob' would share a name: the second keeps its stored name, which
+            # therefore no other file may take ('x.img.blob.blob').
+            name = file.archive.name
+            if name in taken or name in stored:
+                name = file.archive.filename
             kind = BlobFile if file.archive.kind is ArchiveKind.BLOB else ImageFile
             taken[name] = kind(self.tree, f"{self.path}/{name}", self.info, file)
         return list(taken.values())

@@ -1,0 +1,659 @@
+"""The tree: what it shows, how fresh it is, what it costs the source, and what a stat tells."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, SourceError, UsageError
+from pbsfs.formats.manifest import CryptMode
+from pbsfs.names import ROOT_NAMESPACE, Archive, Namespace, Snapshot
+from pbsfs.reader.reader import open_reader
+from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
+from pbsfs.tree import BlobFile, Directory, ImageFile, Latest, Node, SnapshotDirectory, Stat, Tree
+from tests.support import made
+from tests.support.made import DAY, TIME
+from tests.support.run import in_trio
+from tests.support.sources import CHUNK_SIZE, MemorySource
+
+IMAGE = "drive-scsi0.img"
+CONF = b"cores: 2\n" * 100
+CONTENT = made.image(1, "r00t", tail=512)
+DATA_SIZE = 2 * CHUNK_SIZE + 512
+FILES = {f"{IMAGE}.fidx": CONTENT, "qemu-server.conf.blob": CONF}
+DAYS = ["2023-11-14T22:13:20Z", "2023-11-15T22:13:20Z", "2023-11-16T22:13:20Z"]
+PROD = Namespace(("prod",))
+DEEP = Namespace(("prod", "db"))
+
+
+def filled(*, cheap_files: bool = True) -> MemorySource:
+    source = MemorySource(cheap_files=cheap_files)
+    for day in (0, 1):
+        source.add(made.snapshot("100", time=TIME + day * DAY), FILES)
+    source.add(made.snapshot("9", type="host"), {"root.pxar.didx": CONTENT}, client_log=b"log\n")
+    source.add(made.snapshot("200", type="ct", namespace=PROD), {"root.pxar.didx": b"x"})
+    source.add(made.snapshot("300", namespace=DEEP), FILES)
+    return source
+
+
+@asynccontextmanager
+async def shown(
+    source: MemorySource, root: Namespace = ROOT_NAMESPACE, *, refresh: float = 5.0, with_key: bool = False
+) -> AsyncIterator[Tree]:
+    keys = {made.KEY.fingerprint: made.KEY} if with_key else {}
+    async with open_reader(source, keys=keys) as reader:
+        yield Tree(reader, root, refresh=refresh)
+
+
+async def directory(tree: Tree, path: str) -> Directory:
+    node = await tree.find(path)
+    assert isinstance(node, Directory)
+    return node
+
+
+async def image(tree: Tree, path: str) -> ImageFile:
+    node = await tree.find(path)
+    assert isinstance(node, ImageFile)
+    return node
+
+
+async def small_file(tree: Tree, path: str) -> BlobFile:
+    node = await tree.find(path)
+    assert isinstance(node, BlobFile)
+    return node
+
+
+async def latest(tree: Tree, path: str) -> Latest:
+    node = await (await directory(tree, path)).child("latest")
+    assert isinstance(node, Latest)
+    return node
+
+
+async def names(tree: Tree, path: str) -> list[str]:
+    return list(await (await directory(tree, path)).children())
+
+
+async def all_paths(node: Node) -> list[str]:
+    paths = [str(node)]
+    if isinstance(node, Directory):
+        for child in (await node.children()).values():
+            paths += await all_paths(child)
+    return paths
+
+
+# --- structure
+
+
+@in_trio
+async def test_the_tree_shows_namespaces_types_groups_snapshots_and_files() -> None:
+    async with shown(filled()) as tree:
+        assert await all_paths(tree.root) == [
+            "/",
+            "vm",
+            "vm/100",
+            f"vm/100/{DAYS[0]}",
+            f"vm/100/{DAYS[0]}/drive-scsi0.img",
+            f"vm/100/{DAYS[0]}/qemu-server.conf",
+            f"vm/100/{DAYS[0]}/index.json",
+            f"vm/100/{DAYS[1]}",
+            f"vm/100/{DAYS[1]}/drive-scsi0.img",
+            f"vm/100/{DAYS[1]}/qemu-server.conf",
+            f"vm/100/{DAYS[1]}/index.json",
+            "vm/100/latest",
+            "host",
+            "host/9",
+            f"host/9/{DAYS[0]}",
+            f"host/9/{DAYS[0]}/root.pxar",
+            f"host/9/{DAYS[0]}/index.json",
+            f"host/9/{DAYS[0]}/client.log",
+            "host/9/latest",
+            "ns",
+            "ns/prod",
+            "ns/prod/ct",
+            "ns/prod/ct/200",
+            f"ns/prod/ct/200/{DAYS[0]}",
+            f"ns/prod/ct/200/{DAYS[0]}/root.pxar",
+            f"ns/prod/ct/200/{DAYS[0]}/index.json",
+            "ns/prod/ct/200/latest",
+            "ns/prod/ns",
+            "ns/prod/ns/db",
+            "ns/prod/ns/db/vm",
+            "ns/prod/ns/db/vm/300",
+            f"ns/prod/ns/db/vm/300/{DAYS[0]}",
+            f"ns/prod/ns/db/vm/300/{DAYS[0]}/drive-scsi0.img",
+            f"ns/prod/ns/db/vm/300/{DAYS[0]}/qemu-server.conf",
+            f"ns/prod/ns/db/vm/300/{DAYS[0]}/index.json",
+            "ns/prod/ns/db/vm/300/latest",
+        ]
+
+
+@in_trio
+async def test_a_tree_may_be_rooted_at_a_namespace() -> None:
+    async with shown(filled(), PROD) as tree:
+        assert await names(tree, "") == ["ct", "ns"]
+        assert await names(tree, "ns/db/vm/300") == [DAYS[0], "latest"]
+        assert (await image(tree, f"ns/db/vm/300/latest/{IMAGE}")).info.snapshot.group.namespace == DEEP
+
+
+@in_trio
+async def test_an_empty_source_is_an_empty_directory() -> None:
+    async with shown(MemorySource()) as tree:
+        assert await tree.root.children() == {}
+        assert await tree.root.stat() == Stat(links=2)
+
+
+@in_trio
+async def test_files_read_as_what_was_backed_up() -> None:
+    async with shown(filled()) as tree:
+        opened = await (await image(tree, f"vm/100/latest/{IMAGE}")).open()
+        assert await opened.read(0, 1 << 20) == CONTENT
+        assert await (await small_file(tree, "vm/100/latest/qemu-server.conf")).read() == CONF
+        stream = await (await image(tree, "host/9/latest/root.pxar")).open()
+        assert await stream.read(0, 1 << 20) == CONTENT
+
+
+@in_trio
+async def test_files_whose_names_collide_are_all_there() -> None:
+    stored = ["x.img.blob.blob", "x.img.fidx", "x.img.blob", "x.img.didx"]
+    for order in (stored, stored[::-1], stored[2:] + stored[:2]):
+        source = MemorySource()
+        source.add(made.snapshot(), {name: name.encode() for name in order})
+        async with shown(source) as tree:
+            found = await (await directory(tree, "vm/100/latest")).children()
+            files = {
+                node.file.archive.filename
+                for node in found.values()
+                if isinstance(node, (BlobFile, ImageFile))
+            }
+            assert files == {*stored, "index.json.blob"}
+            assert "x.img" in found
+            for name in stored:  # and each can be had by its stored name
+                node = await tree.find(f"vm/100/latest/{name}")
+                assert isinstance(node, (BlobFile, ImageFile))
+                assert node.file.archive.filename == name
+
+
+# --- latest
+
+
+@in_trio
+async def test_latest_is_the_newest_snapshot_and_moves_on() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        link = await latest(tree, "vm/100")
+        assert await link.target() == DAYS[1]
+        assert await link.stat() == Stat(size=len(DAYS[1]), mtime=TIME + DAY)
+        source.add(made.snapshot("100", time=TIME + 2 * DAY), FILES)
+        assert await link.target() == DAYS[1]
+        await trio.sleep(5)
+        assert await link.target() == DAYS[2]
+        del source.infos[made.snapshot("100", time=TIME + 2 * DAY)]
+        await trio.sleep(5)
+        assert await link.target() == DAYS[1]
+
+
+def broken(snapshot: Snapshot) -> SnapshotInfo:
+    return SnapshotInfo(snapshot, (), error="unreadable manifest: CRC mismatch")
+
+
+@in_trio
+async def test_a_broken_snapshot_is_shown_with_its_error_and_is_never_latest() -> None:
+    source = filled()
+    newest = made.snapshot("100", time=TIME + 2 * DAY)
+    source.infos[newest] = broken(newest)
+    async with shown(source) as tree:
+        assert await names(tree, "vm/100") == [*DAYS, "latest"]
+        node = await directory(tree, f"vm/100/{DAYS[2]}")
+        with pytest.raises(DamageError, match=rf"{DAYS[2]}: unreadable manifest: CRC mismatch"):
+            await node.children()
+        with pytest.raises(DamageError):
+            await tree.find(f"vm/100/{DAYS[2]}/{IMAGE}")
+        assert (await node.stat()).mtime == TIME + 2 * DAY
+        assert (await node.facts())["error"] == "unreadable manifest: CRC mismatch"
+        assert await (await latest(tree, "vm/100")).target() == DAYS[1]
+
+
+@in_trio
+async def test_a_group_of_broken_snapshots_only_has_no_latest() -> None:
+    source = MemorySource()
+    source.infos[made.snapshot()] = broken(made.snapshot())
+    async with shown(source) as tree:
+        assert await names(tree, "vm/100") == [DAYS[0]]
+        with pytest.raises(NotFoundError, match="there is no 'latest'"):
+            await tree.find("vm/100/latest")
+
+
+@in_trio
+async def test_a_link_that_leads_nowhere_any_more_says_so() -> None:
+    source = MemorySource()
+    source.add(made.snapshot(), FILES)
+    async with shown(source) as tree:
+        link = await latest(tree, "vm/100")
+        source.infos[made.snapshot()] = broken(made.snapshot())
+        await trio.sleep(5)
+        with pytest.raises(NotFoundError, match="there is no finished snapshot"):
+            await link.target()
+        assert await link.stat() == Stat(exact=False)
+
+
+# --- freshness
+
+
+@in_trio
+async def test_new_snapshots_groups_and_namespaces_appear_within_the_refresh_time() -> None:
+    source = filled()
+    async with shown(source, refresh=7) as tree:
+        before = await all_paths(tree.root)
+        source.add(made.snapshot("100", time=TIME + 2 * DAY), FILES)
+        source.add(made.snapshot("101"), FILES)
+        source.add(made.snapshot("1", namespace=Namespace(("test",))), FILES)
+        source.add(made.snapshot("7", type="ct"), FILES)
+        await trio.sleep(6.9)
+        assert await all_paths(tree.root) == before
+        await trio.sleep(0.1)
+        assert {
+            f"vm/100/{DAYS[2]}",
+            "vm/101",
+            f"vm/101/{DAYS[0]}/{IMAGE}",
+            "ns/test/vm/1",
+            "ct/7",
+        } <= set(await all_paths(tree.root))
+
+
+@in_trio
+async def test_what_was_forgotten_goes() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        await all_paths(tree.root)
+        for snapshot in list(source.infos):
+            if (
+                snapshot.group.type == "host"
+                or snapshot.time > TIME
+                or snapshot.group.namespace != ROOT_NAMESPACE
+            ):
+                del source.infos[snapshot]
+        await trio.sleep(5)
+        assert await names(tree, "") == ["vm"]
+        assert await names(tree, "vm/100") == [DAYS[0], "latest"]
+        with pytest.raises(NotFoundError):
+            await tree.find("host/9")
+
+
+@in_trio
+async def test_what_did_not_change_stays_the_same_node() -> None:
+    source = filled()
+    paths = [
+        "vm",
+        "vm/100",
+        f"vm/100/{DAYS[0]}",
+        f"vm/100/{DAYS[0]}/{IMAGE}",
+        "ns",
+        "ns/prod",
+        "ns/prod/ns/db/vm",
+    ]
+    async with shown(source) as tree:
+        before = [await tree.find(path) for path in paths]
+        link = await latest(tree, "vm/100")
+        source.add(made.snapshot("100", time=TIME + 2 * DAY), FILES)
+        await trio.sleep(60)
+        after = [await tree.find(path) for path in paths]
+        assert [a is b for a, b in zip(before, after, strict=True)] == [True] * len(paths)
+        assert await latest(tree, "vm/100") is link
+
+
+@in_trio
+async def test_a_snapshot_that_changed_is_a_new_node_with_the_new_facts() -> None:
+    source = filled()
+    snapshot = made.snapshot("100")
+    async with shown(source) as tree:
+        before = await tree.find(f"vm/100/{DAYS[0]}")
+        source.infos[snapshot] = replace(source.infos[snapshot], notes="keep this one")
+        await trio.sleep(5)
+        after = await tree.find(f"vm/100/{DAYS[0]}")
+        assert after is not before
+        assert (await after.facts())["notes"] == "keep this one"
+
+
+@in_trio
+async def test_a_group_tells_the_newest_of_itself_though_it_is_the_same_node() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        group = await tree.find("vm/100")
+        assert (await group.stat()).mtime == TIME + DAY
+        source.add(made.snapshot("100", time=TIME + 2 * DAY), FILES)
+        await trio.sleep(5)
+        assert await tree.find("vm/100") is group
+        assert (await group.stat()).mtime == TIME + 2 * DAY
+        assert (await group.facts())["backup_count"] == "3"
+
+
+@in_trio
+async def test_a_listing_that_fails_is_tried_again_at_once_and_loses_no_nodes() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        group = await directory(tree, "vm/100")
+        before = await group.child(DAYS[0])
+        await trio.sleep(5)
+        source.fail("snapshots", SourceError("no answer"))
+        with pytest.raises(SourceError, match="no answer"):
+            await group.children()
+        assert await group.child(DAYS[0]) is before
+
+
+# --- what it costs
+
+
+@in_trio
+async def test_all_who_list_a_directory_at_once_share_one_listing() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        group = await directory(tree, "vm/100")
+        gate = source.hold("snapshots")
+        listings: list[dict[str, Node]] = []
+
+        async def list_it() -> None:
+            listings.append(await group.children())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(list_it)
+            await wait_all_tasks_blocked()
+            gate.set()
+        assert len(listings) == 10
+        assert all(listing is listings[0] for listing in listings)
+    assert source.calls["snapshots"] == 1
+
+
+@in_trio
+async def test_who_gives_up_listing_does_not_spoil_it_for_the_others() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        gate = source.hold("groups")
+        with trio.move_on_after(1) as scope:
+            await tree.root.children()
+        assert scope.cancelled_caught
+        gate.set()
+        assert list(await tree.root.children()) == ["vm", "host", "ns"]
+
+
+@in_trio
+async def test_a_namespace_is_asked_for_its_groups_once_however_many_types_are_looked_at() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        for path in ("", "vm", "host", "ns"):
+            await names(tree, path)
+        assert source.calls == {"groups": 1, "namespaces": 1}
+        await names(tree, "ns/prod")
+        assert source.calls == {"groups": 2, "namespaces": 2}
+        await names(tree, "vm/100")
+        assert source.calls == {"groups": 2, "namespaces": 2, "snapshots": 1}
+
+
+@in_trio
+async def test_what_is_in_a_snapshot_and_its_facts_cost_nothing_once_the_group_is_listed() -> None:
+    source = filled(cheap_files=False)
+    async with shown(source) as tree:
+        await names(tree, "vm/100")
+        before = dict(source.calls)
+        for child in (await (await directory(tree, f"vm/100/{DAYS[0]}")).children()).values():
+            await child.stat()
+            await child.facts()
+        assert source.calls == before
+
+
+@in_trio
+async def test_a_stat_of_a_known_directory_asks_nothing_however_old_the_listing() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        nodes = [await tree.find(path) for path in ("", "vm", "vm/100", f"vm/100/{DAYS[0]}", "ns", "ns/prod")]
+        before = dict(source.calls)
+        await trio.sleep(1000)
+        for node in nodes:
+            await node.stat()
+        assert source.calls == before
+
+
+# --- stat
+
+
+@in_trio
+async def test_directories_count_the_directories_inside_once_they_are_known() -> None:
+    async with shown(filled()) as tree:
+        assert await tree.root.stat() == Stat(links=1, exact=False)
+        await tree.root.children()
+        assert await tree.root.stat() == Stat(links=2 + 3)
+        assert await (await tree.find("vm")).stat() == Stat(links=2 + 1, mtime=TIME + DAY)
+        assert await (await tree.find("vm/100")).stat() == Stat(links=2 + 2, mtime=TIME + DAY)
+        assert await (await tree.find(f"vm/100/{DAYS[0]}")).stat() == Stat(links=2, mtime=TIME)
+        assert await (await tree.find("ns")).stat() == Stat(links=2 + 1)
+        assert await (await tree.find("ns/prod")).stat() == Stat(links=1, exact=False)
+
+
+@in_trio
+async def test_a_type_without_any_backup_has_no_time() -> None:
+    class Empty(MemorySource):
+        async def groups(self, namespace: Namespace) -> list[GroupInfo]:
+            return [replace(info, last_backup=None) for info in await super().groups(namespace)]
+
+    source = Empty()
+    source.add(made.snapshot(), FILES)
+    async with shown(source) as tree:
+        assert (await (await tree.find("vm")).stat()).mtime is None
+        assert (await (await tree.find("vm/100")).stat()).mtime is None
+
+
+@in_trio
+async def test_a_cheap_source_tells_exact_sizes_at_once_and_is_asked_once() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        disk = await tree.find(f"vm/100/{DAYS[0]}/{IMAGE}")
+        conf = await tree.find(f"vm/100/{DAYS[0]}/qemu-server.conf")
+        for _ in range(2):
+            assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+            assert await conf.stat() == Stat(len(CONF), len(CONF), TIME)
+    assert source.calls["fetch_file"] == 2
+    assert source.calls["fetch_chunk"] == 0
+
+
+@in_trio
+async def test_a_dear_source_is_asked_when_the_file_is_opened_and_until_then_stats_are_not_exact() -> None:
+    source = filled(cheap_files=False)
+    async with shown(source) as tree:
+        disk = await image(tree, f"vm/100/{DAYS[0]}/{IMAGE}")
+        conf = await small_file(tree, f"vm/100/{DAYS[0]}/qemu-server.conf")
+        assert await disk.stat() == Stat(len(CONTENT), len(CONTENT), TIME, exact=False)
+        stored = conf.file.size
+        assert await conf.stat() == Stat(stored, stored, TIME, exact=False)
+        assert source.calls["fetch_file"] == 0
+        await disk.open()
+        await conf.read()
+        assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+        assert await conf.stat() == Stat(len(CONF), len(CONF), TIME)
+
+
+@pytest.mark.parametrize("filename", [f"{IMAGE}.fidx", "qemu-server.conf.blob"])
+@in_trio
+async def test_a_damaged_file_has_a_stat_and_opening_it_says_what_is_wrong(filename: str) -> None:
+    source = filled()
+    snapshot = made.snapshot("100")
+    source.files[snapshot, Archive(filename)] = b"rubbish"
+    async with shown(source) as tree:
+        node = await tree.find(f"vm/100/{DAYS[0]}/{filename}")
+        assert isinstance(node, (BlobFile, ImageFile))
+        assert await node.stat() == Stat(node.file.size, node.file.size, TIME)
+        await node.facts()
+        with pytest.raises(DamageError):
+            await (node.open() if isinstance(node, ImageFile) else node.read())
+
+
+@in_trio
+async def test_a_source_that_fails_during_a_stat_is_asked_again_by_the_next() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        disk = await tree.find(f"vm/100/{DAYS[0]}/{IMAGE}")
+        source.fail("fetch_file", SourceError("no answer"))
+        assert await disk.stat() == Stat(len(CONTENT), len(CONTENT), TIME, exact=False)
+        assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+
+
+@in_trio
+async def test_an_encrypted_file_without_its_key_has_a_stat_and_cannot_be_opened() -> None:
+    source = MemorySource()
+    source.add(made.snapshot(), FILES, crypt_mode=CryptMode.ENCRYPT, key=made.KEY)
+    async with shown(source) as tree:
+        disk = await image(tree, f"vm/100/latest/{IMAGE}")
+        assert await disk.stat() == Stat(len(CONTENT), len(CONTENT), TIME)
+        with pytest.raises(KeyRequiredError, match=made.KEY.fingerprint):
+            await disk.open()
+        conf = await small_file(tree, "vm/100/latest/qemu-server.conf")
+        assert (await conf.stat()).size == conf.file.size
+        with pytest.raises(KeyRequiredError, match=made.KEY.fingerprint):
+            await conf.read()
+    async with shown(source, with_key=True) as tree:
+        assert await (await tree.find(f"vm/100/latest/{IMAGE}")).stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+        assert (await (await tree.find("vm/100/latest/qemu-server.conf")).stat()).size == len(CONF)
+
+
+# --- finding
+
+
+@in_trio
+async def test_paths_are_found_with_links_empty_steps_and_stored_names() -> None:
+    async with shown(filled()) as tree:
+        newest = await tree.find(f"vm/100/{DAYS[1]}/{IMAGE}")
+        for path in (
+            f"vm/100/latest/{IMAGE}",
+            f"/vm//100/./latest/{IMAGE}/",
+            f"vm/100/latest/{IMAGE}.fidx",
+        ):
+            assert await tree.find(path) is newest
+        assert await tree.find("") is tree.root
+        assert await tree.find("/") is tree.root
+        followed = await tree.find("vm/100/latest")
+        assert isinstance(followed, SnapshotDirectory)
+        assert followed.name == DAYS[1]
+
+
+@in_trio
+async def test_what_is_not_there_is_told_with_what_is() -> None:
+    async with shown(filled()) as tree:
+        for path, text in (
+            ("vn", "/: there is no 'vn'; there is vm, host, ns"),
+            ("vm/101", "vm: there is no '101'; there is 100"),
+            (
+                f"vm/100/latest/{IMAGE}x",
+                f"{DAYS[1]}: there is no '{IMAGE}x'; there is {IMAGE}, qemu-server.conf",
+            ),
+            (f"vm/100/latest/{IMAGE}/x", f"{IMAGE} is not a directory"),
+        ):
+            with pytest.raises(NotFoundError) as caught:
+                await tree.find(path)
+            assert text in str(caught.value)
+        with pytest.raises(NotFoundError, match="vm: there is no '101'"):
+            await (await directory(tree, "vm")).child("101")
+    async with shown(MemorySource()) as tree:
+        with pytest.raises(NotFoundError, match="there is nothing"):
+            await tree.find("vm")
+
+
+@in_trio
+async def test_many_names_are_not_all_told() -> None:
+    source = MemorySource()
+    for number in range(20):
+        source.add(made.snapshot(str(100 + number)), {})
+    async with shown(source) as tree:
+        with pytest.raises(NotFoundError, match=r"100, .*, 107, … \(20 in all\)$"):
+            await tree.find("vm/1")
+
+
+@pytest.mark.parametrize("path", ["..", "vm/..", "vm/../host", "vm/100/latest/.."])
+@in_trio
+async def test_steps_up_are_refused(path: str) -> None:
+    async with shown(filled()) as tree:
+        with pytest.raises(UsageError, match="no meaning"):
+            await tree.find(path)
+
+
+# --- facts
+
+
+@in_trio
+async def test_facts_tell_what_people_ask_about_a_node() -> None:
+    source = MemorySource()
+    source.add(
+        made.snapshot(namespace=DEEP),
+        FILES,
+        crypt_mode=CryptMode.ENCRYPT,
+        key=made.KEY,
+        notes="before the upgrade",
+        verify_state="ok",
+        protected=True,
+    )
+    group = {"namespace": "prod/db", "backup_type": "vm", "backup_id": "100", "owner": "root@pam"}
+    snapshot = group | {
+        "backup_time": DAYS[0],
+        "protected": "true",
+        "key_fingerprint": made.KEY.fingerprint,
+        "verify_state": "ok",
+        "notes": "before the upgrade",
+    }
+    async with shown(source, with_key=True) as tree:
+
+        async def facts(path: str) -> dict[str, str]:
+            return await (await tree.find(path)).facts()
+
+        top = "ns/prod/ns/db"
+        assert await facts(top) == {"namespace": "prod/db"}
+        assert await facts("ns") == {"namespace": ""}
+        assert await facts(f"{top}/vm") == {"namespace": "prod/db", "backup_type": "vm"}
+        assert await facts(f"{top}/vm/100") == group | {"backup_count": "1", "last_backup": DAYS[0]}
+        node = await tree.find(f"{top}/vm/100/latest")
+        assert isinstance(node, SnapshotDirectory)
+        size = sum(file.size for file in node.info.files)
+        assert await node.facts() == snapshot | {"size": str(size), "crypt_mode": "encrypt"}
+        assert await facts(f"{top}/vm/100/latest/{IMAGE}") == snapshot | {
+            "archive": f"{IMAGE}.fidx",
+            "crypt_mode": "encrypt",
+            "size": str(len(CONTENT)),
+            "chunk_size": str(CHUNK_SIZE),
+        }
+        assert await facts(f"{top}/vm/100/latest/qemu-server.conf") == snapshot | {
+            "archive": "qemu-server.conf.blob",
+            "crypt_mode": "encrypt",
+            "size": str(len(CONF)),
+        }
+        assert await (await latest(tree, f"{top}/vm/100")).facts() == {}
+
+
+@in_trio
+async def test_facts_of_a_snapshot_tell_where_its_files_differ() -> None:
+    source = MemorySource()
+    info = source.add(made.snapshot(), {"a.img.fidx": b"a", "b.img.fidx": b"b"})
+    files = [
+        replace(file, crypt_mode=CryptMode.ENCRYPT) if n == 0 else file for n, file in enumerate(info.files)
+    ]
+    source.infos[made.snapshot()] = replace(info, files=tuple(files))
+    log = FileInfo(Archive("client.log.blob"), 5, None)
+    source.infos[made.snapshot("101")] = SnapshotInfo(made.snapshot("101"), (log,))
+    async with shown(source) as tree:
+        facts = await (await tree.find("vm/100/latest")).facts()
+        assert facts["crypt_mode"] == "mixed"
+        assert facts["protected"] == "false"
+        assert facts["verify_state"] == "none"
+        assert "notes" not in facts
+        assert "crypt_mode" not in await (await tree.find("vm/101/latest")).facts()
+
+
+@in_trio
+async def test_facts_of_a_file_on_a_dear_source_open_nothing() -> None:
+    source = filled(cheap_files=False)
+    async with shown(source) as tree:
+        facts = await (await tree.find(f"vm/100/latest/{IMAGE}")).facts()
+        assert facts["size"] == str(len(CONTENT))
+        assert "chunk_size" not in facts
+    assert source.calls["fetch_file"] == 0
