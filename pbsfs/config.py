@@ -1,21 +1,38 @@
 """Settings: from options and the environment to what the other rooms take.
 
-Pure but for `open_source`, which looks at the source that was named.
+Synchronous. Secrets come in here and go to the source that needs them, nowhere else.
 """
 
 from __future__ import annotations
 
+import abc
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pbsfs.errors import UsageError
+from pbsfs.credentials import Secret, find_credential, find_secret
+from pbsfs.errors import TrustError, UsageError
 from pbsfs.sources.base import Source
 from pbsfs.sources.directory import DirectorySource
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.retry import DEFAULT_LIMIT
+from pbsfs.sources.server.source import ServerSettings, ServerSource
+from pbsfs.sources.server.tls import (
+    Trust,
+    connect,
+    fingerprints_file,
+    known_fingerprint,
+    parse_fingerprint,
+    peek_fingerprint,
+    remember_fingerprint,
+    show_fingerprint,
+)
 
 REPOSITORY_VARIABLE = "PBS_REPOSITORY"
+PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
+FINGERPRINT_VARIABLE = "PBS_FINGERPRINT"
 
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -24,18 +41,108 @@ MIN_CACHE_SIZE = 32 << 20
 """Bytes; two chunks of the largest size that exists. With less, no chunk would stay for its second read."""
 
 
-def open_source(repository: str | None, datastore_dir: Path | None) -> Source:
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What the options say of the source; what they leave open, the environment may tell."""
+
+    repository: str | None = None
+    datastore_dir: Path | None = None
+    fingerprint: str | None = None
+    retry_timeout: float = DEFAULT_LIMIT
+    connections: int | None = None
+
+
+class Terminal(abc.ABC):
+    """Somebody to ask. There is none where nobody sits at a terminal."""
+
+    @abc.abstractmethod
+    def password(self, text: str) -> Secret:
+        """What is typed, unseen."""
+
+    @abc.abstractmethod
+    def confirm(self, text: str) -> bool:
+        """Whether it is agreed to."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAccess:
+    """All that it takes to talk to a server."""
+
+    repository: Repository
+    secret: Secret
+    trust: Trust
+
+
+def open_source(
+    options: SourceOptions, environment: Mapping[str, str] = os.environ, terminal: Terminal | None = None
+) -> Source:
     """The source that the options name, or else the environment. Raises UsageError, SourceError."""
-    if repository is not None and datastore_dir is not None:
+    if options.repository is not None and options.datastore_dir is not None:
         raise UsageError("--repository and --datastore-dir exclude each other")
-    if datastore_dir is not None:
-        return DirectorySource(Path(os.path.abspath(datastore_dir)))
-    if repository or os.environ.get(REPOSITORY_VARIABLE):
+    if options.datastore_dir is not None:
+        return DirectorySource(Path(os.path.abspath(options.datastore_dir)))
+    access = find_access(options, environment, terminal)
+    settings = ServerSettings(options.retry_timeout, options.connections)
+    return ServerSource(access.repository, access.secret, access.trust, settings)
+
+
+def find_access(
+    options: SourceOptions, environment: Mapping[str, str], terminal: Terminal | None
+) -> ServerAccess:
+    """Which server, with which secret, trusted by what. Raises UsageError, and what connecting raises."""
+    text = options.repository or environment.get(REPOSITORY_VARIABLE)
+    text = text or find_credential("repository", environment)
+    if not text:
         raise UsageError(
-            "reading from a server (--repository, PBS_REPOSITORY) is not yet possible; "
-            "use --datastore-dir with a datastore's directory"
+            "no source: name a server with --repository or PBS_REPOSITORY, "
+            "or a datastore's directory with --datastore-dir DIR"
         )
-    raise UsageError("no source: name a datastore's directory with --datastore-dir DIR")
+    repository = Repository.parse(text)
+    # Before the password: who has to be asked for it should see that the server is the right one.
+    trust = _find_trust(options, repository, environment, terminal)
+    secret = find_secret(PASSWORD_VARIABLE, "password", environment)
+    if secret is None and terminal is None:
+        raise UsageError(
+            f"no password for {repository.auth_id}: set PBS_PASSWORD (or PBS_PASSWORD_FD, _FILE, _CMD); "
+            "for an API token it is the token's secret"
+        )
+    if secret is None and terminal is not None:
+        what = "password" if repository.token is None else "secret"
+        secret = terminal.password(f"{what} of {repository.auth_id} at {repository.address}")
+    assert secret is not None
+    return ServerAccess(repository, secret, trust)
+
+
+def _find_trust(
+    options: SourceOptions, repository: Repository, environment: Mapping[str, str], terminal: Terminal | None
+) -> Trust:
+    pinned = options.fingerprint or environment.get(FINGERPRINT_VARIABLE)
+    pinned = pinned or find_credential("fingerprint", environment)
+    if pinned:
+        return Trust(pinned=parse_fingerprint(pinned))
+    file = fingerprints_file(_config_home(environment))
+    trust = Trust(known=known_fingerprint(file, repository.host))
+    if trust.known is not None or terminal is None:
+        return trust
+    try:
+        connect(repository, trust).socket.close()
+    except TrustError:
+        found = peek_fingerprint(repository)
+        shown = show_fingerprint(found)
+        if not terminal.confirm(
+            f"{repository.address} is not known yet. The SHA-256 fingerprint of its certificate is\n"
+            f"{shown}\nIs that what its dashboard shows? Connect, and remember it"
+        ):
+            raise
+        remember_fingerprint(file, repository.host, found)
+        return Trust(known=found)
+    return trust
+
+
+def _config_home(environment: Mapping[str, str]) -> Path:
+    """Where the vendor's client keeps its settings (the XDG base directory for them)."""
+    home = environment.get("XDG_CONFIG_HOME", "")
+    return Path(home) if home.startswith("/") else Path(environment.get("HOME") or Path.home()) / ".config"
 
 
 def parse_size(text: str) -> int:

@@ -45,6 +45,63 @@ class SourceError(PbsfsError):
         self.retryable = retryable
 
 
+class AuthError(SourceError):
+    """The server does not accept the user, token, password or secret."""
+
+    errno = errno.EACCES
+    exit_status = 10
+
+
+class ForbiddenError(SourceError):
+    """The server knows who asks, and does not allow it."""
+
+    errno = errno.EACCES
+    exit_status = 11
+
+
+class TrustError(SourceError):
+    """The server's certificate is not one to trust."""
+
+    exit_status = 12
+
+
+class ResolveError(SourceError):
+    """The server's name has no address."""
+
+    exit_status = 13
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=True)
+
+
+class ConnectError(SourceError):
+    """There is no connection to the server, or it was lost."""
+
+    exit_status = 14
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=True)
+
+
+class NotPbsError(SourceError):
+    """What answers does not speak as a Proxmox Backup Server does."""
+
+    exit_status = 15
+
+
+class UnknownDatastoreError(SourceError):
+    """The server has no such datastore, or does not show it to this user."""
+
+    errno = errno.ENOENT
+    exit_status = 16
+
+
+class UnknownRealmError(AuthError):
+    """The server has no such realm to log in to."""
+
+    exit_status = 17
+
+
 class KeyRequiredError(PbsfsError):
     """Data is encrypted and the key for it is not at hand."""
 

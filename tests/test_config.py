@@ -13,6 +13,7 @@ from pbsfs.config import (
     MIN_CACHE_SIZE,
     REPOSITORY_VARIABLE,
     FuseOptions,
+    SourceOptions,
     open_source,
     parse_cache_size,
     parse_size,
@@ -32,7 +33,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(datastore_dir: Path | None = None, repository: str | None = None) -> Source:
     """The source that these options name."""
-    return open_source(repository, datastore_dir)
+    return open_source(SourceOptions(repository, datastore_dir))
 
 
 def test_a_directory_is_a_source(writer: DatastoreWriter) -> None:

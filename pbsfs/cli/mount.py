@@ -11,16 +11,25 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import trio
 
-from pbsfs.cli.options import logging_options, set_up_logging, source_options
-from pbsfs.config import FuseOptions, open_source, parse_cache_size
+from pbsfs.cli.options import find_terminal, logging_options, set_up_logging, source_options
+from pbsfs.config import (
+    PASSWORD_VARIABLE,
+    FuseOptions,
+    SourceOptions,
+    find_access,
+    open_source,
+    parse_cache_size,
+)
 from pbsfs.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.fuse.mountpoint import check_usable
 from pbsfs.names import Namespace
+from pbsfs.sources.base import Source
 
 
 @click.command("mount")
@@ -49,8 +58,7 @@ from pbsfs.names import Namespace
 @logging_options
 def command(
     mountpoint: Path,
-    repository: str | None,
-    datastore_dir: Path | None,
+    source: SourceOptions,
     namespace: str,
     fuse_options: tuple[str, ...],
     foreground: bool,
@@ -74,32 +82,22 @@ def command(
     options = FuseOptions.parse(fuse_options)
     parse_cache_size(cache_size)
     Namespace.parse(namespace)
-    if datastore_dir is not None:
-        datastore_dir = Path(os.path.abspath(datastore_dir))
-    place = check_usable(mountpoint, datastore=_existing(datastore_dir), nonempty=options.nonempty)
+    if source.datastore_dir is not None:
+        source = replace(source, datastore_dir=Path(os.path.abspath(source.datastore_dir)))
+    place = check_usable(mountpoint, datastore=_existing(source.datastore_dir), nonempty=options.nonempty)
     if not foreground:
         set_up_logging(log_level, log_file)  # here too: a log file that can't be written is told at once
         arguments = ["--ns", namespace, "--cache-size", cache_size, "--refresh", str(refresh)]
         arguments += ["--log-level", log_level]
-        arguments += [f"--repository={repository}"] if repository is not None else []
-        arguments += [f"--datastore-dir={datastore_dir}"] if datastore_dir is not None else []
         arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
         arguments += [f"-o{text}" for text in fuse_options]
-        _start_in_background([*arguments, "--", str(place)], place)
+        _start_in_background(arguments, source, place)
         return
     set_up_logging(log_level, log_file, background=ready_fd is not None)
     report = _Report(ready_fd)
     try:
-        _serve(
-            place,
-            repository,
-            datastore_dir,
-            namespace,
-            options,
-            parse_cache_size(cache_size),
-            refresh,
-            report,
-        )
+        opened = open_source(source, os.environ, find_terminal())
+        _serve(opened, place, namespace, options, parse_cache_size(cache_size), refresh, report)
     except PbsfsError as error:
         if ready_fd is None:
             raise
@@ -113,9 +111,8 @@ def _existing(path: Path | None) -> Path | None:
 
 
 def _serve(
+    source: Source,
     place: Path,
-    repository: str | None,
-    datastore_dir: Path | None,
     namespace: str,
     options: FuseOptions,
     cache_size: int,
@@ -135,10 +132,7 @@ def _serve(
         namespace=Namespace.parse(namespace),
     )
 
-    async def run() -> None:
-        await serve(open_source(repository, datastore_dir), mount_options, report.ready)
-
-    trio.run(run)
+    trio.run(serve, source, mount_options, report.ready)
 
 
 class _Report:
@@ -176,15 +170,45 @@ class _BackgroundError(PbsfsError):
         self.exit_status = status  # type: ignore[misc]  # this one error carries another's status
 
 
-def _start_in_background(arguments: list[str], place: Path) -> None:
+def _hand_over(source: SourceOptions) -> tuple[list[str], dict[str, str], list[int]]:
+    """What the process in the background gets of the source: arguments, environment, and descriptors.
+
+    Whoever has to be asked is asked here, and what can be read only once is read here. The secret goes
+    through a pipe: neither arguments nor environment of a process that lives for weeks should hold it.
+    """
+    environment = dict(os.environ)
+    arguments = [f"--retry-timeout={source.retry_timeout}"]
+    arguments += [f"--connections={source.connections}"] if source.connections is not None else []
+    if source.datastore_dir is not None:
+        arguments += [f"--datastore-dir={source.datastore_dir}"]
+        arguments += [f"--repository={source.repository}"] if source.repository is not None else []
+        return arguments, environment, []
+    access = find_access(source, os.environ, find_terminal())
+    for suffix in ("", "_FD", "_FILE", "_CMD"):
+        environment.pop(PASSWORD_VARIABLE + suffix, None)
     reading, writing = os.pipe()
+    with open(writing, "wb") as pipe:  # a secret fits a pipe's buffer (64 KiB), so this does not wait
+        pipe.write(access.secret.reveal().encode("utf-8", "surrogateescape") + b"\n")
+    environment[f"{PASSWORD_VARIABLE}_FD"] = str(reading)
+    arguments += [f"--repository={access.repository}"]
+    arguments += [f"--fingerprint={access.trust.pinned}"] if access.trust.pinned is not None else []
+    return arguments, environment, [reading]
+
+
+def _start_in_background(arguments: list[str], source: SourceOptions, place: Path) -> None:
+    handed_over, environment, descriptors = _hand_over(source)
+    reading, writing = os.pipe()
+    command_line = [sys.executable, "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
     with open(reading, "rb") as pipe:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}", *arguments],
+            [*command_line, *handed_over, *arguments, "--", str(place)],
             stdin=subprocess.DEVNULL,
-            pass_fds=(writing,),
+            pass_fds=(writing, *descriptors),
+            env=environment,
             start_new_session=True,
         )
+        for descriptor in descriptors:
+            os.close(descriptor)
         os.close(writing)
         try:
             status, _space, text = pipe.read().decode(errors="replace").partition(" ")

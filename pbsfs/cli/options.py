@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import logging.handlers
 import os
@@ -9,15 +10,17 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 import trio
 
-from pbsfs.config import open_source
+from pbsfs.config import SourceOptions, Terminal, open_source
+from pbsfs.credentials import Secret
 from pbsfs.errors import UsageError
 from pbsfs.names import Namespace
 from pbsfs.reader.reader import open_reader
+from pbsfs.sources.server.retry import DEFAULT_LIMIT
 from pbsfs.tree import Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,9 +30,46 @@ _SYSLOG_SOCKET = Path("/dev/log")
 
 
 def source_options(command: F) -> F:
-    """`--repository`, `--datastore-dir` and `--ns`: the same for every command that reads."""
+    """Which source, and how to get at it: the same for every command that reads.
+
+    They come in as one argument, `source` (SourceOptions), and `namespace`.
+    """
+
+    @functools.wraps(command)
+    def with_source(
+        *args: Any,
+        repository: str | None,
+        datastore_dir: Path | None,
+        fingerprint: str | None,
+        retry_timeout: float,
+        connections: int | None,
+        **others: Any,
+    ) -> Any:
+        source = SourceOptions(repository, datastore_dir, fingerprint, retry_timeout, connections)
+        return command(*args, source=source, **others)
+
+    wrapped: Callable[..., Any] = with_source
     for option in (
         click.option("--ns", "namespace", metavar="NAMESPACE", default="", help="Start at this namespace."),
+        click.option(
+            "--connections",
+            metavar="NUMBER",
+            type=click.IntRange(1, 16),
+            help="Connections to the server for each snapshot (default: by the round trip).",
+        ),
+        click.option(
+            "--retry-timeout",
+            metavar="SECONDS",
+            type=click.FloatRange(min=0),
+            default=DEFAULT_LIMIT,
+            show_default=True,
+            help="How long a read waits for a server that is away.",
+        ),
+        click.option(
+            "--fingerprint",
+            metavar="FINGERPRINT",
+            help="SHA-256 of the server's certificate (or PBS_FINGERPRINT).",
+        ),
         click.option(
             "--datastore-dir",
             metavar="DIR",
@@ -39,11 +79,11 @@ def source_options(command: F) -> F:
         click.option(
             "--repository",
             metavar="REPOSITORY",
-            help="Read from a server: [[user@realm@]host:]datastore (or PBS_REPOSITORY). Not yet possible.",
+            help="Read from a server: [[user@realm[!token]@]host[:port]:]datastore (or PBS_REPOSITORY).",
         ),
     ):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return cast("F", wrapped)
 
 
 def logging_options(command: F) -> F:
@@ -87,6 +127,8 @@ def set_up_logging(level: str, file: Path | None, *, background: bool = False) -
     else:
         form = "pbsfs: %(levelname)s: %(message)s"
     logging.basicConfig(level=level.upper(), format=form, handlers=[handler], force=True)
+    for chatty in ("h2", "hpack", "pyfuse3"):  # each header and request: of no use even for debugging
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _background_handler() -> logging.Handler:
@@ -106,8 +148,7 @@ def _background_handler() -> logging.Handler:
 def run_on_tree(
     work: Callable[[Tree], Awaitable[R]],
     *,
-    repository: str | None,
-    datastore_dir: Path | None,
+    source: SourceOptions,
     namespace: str,
 ) -> R:
     """Opens the source that the options name, and runs `work` on its tree.
@@ -116,11 +157,27 @@ def run_on_tree(
     """
 
     async def run() -> R:
-        root = Namespace.parse(namespace)
-        async with open_reader(open_source(repository, datastore_dir)) as reader:
+        async with open_reader(opened) as reader:
             return await work(Tree(reader, root))
 
+    root = Namespace.parse(namespace)
+    opened = open_source(source, os.environ, find_terminal())
     return trio.run(_until_signalled, run)
+
+
+class _ClickTerminal(Terminal):
+    """Whoever sits at the terminal of this process."""
+
+    def password(self, text: str) -> Secret:
+        return Secret(click.prompt(text, hide_input=True, err=True))
+
+    def confirm(self, text: str) -> bool:
+        return click.confirm(text, err=True)
+
+
+def find_terminal() -> Terminal | None:
+    """The terminal to ask at, if there is one: input that is piped in is not for us."""
+    return _ClickTerminal() if sys.stdin is not None and sys.stdin.isatty() else None
 
 
 async def _until_signalled(work: Callable[[], Awaitable[R]]) -> R:

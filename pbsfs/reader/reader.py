@@ -19,8 +19,8 @@ from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError
 from pbsfs.formats import blob
 from pbsfs.formats.index import HEADER_SIZE, DynamicIndex, FixedIndex, Index
 from pbsfs.formats.keys import Key
-from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
+from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest
+from pbsfs.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
 from pbsfs.reader.image import Image
 from pbsfs.reader.store import DEFAULT_CACHE_SIZE, ChunkStore
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
@@ -28,6 +28,9 @@ from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 MAX_INDEX_SIZE = HEADER_SIZE + (1 << 30)
 """Most bytes of a stored index: 128 TiB in chunks of 4 MiB. It is held in memory while an image is open."""
 
+
+MAX_MANIFESTS = 256
+"""Manifests that are kept, of snapshots in which something was opened."""
 
 SMALL = 64 << 10
 """Bytes that are decoded on the spot: it takes less time than going to a thread and back (0.1 ms)."""
@@ -47,15 +50,19 @@ class Reader:
         # by snapshot, archive and checksum, for as long as anybody holds one
         self._images: WeakValueDictionary[tuple[Snapshot, Archive, bytes | None], Image]
         self._images = WeakValueDictionary()
+        self._manifests: dict[Snapshot, Manifest] = {}
 
     async def open_image(self, info: SnapshotInfo, file: FileInfo) -> Image:
         """The image or stream of `file`. Raises DamageError, KeyRequiredError, SourceError."""
         identity = (info.snapshot, file.archive, file.csum)
         image = self._images.get(identity)
         if image is None:
-            encrypted = file.crypt_mode is CryptMode.ENCRYPT
-            key = self._key(info, file) if encrypted else None
-            index = await self._index(info.snapshot, file)
+            if file.crypt_mode is CryptMode.ENCRYPT:
+                self._key(info, file)  # told at once where it is missing, without asking for more
+            told = await self._as_in_manifest(info, file)
+            encrypted = told.crypt_mode is CryptMode.ENCRYPT
+            key = self._key(info, told) if encrypted else None
+            index = await self._index(info.snapshot, told)
             image = Image(self.store, info.snapshot, file.archive, index, encrypted=encrypted, key=key)
             # Another task may have opened it meanwhile: the first one stays.
             image = self._images.setdefault(identity, image)
@@ -63,6 +70,7 @@ class Reader:
 
     async def read_blob(self, info: SnapshotInfo, file: FileInfo) -> bytes:
         """The decoded content of a `.blob` file. Raises like `open_image`."""
+        file = await self._as_in_manifest(info, file)
         encrypted: bool | None = None  # not told: a log is not in the manifest
         if file.archive == MASTER_KEY_BLOB:
             encrypted = False
@@ -86,6 +94,32 @@ class Reader:
             raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
             kind = blob.kind_of(raw)
             return len(raw) if kind.compressed else max(0, len(raw) - kind.header_size)
+
+    async def _as_in_manifest(self, info: SnapshotInfo, file: FileInfo) -> FileInfo:
+        """`file` with what only the manifest says of it, for sources whose lists are shorter."""
+        if file.csum is not None or file.archive in (MANIFEST, CLIENT_LOG):
+            return file
+        manifest = await self._manifest(info.snapshot)
+        entry = next((entry for entry in manifest.files if entry.archive == file.archive), None)
+        if entry is None or entry.size != file.size:
+            raise DamageError(f"{info.snapshot}/{file.archive}: the listing and the manifest contradict")
+        return FileInfo(entry.archive, entry.size, entry.crypt_mode, entry.csum)
+
+    async def _manifest(self, snapshot: Snapshot) -> Manifest:
+        manifest = self._manifests.get(snapshot)
+        if manifest is None:
+            raw = await self._fetch(
+                snapshot, FileInfo(MANIFEST, 0, None), blob.stored_limit(MAX_MANIFEST_SIZE)
+            )
+            try:
+                text = blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False)
+                manifest = Manifest.parse(text)
+            except DamageError as error:
+                raise DamageError(f"{snapshot}/{MANIFEST}: {error}") from None
+            self._manifests[snapshot] = manifest
+            while len(self._manifests) > MAX_MANIFESTS:
+                del self._manifests[next(iter(self._manifests))]
+        return manifest
 
     def _key(self, info: SnapshotInfo, file: FileInfo) -> Key:
         key = self._keys.get(info.key_fingerprint or "")
@@ -143,6 +177,7 @@ async def open_reader(
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
+            await source.open(nursery)
             yield Reader(source, ChunkStore(source, nursery, cache_size), keys or {})
         except Exception as error:
             failure = error  # raised outside, so that the nursery does not wrap it in a group

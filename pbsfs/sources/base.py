@@ -11,6 +11,8 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 
+import trio
+
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import Archive, Group, Namespace, Snapshot
 
@@ -67,6 +69,12 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def __str__(self) -> str:
         """What the source is, for messages: no secrets."""
+
+    async def open(self, nursery: trio.Nursery) -> None:  # noqa: B027 - most have nothing to do
+        """Called once before reading; raises SourceError where the source can't be used.
+
+        What the source has to do in the background lives in `nursery`.
+        """
 
     @abc.abstractmethod
     async def namespaces(self, parent: Namespace) -> list[Namespace]:

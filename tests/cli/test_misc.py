@@ -55,16 +55,14 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda words: words[0])
-def test_a_server_is_not_yet_a_source(command: list[str], tmp_path: Path) -> None:
+def test_a_server_needs_a_password_and_never_waits_for_one(command: list[str], tmp_path: Path) -> None:
     repository = "root@pam@backup.example:store1"
     for arguments, changes in (
-        ([*command, "--repository", repository], {}),
-        (command, {"PBS_REPOSITORY": repository}),
+        ([*command, "--repository", repository, "--fingerprint", "00" * 32], {}),
+        (command, {"PBS_REPOSITORY": repository, "PBS_FINGERPRINT": "00" * 32}),
     ):
         done = pbsfs(*arguments, env=environment(**changes), cwd=tmp_path)
-        text = error_of(done, 2)
-        assert "not yet possible" in text
-        assert "--datastore-dir" in text
+        assert error_of(done, 2).startswith("no password for root@pam: set PBS_PASSWORD")
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda words: words[0])

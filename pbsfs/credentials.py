@@ -1,0 +1,134 @@
+"""Secrets: where users keep them, and a value that does not show itself.
+
+The rules are those of proxmox-backup-client, whose users have all of this set up already: a variable,
+or with `_FD`, `_FILE` or `_CMD` behind its name a descriptor, file or command that gives it; the first
+that is set wins, and of what it gives, the first line counts. After those, systemd's credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from pbsfs.errors import UsageError
+
+CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
+_CREDENTIAL_PREFIX = "proxmox-backup-client."
+
+MAX_SECRET = 64 << 10
+"""Bytes of a file or of a command's output that are looked at for the first line."""
+
+
+class Secret:
+    """A password or token secret. Its value is in `reveal()` only: not in `repr`, `str` or a pickle."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not to be copied out")
+
+
+def find_secret(variable: str, credential: str, environment: Mapping[str, str]) -> Secret | None:
+    """The secret that `variable` (`PBS_PASSWORD`) names in one of its forms, or else a systemd credential.
+
+    `credential`: its name there, without the vendor's prefix. Raises UsageError where a place is named
+    that can't be read; the error names the place and never what was in it.
+    """
+    for suffix, read in _FORMS.items():
+        name = variable + suffix
+        value = environment.get(name)
+        if value is not None:
+            try:
+                return Secret(_first_line(read(value)))
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                raise UsageError(f"{name}: {_reason(error)}") from None
+    found = find_credential(credential, environment)
+    return None if found is None else Secret(found)
+
+
+def find_credential(name: str, environment: Mapping[str, str]) -> str | None:
+    """The first line of the systemd credential `name` (without the vendor's prefix), if there is one."""
+    directory = environment.get(CREDENTIALS_DIRECTORY)
+    if not directory:
+        return None
+    path = Path(directory) / (_CREDENTIAL_PREFIX + name)
+    try:
+        return _first_line(_read_file(str(path)))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"credential {path}: {error.strerror}") from None
+
+
+def _read_descriptor(text: str) -> bytes:
+    # Read to its end and closed: who gave it is done with it, and no child is to inherit it.
+    fd = int(text)
+    if fd < 0:
+        raise ValueError(text)
+    with open(fd, "rb", buffering=0) as file:
+        return _read_all(file.fileno())
+
+
+def _read_file(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise IsADirectoryError(21, "Is a directory")
+        return _read_all(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_all(fd: int) -> bytes:
+    data = b""
+    while b"\n" not in data and len(data) < MAX_SECRET and (more := os.read(fd, MAX_SECRET)):
+        data += more
+    return data
+
+
+def _run_command(command: str) -> bytes:
+    arguments = shlex.split(command)
+    if not arguments:
+        raise ValueError("no command")
+    # What it says on standard error is for the user; what it prints is not for anybody else.
+    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
+    return done.stdout[:MAX_SECRET]
+
+
+_FORMS = {
+    "": lambda value: value.encode("utf-8", "surrogateescape"),
+    "_FD": _read_descriptor,
+    "_FILE": _read_file,
+    "_CMD": _run_command,
+}
+
+
+def _first_line(data: bytes) -> str:
+    line = data.split(b"\n", 1)[0].removesuffix(b"\r")
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"the command ended with status {error.returncode}"
+    if str(error) == "is not UTF-8 text":
+        return str(error)
+    return "does not name a descriptor or command"

@@ -1,0 +1,1 @@
+"""A running Proxmox Backup Server, through its HTTP API and reader protocol."""

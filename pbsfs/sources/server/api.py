@@ -1,0 +1,303 @@
+"""The server's HTTP API: logging in, and lists.
+
+Blocking requests over a few kept connections, run in worker threads; called from tasks of one trio
+loop. Answers are bounded before they are read, and parsed by `listing`. The ticket of a password login
+is renewed long before it ends, so a mount can go on for weeks.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import time
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+
+import trio
+
+from pbsfs.credentials import Secret
+from pbsfs.errors import (
+    AuthError,
+    ConnectError,
+    DamageError,
+    ForbiddenError,
+    NotFoundError,
+    NotPbsError,
+    PbsfsError,
+    SourceError,
+    UnknownRealmError,
+)
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.tls import Trust, connect
+
+log = logging.getLogger(__name__)
+
+STALL_TIMEOUT = 60.0
+"""Seconds without a byte after which a request is given up: a server that reads the manifests of a
+large group from a sleeping disk is silent for long. Not a limit on the whole."""
+
+MAX_ANSWER = 256 << 20
+"""Bytes of a list: some 500,000 snapshots."""
+
+MAX_ERROR_TEXT = 2000
+"""Characters of an error's text that are shown."""
+
+TICKET_RENEWAL = 3600.0
+"""Seconds after which a ticket is renewed: half of the two hours that it is good for, so that a server
+that is away for a while does not cost us the login."""
+
+KEPT_CONNECTIONS = 4
+"""Idle connections that are kept. Listing is rarely wider, and each is a descriptor on the server."""
+
+KEEP_TIME = 20.0
+"""Seconds for which an idle connection is kept; longer, and servers and firewalls drop it first."""
+
+COOKIES = ("PBSAuthCookie", "__Host-PBSAuthCookie")
+"""Servers up to 3.x read the first, 4.x prefers the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes
+    cookies: Mapping[str, str]
+
+    @property
+    def words(self) -> str:
+        """An error's text, as one line that is fit to be shown."""
+        text = self.body[: 4 * MAX_ERROR_TEXT].decode(errors="replace")[:MAX_ERROR_TEXT]
+        return "".join(c if c.isprintable() else " " for c in text).strip() or f"status {self.status}"
+
+
+class Api:
+    """The API of one server, as one user."""
+
+    def __init__(self, repository: Repository, secret: Secret, trust: Trust, threads: int = 8) -> None:
+        self.repository = repository
+        self.trust = trust
+        self._secret = secret
+        self._threads = trio.CapacityLimiter(threads)
+        self._idle: list[tuple[float, http.client.HTTPConnection]] = []
+        self._ticket: Secret | None = None
+        self._ticket_time = 0.0
+        self._logging_in = trio.Lock()
+
+    async def headers(self) -> dict[str, str]:
+        """The headers that say who asks; logs in, or renews the ticket, where that is due."""
+        if self.repository.token is not None:
+            return {"Authorization": f"PBSAPIToken {self.repository.auth_id}:{self._secret.reveal()}"}
+        async with self._logging_in:
+            if self._ticket is None or time.monotonic() - self._ticket_time > TICKET_RENEWAL:
+                await self._log_in()
+            assert self._ticket is not None
+            quoted = urllib.parse.quote(self._ticket.reveal(), safe="")
+        return {"Cookie": "; ".join(f"{name}={quoted}" for name in COOKIES)}
+
+    def forget_ticket(self) -> bool:
+        """The server refused what we sent: whether that was a ticket, and logging in again may help."""
+        had_one, self._ticket = self._ticket is not None, None
+        return had_one
+
+    async def get(self, path: str, parameters: Mapping[str, str], *, limit: int = MAX_ANSWER) -> Any:
+        """The `data` of the answer to GET `path` (below `/api2/json`). Raises SourceError and its kin,
+        and NotFoundError."""
+        answer = await self._get(path, parameters, limit)
+        try:
+            data = json.loads(answer.body)
+            return data["data"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise NotPbsError(f"{self.repository.address}: the answer to {path} makes no sense") from None
+
+    async def download(self, path: str, parameters: Mapping[str, str], limit: int) -> bytes:
+        """The body of the answer to GET `path`; DamageError above `limit` bytes."""
+        return (await self._get(path, parameters, limit)).body
+
+    def close(self) -> None:
+        for _since, connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+    async def _get(self, path: str, parameters: Mapping[str, str], limit: int) -> _Answer:
+        query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
+        headers = await self.headers()
+        answer = await self._request("GET", f"/api2/json{path}{query}", headers, limit=limit)
+        if answer.status == 401 and self.forget_ticket():  # its time is over, or the server has a new key
+            headers = await self.headers()
+            answer = await self._request("GET", f"/api2/json{path}{query}", headers, limit=limit)
+        if answer.status != 200:
+            raise self.error(answer.status, answer.words)
+        return answer
+
+    def error(self, status: int, words: str) -> PbsfsError:
+        """The error for an answer of `status` and its text."""
+        server = self.repository.address
+        if status == 401:
+            return AuthError(f"{server} does not accept {self.repository.auth_id}: {words}")
+        if status == 403:
+            return ForbiddenError(f"{server} does not allow it to {self.repository.auth_id}: {words}")
+        if status == 404 or (status == 400 and ("ENOENT" in words or "does not exist" in words)):
+            return NotFoundError(f"{server}: {words}")
+        if status == 400 and words.startswith("no permissions on"):
+            return ForbiddenError(f"{server} does not allow it to {self.repository.auth_id}: {words}")
+        return SourceError(f"{server}: status {status}: {words}", retryable=status >= 500 or status == 429)
+
+    async def _log_in(self) -> None:
+        """With the old ticket while it is good, else with the password."""
+        if self._ticket is not None:
+            answer = await self._post_ticket(self._ticket)
+            if answer.status == 200:
+                self._take_ticket(answer)
+                return
+            log.debug("the ticket was not renewed (status %d); logging in again", answer.status)
+        answer = await self._post_ticket(self._secret)
+        if answer.status == 401:
+            raise await self._refused(answer.words)
+        if answer.status != 200:
+            raise self.error(answer.status, answer.words)
+        self._take_ticket(answer)
+
+    async def _post_ticket(self, secret: Secret) -> _Answer:
+        body = json.dumps({"username": self.repository.user, "password": secret.reveal()}).encode()
+        headers = {"Content-Type": "application/json"}
+        return await self._request("POST", "/api2/json/access/ticket", headers, body=body, limit=1 << 20)
+
+    def _take_ticket(self, answer: _Answer) -> None:
+        try:
+            ticket = json.loads(answer.body)["data"].get("ticket") or answer.cookies.get(COOKIES[1])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            ticket = None
+        if not isinstance(ticket, str) or not ticket:
+            raise NotPbsError(f"{self.repository.address} answers the login with something that is no ticket")
+        if ":!tfa!" in ticket or "!tfa!" in ticket.partition("::")[0]:
+            raise AuthError(
+                f"{self.repository.user} logs in with a second factor, which can't be given here: "
+                f"make an API token for it on the server and use that"
+            )
+        self._ticket = Secret(urllib.parse.unquote(ticket) if "%" in ticket else ticket)
+        self._ticket_time = time.monotonic()
+
+    async def _refused(self, words: str) -> AuthError:
+        """Why a login failed: the server tells wrong passwords and unknown realms by the same words."""
+        server, user = self.repository.address, self.repository.user
+        try:
+            answer = await self._request("GET", "/api2/json/access/domains", {}, limit=1 << 20)
+            realms = [entry["realm"] for entry in json.loads(answer.body)["data"]]
+        except (SourceError, DamageError, ValueError, KeyError, TypeError, RecursionError):
+            realms = []
+        if realms and self.repository.realm not in realms:
+            shown = ", ".join(str(realm) for realm in realms[:8])
+            return UnknownRealmError(
+                f"{server} has no realm '{self.repository.realm}' (of {user}); there is {shown}: {words}"
+            )
+        return AuthError(f"{server} does not accept {user} and this password: {words}")
+
+    async def _request(
+        self, method: str, target: str, headers: Mapping[str, str], *, body: bytes | None = None, limit: int
+    ) -> _Answer:
+        connection = self._kept()
+        log.debug("%s %s", method, target)
+        if connection is not None:
+            try:
+                return await self._in_thread(connection, method, target, headers, body, limit)
+            except ConnectError:
+                pass  # it was closed while it lay idle
+        return await self._in_thread(None, method, target, headers, body, limit)
+
+    def _kept(self) -> http.client.HTTPConnection | None:
+        now = time.monotonic()
+        while self._idle:
+            since, connection = self._idle.pop()
+            if now - since < KEEP_TIME:
+                return connection
+            connection.close()
+        return None
+
+    async def _in_thread(
+        self,
+        connection: http.client.HTTPConnection | None,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        limit: int,
+    ) -> _Answer:
+        def work() -> tuple[_Answer, http.client.HTTPConnection]:
+            used = connection or _open(self.repository, self.trust)
+            try:
+                return _exchange(used, method, target, headers, body, limit), used
+            except BaseException:
+                used.close()
+                raise
+
+        answer, used = await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
+        if used.sock is not None and len(self._idle) < KEPT_CONNECTIONS:
+            self._idle.append((time.monotonic(), used))
+        else:
+            used.close()
+        return answer
+
+
+def _open(repository: Repository, trust: Trust) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection(repository.host, repository.port)
+    connection.sock = connect(repository, trust).socket
+    connection.sock.settimeout(STALL_TIMEOUT)
+    return connection
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    limit: int,
+) -> _Answer:
+    """One request on `connection`. Raises ConnectError, NotPbsError, DamageError (above `limit`)."""
+    where = f"{connection.host}:{connection.port}"
+    # Never on a connection that http.client would open by itself, which nobody verified.
+    assert connection.sock is not None
+    connection.auto_open = 0
+    try:
+        connection.request(method, target, body=body, headers=dict(headers))
+        response = connection.getresponse()
+        data = _read_bounded(response, limit if response.status == 200 else 4 * MAX_ERROR_TEXT)
+    except TimeoutError:
+        raise ConnectError(f"{where}: no answer for {STALL_TIMEOUT:.0f} s") from None
+    except (http.client.RemoteDisconnected, http.client.IncompleteRead, http.client.NotConnected):
+        raise ConnectError(f"{where}: the connection was closed in the middle") from None
+    except OSError as error:
+        raise ConnectError(f"{where}: the connection was lost: {error.strerror or error}") from None
+    except (http.client.HTTPException, ValueError) as error:
+        raise NotPbsError(
+            f"{where} does not answer as a Proxmox Backup Server does ({type(error).__name__})"
+        ) from None
+    if len(data) > limit and response.status == 200:
+        raise DamageError(f"{where}: the answer has more than {limit} bytes")
+    if response.status != 200 or response.will_close:
+        connection.close()  # its body may not have been read to the end
+    return _Answer(response.status, data, _cookies(response))
+
+
+def _read_bounded(response: http.client.HTTPResponse, limit: int) -> bytes:
+    parts = []
+    size = 0
+    while size <= limit and (part := response.read(min(1 << 20, limit + 1 - size))):
+        parts.append(part)
+        size += len(part)
+    if response.length and size <= limit:  # what was announced and did not come
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(parts)
+
+
+def _cookies(response: http.client.HTTPResponse) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in response.headers.get_all("Set-Cookie", []):
+        try:
+            found |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
+        except CookieError:
+            continue
+    return found

@@ -1,0 +1,53 @@
+"""Trying again: what may succeed later is asked again, with growing pauses, up to a limit.
+
+Used by the server source, in the trio loop: a pause ends at once when the reader gives up, or the mount
+is ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from pbsfs.errors import SourceError
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+DEFAULT_LIMIT = 120.0
+"""Seconds for which a read survives a server that is away: a restart or an update takes less."""
+
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 10.0
+"""Seconds between tries: soon at first, for a connection that was only dropped; then so that a server that
+starts again is found soon and not flooded."""
+
+
+async def retried(work: Callable[[], Awaitable[R]], limit: float, what: str) -> R:
+    """The result of `work`, tried again for `limit` seconds while it raises a retryable SourceError.
+
+    Then that error is raised. `what`: names the work in the log.
+    """
+    deadline = trio.current_time() + limit
+    pause = FIRST_PAUSE
+    tries = 1
+    while True:
+        try:
+            result = await work()
+        except SourceError as error:
+            left = deadline - trio.current_time()
+            if not error.retryable or left <= 0:
+                raise
+            # Once aloud: what is tried for two minutes is of interest, each try is not.
+            log.log(logging.WARNING if tries == 2 else logging.DEBUG, "%s: %s; trying again", what, error)
+            await trio.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+            tries += 1
+        else:
+            if tries > 2:
+                log.warning("%s: goes on", what)
+            return result

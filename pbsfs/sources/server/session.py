@@ -1,0 +1,312 @@
+"""A reader session: one TLS connection to one snapshot, in a thread of its own.
+
+The thread connects, upgrades, sends requests and receives answers; it is the only one that touches the
+socket. Tasks of the trio loop hand over requests and wait. A session that fails fails all requests that are
+under way and is of no more use: whoever owns it opens another.
+
+The limit on time is on progress, not on the whole: with an answer outstanding, something has to arrive
+every `stall_timeout` seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import h11
+import trio
+
+from pbsfs.errors import ConnectError, NotPbsError, PbsfsError, SourceError
+from pbsfs.sources.server.protocol import ReaderProtocol, Response
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.tls import Connection, Trust, connect
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = "proxmox-backup-reader-protocol-v1"
+
+GATHER = 1 << 20
+"""Bytes that are received at most before requests that wait are sent: a TLS record has 16 KiB, and a turn
+for each would cost more than the bytes."""
+
+MAX_ERROR_BODY = 16 << 10
+
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""How soon a connection is known to be dead while nothing is asked of it: within a minute."""
+
+
+class RefusedError(Exception):
+    """The server answered the upgrade with an error: `status` and its `words`."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+        self.words = words
+
+
+class _Exchange:
+    """A request and the place for its answer."""
+
+    __slots__ = ("answered", "limit", "path", "result")
+
+    def __init__(self, path: str, limit: int) -> None:
+        self.path = path
+        self.limit = limit
+        self.answered = trio.Event()
+        self.result: Response | Exception | None = None
+
+    def answer(self, result: Response | Exception) -> None:
+        self.result = result
+        self.answered.set()
+
+
+class Session:
+    """A session with `query` (which snapshot) as whoever `headers` say.
+
+    `round_trip`: seconds, measured when connecting. `in_flight`: requests without an answer.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        trust: Trust,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        *,
+        stall_timeout: float,
+    ) -> None:
+        self._repository = repository
+        self._trust = trust
+        self._query = dict(query)
+        self._headers = dict(headers)
+        self._stall_timeout = stall_timeout
+        self.round_trip = 0.0
+        self.in_flight = 0
+        self.failure: PbsfsError | None = None
+        self._opening = _Exchange("", 0)
+        self._requests: deque[_Exchange] = deque()
+        self._cancelled: deque[_Exchange] = deque()
+        self._closing = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.Lock()  # the thread closes the descriptor when it ends
+        self._ended = False
+        self._trio = trio.lowlevel.current_trio_token()
+
+    async def open(self) -> None:
+        """Raises SourceError and its kin, and RefusedError for what the server refused."""
+        threading.Thread(target=self._run, name="pbsfs-session", daemon=True).start()
+        try:
+            await self._opening.answered.wait()
+        except trio.Cancelled:
+            self.close()
+            raise
+        if isinstance(self._opening.result, Exception):
+            raise self._opening.result
+
+    async def get(self, path: str, limit: int) -> Response:
+        """The answer to GET `path`. Raises ConnectError when it is lost, DamageError above `limit` bytes."""
+        if self.failure is not None:
+            raise ConnectError(str(self.failure))
+        exchange = _Exchange(path, limit)
+        self.in_flight += 1
+        try:
+            self._requests.append(exchange)
+            self._notify()
+            await exchange.answered.wait()
+        except trio.Cancelled:
+            self._cancelled.append(exchange)
+            self._notify()
+            raise
+        finally:
+            self.in_flight -= 1
+        if isinstance(exchange.result, Response):
+            return exchange.result
+        assert isinstance(exchange.result, Exception)
+        raise exchange.result.with_traceback(None)
+
+    def close(self) -> None:
+        """Ends the session soon; from any thread, also more than once."""
+        self._closing = True
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._wake_lock:
+            if not self._ended:
+                os.eventfd_write(self._wake, 1)
+
+    # --- the session's thread
+
+    def _run(self) -> None:
+        waiting: dict[int, _Exchange] = {}
+        connection: Connection | None = None
+        failure: Exception = ConnectError("the session was closed")
+        try:
+            connection = connect(self._repository, self._trust)
+            self.round_trip = connection.round_trip
+            early = self._upgrade(connection.socket)
+            self._tell(self._opening, Response(101, b""))
+            self._serve(connection.socket, early, waiting)
+        except (PbsfsError, RefusedError) as error:
+            failure = error
+        except TimeoutError:
+            failure = ConnectError(f"{self._repository.address}: no answer for {self._stall_timeout:.0f} s")
+        except OSError as error:
+            failure = ConnectError(f"{self._repository.address}: connection lost: {error.strerror or error}")
+        except Exception as error:
+            log.exception("a session failed in a way that was not foreseen")
+            failure = SourceError(f"{self._repository.address}: {type(error).__name__}: {error}")
+        finally:
+            if connection is not None:
+                connection.socket.close()
+            with self._wake_lock:
+                self._ended = True
+                os.close(self._wake)
+            self._end(failure, waiting)
+
+    def _end(self, failure: Exception, waiting: dict[int, _Exchange]) -> None:
+        def tell() -> None:
+            self.failure = failure if isinstance(failure, PbsfsError) else ConnectError(str(failure))
+            for exchange in (self._opening, *waiting.values(), *self._requests):
+                if not exchange.answered.is_set():
+                    exchange.answer(failure)
+            self._requests.clear()
+
+        self._in_trio(tell)
+
+    def _tell(self, exchange: _Exchange, result: Response | Exception) -> None:
+        self._in_trio(lambda: exchange.answer(result))
+
+    def _in_trio(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):  # nobody is left who could wait
+            self._trio.run_sync_soon(call)
+
+    def _upgrade(self, sock: ssl.SSLSocket) -> bytes:
+        """Asks for the reader protocol; returns what arrived behind the answer."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        sock.settimeout(self._stall_timeout)
+        http1 = h11.Connection(h11.CLIENT, max_incomplete_event_size=64 << 10)
+        request = h11.Request(
+            method="GET",
+            target=f"/api2/json/reader?{urllib.parse.urlencode(self._query)}",
+            headers=[
+                ("Host", self._repository.address),
+                ("Connection", "upgrade"),
+                ("Upgrade", PROTOCOL),
+                *self._headers.items(),
+            ],
+        )
+        try:
+            sock.sendall((http1.send(request) or b"") + (http1.send(h11.EndOfMessage()) or b""))
+            status, body = 0, b""
+            while True:
+                event = http1.next_event()
+                if event is h11.NEED_DATA:
+                    http1.receive_data(sock.recv(64 << 10))
+                elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
+                    return bytes(http1.trailing_data[0])
+                elif isinstance(event, h11.Response):
+                    status = event.status_code
+                elif isinstance(event, h11.Data) and len(body) < MAX_ERROR_BODY:
+                    body += bytes(event.data)
+                else:
+                    break  # the answer's end, or more of it than anybody wants to read
+        except h11.RemoteProtocolError as error:
+            if "closed" in str(error):  # before it said anything: a restart, or somebody in between
+                raise ConnectError(f"{self._repository.address}: closed the connection") from None
+            raise NotPbsError(
+                f"{self._repository.address} does not answer as a Proxmox Backup Server does ({error})"
+            ) from None
+        if not status:
+            raise ConnectError(f"{self._repository.address}: closed the connection")
+        raise RefusedError(status, body.decode(errors="replace"))
+
+    def _serve(self, sock: ssl.SSLSocket, early: bytes, waiting: dict[int, _Exchange]) -> None:
+        """The session's life: returns when it is closed, raises when it fails."""
+        protocol = ReaderProtocol()
+        sock.setblocking(False)
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        unsent = b""
+        self._take_early(protocol, early, waiting)
+        last_progress = time.monotonic()
+        while not self._closing:
+            self._take_requests(protocol, waiting)
+            unsent = _send(sock, unsent + protocol.outgoing())
+            poll.register(sock, select.POLLIN | (select.POLLOUT if unsent else 0))
+            silent = time.monotonic() - last_progress if protocol.busy else 0.0
+            if silent > self._stall_timeout:
+                raise TimeoutError
+            if not sock.pending():
+                # Idle, it waits for ever: the pool closes what is not used.
+                ready = poll.poll((self._stall_timeout - silent + 0.1) * 1000 if protocol.busy else None)
+                if any(fd == self._wake for fd, _event in ready):
+                    os.eventfd_read(self._wake)
+                    if not protocol.busy:
+                        last_progress = time.monotonic()
+            if self._receive(sock, protocol, waiting):
+                last_progress = time.monotonic()
+
+    def _take_requests(self, protocol: ReaderProtocol, waiting: dict[int, _Exchange]) -> None:
+        while self._requests:
+            exchange = self._requests.popleft()
+            try:
+                waiting[protocol.request(exchange.path, exchange.limit)] = exchange
+            except ConnectError:
+                self._requests.appendleft(exchange)  # fails with the rest
+                raise
+        while self._cancelled:
+            cancelled = self._cancelled.popleft()
+            for number in [n for n, exchange in waiting.items() if exchange is cancelled]:
+                del waiting[number]
+                protocol.cancel(number)
+
+    def _take_early(self, protocol: ReaderProtocol, early: bytes, waiting: dict[int, _Exchange]) -> None:
+        while early:
+            target = protocol.target()
+            count = min(len(target), len(early))
+            target[:count] = early[:count]
+            early = early[count:]
+            self._pass_on(protocol.received(count), waiting)
+
+    def _receive(self, sock: ssl.SSLSocket, protocol: ReaderProtocol, waiting: dict[int, _Exchange]) -> bool:
+        """Takes what is there, up to `GATHER`; whether there was anything. Raises ConnectError at its end."""
+        total = 0
+        while total < GATHER:
+            try:
+                count = sock.recv_into(protocol.target())
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            if count == 0:
+                raise ConnectError(f"{self._repository.address}: closed the connection")
+            total += count
+            done = protocol.received(count)
+            if done:
+                self._pass_on(done, waiting)
+        return total > 0
+
+    def _pass_on(self, done: list[tuple[int, Response | PbsfsError]], waiting: dict[int, _Exchange]) -> None:
+        for number, result in done:
+            exchange = waiting.pop(number, None)
+            if exchange is not None:
+                self._tell(exchange, result)
+
+
+def _send(sock: ssl.SSLSocket, data: bytes) -> bytes:
+    """Sends what goes out without waiting; returns the rest."""
+    while data:
+        try:
+            data = data[sock.send(data) :]
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            break
+    return data

@@ -1,0 +1,202 @@
+"""Connections that are trusted before a byte of ours is sent, and not otherwise.
+
+A server is trusted when its certificate has the fingerprint that was configured, or when the system's
+CAs vouch for it and its name. Nothing turns that off. Synchronous; called from worker threads and
+session threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pbsfs.errors import ConnectError, NotPbsError, ResolveError, SourceError, TrustError, UsageError
+from pbsfs.sources.server.repository import Repository
+
+CONNECT_TIMEOUT = 15.0
+"""Seconds for a TCP connection, and again for each step of the TLS handshake."""
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
+MAX_FINGERPRINTS_FILE = 1 << 20
+
+
+def parse_fingerprint(text: str) -> str:
+    """A SHA-256 fingerprint, colons and case ignored, as 64 lower-case hex digits. Raises UsageError."""
+    digits = text.strip().replace(":", "").lower()
+    if not _FINGERPRINT.fullmatch(digits):
+        raise UsageError(f"'{text}' is not a fingerprint: they are 32 pairs of hex digits with ':' between")
+    return digits
+
+
+def show_fingerprint(digits: str) -> str:
+    """64 hex digits as pairs with colons, as the server's web interface shows them."""
+    return ":".join(digits[i : i + 2] for i in range(0, len(digits), 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a server is trusted by.
+
+    `pinned`: a fingerprint that was given for this connection: it has to match, whatever a CA says.
+    `known`: one that was accepted before (the file of known fingerprints): it or a CA has to match.
+    """
+
+    pinned: str | None = None
+    known: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """An established connection. `round_trip`: seconds that the TCP handshake took."""
+
+    socket: ssl.SSLSocket
+    round_trip: float
+
+
+def connect(repository: Repository, trust: Trust) -> Connection:
+    """A connection to a server that is trusted. Raises ResolveError, ConnectError, TrustError."""
+    accepted = trust.pinned or trust.known
+    if accepted is None:
+        return _connect(repository, ssl.create_default_context())
+    connection = _connect(repository, _unverified())
+    found = _fingerprint_of(connection.socket)
+    if found == accepted:
+        return connection
+    connection.socket.close()
+    if trust.pinned is None:
+        with contextlib.suppress(TrustError):  # it has a new certificate; a CA may vouch for that one
+            return _connect(repository, ssl.create_default_context())
+    raise TrustError(
+        f"{repository.address} shows a certificate that is not the expected one. Expected fingerprint: "
+        f"{show_fingerprint(accepted)}; found: {show_fingerprint(found)}. If the server's certificate was "
+        f"renewed on purpose, accept it with --fingerprint or PBS_FINGERPRINT; if not, somebody is in between"
+    )
+
+
+def peek_fingerprint(repository: Repository) -> str:
+    """The fingerprint of whatever certificate the server shows; nothing is sent to it."""
+    connection = _connect(repository, _unverified())
+    try:
+        return _fingerprint_of(connection.socket)
+    finally:
+        connection.socket.close()
+
+
+def _connect(repository: Repository, context: ssl.SSLContext) -> Connection:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    plain, round_trip = _connect_tcp(repository)
+    try:
+        # The handshake's own time limit is per step, as long as the peer makes progress.
+        return Connection(context.wrap_socket(plain, server_hostname=repository.host), round_trip)
+    except ssl.SSLCertVerificationError as error:
+        plain.close()
+        raise TrustError(
+            f"{repository.address}: the certificate is not trusted ({error.verify_message}). "
+            f"{_how_to_accept(repository)}"
+        ) from None
+    except ssl.SSLError as error:
+        plain.close()
+        raise NotPbsError(
+            f"{repository.address} does not speak TLS ({error.reason or error}): "
+            "is it a Proxmox Backup Server?"
+        ) from None
+    except OSError as error:
+        plain.close()
+        raise ConnectError(f"{repository.address}: no TLS connection: {_words(error)}") from None
+
+
+def _connect_tcp(repository: Repository) -> tuple[socket.socket, float]:
+    try:
+        addresses = socket.getaddrinfo(repository.host, repository.port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ResolveError(f"the name '{repository.host}' does not resolve: {_words(error)}") from None
+    failure: OSError | None = None
+    for family, kind, protocol, _name, address in addresses:
+        plain = socket.socket(family, kind, protocol)
+        plain.settimeout(CONNECT_TIMEOUT)
+        started = time.monotonic()
+        try:
+            plain.connect(address)
+        except OSError as error:
+            plain.close()
+            failure = error
+            continue
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return plain, time.monotonic() - started
+    assert failure is not None  # getaddrinfo gives at least one address
+    raise ConnectError(f"cannot connect to {repository.address}: {_words(failure)}") from None
+
+
+def _unverified() -> ssl.SSLContext:
+    """For connections whose certificate is compared by fingerprint before anything is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _fingerprint_of(connection: ssl.SSLSocket) -> str:
+    certificate = connection.getpeercert(binary_form=True)
+    if not certificate:
+        raise TrustError("the server shows no certificate")
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def _how_to_accept(repository: Repository) -> str:
+    try:
+        found = show_fingerprint(peek_fingerprint(repository))
+    except SourceError:
+        return "Give its fingerprint with --fingerprint or PBS_FINGERPRINT"
+    return (
+        f"Its fingerprint is {found}; if that is what the server's dashboard shows, "
+        f"accept it with --fingerprint or PBS_FINGERPRINT"
+    )
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_TIMEOUT:.0f} s"
+    return str(getattr(error, "strerror", None) or error)
+
+
+def fingerprints_file(config_home: Path) -> Path:
+    """The file of known fingerprints, which is the vendor's client's own."""
+    return config_home / "proxmox-backup" / "fingerprints"
+
+
+def known_fingerprint(file: Path, host: str) -> str | None:
+    """The fingerprint that was accepted for `host` before: lines of `host fingerprint`."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            text = lines.read(MAX_FINGERPRINTS_FILE)
+    except OSError:
+        return None
+    for line in text.split("\n"):
+        words = line.split()
+        if len(words) == 2 and words[0] == host:
+            return parse_fingerprint(words[1])
+    return None
+
+
+def remember_fingerprint(file: Path, host: str, fingerprint: str) -> None:
+    """Puts an accepted fingerprint into the file, in the place of what was there for `host`.
+
+    Raises UsageError where the file can't be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        old = file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else ""
+        kept = [line for line in old.split("\n") if len(line.split()) == 2 and line.split()[0] != host]
+        text = "".join(f"{line}\n" for line in [*kept, f"{host} {show_fingerprint(fingerprint)}"])
+        new = file.with_name(f"{file.name}.{os.getpid()}.new")
+        new.write_text(text, encoding="utf-8", errors="surrogateescape")
+        new.replace(file)
+    except OSError as error:
+        raise UsageError(f"cannot remember the fingerprint in {file}: {error.strerror}") from None
