@@ -84,14 +84,19 @@ class _FileTarget(Target):
         self._part = path.with_name(path.name + ".part")
         self._force = force
         if not force:
-            for taken, what in ((path, "exists"), (self._part, "is what is left of an earlier export")):
-                if os.path.lexists(taken):
-                    raise OutputError(f"{taken} {what}; remove it, or overwrite it with --force")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_TRUNC if force else os.O_EXCL)
+            if os.path.lexists(path):
+                raise OutputError(_exists(path))
+            if os.path.lexists(self._part):
+                raise OutputError(_exists(self._part, "is what is left of an earlier export"))
+        else:
+            # Not truncated: who was killed while finishing left two names of one file, `path` and this.
+            self._part.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         super().__init__(os.open(self._part, flags, 0o666), str(path))
         try:
             os.ftruncate(self._fd, size)
         except OSError:
+            os.close(self._fd)
             self.abandon()
             raise
 
@@ -106,8 +111,10 @@ class _FileTarget(Target):
         try:
             os.link(self._part, self._path)  # unlike a rename, does not replace what came up meanwhile
         except FileExistsError:
-            raise OutputError(f"{self._path} exists; remove it, or overwrite it with --force") from None
+            raise OutputError(_exists(self._path)) from None
         except OSError:  # a file system without links
+            if os.path.lexists(self._path):
+                raise OutputError(_exists(self._path)) from None
             os.rename(self._part, self._path)
         else:
             os.unlink(self._part)
@@ -159,6 +166,10 @@ class _StreamTarget(Target):
         pass
 
 
+def _exists(path: Path, what: str = "exists") -> str:
+    return f"{path} {what}; remove it, or overwrite it with --force"
+
+
 @contextmanager
 def open_target(dest: Path, name: str, size: int, *, force: bool) -> Iterator[Target]:
     """The target for `size` bytes at `dest`; `name` is the file's name where `dest` is a directory.
@@ -174,6 +185,7 @@ def open_target(dest: Path, name: str, size: int, *, force: bool) -> Iterator[Ta
         yield target
         target.finish()
     except BrokenPipeError:
+        target.abandon()
         raise  # who reads has seen enough; not an error that needs words
     except OSError as error:
         target.abandon()
@@ -212,15 +224,19 @@ async def copy_image(image: Image, target: Target, advance: Callable[[int], None
         async def read() -> None:
             handle = image.handle()
             try:
-                async with sending:
+                with sending:
                     for extent in _pieces(image):
-                        data = b"" if extent.hole else await handle.read(extent.offset, extent.length)
+                        data: Buffer = b""
+                        if extent.hole:
+                            handle.skip_hole(extent.offset + extent.length)
+                        else:
+                            data = await handle.read(extent.offset, extent.length)
                         await sending.send((extent, data))
             finally:
                 handle.close()
 
         async def write() -> None:
-            async with receiving:
+            with receiving:  # closed before anybody runs, or `read` could be the one to report a failure
                 async for extent, data in receiving:
                     await trio.to_thread.run_sync(
                         _put, target, extent, data, abandon_on_cancel=target.endless
