@@ -38,6 +38,14 @@ Exit status:
   6  damaged data
   7  can't mount or unmount
   8  can't write the destination
+  10 the server does not accept the user, token, password or secret
+  11 the server does not allow it
+  12 the server's certificate is not trusted
+  13 the server's name does not resolve
+  14 no connection to the server
+  15 not a Proxmox Backup Server
+  16 no such datastore
+  17 no such realm
   128+N  ended by signal N (130: Ctrl-C)
 """
 
@@ -72,6 +80,7 @@ def cli() -> None:
 
     \b
     Examples:
+      PBS_REPOSITORY=reader@pbs@pbs.example.com:store1 pbsfs mount /mnt/pbs
       pbsfs mount --datastore-dir /mnt/datastore/store1 /mnt/pbs
       pbsfs ls --datastore-dir /mnt/datastore/store1 vm/100/latest
       pbsfs export --datastore-dir /mnt/datastore/store1 \\

@@ -75,6 +75,7 @@ def command(
 
     \b
     Examples:
+      pbsfs mount --repository reader@pbs@pbs.example.com:store1 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 --ns prod -o allow_other,gid=100 /mnt/pbs
       pbsfs umount /mnt/pbs
