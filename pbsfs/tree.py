@@ -119,6 +119,10 @@ class Directory(Node):
                 self._fresh_until = trio.current_time() + self.tree.refresh
         return self._children
 
+    def names_last(self) -> float:
+        """Seconds for which the listing is still kept, and so the most that a door may keep its names."""
+        return max(0.0, self._fresh_until - trio.current_time())
+
     async def child(self, name: str) -> Node:
         """The child called `name`. Raises NotFoundError."""
         try:
@@ -203,6 +207,9 @@ class _PartDirectory(Directory):
         self._children = {node.name: node for node in await self._list()}
         return self._children
 
+    def names_last(self) -> float:
+        return self.parent.names_last()
+
 
 class NamespacesDirectory(_PartDirectory):
     """`ns`: the namespaces directly below one."""
@@ -268,9 +275,7 @@ class GroupDirectory(Directory):
     async def _list(self) -> list[Node]:
         snapshots = await self.tree.reader.source.snapshots(self.info.group)
         children: list[Node] = [
-            self._keep(
-                info.snapshot.time_text, functools.partial(SnapshotDirectory, self.tree, info=info), info
-            )
+            self._keep(info.snapshot.time_text, functools.partial(SnapshotDirectory, self, info=info), info)
             for info in snapshots
         ]
         if any(info.error is None for info in snapshots):
@@ -299,10 +304,11 @@ class GroupDirectory(Directory):
 class SnapshotDirectory(Directory):
     """A snapshot: its files."""
 
-    __slots__ = ("info",)
+    __slots__ = ("_group", "info")
 
-    def __init__(self, tree: Tree, path: str, info: SnapshotInfo) -> None:
-        super().__init__(tree, path)
+    def __init__(self, group: GroupDirectory, path: str, info: SnapshotInfo) -> None:
+        super().__init__(group.tree, path)
+        self._group = group
         self.info = info
         self._children = {node.name: node for node in self._files()}
 
@@ -328,6 +334,9 @@ class SnapshotDirectory(Directory):
         if self.info.error is not None:
             raise DamageError(f"{self.path}: {self.info.error}")
         return self._children
+
+    def names_last(self) -> float:
+        return self._group.names_last()  # which makes a new directory where anything did change
 
     async def _list(self) -> Iterable[Node]:
         return self._children.values()

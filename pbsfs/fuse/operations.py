@@ -157,7 +157,7 @@ class Operations(pyfuse3.Operations):
         self._reporter = _Reporter()
         self._mounted_at = int(time.time())
         self._files: dict[int, _OpenImage | _OpenBlob] = {}
-        self._listings: dict[int, tuple[Node, list[Node]]] = {}
+        self._listings: dict[int, tuple[Directory, list[Node]]] = {}
         self._next_handle = 1
 
     # --- names and attributes
@@ -168,7 +168,7 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         directory = self._directory(parent_inode)
         node = await directory.child(os.fsdecode(name))
-        attributes = self._attributes(node, await node.stat())
+        attributes = self._attributes(node, await node.stat(), directory.names_last())
         self.inodes.remember(node)
         return attributes
 
@@ -179,7 +179,8 @@ class Operations(pyfuse3.Operations):
     @_answers
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         node = self.inodes[inode].node
-        return self._attributes(node, await node.stat())
+        lasts = node.names_last() if isinstance(node, Directory) else self._tree.refresh
+        return self._attributes(node, await node.stat(), lasts)
 
     @_answers
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -193,7 +194,8 @@ class Operations(pyfuse3.Operations):
         # The kernel checks permissions (default_permissions) and that the mount is read-only.
         return True
 
-    def _attributes(self, node: Node, stat: Stat) -> pyfuse3.EntryAttributes:
+    def _attributes(self, node: Node, stat: Stat, lasts: float) -> pyfuse3.EntryAttributes:
+        """`lasts`: seconds for which the kernel may keep the name, and what can change about the node."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = self.inodes.number(node.path)
         entry.st_mode = self._ownership.mode(node)
@@ -205,10 +207,10 @@ class Operations(pyfuse3.Operations):
         seconds = self._mounted_at if stat.mtime is None else stat.mtime
         entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = seconds * 1_000_000_000
         # Names are asked for again even inside snapshots, where a look-up costs no I/O: a snapshot may be
-        # forgotten and made again, and what is known about it (notes, the verify state) changes.
-        entry.entry_timeout = self._tree.refresh
-        lasts = UNCHANGING if isinstance(node, File) else self._tree.refresh
-        entry.attr_timeout = lasts if stat.exact else 0
+        # forgotten and made again, and what is known about it (notes, the verify state) changes. They go
+        # out of date with the listing that they come from: times to live must not add up on the way down.
+        entry.entry_timeout = lasts
+        entry.attr_timeout = 0 if not stat.exact else UNCHANGING if isinstance(node, File) else lasts
         return entry
 
     def _directory(self, inode: int) -> Directory:
@@ -234,13 +236,13 @@ class Operations(pyfuse3.Operations):
         dots = [(b".", directory.path), (b"..", directory.path.rpartition("/")[0])]
         for position, (name, path) in enumerate(dots[start_id:], start_id):
             # Not look-ups: the kernel takes only type and number of these two.
-            entry = self._attributes(directory, Stat())
+            entry = self._attributes(directory, Stat(), 0)
             entry.st_ino = self.inodes.number(path)
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 return
         first = max(0, start_id - len(dots))
         for position, node in enumerate(listing[first:], first + len(dots)):
-            entry = self._attributes(node, await node.stat())
+            entry = self._attributes(node, await node.stat(), directory.names_last())
             if not pyfuse3.readdir_reply(token, os.fsencode(node.name), entry, position + 1):
                 return
             self.inodes.remember(node)

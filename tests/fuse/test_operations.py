@@ -17,6 +17,7 @@ from typing import Any, cast
 import pyfuse3
 import pytest
 import trio
+from trio.testing import MockClock
 
 from pbsfs.errors import DamageError, NotFoundError
 from pbsfs.fuse import operations as door
@@ -57,6 +58,7 @@ def serve(
     *,
     source: type[DirectorySource] = DirectorySource,
     refresh: float = REFRESH,
+    clock: trio.abc.Clock | None = None,
 ) -> None:
     """Runs `work` on the operations of a datastore; what it raises comes out as it is."""
 
@@ -64,7 +66,7 @@ def serve(
         async with open_reader(source(stocked.path)) as reader:
             await work(Operations(Tree(reader, refresh=refresh), Ownership(11, 22, 0o007)))
 
-    trio.run(run)
+    trio.run(run, clock=clock)
 
 
 async def find(operations: Operations, path: str) -> pyfuse3.EntryAttributes:
@@ -116,14 +118,32 @@ def test_attributes_are_those_of_the_tree(stocked: Stocked) -> None:
         assert (image.st_mode, image.st_uid, image.st_gid, image.st_nlink) == (0o100440, 11, 22, 1)
         assert (image.st_size, image.st_blocks) == (8 * CHUNK + 1536, (5 * CHUNK + 1536) // 512)
         assert image.st_mtime_ns == image.st_ctime_ns == image.st_atime_ns == made.TIME * 10**9
-        assert (image.st_blksize, image.attr_timeout, image.entry_timeout) == (1 << 20, UNCHANGING, REFRESH)
+        assert (image.st_blksize, image.attr_timeout) == (1 << 20, UNCHANGING)
         again = await operations.getattr(image.st_ino, NOBODY)
         assert (again.st_ino, again.st_size) == (image.st_ino, image.st_size)
         group = await find(operations, "vm/100")
-        assert (group.st_mode, group.attr_timeout, group.entry_timeout) == (0o40550, REFRESH, REFRESH)
+        assert group.st_mode == 0o40550
         assert (await find(operations, "vm/100/latest")).st_mode == 0o120777
 
     serve(stocked, work)
+
+
+def test_names_are_kept_as_long_as_the_listing_that_they_come_from(stocked: Stocked) -> None:
+    clock = MockClock()
+
+    async def work(operations: Operations) -> None:
+        await find(operations, "vm/100")
+        clock.jump(2)
+        await find(operations, FIRST)  # the group is listed only now
+        clock.jump(1)
+        image = await find(operations, IMAGE)
+        assert (image.entry_timeout, image.attr_timeout) == (REFRESH - 1, UNCHANGING)
+        snapshot = await find(operations, FIRST)
+        assert (snapshot.entry_timeout, snapshot.attr_timeout) == (REFRESH - 1, REFRESH - 1)
+        group = await find(operations, "vm/100")
+        assert (group.entry_timeout, group.attr_timeout) == (REFRESH - 3, REFRESH - 3)
+
+    serve(stocked, work, clock=clock)
 
 
 def test_a_name_that_is_not_there_is_enoent_and_logs_nothing(stocked: Stocked) -> None:
@@ -443,7 +463,7 @@ def test_a_bug_is_eio_and_never_ends_the_mount(
         await fails_with(errno.EIO, operations.read(fh, CHUNK, 10))
         await fails_with(errno.EIO, operations.read(987654, 0, 10))
         await fails_with(errno.EIO, operations.release(987654))
-        monkeypatch.setattr(Tree, "refresh", property(lambda _tree: 1 / 0), raising=False)
+        monkeypatch.setattr(Ownership, "mode", lambda _self, _node: 1 / 0)
         await fails_with(errno.EIO, operations.getattr(ROOT, NOBODY))
 
     serve(stocked, work, source=_Buggy)
