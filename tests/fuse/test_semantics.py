@@ -478,7 +478,7 @@ def test_read_ahead_is_raised(mount: Mounted) -> None:
 
 
 def test_memory_is_bounded(writer: DatastoreWriter, tmp_path: Path) -> None:
-    cache, extra, chunk, count = 32 << 20, 200 << 20, 4 << 20, 110
+    cache, extra, chunk, count = 32 << 20, 150 << 20, 4 << 20, 110
     assert count * chunk > cache + extra  # else reading it all could not break the promise
     image = tmp_path / "image"
     with image.open("wb") as file:
