@@ -105,12 +105,12 @@ class Connection:
         if reply.headers.get("transfer-encoding") == "chunked":
             reply.body = self._read_chunked()
         else:
-            reply.body = self._read(int(reply.headers.get("content-length", 0)))
+            reply.body = self.read(int(reply.headers.get("content-length", 0)))
         reply.ended = True
         return reply
 
-    def _read(self, size: int) -> bytes:
-        data = b""
+    def read(self, size: int) -> bytes:
+        data, self.rest = self.rest, b""
         while len(data) < size:
             data += self.receive()
         self.rest = data[size:]
@@ -121,10 +121,10 @@ class Connection:
         while True:
             line = b""
             while not line.endswith(b"\r\n"):
-                line += self._read(1)
+                line += self.read(1)
             size = int(line, 16)
-            body += self._read(size)
-            self._read(2)
+            body += self.read(size)
+            self.read(2)
             if not size:
                 return body
 

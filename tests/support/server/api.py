@@ -29,6 +29,8 @@ _MAX_DEPTH = "7"
 
 _NOWHERE = Path()
 
+_REPOID = "4940514b0f05d6cd6a5f711edfdd47c1fa41b537"
+
 # In the order in which texts list what is missing.
 _LISTED_SNAPSHOT = (p.STORE, p.NS, p.BACKUP_TIME, p.BACKUP_ID, p.BACKUP_TYPE)
 _STORED_FILE = (p.BACKUP_ID, p.BACKUP_TIME, p.BACKUP_TYPE, p.FILE_NAME, p.NS, p.STORE)
@@ -77,7 +79,7 @@ class Api:
             if path == f"{PREFIX}/version":
                 p.verify(request.parameters, ())
                 version, release = self._release
-                return data({"release": release, "repoid": "0" * 40, "version": version})
+                return data({"release": release, "repoid": _REPOID, "version": version})
             if path == f"{PREFIX}/admin/datastore":
                 p.verify(request.parameters, ())
                 return data(self._list(user))

@@ -44,10 +44,13 @@ class Listener:
     def open_connections(self) -> int:
         return len(self._open)
 
-    def start(self, nursery: trio.Nursery) -> None:
-        """Listens; connections are served in `nursery`. Raises OSError where the port can't be had."""
-        self._nursery = nursery
+    def bind(self) -> None:
+        """Takes the port. Raises OSError where it can't be had."""
         self._socket = self._bind()
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Listens; connections are served in `nursery`."""
+        self._nursery = nursery
         self.come_back()
 
     def close(self) -> None:

@@ -210,14 +210,16 @@ class ReferenceServer:
 
     async def _run(self, started: Future[None]) -> None:
         try:
-            async with trio.open_nursery() as nursery:
-                self._token = trio.lowlevel.current_trio_token()
-                self._scope = nursery.cancel_scope
-                self._listener.start(nursery)
-                started.set_result(None)
-                await trio.sleep_forever()
+            self._listener.bind()
         except OSError as error:
             started.set_exception(error)
+            return
+        async with trio.open_nursery() as nursery:
+            self._token = trio.lowlevel.current_trio_token()
+            self._scope = nursery.cancel_scope
+            self._listener.start(nursery)
+            started.set_result(None)
+            await trio.sleep_forever()
 
     def _end(self) -> None:
         assert self._scope is not None
