@@ -32,6 +32,10 @@ _HEADER = struct.Struct("<8s16sq32s")  # magic, uuid, ctime, index_csum
 _FIXED_HEADER = struct.Struct("<QQ")  # size, chunk_size
 _DYNAMIC_ENTRY = struct.Struct("<Q32s")  # end offset, digest
 
+FIXED_ENTRY_SIZE = DIGEST_SIZE
+DYNAMIC_ENTRY_SIZE = _DYNAMIC_ENTRY.size
+"""Bytes that a chunk takes in an index of each kind."""
+
 
 class Index(abc.ABC):
     """What both kinds of index answer.

@@ -17,7 +17,15 @@ import trio
 
 from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError
 from pbsfs.formats import blob
-from pbsfs.formats.index import HEADER_SIZE, DynamicIndex, FixedIndex, Index
+from pbsfs.formats.index import (
+    DYNAMIC_ENTRY_SIZE,
+    FIXED_ENTRY_SIZE,
+    HEADER_SIZE,
+    MIN_FIXED_CHUNK_SIZE,
+    DynamicIndex,
+    FixedIndex,
+    Index,
+)
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest
 from pbsfs.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
@@ -28,6 +36,10 @@ from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 MAX_INDEX_SIZE = HEADER_SIZE + (1 << 30)
 """Most bytes of a stored index: 128 TiB in chunks of 4 MiB. It is held in memory while an image is open."""
 
+
+LEAST_AVERAGE_CHUNK = 256
+"""Bytes of a stream for each entry of its index, at least; writers cut pieces of some MiB. A stream of less
+than that is one chunk."""
 
 MAX_MANIFESTS = 256
 """Manifests that are kept, of snapshots in which something was opened."""
@@ -131,7 +143,7 @@ class Reader:
         return key
 
     async def _index(self, snapshot: Snapshot, file: FileInfo) -> Index:
-        raw = await self._fetch(snapshot, file, MAX_INDEX_SIZE)
+        raw = await self._fetch(snapshot, file, _index_limit(file))
         try:
             return await _work(len(raw), _parse_index, raw, file)
         except DamageError as error:
@@ -149,6 +161,15 @@ async def _work(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwar
     if size <= SMALL:
         return work(*args, **kwargs)
     return await trio.to_thread.run_sync(functools.partial(work, *args, **kwargs))
+
+
+def _index_limit(file: FileInfo) -> int:
+    """Most bytes that the stored index of an archive of this size can have; a MiB is nothing to refuse."""
+    if file.archive.kind is ArchiveKind.FIXED:
+        entries = -(-file.size // MIN_FIXED_CHUNK_SIZE) * FIXED_ENTRY_SIZE
+    else:
+        entries = -(-file.size // LEAST_AVERAGE_CHUNK) * DYNAMIC_ENTRY_SIZE
+    return min(max(HEADER_SIZE + entries, 1 << 20), MAX_INDEX_SIZE)
 
 
 def _parse_index(raw: bytes, file: FileInfo) -> Index:

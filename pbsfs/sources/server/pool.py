@@ -40,9 +40,6 @@ fourth of what the link holds, less than Linux's default socket buffers."""
 MAX_CONNECTIONS = 6
 """Connections to one snapshot at most."""
 
-MAX_INDEX_NOTES = 10_000
-"""Checksums of indexes that are remembered over sessions."""
-
 
 class _Reader:
     """A session and the indexes that were downloaded in it: the server gives no chunk of any other."""
@@ -68,8 +65,8 @@ class SessionPool:
         self._places = trio.Semaphore(MAX_SESSIONS)
         self._freed = trio.Event()
         self._opened = trio.Event()
-        # What each index was when it was seen first: a reader must not go on with another one.
-        self._sums: dict[tuple[Snapshot, Archive], bytes] = {}
+        # Length and checksum of each index as it was read: a reader must not go on with another one.
+        self._sums: dict[tuple[Snapshot, Archive], tuple[int, bytes]] = {}
 
     def __len__(self) -> int:
         return sum(len(readers) for readers in self._readers.values())
@@ -118,19 +115,19 @@ class SessionPool:
         self, reader: _Reader, snapshot: Snapshot, archive: Archive, limit: int | None
     ) -> bytes:
         known = self._sums.get((snapshot, archive))
-        answer = await reader.session.get(f"/download?file-name={archive}", limit or _MAX_INDEX)
+        if limit is None:
+            assert known is not None  # no chunk is asked for before its index was read
+            limit, again = known[0], True
+        else:
+            again = False
+        answer = await reader.session.get(f"/download?file-name={archive}", limit)
         if answer.status in (400, 404):
             raise NotFoundError(f"{snapshot}/{archive}: {_words(answer)}")
         body = self._body(answer)
-        found = await trio.to_thread.run_sync(_sum, body)
-        if known is None:
-            self._sums[snapshot, archive] = found
-            while len(self._sums) > MAX_INDEX_NOTES:
-                del self._sums[next(iter(self._sums))]
-        elif known != found and limit is None:
+        found = len(body), await trio.to_thread.run_sync(_sum, body)
+        if again and known != found:
             raise DamageError(f"{snapshot}/{archive}: the index on the server is not the one it was")
-        else:
-            self._sums[snapshot, archive] = found
+        self._sums[snapshot, archive] = found
         reader.indexes.add(archive)
         return body
 
@@ -241,9 +238,6 @@ class SessionPool:
         if refused.status >= 500 or refused.status == 429:
             return ConnectError(f"{snapshot}: the server can't open a session now: {words}")
         return self._api.error(refused.status, words)
-
-
-_MAX_INDEX = (1 << 30) + 4096
 
 
 def snapshot_query(store: str, snapshot: Snapshot) -> dict[str, str]:
