@@ -7,6 +7,7 @@ that is set wins, and of what it gives, the first line counts. After those, syst
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import stat
@@ -69,17 +70,20 @@ def find_credential(name: str, environment: Mapping[str, str]) -> str | None:
         return _first_line(_read_file(str(path)))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UsageError(f"credential {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"credential {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _read_descriptor(text: str) -> bytes:
     # Read to its end and closed: who gave it is done with it, and no child is to inherit it.
-    fd = int(text)
-    if fd < 0:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise ValueError(text)
-    with open(fd, "rb", buffering=0) as file:
-        return _read_all(file.fileno())
+    fd = int(text)
+    try:
+        return _read_all(fd)
+    finally:
+        with contextlib.suppress(OSError):  # reading it told already what is wrong with it
+            os.close(fd)
 
 
 def _read_file(path: str) -> bytes:

@@ -89,18 +89,32 @@ class Api:
     async def headers(self) -> dict[str, str]:
         """The headers that say who asks; logs in, or renews the ticket, where that is due."""
         if self.repository.token is not None:
-            return {"Authorization": f"PBSAPIToken {self.repository.auth_id}:{self._secret.reveal()}"}
+            secret = urllib.parse.quote(self._secret.reveal(), safe="")  # the server decodes it
+            return {"Authorization": f"PBSAPIToken {self.repository.auth_id}:{secret}"}
         async with self._logging_in:
             if self._ticket is None or time.monotonic() - self._ticket_time > TICKET_RENEWAL:
                 await self._log_in()
             assert self._ticket is not None
-            quoted = urllib.parse.quote(self._ticket.reveal(), safe="")
-        return {"Cookie": "; ".join(f"{name}={quoted}" for name in COOKIES)}
+            return _cookie(self._ticket)
 
-    def forget_ticket(self) -> bool:
-        """The server refused what we sent: whether that was a ticket, and logging in again may help."""
-        had_one, self._ticket = self._ticket is not None, None
-        return had_one
+    def forget_ticket(self, headers: Mapping[str, str]) -> bool:
+        """The server refused `headers`: whether they held a ticket, and logging in again may help.
+
+        A ticket that came since, for another request that was refused, is kept.
+        """
+        if self._ticket is not None and headers == _cookie(self._ticket):
+            self._ticket = None
+        return "Cookie" in headers
+
+    async def greet(self) -> None:
+        """Asks something harmless, to know that it is a server and accepts who asks.
+
+        Raises NotPbsError, AuthError and others of SourceError's kin.
+        """
+        try:
+            await self.get("/version", {})
+        except NotFoundError as error:
+            raise NotPbsError(f"{error}: is it a Proxmox Backup Server?") from None
 
     async def get(self, path: str, parameters: Mapping[str, str], *, limit: int = MAX_ANSWER) -> Any:
         """The `data` of the answer to GET `path` (below `/api2/json`). Raises SourceError and its kin,
@@ -125,7 +139,8 @@ class Api:
         query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
         headers = await self.headers()
         answer = await self._request("GET", f"/api2/json{path}{query}", headers, limit=limit)
-        if answer.status == 401 and self.forget_ticket():  # its time is over, or the server has a new key
+        if answer.status == 401 and self.forget_ticket(headers):
+            # Its time is over, or the server has a new key.
             headers = await self.headers()
             answer = await self._request("GET", f"/api2/json{path}{query}", headers, limit=limit)
         if answer.status != 200:
@@ -156,6 +171,10 @@ class Api:
         answer = await self._post_ticket(self._secret)
         if answer.status == 401:
             raise await self._refused(answer.words)
+        if answer.status in (404, 405):
+            raise NotPbsError(
+                f"{self.repository.address} knows no login ({answer.words}): is it a Proxmox Backup Server?"
+            )
         if answer.status != 200:
             raise self.error(answer.status, answer.words)
         self._take_ticket(answer)
@@ -177,7 +196,7 @@ class Api:
                 f"{self.repository.user} logs in with a second factor, which can't be given here: "
                 f"make an API token for it on the server and use that"
             )
-        self._ticket = Secret(urllib.parse.unquote(ticket) if "%" in ticket else ticket)
+        self._ticket = Secret(ticket)
         self._ticket_time = time.monotonic()
 
     async def _refused(self, words: str) -> AuthError:
@@ -301,3 +320,8 @@ def _cookies(response: http.client.HTTPResponse) -> dict[str, str]:
         except CookieError:
             continue
     return found
+
+
+def _cookie(ticket: Secret) -> dict[str, str]:
+    quoted = urllib.parse.quote(ticket.reveal(), safe="")
+    return {"Cookie": "; ".join(f"{name}={quoted}" for name in COOKIES)}

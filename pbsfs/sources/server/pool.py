@@ -213,18 +213,19 @@ class SessionPool:
 
     async def _open_session(self, snapshot: Snapshot) -> Session:
         for last_try in (False, True):
+            headers = await self._api.headers()
             session = Session(
                 self._api.repository,
                 self._api.trust,
                 snapshot_query(self._api.repository.store, snapshot),
-                await self._api.headers(),
+                headers,
                 stall_timeout=self._stall_timeout,
             )
             try:
                 await session.open()
             except RefusedError as refused:
                 error = self._refusal(snapshot, refused)
-                if isinstance(error, AuthError) and not last_try and self._api.forget_ticket():
+                if isinstance(error, AuthError) and not last_try and self._api.forget_ticket(headers):
                     continue
                 raise error from None
             log.debug("%s: session opened, round trip %.1f ms", snapshot, session.round_trip * 1000)

@@ -41,6 +41,11 @@ MAX_ERROR_BODY = 16 << 10
 """Bytes of an error's text that are kept."""
 
 
+SMALL_PART = 4 << 10
+"""Bytes below which a frame's data is put together with that of its neighbours: a body of frames of one
+byte each would take hundreds of times its size."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """A complete answer. `body` is at most as long as the request's limit."""
@@ -54,7 +59,17 @@ class _Stream:
     limit: int
     status: int = 0
     size: int = 0
-    parts: list[memoryview] = field(default_factory=list)
+    parts: list[memoryview | bytearray] = field(default_factory=list)
+
+    def add(self, data: memoryview) -> None:
+        if len(data) >= SMALL_PART:
+            self.parts.append(data)
+        elif data:
+            last = self.parts[-1] if self.parts else None
+            if isinstance(last, bytearray):
+                last += data
+            else:
+                self.parts.append(bytearray(data))
 
 
 class ReaderProtocol:
@@ -169,9 +184,13 @@ class ReaderProtocol:
         data = memoryview(event.data or b"")
         stream.size += len(data)
         if stream.size <= stream.limit:
-            stream.parts.append(data)
+            stream.add(data)
         elif stream.status == 200:
             self._refuse(event.stream_id or 0, stream, "more", done)
+        else:  # who wants to read more of an error?
+            stream.add(data[: len(data) - (stream.size - stream.limit)])
+            self.cancel(event.stream_id or 0)
+            done.append((event.stream_id or 0, Response(stream.status, b"".join(stream.parts))))
 
     def _refuse(
         self, stream_id: int, stream: _Stream, what: str, done: list[tuple[int, Response | PbsfsError]]

@@ -15,7 +15,7 @@ DEFAULT_HOST = "localhost"
 DEFAULT_PORT = 8007
 
 _STORE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
-_USER = re.compile(r"[^\s:/\x00-\x1f\x7f@!]+(?:@[^\s:/\x00-\x1f\x7f@!]+)*@[A-Za-z0-9_][A-Za-z0-9._-]*")
+_USER = re.compile(r"[^\s:/\x00-\x1f\x7f]+@[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TOKEN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?", re.ASCII)
 _ADDRESS6 = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?", re.ASCII)
@@ -67,11 +67,15 @@ class Repository:
 
 
 def _parse_auth(auth: str, text: str) -> tuple[str, str | None]:
-    user, bang, token = auth.partition("!")
+    name, _at, rest = auth.rpartition("@")  # names of users may hold both signs
+    realm, bang, token = rest.partition("!")
+    user = f"{name}@{realm}"
     if not _USER.fullmatch(user):
         raise UsageError(f"'{text}' is not a repository: '{user}' is not user@realm; {_FORM}")
     if bang and not _TOKEN.fullmatch(token):
         raise UsageError(f"'{text}' is not a repository: '{token}' is not a token's name; {_FORM}")
+    if bang and not user.isascii():
+        raise UsageError(f"'{text}': servers take no token of a user whose name is not plain ASCII")
     return user, token if bang else None
 
 

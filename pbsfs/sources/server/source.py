@@ -71,7 +71,7 @@ class ServerSource(Source):
 
     async def open(self, nursery: trio.Nursery) -> None:
         # Not tried again: who starts wants to know now.
-        await self.api.get("/version", {})
+        await self.api.greet()
         try:
             await self._ask("namespace", {})
         except (ForbiddenError, NotFoundError):

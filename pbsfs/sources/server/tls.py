@@ -92,24 +92,42 @@ def peek_fingerprint(repository: Repository) -> str:
 def _connect(repository: Repository, context: ssl.SSLContext) -> Connection:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     plain, round_trip = _connect_tcp(repository)
+    wrapped: ssl.SSLSocket | None = None
     try:
-        # The handshake's own time limit is per step, as long as the peer makes progress.
-        return Connection(context.wrap_socket(plain, server_hostname=repository.host), round_trip)
+        # Not in one step: of a connection that is lost already, the one step would make something that
+        # was never verified. The time limit is for each of the peer's messages.
+        wrapped = context.wrap_socket(
+            plain, server_hostname=repository.host, do_handshake_on_connect=False
+        )
+        wrapped.do_handshake()
     except ssl.SSLCertVerificationError as error:
-        plain.close()
+        _close(plain, wrapped)
         raise TrustError(
             f"{repository.address}: the certificate is not trusted ({error.verify_message}). "
             f"{_how_to_accept(repository)}"
         ) from None
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # it restarts, or somebody in between lost it
+        _close(plain, wrapped)
+        raise ConnectError(f"{repository.address}: closed the connection in the TLS handshake") from None
     except ssl.SSLError as error:
-        plain.close()
+        _close(plain, wrapped)
         raise NotPbsError(
             f"{repository.address} does not speak TLS ({error.reason or error}): "
             "is it a Proxmox Backup Server?"
         ) from None
     except OSError as error:
-        plain.close()
+        _close(plain, wrapped)
         raise ConnectError(f"{repository.address}: no TLS connection: {_words(error)}") from None
+    except ValueError as error:  # a name that can't be sent
+        _close(plain, wrapped)
+        raise ResolveError(f"'{repository.host}' is not a name: {_words(error)}") from None
+    return Connection(wrapped, round_trip)
+
+
+def _close(plain: socket.socket, wrapped: ssl.SSLSocket | None) -> None:
+    plain.close()
+    if wrapped is not None:
+        wrapped.close()
 
 
 def _connect_tcp(repository: Repository) -> tuple[socket.socket, float]:
@@ -119,17 +137,22 @@ def _connect_tcp(repository: Repository) -> tuple[socket.socket, float]:
         raise ResolveError(f"the name '{repository.host}' does not resolve: {_words(error)}") from None
     failure: OSError | None = None
     for family, kind, protocol, _name, address in addresses:
-        plain = socket.socket(family, kind, protocol)
+        try:
+            plain = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family that this system has not
+            failure = error
+            continue
         plain.settimeout(CONNECT_TIMEOUT)
         started = time.monotonic()
         try:
             plain.connect(address)
+            round_trip = time.monotonic() - started
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             plain.close()
             failure = error
             continue
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return plain, time.monotonic() - started
+        return plain, round_trip
     assert failure is not None  # getaddrinfo gives at least one address
     raise ConnectError(f"cannot connect to {repository.address}: {_words(failure)}") from None
 
@@ -180,8 +203,9 @@ def known_fingerprint(file: Path, host: str) -> str | None:
         return None
     for line in text.split("\n"):
         words = line.split()
-        if len(words) == 2 and words[0] == host:
-            return parse_fingerprint(words[1])
+        if len(words) == 2 and words[0] in _names_in_file(host):
+            with contextlib.suppress(UsageError):
+                return parse_fingerprint(words[1])
     return None
 
 
@@ -193,10 +217,16 @@ def remember_fingerprint(file: Path, host: str, fingerprint: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         old = file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else ""
-        kept = [line for line in old.split("\n") if len(line.split()) == 2 and line.split()[0] != host]
-        text = "".join(f"{line}\n" for line in [*kept, f"{host} {show_fingerprint(fingerprint)}"])
+        names = _names_in_file(host)
+        kept = [line for line in old.split("\n") if line.split() and line.split()[0] not in names]
+        text = "".join(f"{line}\n" for line in [*kept, f"{names[0]} {show_fingerprint(fingerprint)}"])
         new = file.with_name(f"{file.name}.{os.getpid()}.new")
         new.write_text(text, encoding="utf-8", errors="surrogateescape")
         new.replace(file)
     except OSError as error:
         raise UsageError(f"cannot remember the fingerprint in {file}: {error.strerror}") from None
+
+
+def _names_in_file(host: str) -> tuple[str, ...]:
+    """What a host is called in the file; the vendor's client has IPv6 addresses in brackets."""
+    return (f"[{host}]", host) if ":" in host else (host,)
