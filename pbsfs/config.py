@@ -11,14 +11,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pbsfs.credentials import Secret, find_credential, find_secret
 from pbsfs.errors import TrustError, UsageError
-from pbsfs.sources.base import Source
-from pbsfs.sources.directory import DirectorySource
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.retry import DEFAULT_LIMIT
-from pbsfs.sources.server.source import ServerSettings, ServerSource
 from pbsfs.sources.server.tls import (
     Trust,
     connect,
@@ -29,6 +26,9 @@ from pbsfs.sources.server.tls import (
     remember_fingerprint,
     show_fingerprint,
 )
+
+if TYPE_CHECKING:
+    from pbsfs.sources.base import Source
 
 REPOSITORY_VARIABLE = "PBS_REPOSITORY"
 PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
@@ -43,12 +43,15 @@ MIN_CACHE_SIZE = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What the options say of the source; what they leave open, the environment may tell."""
+    """What the options say of the source; what they leave open, the environment may tell.
+
+    `retry_timeout` None: as long as the server source has it.
+    """
 
     repository: str | None = None
     datastore_dir: Path | None = None
     fingerprint: str | None = None
-    retry_timeout: float = DEFAULT_LIMIT
+    retry_timeout: float | None = None
     connections: int | None = None
 
 
@@ -79,10 +82,18 @@ def open_source(
     """The source that the options name, or else the environment. Raises UsageError, SourceError."""
     if options.repository is not None and options.datastore_dir is not None:
         raise UsageError("--repository and --datastore-dir exclude each other")
+    # Sources come with trio and HTTP/2, which a `mount` that starts a process for the background does
+    # without: half of its time would be importing.
     if options.datastore_dir is not None:
+        from pbsfs.sources.directory import DirectorySource  # noqa: PLC0415
+
         return DirectorySource(Path(os.path.abspath(options.datastore_dir)))
     access = find_access(options, environment, terminal)
-    settings = ServerSettings(options.retry_timeout, options.connections)
+    from pbsfs.sources.server.retry import DEFAULT_LIMIT  # noqa: PLC0415
+    from pbsfs.sources.server.source import ServerSettings, ServerSource  # noqa: PLC0415
+
+    patience = DEFAULT_LIMIT if options.retry_timeout is None else options.retry_timeout
+    settings = ServerSettings(patience, options.connections)
     return ServerSource(access.repository, access.secret, access.trust, settings)
 
 

@@ -13,9 +13,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import trio
 
 from pbsfs.cli.options import find_terminal, logging_options, set_up_logging, source_options
 from pbsfs.config import (
@@ -29,7 +29,9 @@ from pbsfs.config import (
 from pbsfs.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.fuse.mountpoint import check_usable
 from pbsfs.names import Namespace
-from pbsfs.sources.base import Source
+
+if TYPE_CHECKING:
+    from pbsfs.sources.base import Source
 
 
 @click.command("mount")
@@ -120,7 +122,9 @@ def _serve(
     refresh: float,
     report: _Report,
 ) -> None:
-    # These need pyfuse3, which the waiting process does without: it starts faster.
+    # Heavy, and the waiting process does without: it starts faster.
+    import trio  # noqa: PLC0415
+
     from pbsfs.fuse.mount import MountOptions, serve  # noqa: PLC0415
     from pbsfs.fuse.operations import Ownership  # noqa: PLC0415
 
@@ -178,7 +182,7 @@ def _hand_over(source: SourceOptions) -> tuple[list[str], dict[str, str], list[i
     through a pipe: neither arguments nor environment of a process that lives for weeks should hold it.
     """
     environment = dict(os.environ)
-    arguments = [f"--retry-timeout={source.retry_timeout}"]
+    arguments = [f"--retry-timeout={source.retry_timeout}"] if source.retry_timeout is not None else []
     arguments += [f"--connections={source.connections}"] if source.connections is not None else []
     if source.datastore_dir is not None:
         arguments += [f"--datastore-dir={source.datastore_dir}"]

@@ -10,18 +10,17 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
-import trio
 
 from pbsfs.config import SourceOptions, Terminal, open_source
 from pbsfs.credentials import Secret
 from pbsfs.errors import UsageError
 from pbsfs.names import Namespace
-from pbsfs.reader.reader import open_reader
-from pbsfs.sources.server.retry import DEFAULT_LIMIT
-from pbsfs.tree import Tree
+
+if TYPE_CHECKING:
+    from pbsfs.tree import Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
@@ -41,7 +40,7 @@ def source_options(command: F) -> F:
         repository: str | None,
         datastore_dir: Path | None,
         fingerprint: str | None,
-        retry_timeout: float,
+        retry_timeout: float | None,
         connections: int | None,
         **others: Any,
     ) -> Any:
@@ -61,9 +60,7 @@ def source_options(command: F) -> F:
             "--retry-timeout",
             metavar="SECONDS",
             type=click.FloatRange(min=0),
-            default=DEFAULT_LIMIT,
-            show_default=True,
-            help="How long a read waits for a server that is away.",
+            help="How long a read waits for a server that is away (default: 120).",
         ),
         click.option(
             "--fingerprint",
@@ -156,6 +153,12 @@ def run_on_tree(
     SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
     """
 
+    # These take a moment to import; `mount` has the same options, and does without.
+    import trio  # noqa: PLC0415
+
+    from pbsfs.reader.reader import open_reader  # noqa: PLC0415
+    from pbsfs.tree import Tree  # noqa: PLC0415
+
     async def run() -> R:
         async with open_reader(opened) as reader:
             return await work(Tree(reader, root))
@@ -181,6 +184,8 @@ def find_terminal() -> Terminal | None:
 
 
 async def _until_signalled(work: Callable[[], Awaitable[R]]) -> R:
+    import trio  # noqa: PLC0415
+
     # As exceptions, signals would come up anywhere in trio's own code, and break it.
     stopped_by: int | None = None
     outcome: R | Exception | None = None

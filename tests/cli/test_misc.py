@@ -11,6 +11,7 @@ import pytest
 
 import pbsfs as package
 from pbsfs.cli import _COMMANDS
+from pbsfs.sources.server.retry import DEFAULT_LIMIT
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.stocked import IMAGE, stock
 
@@ -42,6 +43,17 @@ def test_help_of_a_command_has_an_example(name: str) -> None:
     example = text.partition("Example")[2].splitlines()
     assert any(line.strip().startswith(f"pbsfs {name} ") for line in example) or name == "demo"
     assert any(line.strip().startswith(f"pbsfs {name}") for line in example)
+
+
+@pytest.mark.parametrize("module", ["pbsfs.cli", "pbsfs.cli.mount", "pbsfs.cli.umount"])
+def test_who_only_starts_something_imports_nothing_heavy(module: str) -> None:
+    heavy = {"trio", "h2", "h11", "http.client", "cryptography", "rich", "pyfuse3", "zstandard"}
+    code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
+    assert output_of(sys.executable, "-c", code) == "\n"
+
+
+def test_the_help_tells_how_long_a_server_is_waited_for() -> None:
+    assert f"(default: {DEFAULT_LIMIT:.0f})" in " ".join(output_of(PBSFS, "mount", "--help").split())
 
 
 @pytest.mark.parametrize(
