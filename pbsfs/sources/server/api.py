@@ -7,12 +7,15 @@ is renewed long before it ends, so a mount can go on for weeks.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
+import socket
+import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -84,6 +87,7 @@ class Api:
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
         self._ticket: Secret | None = None
         self._ticket_time = 0.0
+        self._closed = False
         self._logging_in = trio.Lock()
 
     async def headers(self) -> dict[str, str]:
@@ -131,6 +135,7 @@ class Api:
         return (await self._get(path, parameters, limit)).body
 
     def close(self) -> None:
+        self._closed = True
         for _since, connection in self._idle:
             connection.close()
         self._idle.clear()
@@ -244,20 +249,68 @@ class Api:
         body: bytes | None,
         limit: int,
     ) -> _Answer:
-        def work() -> tuple[_Answer, http.client.HTTPConnection]:
-            used = connection or _open(self.repository, self.trust)
-            try:
-                return _exchange(used, method, target, headers, body, limit), used
-            except BaseException:
-                used.close()
-                raise
+        call = _Call(connection)
 
-        answer, used = await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
-        if used.sock is not None and len(self._idle) < KEPT_CONNECTIONS:
+        def work() -> tuple[_Answer, http.client.HTTPConnection]:
+            with call.connection(self.repository, self.trust) as used:
+                return _exchange(used, method, target, headers, body, limit), used
+
+        try:
+            answer, used = await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
+        except BaseException:
+            call.give_up()
+            raise
+        if used.sock is not None and len(self._idle) < KEPT_CONNECTIONS and not self._closed:
             self._idle.append((time.monotonic(), used))
         else:
             used.close()
         return answer
+
+
+class _Call:
+    """Sees to it that a request's connection is closed when the request fails or is given up.
+
+    A thread that is in the middle of it is not waited for: its connection is cut, and it closes that itself.
+    """
+
+    def __init__(self, connection: http.client.HTTPConnection | None) -> None:
+        self._connection = connection
+        self._in_use = False
+        self._given_up = False
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def connection(self, repository: Repository, trust: Trust) -> Iterator[http.client.HTTPConnection]:
+        """The connection to use, a new one where there is none; for the thread."""
+        used = self._connection or _open(repository, trust)
+        try:
+            with self._lock:
+                self._check()
+                self._connection, self._in_use = used, True
+            yield used
+            with self._lock:
+                self._check()
+                self._in_use = False
+        except BaseException:
+            used.close()
+            raise
+
+    def _check(self) -> None:
+        if self._given_up:
+            raise ConnectError("nobody waits for the answer any more")
+
+    def give_up(self) -> None:
+        """Nobody waits any more; also after a failure."""
+        with self._lock:
+            self._given_up = True
+            if self._connection is None:
+                return
+            if not self._in_use:
+                self._connection.close()
+            elif self._connection.sock is not None:
+                with contextlib.suppress(OSError):
+                    # Not the TLS socket's own way: that would let the thread go on without TLS.
+                    socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
 
 
 def _open(repository: Repository, trust: Trust) -> http.client.HTTPConnection:

@@ -40,16 +40,29 @@ fourth of what the link holds, less than Linux's default socket buffers."""
 MAX_CONNECTIONS = 6
 """Connections to one snapshot at most."""
 
+TURN = 5.0
+"""Seconds that a session in constant use keeps its place when others wait for one."""
+
+CLOSING_TIME = 2.0
+"""Seconds that closing waits for sessions to end: they do so at once, but for one that still connects."""
+
+
+_MAX_INDEX = (1 << 30) + 4096
+
 
 class _Reader:
-    """A session and the indexes that were downloaded in it: the server gives no chunk of any other."""
+    """A session and the indexes that were downloaded in it: the server gives no chunk of any other.
+
+    `retiring`: it takes no new users, because another snapshot waits for its place.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.indexes: set[Archive] = set()
         self.downloading: dict[Archive, trio.Lock] = {}
         self.users = 0
-        self.idle_since = trio.current_time()
+        self.retiring = False
+        self.opened = self.idle_since = trio.current_time()
 
 
 class SessionPool:
@@ -62,9 +75,12 @@ class SessionPool:
         self._stall_timeout = stall_timeout
         self._readers: dict[Snapshot, list[_Reader]] = {}
         self._opening: dict[Snapshot, trio.Lock] = {}
-        self._places = trio.Semaphore(MAX_SESSIONS)
-        self._freed = trio.Event()
+        # Sessions that have a place: from before they are opened until their connection is closed.
+        self._placed: set[Session] = set()
+        self._queue = trio.Lock()  # for a place: first come, first served
+        self._changed = trio.Event()  # a place may be had now
         self._opened = trio.Event()
+        self._closed = False
         # Length and checksum of each index as it was read: a reader must not go on with another one.
         self._sums: dict[tuple[Snapshot, Archive], tuple[int, bytes]] = {}
 
@@ -84,6 +100,8 @@ class SessionPool:
                     if archive not in reader.indexes:
                         await self._download(reader, snapshot, archive, None)
             answer = await reader.session.get(f"/chunk?digest={digest.hex()}", limit)
+            if answer.status == 401:  # not for who we are, which is looked at when a session is opened
+                raise DamageError(f"the server's index does not name it: {_words(answer)}")
             if answer.status in (400, 404):
                 # The server names the chunk's file and what is wrong with it.
                 raise DamageError(f"the server can't read it: {_words(answer)}")
@@ -101,10 +119,15 @@ class SessionPool:
                     self._drop(snapshot, reader)
             await trio.sleep(IDLE_TIME / 6)
 
-    def close(self) -> None:
-        for snapshot, readers in list(self._readers.items()):
-            for reader in list(readers):
-                self._drop(snapshot, reader)
+    async def aclose(self) -> None:
+        """Ends all sessions, and waits for that; no more are opened."""
+        self._closed = True
+        for session in self._placed:
+            session.close()
+        self._readers.clear()
+        with trio.move_on_after(CLOSING_TIME):
+            for session in list(self._placed):
+                await session.ended.wait()
 
     def _body(self, answer: Response) -> bytes:
         if answer.status != 200:
@@ -115,17 +138,15 @@ class SessionPool:
         self, reader: _Reader, snapshot: Snapshot, archive: Archive, limit: int | None
     ) -> bytes:
         known = self._sums.get((snapshot, archive))
+        again = limit is None
         if limit is None:
-            assert known is not None  # no chunk is asked for before its index was read
-            limit, again = known[0], True
-        else:
-            again = False
+            limit = known[0] if known is not None else _MAX_INDEX
         answer = await reader.session.get(f"/download?file-name={archive}", limit)
         if answer.status in (400, 404):
             raise NotFoundError(f"{snapshot}/{archive}: {_words(answer)}")
         body = self._body(answer)
         found = len(body), await trio.to_thread.run_sync(_sum, body)
-        if again and known != found:
+        if again and known not in (None, found):
             raise DamageError(f"{snapshot}/{archive}: the index on the server is not the one it was")
         self._sums[snapshot, archive] = found
         reader.indexes.add(archive)
@@ -135,26 +156,46 @@ class SessionPool:
     async def _reader(self, snapshot: Snapshot) -> AsyncIterator[_Reader]:
         """A session to `snapshot` to send a request on; one that fails under it is dropped."""
         reader = await self._choose(snapshot)
-        reader.users += 1
         try:
             yield reader
         finally:
             reader.users -= 1
             reader.idle_since = trio.current_time()
-            if reader.session.failure is not None:
+            if reader.session.failure is not None or (reader.retiring and reader.users == 0):
                 self._drop(snapshot, reader)
-            if reader.users == 0:
-                self._freed.set()
+            self._changed.set()
 
     async def _choose(self, snapshot: Snapshot) -> _Reader:
-        lock = self._opening.setdefault(snapshot, trio.Lock())
-        async with lock:
-            readers = [r for r in self._readers.get(snapshot, []) if r.session.failure is None]
-            if readers:
-                least = min(readers, key=lambda reader: reader.users)
-                if least.users < 2 or len(readers) >= self._wanted(least.session.round_trip):
+        """A session to `snapshot`, open or new; whoever asks is counted as its user."""
+        least = self._least_used(snapshot)
+        # One is opened at a time; who comes meanwhile makes do with what is open, or waits for it.
+        if least is None or (self._wants_another(snapshot, least) and snapshot not in self._opening):
+            lock = self._opening.setdefault(snapshot, trio.Lock())
+            try:
+                async with lock:
+                    least = self._least_used(snapshot)
+                    if least is None or self._wants_another(snapshot, least):
+                        least = await self._open(snapshot, least)
+                    least.users += 1
                     return least
-            return await self._open(snapshot)
+            finally:
+                if not lock.locked():  # nobody waits for it
+                    self._opening.pop(snapshot, None)
+        least.users += 1
+        return least
+
+    def _least_used(self, snapshot: Snapshot) -> _Reader | None:
+        readers = self._readers.get(snapshot, [])
+        usable = [r for r in readers if r.session.failure is None and not r.retiring]
+        return min(usable, key=lambda reader: reader.users, default=None)
+
+    def _wants_another(self, snapshot: Snapshot, least: _Reader) -> bool:
+        """Whether a further connection would help; it never takes the place of another snapshot's."""
+        return (
+            least.users >= 2
+            and len(self._readers[snapshot]) < self._wanted(least.session.round_trip)
+            and len(self._placed) < MAX_SESSIONS
+        )
 
     def _wanted(self, round_trip: float) -> int:
         if self._connections is not None:
@@ -163,32 +204,51 @@ class SessionPool:
             return 1
         return min(MAX_CONNECTIONS, 1 + math.ceil(round_trip / ROUND_TRIP_PER_CONNECTION))
 
-    async def _open(self, snapshot: Snapshot) -> _Reader:
-        await self._take_place()
+    async def _open(self, snapshot: Snapshot, other: _Reader | None) -> _Reader:
+        """A new session; or `other`, an open one, where a new one can't be had."""
         try:
             session = await self._open_session(snapshot)
-        except BaseException:
-            self._places.release()
-            raise
+        except SourceError as error:
+            if other is None or other.session.failure is not None:
+                raise
+            log.debug("%s: no further session: %s", snapshot, error)
+            return other
         reader = _Reader(session)
         self._readers.setdefault(snapshot, []).append(reader)
         self._opened.set()
         return reader
 
-    async def _take_place(self) -> None:
-        """A place among `MAX_SESSIONS`: a free one, or that of the session that is idle for longest."""
-        while True:
-            try:
-                self._places.acquire_nowait()
-            except trio.WouldBlock:
-                idle = self._idle()
-                if idle:
-                    self._drop(*min(idle, key=lambda found: found[0].idle_since)[::-1])
-                    continue
-                self._freed = trio.Event()
-                await self._freed.wait()
-            else:
-                return
+    async def _take_place(self, session: Session) -> None:
+        """A place among `MAX_SESSIONS`: a free one, or that of another session, which ends for it."""
+        async with self._queue:
+            while len(self._placed) >= MAX_SESSIONS:
+                self._changed = trio.Event()
+                with trio.move_on_after(self._make_room()):
+                    await self._changed.wait()
+            self._placed.add(session)
+
+    def _make_room(self) -> float:
+        """Has a session end, if that has to be and one can; returns the seconds after which to ask again."""
+        if any(session.ending for session in self._placed):
+            return math.inf
+        idle = self._idle()
+        if idle:
+            reader, snapshot = min(idle, key=lambda found: found[0].idle_since)
+            self._drop(snapshot, reader)
+            return math.inf
+        busy = [reader for readers in self._readers.values() for reader in readers]
+        if not busy or any(reader.retiring for reader in busy):
+            return math.inf
+        # All are in constant use. The one that was first ends as soon as its requests are answered.
+        oldest = min(busy, key=lambda reader: reader.opened)
+        left = oldest.opened + TURN - trio.current_time()
+        if left <= 0:
+            oldest.retiring = True
+        return max(left, TURN / 10)
+
+    def _end_place(self, session: Session) -> None:
+        self._placed.discard(session)
+        self._changed.set()
 
     def _idle(self) -> list[tuple[_Reader, Snapshot]]:
         return [
@@ -199,17 +259,12 @@ class SessionPool:
         ]
 
     def _drop(self, snapshot: Snapshot, reader: _Reader) -> None:
+        reader.session.close()
         readers = self._readers.get(snapshot, [])
         if reader in readers:
             readers.remove(reader)
-            reader.session.close()
-            self._places.release()
-            self._freed.set()
         if not readers:
             self._readers.pop(snapshot, None)
-            lock = self._opening.get(snapshot)
-            if lock is not None and not lock.statistics().locked:
-                del self._opening[snapshot]
 
     async def _open_session(self, snapshot: Snapshot) -> Session:
         for last_try in (False, True):
@@ -220,7 +275,9 @@ class SessionPool:
                 snapshot_query(self._api.repository.store, snapshot),
                 headers,
                 stall_timeout=self._stall_timeout,
+                when_ended=self._end_place,
             )
+            await self._take_place(session)
             try:
                 await session.open()
             except RefusedError as refused:
@@ -228,13 +285,16 @@ class SessionPool:
                 if isinstance(error, AuthError) and not last_try and self._api.forget_ticket(headers):
                     continue
                 raise error from None
+            if self._closed:
+                session.close()
+                raise SourceError("reading ends: the source is being closed")
             log.debug("%s: session opened, round trip %.1f ms", snapshot, session.round_trip * 1000)
             return session
         raise AssertionError("unreachable")
 
     def _refusal(self, snapshot: Snapshot, refused: RefusedError) -> PbsfsError:
         words = " ".join(refused.words.split()) or f"status {refused.status}"
-        if refused.status == 400 and "lock" in words:
+        if refused.status == 400 and "unable to acquire" in words and "lock" in words:
             return SourceError(f"{snapshot} is locked on the server: {words}", retryable=True)
         if refused.status >= 500 or refused.status == 429:
             return ConnectError(f"{snapshot}: the server can't open a session now: {words}")

@@ -17,6 +17,7 @@ from h2.events import (
     DataReceived,
     Event,
     ResponseReceived,
+    SettingsAcknowledged,
     StreamEnded,
     StreamReset,
 )
@@ -73,7 +74,10 @@ class _Stream:
 
 
 class ReaderProtocol:
-    """The client's side of one connection, from behind the upgrade on."""
+    """The client's side of one connection, from behind the upgrade on.
+
+    `greeted`: whether the server has answered our greeting, which it does at once.
+    """
 
     def __init__(self) -> None:
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
@@ -90,6 +94,7 @@ class ReaderProtocol:
         self._frames = install(self._h2)
         self._streams: dict[int, _Stream] = {}
         self._unacknowledged = 0
+        self.greeted = False
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(WINDOW - 65535)
 
@@ -157,6 +162,8 @@ class ReaderProtocol:
             if self._streams.pop(event.stream_id or 0, None) is not None:
                 reset = ConnectError(f"the server broke off an answer (code {event.error_code})")
                 done.append((event.stream_id or 0, reset))
+        elif isinstance(event, SettingsAcknowledged):
+            self.greeted = True
         elif isinstance(event, ConnectionTerminated):
             raise ConnectError(f"the server ends the connection (code {event.error_code})")
 

@@ -72,7 +72,10 @@ class _Exchange:
 class Session:
     """A session with `query` (which snapshot) as whoever `headers` say.
 
-    `round_trip`: seconds, measured when connecting. `in_flight`: requests without an answer.
+    `round_trip`: seconds, measured when connecting and by the server's first answers. `in_flight`: requests
+    without an answer.
+    `when_ended`: called in the trio loop when the connection is closed, and `ended` set: once it was opened,
+    that comes to every session, also to one that failed or was given up.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Session:
         headers: Mapping[str, str],
         *,
         stall_timeout: float,
+        when_ended: Callable[[Session], None] = lambda _session: None,
     ) -> None:
         self._repository = repository
         self._trust = trust
@@ -92,18 +96,29 @@ class Session:
         self.round_trip = 0.0
         self.in_flight = 0
         self.failure: PbsfsError | None = None
+        self.ended = trio.Event()
+        self._when_ended = when_ended
         self._opening = _Exchange("", 0)
         self._requests: deque[_Exchange] = deque()
         self._cancelled: deque[_Exchange] = deque()
+        self._connected = False
         self._closing = False
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._wake_lock = threading.Lock()  # the thread closes the descriptor when it ends
-        self._ended = False
+        self._wake = -1  # an eventfd while the thread runs
+        self._wake_lock = threading.Lock()
         self._trio = trio.lowlevel.current_trio_token()
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was closed and is about to end: at once, which one that still connects does not."""
+        return self._closing and self._connected
 
     async def open(self) -> None:
         """Raises SourceError and its kin, and RefusedError for what the server refused."""
-        threading.Thread(target=self._run, name="pbsfs-session", daemon=True).start()
+        try:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            threading.Thread(target=self._run, name="pbsfs-session", daemon=True).start()
+        except (OSError, RuntimeError) as error:  # too many descriptors or threads
+            self._end(SourceError(f"a session can't be opened: {error}", retryable=True), {})
         try:
             await self._opening.answered.wait()
         except trio.Cancelled:
@@ -140,7 +155,7 @@ class Session:
 
     def _notify(self) -> None:
         with self._wake_lock:
-            if not self._ended:
+            if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
     # --- the session's thread
@@ -151,10 +166,13 @@ class Session:
         failure: Exception = ConnectError("the session was closed")
         try:
             connection = connect(self._repository, self._trust)
-            self.round_trip = connection.round_trip
+            self._connected = True
+            started = time.monotonic()
             early = self._upgrade(connection.socket)
+            # What answers the TCP handshake may be a tunnel's near end.
+            self.round_trip = max(connection.round_trip, time.monotonic() - started)
             self._tell(self._opening, Response(101, b""))
-            self._serve(connection.socket, early, waiting)
+            self._serve(connection, early, waiting)
         except (PbsfsError, RefusedError) as error:
             failure = error
         except TimeoutError:
@@ -167,18 +185,22 @@ class Session:
         finally:
             if connection is not None:
                 connection.socket.close()
-            with self._wake_lock:
-                self._ended = True
-                os.close(self._wake)
             self._end(failure, waiting)
 
     def _end(self, failure: Exception, waiting: dict[int, _Exchange]) -> None:
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.close(self._wake)
+                self._wake = -1
+
         def tell() -> None:
             self.failure = failure if isinstance(failure, PbsfsError) else ConnectError(str(failure))
             for exchange in (self._opening, *waiting.values(), *self._requests):
                 if not exchange.answered.is_set():
                     exchange.answer(failure)
             self._requests.clear()
+            self.ended.set()
+            self._when_ended(self)
 
         self._in_trio(tell)
 
@@ -208,11 +230,12 @@ class Session:
         )
         try:
             sock.sendall((http1.send(request) or b"") + (http1.send(h11.EndOfMessage()) or b""))
+            sock.setblocking(False)
             status, body = 0, b""
             while True:
                 event = http1.next_event()
                 if event is h11.NEED_DATA:
-                    http1.receive_data(sock.recv(64 << 10))
+                    http1.receive_data(self._receive_some(sock))
                 elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                     return bytes(http1.trailing_data[0])
                 elif isinstance(event, h11.Response):
@@ -231,15 +254,29 @@ class Session:
             raise ConnectError(f"{self._repository.address}: closed the connection")
         raise RefusedError(status, body.decode(errors="replace"))
 
-    def _serve(self, sock: ssl.SSLSocket, early: bytes, waiting: dict[int, _Exchange]) -> None:
+    def _receive_some(self, sock: ssl.SSLSocket) -> bytes:
+        """What arrives next, b"" at the end. Raises TimeoutError, and ConnectError when it is closed."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(sock, select.POLLIN)
+        while not self._closing:
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return sock.recv(64 << 10)
+            if not poll.poll(self._stall_timeout * 1000):
+                raise TimeoutError
+        raise ConnectError("the session was closed")
+
+    def _serve(self, connection: Connection, early: bytes, waiting: dict[int, _Exchange]) -> None:
         """The session's life: returns when it is closed, raises when it fails."""
+        sock = connection.socket
         protocol = ReaderProtocol()
         sock.setblocking(False)
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         unsent = b""
         self._take_early(protocol, early, waiting)
-        last_progress = time.monotonic()
+        started = last_progress = time.monotonic()
+        greeted = False
         while not self._closing:
             self._take_requests(protocol, waiting)
             unsent = _send(sock, unsent + protocol.outgoing())
@@ -256,6 +293,10 @@ class Session:
                         last_progress = time.monotonic()
             if self._receive(sock, protocol, waiting):
                 last_progress = time.monotonic()
+            if protocol.greeted and not greeted:
+                greeted = True
+                # The upgrade took the server's own time too.
+                self.round_trip = min(self.round_trip, max(connection.round_trip, last_progress - started))
 
     def _take_requests(self, protocol: ReaderProtocol, waiting: dict[int, _Exchange]) -> None:
         while self._requests:

@@ -80,7 +80,7 @@ class ServerSource(Source):
         nursery.start_soon(self.pool.tidy)
 
     async def aclose(self) -> None:
-        self.pool.close()
+        await self.pool.aclose()
         self.api.close()
 
     async def namespaces(self, parent: Namespace) -> list[Namespace]:
