@@ -157,6 +157,8 @@ class Session:
         )
         self.h2.max_inbound_frame_size = frame
         self.h2.initiate_connection()
+        if window > 65535:  # the connection's own window starts with that many
+            self.h2.increment_flow_control_window(window - 65535)
         self.replies: dict[int, Reply] = {}
         self.settings: dict[int, int] = {}
         self.frames: list[tuple[int, int]] = []  # stream and length of each DATA frame

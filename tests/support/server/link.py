@@ -8,13 +8,17 @@ not slowed down. Used by the server's loop only; one task may send and one recei
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections import deque
+from contextlib import suppress
 
 import trio
 
 from tests.support.server.faults import Drop, Faults, Stall, WireFault
+
+_LINGER = 1.0  # seconds that a client may take to close its side
 
 _PIECE = 1 << 14  # bytes that pass a slow link as one
 
@@ -120,8 +124,16 @@ class Wire(trio.abc.Stream):
             if fault.reset:
                 linger = struct.pack("ii", 1, 0)
                 self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            else:
+                self._read_away()
             await trio.aclose_forcefully(self._stream)
             raise DroppedError
+
+    def _read_away(self) -> None:
+        """Reads what has come in: a socket that is closed with unread data resets the connection."""
+        with suppress(OSError):
+            while os.read(self._stream.socket.fileno(), 1 << 16):
+                pass
 
     async def _send(self, data: bytes) -> None:
         self.sent += len(data)
@@ -185,7 +197,14 @@ class Wire(trio.abc.Stream):
                 return
 
     async def aclose(self) -> None:
+        """Closes in order: what the client still sends is read, or it would get a reset and lose the rest."""
         try:
             await self._idle.wait()
+            await self._stream.send_eof()
+            with trio.move_on_after(_LINGER):
+                while await self.receive_some():
+                    pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
         finally:
             await trio.aclose_forcefully(self._stream)

@@ -85,10 +85,12 @@ class ReaderSession:
 
     async def serve(self, received: bytes) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_all)
+            nursery.start_soon(self._send_all, nursery.cancel_scope)
             await self._receive_all(received, nursery)
             if self._last is None:  # otherwise what is left is still sent
                 nursery.cancel_scope.cancel()
+        if self._last is not None:
+            await self._tls.aclose()
 
     # --- receiving
 
@@ -229,7 +231,7 @@ class ReaderSession:
 
     # --- sending
 
-    async def _send_all(self) -> None:
+    async def _send_all(self, scope: trio.CancelScope) -> None:
         while True:
             await self._send_what_is_ready()
             if self._filler is not None:
@@ -241,7 +243,8 @@ class ReaderSession:
                     ready |= self._send_some(stream, self._outgoing[stream])
                     await self._send_what_is_ready()
             if self._last is not None and not self._outgoing and not self._pending:
-                await self._tls.aclose()
+                await self._send_what_is_ready()
+                scope.cancel()
                 return
             if not ready:
                 await self._wake.wait()
