@@ -35,15 +35,13 @@ class Repository:
     @classmethod
     def parse(cls, text: str) -> Repository:
         """Raises UsageError where `text` is no repository."""
-        rest, _colon, store = text.rpartition(":")
+        rest, colon, store = text.rpartition(":")
         if not _STORE.fullmatch(store):
             raise UsageError(f"'{text}' is not a repository: no valid datastore at its end; {_FORM}")
-        auth, _at, place = rest.rpartition("@")
-        if not place:
-            if rest:
-                raise UsageError(f"'{text}' is not a repository: no host; {_FORM}")
+        if not colon:
             return cls(DEFAULT_USER, None, DEFAULT_HOST, DEFAULT_PORT, store)
-        user, token = _parse_auth(auth, text) if auth else (DEFAULT_USER, None)
+        auth, at, place = rest.rpartition("@")
+        user, token = _parse_auth(auth, text) if at else (DEFAULT_USER, None)
         host, port = _parse_place(place, text)
         return cls(user, token, host, port, store)
 

@@ -96,9 +96,7 @@ def _connect(repository: Repository, context: ssl.SSLContext) -> Connection:
     try:
         # Not in one step: of a connection that is lost already, the one step would make something that
         # was never verified. The time limit is for each of the peer's messages.
-        wrapped = context.wrap_socket(
-            plain, server_hostname=repository.host, do_handshake_on_connect=False
-        )
+        wrapped = context.wrap_socket(plain, server_hostname=repository.host, do_handshake_on_connect=False)
         wrapped.do_handshake()
     except ssl.SSLCertVerificationError as error:
         _close(plain, wrapped)

@@ -1,0 +1,125 @@
+"""Repository strings: those of the vendor's client, and no others."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pbsfs.errors import UsageError
+from pbsfs.sources.server.repository import Repository
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "token", "host", "port", "store"),
+    [
+        ("mydatastore", "root@pam", None, "localhost", 8007, "mydatastore"),
+        ("myhostname:mydatastore", "root@pam", None, "myhostname", 8007, "mydatastore"),
+        ("user@pbs@myhostname:mydatastore", "user@pbs", None, "myhostname", 8007, "mydatastore"),
+        ("user@pbs!token@host:store", "user@pbs", "token", "host", 8007, "store"),
+        ("192.168.55.55:1234:mydatastore", "root@pam", None, "192.168.55.55", 1234, "mydatastore"),
+        ("[ff80::51]:mydatastore", "root@pam", None, "ff80::51", 8007, "mydatastore"),
+        ("[ff80::51]:1234:mydatastore", "root@pam", None, "ff80::51", 1234, "mydatastore"),
+        ("backup@pbs!reader@[fd00::1]:8443:store1", "backup@pbs", "reader", "fd00::1", 8443, "store1"),
+        ("jane@example.com@ldap@host:store", "jane@example.com@ldap", None, "host", 8007, "store"),
+        ("a@b@c@pbs!t-1@host:store", "a@b@c@pbs", "t-1", "host", 8007, "store"),
+        ("a!b@pbs@host:store", "a!b@pbs", None, "host", 8007, "store"),
+        ("a!b@pbs!t@host:store", "a!b@pbs", "t", "host", 8007, "store"),
+        ("jürgen@ad@host:store", "jürgen@ad", None, "host", 8007, "store"),
+        ("u@pam@pbs.example.com.:65535:s_1.x-y", "u@pam", None, "pbs.example.com.", 65535, "s_1.x-y"),
+        ("[fe80::1%eth0]:store", "root@pam", None, "fe80::1%eth0", 8007, "store"),
+        ("8007:store", "root@pam", None, "8007", 8007, "store"),
+        ("host:0080:store", "root@pam", None, "host", 80, "store"),
+    ],
+)
+def test_a_repository_string_is_read_as_the_vendors_client_does(
+    text: str, user: str, token: str | None, host: str, port: int, store: str
+) -> None:
+    assert Repository.parse(text) == Repository(user, token, host, port, store)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "no valid datastore"),
+        (":", "no valid datastore"),
+        ("host:", "no valid datastore"),
+        ("host:-store", "no valid datastore"),
+        ("host:a/b", "no valid datastore"),
+        ("host:störe", "no valid datastore"),
+        ("host:store\n", "no valid datastore"),
+        ("user@pbs@host", "no valid datastore"),
+        (":store", "is not a host"),
+        ("user@pbs@:store", "is not a host"),
+        ("user@pbs:store", "is not user@realm"),
+        ("@host:store", "is not user@realm"),
+        ("user@host:store", "is not user@realm"),
+        ("us er@pbs@host:store", "is not user@realm"),
+        ("us/er@pbs@host:store", "is not user@realm"),
+        ("u\x7f@pbs@host:store", "is not user@realm"),
+        ("@pbs@host:store", "is not user@realm"),
+        ("user@@host:store", "is not user@realm"),
+        ("user@pbs!@host:store", "is not a token's name"),
+        ("user@pbs!a b@host:store", "is not a token's name"),
+        ("user@pbs!a!b@host:store", "is not a token's name"),
+        ("jürgen@ad!t@host:store", "plain ASCII"),
+        ("ho st:store", "is not a host"),
+        ("-host:store", "is not a host"),
+        ("hőst:store", "is not a host"),
+        ("host/x:store", "is not a host"),
+        ("[ff80::51:store", "is not a host"),
+        ("ff80::51:store", "is not a port"),
+        ("[]:store", "is not a host"),
+        ("[x]:store", "is not a host"),
+        ("[::1]x:store", "is not a host"),
+        ("host:0:store", "is not a port"),
+        ("host:65536:store", "is not a port"),
+        ("host:-1:store", "is not a port"),
+        ("host:+80:store", "is not a port"),
+        ("host::store", "is not a port"),
+        ("[::1]::store", "is not a port"),
+        ("host:\uff18\uff10:store", "is not a port"),
+        ("host:123456789012345678901234567890:store", "is not a port"),
+    ],
+)
+def test_what_is_no_repository_is_refused_with_a_word_why(text: str, wrong: str) -> None:
+    with pytest.raises(UsageError, match=wrong):
+        Repository.parse(text)
+
+
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.text(st.sampled_from("ab1@!:[].%-/ é\n"), max_size=24),
+        st.builds(
+            "".join,
+            st.lists(
+                st.sampled_from(["u", "@", "pbs", "!", "t", "host", ":", "8007", "[::1]", "store", "é"]),
+                max_size=12,
+            ),
+        ),
+    )
+)
+@example("a!b@pbs!t@[::1]:8007:store")
+@example("x@@@y:z")
+def test_whatever_is_taken_reads_the_same_after_it_was_written_out(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        repository = Repository.parse(text)
+        assert Repository.parse(str(repository)) == repository
+        assert repository.user in text or repository.user == "root@pam"
+        assert 0 < repository.port < 65536
+        assert repository.auth_id.startswith(repository.user)
+
+
+def test_a_repository_tells_who_logs_in_where() -> None:
+    token = Repository.parse("jane@example.com@ldap!t@[fd00::1]:1234:store")
+    assert token.auth_id == "jane@example.com@ldap!t"
+    assert token.realm == "ldap"
+    assert token.address == "[fd00::1]:1234"
+    assert str(token) == "jane@example.com@ldap!t@[fd00::1]:1234:store"
+
+    short = Repository.parse("store")
+    assert (short.auth_id, short.realm, short.address) == ("root@pam", "pam", "localhost:8007")
+    assert str(short) == "root@pam@localhost:8007:store"

@@ -1,0 +1,158 @@
+"""Trying again: with growing pauses, up to a limit, and said aloud once."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import pytest
+import trio
+
+from pbsfs.errors import AuthError, ConnectError, DamageError, ForbiddenError, SourceError
+from pbsfs.sources.server import retry
+from pbsfs.sources.server.retry import retried
+from tests.support.run import in_trio
+
+
+@pytest.fixture(autouse=True)
+def short_pauses() -> None:
+    """Overrides the one of the other tests here: these are about the pauses as they are."""
+
+
+class Work:
+    """Fails with `errors`, one each time and the last for ever, or for `times`; then is done."""
+
+    def __init__(self, *errors: Exception, times: float = float("inf"), takes: float = 0) -> None:
+        self.errors = errors
+        self.times = times
+        self.takes = takes
+        self.started: list[float] = []
+
+    async def __call__(self) -> str:
+        self.started.append(trio.current_time())
+        await trio.sleep(self.takes)
+        if len(self.started) > self.times:
+            return "done"
+        raise self.errors[min(len(self.started), len(self.errors)) - 1]
+
+    @property
+    def pauses(self) -> list[float]:
+        starts = self.started
+        return [round(after - before - self.takes, 6) for before, after in pairwise(starts)]
+
+
+def retryable(text: str = "gone") -> SourceError:
+    return SourceError(text, retryable=True)
+
+
+@in_trio
+async def test_what_succeeds_is_asked_once_and_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(times=0)
+    assert await retried(work, 10, "reading") == "done"
+    assert len(work.started) == 1
+    assert not caplog.records
+
+
+@in_trio
+async def test_pauses_grow_up_to_the_longest(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(retryable(), times=9)
+    assert await retried(work, 120, "reading") == "done"
+    assert work.pauses == [0.25, 0.5, 1, 2, 4, 8, 10, 10, 10]
+    assert (work.pauses[0], work.pauses[-1]) == (retry.FIRST_PAUSE, retry.LONGEST_PAUSE)
+    caplog.clear()
+
+
+@in_trio
+async def test_after_the_limit_the_last_error_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(retryable("first"), retryable("second"), ConnectError("last"))
+    started = trio.current_time()
+
+    with pytest.raises(ConnectError, match="last"):
+        await retried(work, 5, "reading")
+
+    assert trio.current_time() - started == pytest.approx(5)
+    assert work.pauses == [0.25, 0.5, 1, 2, 1.25]  # the last try is at the limit, not before it
+    caplog.clear()
+
+
+@in_trio
+async def test_the_time_that_tries_take_counts(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(retryable(), takes=3)
+    with pytest.raises(SourceError, match="gone"):
+        await retried(work, 5, "reading")
+    assert work.pauses == [0.25]
+    assert len(work.started) == 2
+    caplog.clear()
+
+
+@in_trio
+async def test_without_a_limit_of_time_there_is_one_try() -> None:
+    work = Work(retryable())
+    with pytest.raises(SourceError, match="gone"):
+        await retried(work, 0, "reading")
+    assert len(work.started) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SourceError("no"),
+        AuthError("no"),
+        ForbiddenError("no"),
+        DamageError("no"),
+        ValueError("no"),
+        OSError("no"),
+    ],
+)
+def test_what_cannot_get_better_is_raised_at_once(error: Exception) -> None:
+    @in_trio
+    async def tried() -> None:
+        work = Work(error)
+        with pytest.raises(type(error), match="no"):
+            await retried(work, 100, "reading")
+        assert len(work.started) == 1
+
+    tried()
+
+
+@in_trio
+async def test_what_stops_getting_better_is_raised_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(retryable(), retryable(), AuthError("revoked"))
+    with pytest.raises(AuthError, match="revoked"):
+        await retried(work, 100, "reading")
+    assert len(work.started) == 3
+    caplog.clear()
+
+
+@in_trio
+async def test_a_pause_ends_at_once_when_nobody_waits_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    work = Work(retryable())
+    started = trio.current_time()
+
+    with trio.move_on_after(3) as scope:
+        await retried(work, 100, "reading")
+
+    assert scope.cancelled_caught
+    assert trio.current_time() - started == pytest.approx(3)
+    assert len(work.started) == 4  # at 0, 0.25, 0.75 and 1.75
+    caplog.clear()
+
+
+@in_trio
+async def test_one_failure_is_nobodys_concern(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert await retried(Work(retryable(), times=1), 100, "reading") == "done"
+    assert [record.levelno for record in caplog.records] == [logging.DEBUG]
+
+
+@in_trio
+async def test_trying_again_is_said_aloud_once_and_so_is_that_it_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert await retried(Work(retryable(), times=8), 100, "vm/100") == "done"
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "vm/100: gone; trying again",
+        "vm/100: goes on",
+    ]
+    caplog.clear()
