@@ -52,6 +52,7 @@ def test_a_source_has_to_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.mount
 def test_a_dash_before_the_mount_point_is_no_option(stocked: Stocked, tmp_path: Path) -> None:
+    need_fuse()
     (place := tmp_path / "-o").mkdir()
     with cleaned_up(place):
         log = tmp_path / "log"

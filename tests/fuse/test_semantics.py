@@ -26,7 +26,7 @@ from pbsfs.names import MANIFEST
 from pbsfs.writer import DatastoreWriter
 from tests.support import damage, made
 from tests.support.mounts import Mounted, cleaned_up, fails_with, mounted, opened, read_at, refusal
-from tests.support.needs import need, need_root
+from tests.support.needs import need, need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.stocked import (
     ARCHIVE,
@@ -554,6 +554,7 @@ def test_umount_tells_how_it_went(own: Stocked, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_a_mount(own: Stocked, tmp_path: Path, number: signal.Signals) -> None:
+    need_fuse()
     place = tmp_path / "m"
     place.mkdir()
     command = [PBSFS, "mount", "--foreground", "--datastore-dir", str(own.path), str(place)]

@@ -172,3 +172,8 @@ def _serving(place: Path) -> list[int]:
         if b"pbsfs" in words and b"--foreground" in words and os.fsencode(place) in words:
             found.append(int(directory.name))
     return found
+
+
+def is_free(place: Path) -> bool:
+    """Whether nothing is mounted at `place`, and no process is about to."""
+    return not _serving(place) and not mounted_at(place)
