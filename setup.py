@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["pbsfs/fuse/lseek_build.py:builder"])
+setup(cffi_modules=["pbsfs/fuse/shim_build.py:builder"])

@@ -217,14 +217,17 @@ def _start_in_background(arguments: list[str], source: SourceOptions, place: Pat
         os.close(writing)
         try:
             status, _space, text = pipe.read().decode(errors="replace").partition(" ")
+            if status == "0":
+                # From here on the mount is there to stay: a signal comes too late to stop it.
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_IGN)
+                process.returncode = 0  # it lives on by itself; there is nothing to wait for
+                return
         except BaseException:
             # Told to stop while waiting: nothing stays mounted or running.
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
-    if status == "0":
-        process.returncode = 0  # it lives on by itself; there is nothing to wait for
-        return
     code = process.wait()
     if not status:
         raise MountError(

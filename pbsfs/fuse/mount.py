@@ -7,10 +7,11 @@ files get errors then, and the mount point is free.
 
 from __future__ import annotations
 
-import pbsfs.fuse.lseek  # before pyfuse3, see there
+import pbsfs.fuse.shim  # before pyfuse3, see there
 
 import logging
 import os
+import select
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -63,7 +64,7 @@ async def serve(source: Source, options: MountOptions, ready: Callable[[], None]
             await source.namespaces(options.namespace)  # else the mount would show errors only
             tree = Tree(reader, options.namespace, refresh=options.refresh)
             operations = Operations(tree, options.ownership)
-            pbsfs.fuse.lseek.install(operations.seek)
+            pbsfs.fuse.shim.install(operations.seek)
             with _mounted(operations, options, str(source)):
                 await _serve_until_stopped(options.mountpoint, signals, ready)
 
@@ -106,10 +107,18 @@ async def _serve_until_stopped(
         nonlocal failure
         try:
             await pyfuse3.main()
-            log.info("%s was unmounted", mountpoint)
         except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
             log.exception("serving %s failed", mountpoint)
             failure = MountError(f"serving {mountpoint} failed: {error}")
+        nursery.cancel_scope.cancel()
+
+    async def wait_for_unmount() -> None:
+        # pyfuse3 notices too, but waits for the requests that are under way, and so for storage. The
+        # connection's end shows as an error, which epoll always tells of; pyfuse3 waits for its input.
+        with select.epoll() as ended:
+            ended.register(pbsfs.fuse.shim.session_fd(), 0)
+            await trio.lowlevel.wait_readable(ended.fileno())
+        log.info("%s was unmounted", mountpoint)
         nursery.cancel_scope.cancel()
 
     async def wait_for_signal() -> None:
@@ -133,6 +142,7 @@ async def _serve_until_stopped(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_requests)
+        nursery.start_soon(wait_for_unmount)
         nursery.start_soon(wait_for_signal)
         nursery.start_soon(check_answers)
     if failure is not None:

@@ -7,7 +7,7 @@ All handlers run in the trio loop; a cached read is answered without leaving it.
 
 from __future__ import annotations
 
-import pbsfs.fuse.lseek  # noqa: F401 - before pyfuse3, see there
+import pbsfs.fuse.shim  # before pyfuse3, see there
 
 import errno
 import functools
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of
 from pbsfs.fuse.inodes import Inode, InodeTable
@@ -144,6 +145,26 @@ def _answers(
     return guarded
 
 
+def _waits(
+    handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """For handlers that may have to wait for storage: they give up when who asked was told to end.
+
+    Only for operations that the shim wraps.
+    """
+
+    @functools.wraps(handler)
+    async def interruptible(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with (
+            trio.CancelScope() as scope,
+            pbsfs.fuse.shim.Request(pbsfs.fuse.shim.last_request(), scope.cancel),
+        ):
+            return await handler(self, *args, **kwargs)
+        raise pyfuse3.FUSEError(errno.EINTR)
+
+    return interruptible
+
+
 class Operations(pyfuse3.Operations):
     """The file system that shows `tree`."""
 
@@ -163,6 +184,7 @@ class Operations(pyfuse3.Operations):
     # --- names and attributes
 
     @_answers
+    @_waits
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -177,12 +199,14 @@ class Operations(pyfuse3.Operations):
             self.inodes.forget(number, lookups)
 
     @_answers
+    @_waits
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         node = self.inodes[inode].node
         lasts = node.names_last() if isinstance(node, Directory) else self._tree.refresh
         return self._attributes(node, await node.stat(), lasts)
 
     @_answers
+    @_waits
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         node = self.inodes[inode].node
         if not isinstance(node, Latest):
@@ -224,6 +248,7 @@ class Operations(pyfuse3.Operations):
     # --- directories
 
     @_answers
+    @_waits
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         directory = self._directory(inode)
         # One listing for the whole life of the handle, so that nothing is seen twice or skipped.
@@ -231,6 +256,7 @@ class Operations(pyfuse3.Operations):
         return self._new_handle(self._listings, (directory, listing))
 
     @_answers
+    @_waits
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory, listing = self._listings[fh]
         dots = [(b".", directory.path), (b"..", directory.path.rpartition("/")[0])]
@@ -254,6 +280,7 @@ class Operations(pyfuse3.Operations):
     # --- files
 
     @_answers
+    @_waits
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
@@ -286,6 +313,7 @@ class Operations(pyfuse3.Operations):
         return await self._read_missing(fh, off, size)
 
     @_answers
+    @_waits
     async def _read_missing(self, fh: int, off: int, size: int) -> Buffer:
         return await self._files[fh].read(off, size)
 
@@ -306,6 +334,7 @@ class Operations(pyfuse3.Operations):
     # --- extended attributes and the file system as a whole
 
     @_answers
+    @_waits
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         wanted = os.fsdecode(name)
         if wanted.startswith(XATTR_PREFIX):
@@ -315,6 +344,7 @@ class Operations(pyfuse3.Operations):
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
     @_answers
+    @_waits
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         return [f"{XATTR_PREFIX}{name}".encode() for name in await self.inodes[inode].node.facts()]
 

@@ -99,6 +99,8 @@ def test_symbolic_links_are_no_way_around(stocked: Stocked, tmp_path: Path) -> N
 
 
 def test_bind_mounts_are_no_way_around(tmp_path: Path) -> None:
+    if mounted_at(Path("/")) is None:
+        pytest.skip("the root of this environment is no mount (a chroot), so binds can't be told apart")
     stocked = stock(tmp_path / "above" / "datastore")
     source = ("--datastore-dir", stocked.path, *NONEMPTY)
     with shown_at(tmp_path / "whole", "--bind", stocked.path) as whole:

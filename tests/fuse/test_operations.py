@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pbsfs.fuse.lseek  # noqa: F401 - before pyfuse3, see there
+import pbsfs.fuse.shim  # noqa: F401 - before pyfuse3, see there
 
 import errno
 import logging

@@ -1,9 +1,11 @@
-"""Builds `pbsfs.fuse._lseek`, which gives pyfuse3 an answer to SEEK_DATA and SEEK_HOLE.
+"""Builds `pbsfs.fuse._shim`, which gives pyfuse3 what it lacks: seeks, and interrupted requests.
 
-Why: pyfuse3 fills libfuse's table of operations itself and leaves `lseek` empty, so the kernel
-takes every file for one run of data. The extension defines the function that pyfuse3 calls to hand
-the table over, adds `lseek` to a copy of it, and passes the copy on to libfuse. How the two are
-made to meet is told in `pbsfs.fuse.lseek`, the only caller.
+Why: pyfuse3 fills libfuse's table of operations itself. It leaves `lseek` empty, so the kernel takes
+every file for one run of data; and it never asks libfuse to tell of interrupts, so a program that is
+killed while it waits for an answer can't end before that answer. The extension defines the function
+that pyfuse3 calls to hand the table over, makes a copy of it with `lseek` added and with the operations
+that may take long wrapped, and passes the copy on to libfuse. How the two are made to meet is told in
+`pbsfs.fuse.shim`, the only caller.
 
 setuptools runs this file on its own (`cffi_modules` in setup.py), so it imports nothing from pbsfs.
 """
@@ -12,7 +14,12 @@ from cffi import FFI
 
 CDEF = """
 extern "Python" int64_t pbsfs_lseek(uint64_t inode, int64_t offset, int whence, uint64_t fh);
-void pbsfs_lseek_enable(void);
+extern "Python" void pbsfs_interrupted(uint64_t request);
+void pbsfs_shim_enable(void);
+uint64_t pbsfs_request(void);
+int pbsfs_is_interrupted(uint64_t request);
+int64_t pbsfs_caller(uint64_t request);
+int pbsfs_session_fd(void);
 """
 
 SOURCE = r"""
@@ -49,11 +56,109 @@ typedef struct fuse_session *new_versioned_fn(struct fuse_args *, const struct f
 /* Written in Python: an offset, or a negative errno. */
 static int64_t pbsfs_lseek(uint64_t inode, int64_t offset, int whence, uint64_t fh);
 
+/* Written in Python: takes note that nobody may be waiting for this request any more. */
+static void pbsfs_interrupted(uint64_t request);
+
 static int enabled;
 
-static void pbsfs_lseek_enable(void)
+/* pyfuse3's own operations, and the request that was handed to one of them last. */
+static struct fuse_lowlevel_ops wrapped;
+static uint64_t last_request;
+
+static void pbsfs_shim_enable(void)
 {
     enabled = 1;
+}
+
+static uint64_t pbsfs_request(void)
+{
+    return last_request;
+}
+
+static int pbsfs_is_interrupted(uint64_t request)
+{
+    return fuse_req_interrupted((fuse_req_t)(uintptr_t)request);
+}
+
+static int64_t pbsfs_caller(uint64_t request)
+{
+    return fuse_req_ctx((fuse_req_t)(uintptr_t)request)->pid;
+}
+
+/* The connection to the kernel of the session that was made last. */
+static struct fuse_session *last_session;
+
+static int pbsfs_session_fd(void)
+{
+    return fuse_session_fd(last_session);
+}
+
+static void interrupted(fuse_req_t req, void *data)
+{
+    (void)data;
+    pbsfs_interrupted((uint64_t)(uintptr_t)req);
+}
+
+static void begin(fuse_req_t req)
+{
+    last_request = (uint64_t)(uintptr_t)req;
+    fuse_req_interrupt_func(req, interrupted, NULL);
+}
+
+static void lookup_op(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    begin(req);
+    wrapped.lookup(req, parent, name);
+}
+
+static void getattr_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
+{
+    begin(req);
+    wrapped.getattr(req, inode, fi);
+}
+
+static void readlink_op(fuse_req_t req, fuse_ino_t inode)
+{
+    begin(req);
+    wrapped.readlink(req, inode);
+}
+
+static void open_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
+{
+    begin(req);
+    wrapped.open(req, inode, fi);
+}
+
+static void read_op(fuse_req_t req, fuse_ino_t inode, size_t size, off_t offset,
+                    struct fuse_file_info *fi)
+{
+    begin(req);
+    wrapped.read(req, inode, size, offset, fi);
+}
+
+static void opendir_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
+{
+    begin(req);
+    wrapped.opendir(req, inode, fi);
+}
+
+static void readdirplus_op(fuse_req_t req, fuse_ino_t inode, size_t size, off_t offset,
+                           struct fuse_file_info *fi)
+{
+    begin(req);
+    wrapped.readdirplus(req, inode, size, offset, fi);
+}
+
+static void getxattr_op(fuse_req_t req, fuse_ino_t inode, const char *name, size_t size)
+{
+    begin(req);
+    wrapped.getxattr(req, inode, name, size);
+}
+
+static void listxattr_op(fuse_req_t req, fuse_ino_t inode, size_t size)
+{
+    begin(req);
+    wrapped.listxattr(req, inode, size);
 }
 
 static void lseek_op(fuse_req_t req, fuse_ino_t inode, off_t offset, int whence,
@@ -68,12 +173,15 @@ static void lseek_op(fuse_req_t req, fuse_ino_t inode, off_t offset, int whence,
         (void)fuse_reply_lseek(req, (off_t)answer);
 }
 
+#define WRAP(name) do { if (op->name != NULL) copy->name = name##_op; } while (0)
+
 /*
- * A copy of the table with lseek set, to be freed by the caller; NULL if memory is short.
+ * A copy of the table with lseek set and the rest wrapped, to be freed by the caller; NULL if memory is
+ * short.
  * The table is as long as *op_size says, which need not be what this file was compiled with:
  * pyfuse3 may have been compiled against another libfuse.
  */
-static struct fuse_lowlevel_ops *with_lseek(const struct fuse_lowlevel_ops *op, size_t *op_size)
+static struct fuse_lowlevel_ops *completed(const struct fuse_lowlevel_ops *op, size_t *op_size)
 {
     size_t least = offsetof(struct fuse_lowlevel_ops, lseek) + sizeof(op->lseek);
     size_t room = *op_size > sizeof(*op) ? *op_size : sizeof(*op);
@@ -84,7 +192,19 @@ static struct fuse_lowlevel_ops *with_lseek(const struct fuse_lowlevel_ops *op, 
         return NULL;
     }
     memcpy(copy, op, *op_size);
+    memset(&wrapped, 0, sizeof(wrapped));
+    memcpy(&wrapped, op, *op_size < sizeof(wrapped) ? *op_size : sizeof(wrapped));
+    op = &wrapped;  /* of which every member may be looked at */
     copy->lseek = lseek_op;
+    WRAP(lookup);
+    WRAP(getattr);
+    WRAP(readlink);
+    WRAP(open);
+    WRAP(read);
+    WRAP(opendir);
+    WRAP(readdirplus);
+    WRAP(getxattr);
+    WRAP(listxattr);
     if (*op_size < least)
         *op_size = least;
     return copy;
@@ -111,10 +231,11 @@ struct fuse_session *pbsfs_session_new(struct fuse_args *args, const struct fuse
         return NULL;
     if (!enabled || op == NULL)
         return next(args, op, op_size, userdata);
-    copy = with_lseek(op, &op_size);
+    copy = completed(op, &op_size);
     if (copy == NULL)
         return NULL;
     session = next(args, copy, op_size, userdata);  /* libfuse keeps a copy of its own */
+    last_session = session;
     free(copy);
     return session;
 }
@@ -132,10 +253,11 @@ struct fuse_session *pbsfs_session_new_versioned(struct fuse_args *args,
         return NULL;
     if (!enabled || op == NULL)
         return next(args, op, op_size, version, userdata);
-    copy = with_lseek(op, &op_size);
+    copy = completed(op, &op_size);
     if (copy == NULL)
         return NULL;
     session = next(args, copy, op_size, version, userdata);
+    last_session = session;
     free(copy);
     return session;
 }
@@ -145,7 +267,7 @@ builder = FFI()
 builder.cdef(CDEF)
 # 3.8 is the first libfuse with an lseek operation.
 builder.set_source_pkgconfig(
-    "pbsfs.fuse._lseek", ["fuse3 >= 3.8"], SOURCE, extra_compile_args=["-Wall", "-Wextra"]
+    "pbsfs.fuse._shim", ["fuse3 >= 3.8"], SOURCE, extra_compile_args=["-Wall", "-Wextra"]
 )
 
 if __name__ == "__main__":

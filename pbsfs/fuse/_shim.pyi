@@ -1,0 +1,19 @@
+"""What `pbsfs.fuse.shim` uses of the extension that `shim_build.py` makes."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+class _Ffi:
+    def def_extern(self, *, name: str, error: int = ...) -> Callable[[_F], _F]: ...
+
+class _Lib:
+    def pbsfs_shim_enable(self) -> None: ...
+    def pbsfs_request(self) -> int: ...
+    def pbsfs_is_interrupted(self, request: int) -> int: ...
+    def pbsfs_caller(self, request: int) -> int: ...
+    def pbsfs_session_fd(self) -> int: ...
+
+ffi: _Ffi
+lib: _Lib

@@ -1,0 +1,144 @@
+"""What pyfuse3 has no handlers for: SEEK_DATA and SEEK_HOLE, and requests that are interrupted.
+
+The extension `_shim` (see `shim_build.py`) defines a function of libfuse that pyfuse3 calls. The
+dynamic linker lets the extension's definition win if the extension is loaded into the global scope
+before pyfuse3 is. So the rule for importers: **import this module before pyfuse3**. It raises
+`ImportError` when it comes too late, because seeking would then silently find no holes, and programs
+that wait could not be killed.
+
+Only `pbsfs.fuse` uses it. The handler is one per process, like pyfuse3's own session.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
+
+if "pyfuse3" in sys.modules:
+    raise ImportError(
+        "pbsfs.fuse.shim must be imported before pyfuse3: "
+        "once pyfuse3 is loaded, what it lacks can no longer be supplied"
+    )
+
+_flags = sys.getdlopenflags()
+sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
+try:
+    from pbsfs.fuse._shim import ffi, lib
+finally:
+    sys.setdlopenflags(_flags)
+
+__all__ = ["Request", "install", "last_request", "session_fd"]
+
+logger = logging.getLogger(__name__)
+
+# What a FUSE reply can carry. The kernel rejects a reply beyond either, and the caller would hang.
+_MAX_ERRNO = 511
+_MAX_OFFSET = 2**63 - 1
+
+_handler: Callable[[int, int, int, int], int] | None = None
+_waiting: dict[int, Callable[[], None]] = {}
+
+# Signals after which nobody wants the answer. Others (a child's end, a changed window) interrupt the wait
+# too, but most programs don't expect a read of a file to fail for them.
+_ENDING = sum(1 << (number - 1) for number in (SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGTERM))
+
+
+def install(handler: Callable[[int, int, int, int], int]) -> None:
+    """Let `handler(inode, offset, whence, fh)` answer seeks on mounts that are made from now on.
+
+    Call it before `pyfuse3.init`. The handler returns an offset, or raises `OSError` with the errno
+    that the caller is to see (`ENXIO` beyond the end); any other exception is logged, and is `EIO`
+    to the caller. `whence` is `os.SEEK_DATA` or `os.SEEK_HOLE`: the kernel does the rest itself.
+
+    The handler runs in the thread and in the task that read the request from the kernel, with the
+    session's other requests waiting: it must neither block nor await, so what it answers from has
+    to be in memory since the file was opened.
+    """
+    global _handler  # noqa: PLW0603 - the extension calls one function, bound when it was loaded
+    _handler = handler
+    lib.pbsfs_shim_enable()
+
+
+@ffi.def_extern(name="pbsfs_lseek", error=-errno.EIO)
+def _answer(inode: int, offset: int, whence: int, fh: int) -> int:
+    """What C calls: the offset, or the negative errno. Nothing may be raised from here."""
+    try:
+        assert _handler is not None, "called before install()"
+        found = _handler(inode, offset, whence, fh)
+        if not 0 <= found <= _MAX_OFFSET:
+            raise ValueError(f"the handler answered {found}")
+    except OSError as error:
+        if error.errno is not None and 0 < error.errno <= _MAX_ERRNO:
+            return -error.errno
+        logger.exception("seek in inode %d failed without a usable errno", inode)
+        return -errno.EIO
+    except Exception:
+        logger.exception("seek in inode %d failed", inode)
+        return -errno.EIO
+    return found
+
+
+class Request:
+    """A request that is being handled, for as long as `with` lasts.
+
+    `on_interrupt` is called, once or more, when the program that waits for the answer was told to end.
+    The handler should then give up and answer with EINTR; until it answers, the program can't end.
+    """
+
+    __slots__ = ("_id", "_on_interrupt")
+
+    def __init__(self, request: int, on_interrupt: Callable[[], None]) -> None:
+        """`request`: what `last_request` gave at the start of the handler."""
+        self._id = request
+        self._on_interrupt = on_interrupt
+
+    def __enter__(self) -> None:
+        if self._id:
+            _waiting[self._id] = self._check
+            if lib.pbsfs_is_interrupted(self._id):
+                self._check()
+
+    def __exit__(self, *_error: object) -> None:
+        _waiting.pop(self._id, None)
+
+    def _check(self) -> None:
+        if _is_ending(lib.pbsfs_caller(self._id)):
+            self._on_interrupt()
+
+
+def last_request() -> int:
+    """The request that was handed to a handler last; 0 where there is no mount.
+
+    To be called before the handler first waits, and only in handlers of operations that are wrapped: for
+    others it is some earlier request, which may not exist any more.
+    """
+    return lib.pbsfs_request()
+
+
+def session_fd() -> int:
+    """The descriptor of the connection to the kernel, between `pyfuse3.init` and `pyfuse3.close`."""
+    return lib.pbsfs_session_fd()
+
+
+def _is_ending(caller: int) -> bool:
+    """Whether the thread `caller` has a signal pending that is meant to end it."""
+    try:
+        with open(f"/proc/{caller}/status", encoding="ascii", errors="replace") as status:
+            fields = dict(line.split(":", 1) for line in status if ":" in line)
+        pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+    except (OSError, ValueError, KeyError):
+        return True  # it is gone, or is in another PID namespace: better an error than a hang
+    return bool(pending & _ENDING)
+
+
+@ffi.def_extern(name="pbsfs_interrupted")
+def _interrupted(request: int) -> None:
+    """What C calls. A request that nobody has begun with looks for itself when it is begun."""
+    check = _waiting.get(request)
+    if check is not None:
+        try:
+            check()
+        except Exception:
+            logger.exception("an interrupt was lost")
