@@ -62,6 +62,10 @@ KEEP_TIME = 20.0
 COOKIES = ("PBSAuthCookie", "__Host-PBSAuthCookie")
 """Servers up to 3.x read the first, 4.x prefers the second."""
 
+_NOT_FOUND = ("ENOENT:", "No such file or directory (os error 2)", "does not exist")
+_FORBIDDEN = ("no permissions on", "backup owner check failed")
+"""What the server says of that in answers of status 400."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
@@ -159,9 +163,9 @@ class Api:
             return AuthError(f"{server} does not accept {self.repository.auth_id}: {words}")
         if status == 403:
             return ForbiddenError(f"{server} does not allow it to {self.repository.auth_id}: {words}")
-        if status == 404 or (status == 400 and ("ENOENT" in words or "does not exist" in words)):
+        if status == 404 or (status == 400 and any(text in words for text in _NOT_FOUND)):
             return NotFoundError(f"{server}: {words}")
-        if status == 400 and words.startswith("no permissions on"):
+        if status == 400 and words.startswith(_FORBIDDEN):
             return ForbiddenError(f"{server} does not allow it to {self.repository.auth_id}: {words}")
         return SourceError(f"{server}: status {status}: {words}", retryable=status >= 500 or status == 429)
 

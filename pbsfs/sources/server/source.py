@@ -15,7 +15,7 @@ import trio
 
 from pbsfs.credentials import Secret
 from pbsfs.errors import DamageError, ForbiddenError, NotFoundError, SourceError, UnknownDatastoreError
-from pbsfs.names import Archive, ArchiveKind, Group, Namespace, Snapshot
+from pbsfs.names import BACKUP_TYPES, Archive, ArchiveKind, Group, Namespace, Snapshot
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
@@ -109,13 +109,15 @@ class ServerSource(Source):
         query = {"ns": str(namespace)} if namespace.parts else {}
         data = await self._retried(f"listing groups of '{namespace}'", lambda: self._ask("groups", query))
         found = self._take(listing.parse_list(data, functools.partial(listing.parse_group, namespace)))
-        return sorted(found, key=lambda info: info.group)
+        return sorted(found, key=lambda info: (BACKUP_TYPES.index(info.group.type), info.group.id))
 
     async def snapshots(self, group: Group) -> list[SnapshotInfo]:
         query = {"backup-type": group.type, "backup-id": group.id}
         if group.namespace.parts:
             query["ns"] = str(group.namespace)
         data = await self._retried(f"listing {group}", lambda: self._ask("snapshots", query))
+        if data == []:  # that is how a server says so: it knows no group without snapshots
+            raise NotFoundError(f"{self}: there is no group {group}")
         found = self._take(listing.parse_list(data, functools.partial(listing.parse_snapshot, group)))
         finished = [info for info in found if info is not None]
         return sorted(finished, key=lambda info: info.snapshot)

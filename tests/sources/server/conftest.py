@@ -1,0 +1,31 @@
+"""Fixtures for the server source: no pause between tries is long, and a server over made data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pbsfs.sources.server import retry
+from tests.sources.server import serving
+from tests.support.server import ReferenceServer
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.002)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.02)
+
+
+@pytest.fixture(scope="module")
+def datastore(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made data. Not to be written to: all tests of a module share it."""
+    return serving.fill(tmp_path_factory.mktemp("made") / "datastore")
+
+
+@pytest.fixture
+def server(datastore: Path) -> Iterator[ReferenceServer]:
+    """A server over made data, with a user and a token who may read all of it."""
+    with serving.served(datastore) as server:
+        yield server
