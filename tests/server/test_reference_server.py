@@ -426,13 +426,19 @@ def test_it_starts_by_hand(datastore: Path, tmp_path: Path) -> None:
     command += ["--password-file", str(tmp_path / "password")]
     root = Path(__file__).parents[2]
     with subprocess.Popen(
-        command, cwd=root, env=environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, text=True
+        command,
+        cwd=root,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None
             lines = [process.stdout.readline() for _ in range(7)]
-            repository = lines[0].split()[1]
-            auth_id, port, store = re.fullmatch(r"(.+)@127\.0\.0\.1:(\d+):(.+)", repository).groups()  # type: ignore[union-attr]
+            found = re.search(r"^repository:  (.+)@127\.0\.0\.1:(\d+):(.+)$", lines[0])
+            assert found is not None, (lines, process.poll())
+            auth_id, port, store = found.groups()
             assert (auth_id, store) == ("reader@pbs!cli", "made")
             secret = re.search("PBS_PASSWORD='(.*)'", "".join(lines))
             assert secret is not None

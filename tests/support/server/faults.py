@@ -51,7 +51,7 @@ class Fault:
 @dataclass(eq=False, kw_only=True)
 class WireFault(Fault):
     """`after_bytes`: how many are sent before it strikes, since the request that matches arrived; without
-    `match`, since the connection was made, which includes the TLS handshake."""
+    `match`, since the connection was made, which includes the TLS handshake (and `skip` means nothing)."""
 
     after_bytes: int = 0
 

@@ -80,10 +80,11 @@ class ReaderSession:
         # The library announces its defaults too, the real server only what differs.
         self._h2.clear_outbound_data_buffer()
         announced: dict[int, int] = {int(code): value for code, value in settings.items()}
-        self._raw.append(SettingsFrame(0, settings=announced).serialize())
+        self._settings = SettingsFrame(0, settings=announced).serialize()
         self._h2.increment_flow_control_window(WINDOW - 65535)
 
     async def serve(self, received: bytes) -> None:
+        await self._tls.send_all(self._settings)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_all, nursery.cancel_scope)
             await self._receive_all(received, nursery)
@@ -271,7 +272,7 @@ class ReaderSession:
 
     async def _send_what_is_ready(self) -> None:
         raw, self._raw = self._raw, []
-        data = b"".join(raw) + self._h2.data_to_send()
+        data = self._h2.data_to_send() + b"".join(raw)
         if data:
             await self._tls.send_all(data)
 
