@@ -104,7 +104,6 @@ class Image:
                     data: Buffer = await source.wait()
                 except DamageError as error:
                     raise self._damage(piece.chunk, error) from None
-                self._check_length(piece.chunk, data)
             else:
                 data = source
             parts.append(memoryview(data)[piece.start : piece.start + piece.length])

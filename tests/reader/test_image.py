@@ -24,7 +24,7 @@ from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
 from tests.support import made
-from tests.support.run import in_trio, run
+from tests.support.run import in_trio, run, until
 from tests.support.sources import CHUNK_SIZE, MemorySource, file_of
 
 NAME = "disk.img.fidx"
@@ -687,6 +687,36 @@ async def test_a_damaged_chunk_that_was_fetched_ahead_fails_only_the_read_that_n
         with pytest.raises(DamageError):
             await handle.read(5 * CHUNK_SIZE, 10)
         assert await read_through(handle, 6 * CHUNK_SIZE, 8 * CHUNK_SIZE) == content[6 * CHUNK_SIZE :]
+        handle.close()
+
+
+@pytest.mark.usefixtures("small")
+@in_trio
+async def test_what_could_not_be_fetched_ahead_is_not_tried_again_before_it_is_read() -> None:
+    content = made.image(1, "r" * 10)
+    source, info = stored(content)
+    async with opened(source, info) as image:
+        handle = image.handle()
+        digest = image.index.digest(5)
+        source.damage(digest, 999)
+        for offset in range(0, 5 * CHUNK_SIZE, REQUEST):
+            await handle.read(offset, REQUEST)
+            await until(lambda: not image.store._flights)
+        assert source.fetched.count(digest) == 1
+        handle.close()
+
+
+@pytest.mark.usefixtures("small")
+@in_trio
+async def test_after_a_jump_back_the_next_sequence_is_fetched_ahead_too() -> None:
+    content = made.image(1, "r" * 30)
+    source, info = stored(content)
+    async with opened(source, info) as image:
+        handle = image.handle()
+        await read_through(handle, 20 * CHUNK_SIZE, 30 * CHUNK_SIZE)
+        await read_through(handle, 0, CHUNK_SIZE)
+        await wait_all_tasks_blocked()
+        assert image.index.digest(2) in source.fetched
         handle.close()
 
 

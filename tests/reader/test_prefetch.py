@@ -165,6 +165,12 @@ def test_a_sequence_after_random_reads_is_recognised_again() -> None:
         assert windows[-1] == MAX_WINDOW, region
 
 
+def test_a_sequence_after_many_small_gaps_is_recognised_within_a_few_requests_of_the_largest_gap() -> None:
+    ahead = ReadAhead()
+    assert not any(observe([(offset, 64 * KIB) for offset in range(0, 64 * MIB, 256 * KIB)], ahead))
+    assert observe(in_sequence(REORDER_DISTANCE + 2 * EVIDENCE, start=64 * MIB), ahead)[-1] > 0
+
+
 def test_a_sequence_right_where_the_random_reads_were_is_recognised() -> None:
     source = random.Random(1)
     ahead = ReadAhead()

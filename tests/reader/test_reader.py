@@ -290,6 +290,21 @@ async def test_what_the_body_raises_comes_out_as_it_is_and_the_source_is_closed(
 
 
 @in_trio
+async def test_a_source_that_cannot_be_opened_is_closed_and_says_why() -> None:
+    class Shut(MemorySource):
+        async def open(self, nursery: trio.Nursery) -> None:
+            nursery.start_soon(trio.sleep_forever)
+            raise error
+
+    error, source = SourceError("wrong password"), Shut()
+    with pytest.raises(SourceError) as caught:
+        async with open_reader(source):
+            pytest.fail("was opened")
+    assert caught.value is error
+    assert source.closed == 1
+
+
+@in_trio
 async def test_the_source_is_closed_when_the_body_ends_or_is_cancelled() -> None:
     source, _info = stored()
     async with open_reader(source):
