@@ -23,10 +23,10 @@ from pbsfs import copy
 from pbsfs.copy import Target, copy_blob, copy_image, open_target
 from pbsfs.errors import DamageError, OutputError, SourceError
 from pbsfs.reader import prefetch
-from pbsfs.reader.image import Buffer, Image
+from pbsfs.reader.image import Buffer, Handle, Image
 from pbsfs.reader.reader import open_reader
 from tests.support import made
-from tests.support.needs import need, need_loop, need_root
+from tests.support.needs import need_loop, need_root
 from tests.support.run import in_trio, run, until
 from tests.support.sources import CHUNK_SIZE, MemorySource, file_of
 
@@ -410,45 +410,93 @@ def test_no_descriptor_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # --- how it reads
 
 
-def test_reading_goes_on_while_writing_and_stays_little_ahead(tmp_path: Path) -> None:
-    """While the writer is stuck, no more than the queue and one piece in the hand are read."""
-    content = made.image(1, "r" * 12)
-    stuck = threading.Event()
+class Stuck(Target):
+    """Writes nothing before `go` is set, and then fails with `error` if there is one."""
 
-    class Stuck(Target):
-        def write(self, offset: int, data: Buffer) -> None:
-            stuck.wait(30)
-            super().write(offset, data)
+    def __init__(self, path: Path, error: OSError | None = None) -> None:
+        super().__init__(os.open(path, os.O_CREAT | os.O_WRONLY), "out")
+        self.go = threading.Event()
+        self.error = error
 
-        def hole(self, offset: int, length: int) -> None:
-            raise AssertionError("there is none")
+    def write(self, offset: int, data: Buffer) -> None:
+        self.go.wait(30)
+        if self.error is not None:
+            raise self.error
+        super().write(offset, data)
 
-    async def main() -> None:
-        async with an_image(content) as image:
-            pieces: list[int] = []
-            handle = image.handle()
-            real = handle.read
+    def hole(self, offset: int, length: int) -> None:
+        raise AssertionError("there is none")
 
-            async def read(offset: int, size: int) -> Buffer:
-                pieces.append(offset)
-                return await real(offset, size)
 
-            patch.setattr(handle, "read", read)
-            patch.setattr(image, "handle", lambda: handle)
-            target = Stuck(os.open(tmp_path / "out", os.O_CREAT | os.O_WRONLY), "out")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(copy_image, image, target, nobody_asks)
-                await until(lambda: len(pieces) >= copy.QUEUED_PIECES + 2)
-                await wait_all_tasks_blocked()
-                assert len(pieces) == copy.QUEUED_PIECES + 2
-                stuck.set()
-            target.close()
-            assert pieces == list(range(0, len(content), CHUNK_SIZE))
-
+@contextmanager
+def small_pieces() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(copy, "PIECE", CHUNK_SIZE)
-        run(main)
+        yield patch
+
+
+async def copy_until_stuck(
+    content: bytes, target: Stuck, patch: pytest.MonkeyPatch
+) -> tuple[list[int], Exception | None]:
+    """Copies to `target`, which goes on when nothing more is read.
+
+    Returns the offsets that were read, in order, and the error that it ended with.
+    """
+    pieces: list[int] = []
+    failure: Exception | None = None
+    real = Handle.read
+
+    async def read(handle: Handle, offset: int, size: int) -> Buffer:
+        pieces.append(offset)
+        return await real(handle, offset, size)
+
+    async def release() -> None:
+        try:
+            # One piece is being written, some are queued, and one is in the reader's hand.
+            await until(lambda: len(pieces) >= copy.QUEUED_PIECES + 2)
+            await until(lambda: not image.store._flights)
+            await wait_all_tasks_blocked()
+            assert len(pieces) == copy.QUEUED_PIECES + 2
+        finally:
+            target.go.set()
+
+    patch.setattr(Handle, "read", read)
+    async with an_image(content) as image, trio.open_nursery() as nursery:
+        nursery.start_soon(release)
+        try:
+            await copy_image(image, target, nobody_asks)
+        except Exception as error:
+            failure = error
+        finally:
+            target.close()
+    return pieces, failure
+
+
+def test_reading_goes_on_while_writing_and_stays_little_ahead(tmp_path: Path) -> None:
+    content = made.image(1, "r" * 12)
+    with small_pieces() as patch:
+        pieces, failure = run(lambda: copy_until_stuck(content, Stuck(tmp_path / "out"), patch))
+    assert failure is None
+    assert pieces == list(range(0, len(content), CHUNK_SIZE))
     assert (tmp_path / "out").read_bytes() == content
+
+
+def test_when_writing_fails_its_error_is_told_though_reading_fails_of_it(tmp_path: Path) -> None:
+    content = made.image(1, "r" * 12)
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for _ in range(10):  # the order in which tasks go on is left to chance
+        with small_pieces() as patch:
+            _pieces, failure = run(lambda: copy_until_stuck(content, Stuck(tmp_path / "out", error), patch))
+        assert failure is error
+
+
+def test_data_is_read_in_pieces_that_end_where_a_chunk_of_a_usual_image_does(tmp_path: Path) -> None:
+    content = made.image(1, "0rrrr0rr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copy, "PIECE", 2 * CHUNK_SIZE)
+        done: list[int] = []
+        run(lambda: export(content, tmp_path / "out", advance=done.append))
+    assert [count // CHUNK_SIZE for count in done] == [1, 1, 2, 1, 1, 2]
 
 
 def test_holes_on_the_way_do_not_end_the_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,7 +517,9 @@ def test_holes_on_the_way_do_not_end_the_read_ahead(tmp_path: Path, monkeypatch:
                     await wait_all_tasks_blocked()
                     ahead = {image.index.digest(number) for number in (10, 15, 20)}
                     assert ahead <= set(source.fetched)
+                    assert image.store.sequential_readers == 1
                     nursery.cancel_scope.cancel()
+            assert image.store.sequential_readers == 0
 
     run(main)
 
@@ -620,14 +670,10 @@ def test_a_device_that_is_too_small_is_not_touched(device: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_device_in_use_is_refused(device: Path, tmp_path: Path) -> None:
-    need("mkfs.ext4")
-    subprocess.run(["mkfs.ext4", "-q", "-F", device], check=True)
-    place = tmp_path / "mounted"
-    place.mkdir()
-    subprocess.run(["mount", device, place], check=True)
+def test_a_device_in_use_is_refused(device: Path) -> None:
+    holder = os.open(device, os.O_RDONLY | os.O_EXCL)  # as a mount or a volume group holds it
     try:
         with pytest.raises(OutputError, match="Device or resource busy"):
             run(lambda: export(CONTENT, device, force=True))
     finally:
-        subprocess.run(["umount", place], check=True)
+        os.close(holder)

@@ -492,6 +492,20 @@ async def test_a_damaged_file_has_a_stat_and_opening_it_says_what_is_wrong(filen
 
 
 @in_trio
+async def test_a_file_that_was_repaired_has_an_exact_stat_once_it_is_opened() -> None:
+    source = filled()
+    place = made.snapshot("100"), Archive(f"{IMAGE}.fidx")
+    whole = source.files[place]
+    source.files[place] = b"rubbish"
+    async with shown(source) as tree:
+        disk = await image(tree, f"vm/100/{DAYS[0]}/{IMAGE}")
+        await disk.stat()
+        source.files[place] = whole
+        await disk.open()
+        assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+
+
+@in_trio
 async def test_a_source_that_fails_during_a_stat_is_asked_again_by_the_next() -> None:
     source = filled()
     async with shown(source) as tree:
