@@ -60,6 +60,7 @@ class _Stream:
     limit: int
     status: int = 0
     size: int = 0
+    announced: int | None = None
     parts: list[memoryview | bytearray] = field(default_factory=list)
 
     def add(self, data: memoryview) -> None:
@@ -157,7 +158,7 @@ class ReaderProtocol:
         elif isinstance(event, StreamEnded):
             stream = self._streams.pop(event.stream_id or 0, None)
             if stream is not None:
-                done.append((event.stream_id or 0, Response(stream.status, b"".join(stream.parts))))
+                done.append((event.stream_id or 0, self._whole(stream)))
         elif isinstance(event, StreamReset):
             if self._streams.pop(event.stream_id or 0, None) is not None:
                 reset = ConnectError(f"the server broke off an answer (code {event.error_code})")
@@ -166,6 +167,12 @@ class ReaderProtocol:
             self.greeted = True
         elif isinstance(event, ConnectionTerminated):
             raise ConnectError(f"the server ends the connection (code {event.error_code})")
+
+    def _whole(self, stream: _Stream) -> Response | PbsfsError:
+        # h2 compares the lengths where the last frame is one of data, and only there.
+        if stream.status == 200 and stream.announced not in (None, stream.size):
+            return ConnectError(f"the server ends an answer after {stream.size} of {stream.announced} bytes")
+        return Response(stream.status, b"".join(stream.parts))
 
     def _head(
         self, event: ResponseReceived, stream: _Stream, done: list[tuple[int, Response | PbsfsError]]
@@ -177,8 +184,10 @@ class ReaderProtocol:
             stream.limit = MAX_ERROR_BODY
             return
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > stream.limit:
-            self._refuse(event.stream_id or 0, stream, f"{int(length)} bytes", done)
+        if length.isdigit():
+            stream.announced = int(length)
+            if stream.announced > stream.limit:
+                self._refuse(event.stream_id or 0, stream, f"{stream.announced} bytes", done)
 
     def _data(self, event: DataReceived, done: list[tuple[int, Response | PbsfsError]]) -> None:
         self._unacknowledged += event.flow_controlled_length or 0
