@@ -109,6 +109,20 @@ class KeyRequiredError(PbsfsError):
     exit_status = 5
 
 
+class PasswordError(PbsfsError):
+    """The password of a key is missing or wrong."""
+
+    errno = errno.EACCES
+    exit_status = 18
+
+
+class KeyFileError(PbsfsError):
+    """A key file that can't be read, or is none."""
+
+    errno = errno.EACCES
+    exit_status = 19
+
+
 class DamageError(PbsfsError):
     """Stored data fails a check: wrong magic, CRC, digest, length, kind, or syntax."""
 

@@ -1,7 +1,7 @@
 """Writes a datastore directory, as the vendor's client and server do it together.
 
 For the demo and the tests, which need real data of every kind. Not a backup program: synchronous,
-one writer at a time, nothing is locked and nothing is signed.
+one writer at a time, nothing is locked.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ class DatastoreWriter:
             backup_time=snapshot.time,
             files=tuple(entries),
             unprotected=unprotected,
+            key=key,
         )
         # The manifest comes last: with it the backup is finished.
         (directory / MANIFEST.filename).write_bytes(blob.encode(text))

@@ -17,7 +17,7 @@ LAYERS = (
     ("errors", "allocator"),
     ("names", "credentials"),
     ("formats",),
-    ("sources", "writer"),
+    ("sources", "writer", "keyring"),
     ("reader", "config"),
     ("tree",),
     ("copy", "fuse", "nbd"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import hmac
 import secrets
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,14 @@ class Key:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
 
         return AESGCM(self._enc_key)
+
+    def reveal(self) -> bytes:
+        """The key itself, to be handed over to another process of ours or written to a key file."""
+        return self._enc_key
+
+    def sign(self, data: bytes) -> bytes:
+        """The signature (32 bytes) of `data` under this key."""
+        return hmac.digest(self._id_key, data, "sha256")
 
     def digest(self, data: bytes) -> bytes:
         """The digest (32 bytes) of a chunk whose decoded content is `data`."""

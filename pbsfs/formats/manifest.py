@@ -7,13 +7,15 @@ tolerated: newer servers and clients add some. What matters for reading is check
 from __future__ import annotations
 
 import enum
+import hmac
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from pbsfs.errors import DamageError, UsageError
 from pbsfs.formats.blob import DIGEST_SIZE
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
+from pbsfs.formats.keys import Key
 from pbsfs.names import BACKUP_TYPES, Archive, is_safe_name
 
 MAX_MANIFEST_SIZE = 16 << 20
@@ -44,7 +46,11 @@ class ManifestFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A snapshot's manifest. `unknown` names files that this version can't read."""
+    """A snapshot's manifest. `unknown` names files that this version can't read.
+
+    `signature`: as it stands there, hex. `signed`: what it is computed over, the canonical JSON of the
+    manifest without the members `unprotected` and `signature`; empty where there is no signature.
+    """
 
     backup_type: str
     backup_id: str
@@ -54,12 +60,26 @@ class Manifest:
     notes: str | None
     verify_state: str | None
     unknown: tuple[str, ...]
+    signature: str | None = None
+    signed: bytes = field(default=b"", repr=False)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether it says that a key was used to make the backup."""
+        modes = (file.crypt_mode for file in self.files)
+        return bool(self.key_fingerprint or self.signature) or any(m is not CryptMode.NONE for m in modes)
+
+    def is_signed_by(self, key: Key) -> bool:
+        """Whether the signature is there, and is that of this content under `key`."""
+        if self.signature is None:
+            return False
+        return hmac.compare_digest(self.signature.lower().encode(), key.sign(self.signed).hex().encode())
 
     @classmethod
     def parse(cls, text: bytes) -> Manifest:
         """Raises DamageError where `text` is no manifest."""
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_members)
         except (ValueError, RecursionError) as error:
             raise DamageError(f"manifest is not JSON: {error}") from None
         if not isinstance(data, dict):
@@ -68,6 +88,9 @@ class Manifest:
         if not isinstance(unprotected, dict):
             unprotected = {}
         verify = unprotected.get("verify_state")
+        signature = data.get("signature")
+        if signature is not None and not isinstance(signature, str):
+            raise DamageError("manifest has no valid signature")
         files, unknown = _files(data.get("files"))
         backup_type, backup_id, backup_time = (data.get(f"backup-{part}") for part in ("type", "id", "time"))
         if backup_type not in BACKUP_TYPES:
@@ -83,6 +106,8 @@ class Manifest:
             notes=_optional_text(unprotected.get("notes")),
             verify_state=_optional_text(verify.get("state")) if isinstance(verify, dict) else None,
             unknown=unknown,
+            signature=signature,
+            signed=_canonical(data) if signature is not None else b"",
         )
 
 
@@ -93,28 +118,57 @@ def encode(
     backup_time: int,
     files: tuple[ManifestFile, ...],
     unprotected: dict[str, Any],
+    key: Key | None = None,
 ) -> bytes:
-    """An unsigned manifest as JSON."""
-    return json.dumps(
-        {
-            "backup-type": backup_type,
-            "backup-id": backup_id,
-            "backup-time": backup_time,
-            "files": [
-                {
-                    "filename": file.archive.filename,
-                    "crypt-mode": file.crypt_mode.value,
-                    "size": file.size,
-                    "csum": file.csum.hex(),
-                }
-                for file in files
-            ],
-            "unprotected": unprotected,
-            "signature": None,
-        },
-        sort_keys=True,
-        indent=2,
-    ).encode()
+    """A manifest as JSON, signed where there is a key."""
+    data: dict[str, Any] = {
+        "backup-type": backup_type,
+        "backup-id": backup_id,
+        "backup-time": backup_time,
+        "files": [
+            {
+                "filename": file.archive.filename,
+                "crypt-mode": file.crypt_mode.value,
+                "size": file.size,
+                "csum": file.csum.hex(),
+            }
+            for file in files
+        ],
+        "unprotected": unprotected,
+    }
+    data["signature"] = key.sign(_canonical(data)).hex() if key is not None else None
+    return json.dumps(data, sort_keys=True, indent=2).encode()
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two members of one name would let a signature cover the one and a reader use the other.
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("an object has a member twice")
+    return members
+
+
+def _canonical(data: dict[str, Any]) -> bytes:
+    """What a signature is computed over: members sorted by name at every level, no white space.
+
+    Unknown members are part of it. Raises DamageError for what the canonical form does not have.
+    """
+    signed = {name: value for name, value in data.items() if name not in ("unprotected", "signature")}
+    try:
+        _refuse_floats(signed)
+        return json.dumps(signed, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise DamageError("manifest has no canonical form, so its signature can't be checked") from None
+
+
+def _refuse_floats(value: object) -> None:
+    if isinstance(value, float):
+        raise ValueError("a number that is not whole")  # noqa: TRY004 - of the JSON, not of an argument
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            _refuse_floats(part)
 
 
 def _refuse_constant(name: str) -> NoReturn:

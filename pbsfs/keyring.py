@@ -1,0 +1,125 @@
+"""The keys at hand, by fingerprint: each snapshot uses the one that it names.
+
+Key files are read and unlocked once, at the start. Those that were asked for have to work; those that lie in
+the usual places are taken where they can be.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from pbsfs.credentials import Secret
+from pbsfs.errors import DamageError, KeyFileError, PasswordError
+from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
+from pbsfs.formats.keys import Key
+
+log = logging.getLogger(__name__)
+
+PVE_KEYS = Path("/etc/pve/priv/storage")
+"""Where Proxmox VE keeps the key of each storage, as `<storage>.enc`."""
+
+MAX_KEYS = 1000
+"""Key files that a directory may hold."""
+
+Ask = Callable[[Path, KeyFile], Secret | None]
+"""Asks for the password of a key file; None where there is nobody to ask."""
+
+
+class KeyRing(Mapping[str, Key]):
+    """Keys by fingerprint. Immutable."""
+
+    def __init__(self, keys: Iterable[Key] = ()) -> None:
+        self._keys = {key.fingerprint: key for key in keys}
+
+    def __getitem__(self, fingerprint: str) -> Key:
+        return self._keys[fingerprint.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def dump(self) -> bytes:
+        """All keys, for another process of ours, through a pipe."""
+        return json.dumps([base64.b64encode(key.reveal()).decode() for key in self._keys.values()]).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> KeyRing:
+        """The inverse of `dump`."""
+        return cls(Key(base64.b64decode(key)) for key in json.loads(data))
+
+
+def read_keys(
+    files: Iterable[Path], *, given: bytes | None, password: Secret | None, ask: Ask, config_home: Path
+) -> KeyRing:
+    """The keys in `files` (key files, or directories of some), or else those in the usual places.
+
+    `given`: the content of a key file that came through a descriptor. `password`: tried for each that
+    needs one. Raises KeyFileError and PasswordError for files that were named.
+    """
+    keys = []
+    if given is not None:
+        keys.append(_unlock(Path("(descriptor)"), _parse(Path("(descriptor)"), given), password, ask))
+    named = list(files)
+    for path in named:
+        if path.is_dir():
+            keys += _usual(_in_directory(path), password)
+        else:
+            keys.append(_unlock(path, _parse(path, _read(path)), password, ask))
+    if given is None and not named:
+        default = config_home / "proxmox-backup" / "encryption-key.json"
+        keys += _usual([default, *_in_directory(PVE_KEYS)], password)
+    return KeyRing(keys)
+
+
+def _in_directory(path: Path) -> list[Path]:
+    try:
+        found = sorted(entry for entry in path.iterdir() if entry.suffix in (".json", ".enc", ".key"))
+    except OSError:
+        return []
+    return found[:MAX_KEYS]
+
+
+def _usual(files: Iterable[Path], password: Secret | None) -> list[Key]:
+    """The keys of those files that can be used as they are."""
+    keys = []
+    for path in files:
+        try:
+            keys.append(_unlock(path, _parse(path, _read(path)), password, lambda _path, _file: None))
+        except (KeyFileError, PasswordError) as error:
+            if path.exists():
+                log.info("not used: %s", error)
+    return keys
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            return file.read(MAX_KEY_FILE_SIZE + 1)
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: {error.strerror}") from None
+
+
+def _parse(path: Path, text: bytes) -> KeyFile:
+    try:
+        return KeyFile.parse(text)
+    except DamageError as error:
+        raise KeyFileError(f"key file {path}: {error}") from None
+
+
+def _unlock(path: Path, file: KeyFile, password: Secret | None, ask: Ask) -> Key:
+    if file.protection != "none" and password is None:
+        password = ask(path, file)
+    try:
+        return file.unlock(None if password is None else password.reveal().encode())
+    except PasswordError as error:
+        hint = "" if password is not None else "; set PBS_ENCRYPTION_PASSWORD (or _FD, _FILE, _CMD)"
+        raise PasswordError(f"key file {path}: {error}{hint}") from None
+    except DamageError as error:
+        raise KeyFileError(f"key file {path}: {error}") from None
