@@ -283,7 +283,8 @@ class GroupDirectory(Directory):
         return children
 
     def _links(self) -> int | None:
-        return 2 + self.info.snapshot_count
+        listed = super()._links()  # without what is not finished
+        return 2 + self.info.snapshot_count if listed is None else listed
 
     def _mtime(self) -> int | None:
         return self.info.last_backup

@@ -233,9 +233,10 @@ def test_latest_is_the_newest_readable_snapshot(own: Stocked, tmp_path: Path) ->
 def test_unfinished_backups_are_not_shown(own: Stocked, tmp_path: Path) -> None:
     shutil.rmtree(own.path / "ct")
     (own.path / SECOND / MANIFEST.filename).rename(tmp_path / "manifest")
-    with mounted(own.path, tmp_path / "m") as mount:
+    with mounted(own.path, tmp_path / "m", *SOON) as mount:
         assert sorted(os.listdir(mount / "vm/100")) == ["2023-11-14T22:13:20Z", "latest"]
         assert not (mount / SECOND).exists()
+        wait_until(lambda: (mount / "vm/100").stat().st_nlink == 3, "it is not counted as a link either")
         assert (mount / "vm/100/latest").readlink() == Path("2023-11-14T22:13:20Z")
         (line,) = mount.log_lines()
         assert SECOND in line
