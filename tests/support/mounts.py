@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pbsfs.fuse.mountpoint import mounted_at, mounts
 from tests.support.needs import need_fuse
-from tests.support.program import error_of, pbsfs
+from tests.support.program import environment, error_of, pbsfs
 from tests.support.waiting import wait_until
 
 LIFETIME = 60.0
@@ -74,18 +74,27 @@ class Mounted:
 
 
 @contextmanager
-def mounted(datastore: Path, place: Path, *options: str) -> Iterator[Mounted]:
-    """Mounts `datastore` at `place`, which is made, and unmounts it again."""
+def mounted(
+    source: Path | dict[str, str], place: Path, *options: str, lifetime: float = LIFETIME
+) -> Iterator[Mounted]:
+    """Mounts a datastore at `place`, which is made, and unmounts it again.
+
+    `source`: its directory, or the environment that tells which server has it.
+    """
     need_fuse()
     place.mkdir(exist_ok=True)
     log = place.with_name(f"{place.name}.log")
+    if isinstance(source, Path):
+        options, told = ("--datastore-dir", str(source), *options), environment()
+    else:
+        told = source
     with cleaned_up(place):
-        done = pbsfs("mount", "--datastore-dir", datastore, "--log-file", log, *options, place)
+        done = pbsfs("mount", "--log-file", log, *options, place, env=told)
         said = (done.returncode, done.stdout, done.stderr)
         assert said == (0, "", ""), f"not mounted in silence: {said}"
         (pid,) = _serving(place)
         mount = Mounted(place, log, pid)
-        watchdog = threading.Timer(LIFETIME, mount.signal, [signal.SIGKILL])
+        watchdog = threading.Timer(lifetime, mount.signal, [signal.SIGKILL])
         watchdog.daemon = True
         watchdog.start()
         try:
