@@ -235,7 +235,10 @@ class Session:
             while True:
                 event = http1.next_event()
                 if event is h11.NEED_DATA:
-                    http1.receive_data(self._receive_some(sock))
+                    received = self._receive_some(sock)
+                    if not received and not status:  # a restart, or somebody in between
+                        raise ConnectError(f"{self._repository.address}: closed the connection")
+                    http1.receive_data(received)
                 elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                     return bytes(http1.trailing_data[0])
                 elif isinstance(event, h11.Response):
@@ -245,7 +248,7 @@ class Session:
                 else:
                     break  # the answer's end, or more of it than anybody wants to read
         except h11.RemoteProtocolError as error:
-            if "closed" in str(error):  # before it said anything: a restart, or somebody in between
+            if "closed" in str(error):  # in the middle of its words
                 raise ConnectError(f"{self._repository.address}: closed the connection") from None
             raise NotPbsError(
                 f"{self._repository.address} does not answer as a Proxmox Backup Server does ({error})"
