@@ -69,11 +69,9 @@ class Reader:
         identity = (info.snapshot, file.archive, file.csum)
         image = self._images.get(identity)
         if image is None:
-            if file.crypt_mode is CryptMode.ENCRYPT:
-                self._key(info, file)  # told at once where it is missing, without asking for more
             told = await self._as_in_manifest(info, file)
             encrypted = told.crypt_mode is CryptMode.ENCRYPT
-            key = self._key(info, told) if encrypted else None
+            key = await self._key(info, told) if encrypted else None
             index = await self._index(info.snapshot, told)
             image = Image(self.store, info.snapshot, file.archive, index, encrypted=encrypted, key=key)
             # Another task may have opened it meanwhile: the first one stays.
@@ -88,7 +86,7 @@ class Reader:
             encrypted = False
         elif file.crypt_mode is not None:
             encrypted = file.crypt_mode is CryptMode.ENCRYPT
-        key = self._key(info, file) if encrypted else self._keys.get(info.key_fingerprint or "")
+        key = await self._key(info, file) if encrypted else self._keys.get(info.key_fingerprint or "")
         raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
         where = f"{info.snapshot}/{file.archive.name}"
         try:
@@ -108,14 +106,29 @@ class Reader:
             return len(raw) if kind.compressed else max(0, len(raw) - kind.header_size)
 
     async def _as_in_manifest(self, info: SnapshotInfo, file: FileInfo) -> FileInfo:
-        """`file` with what only the manifest says of it, for sources whose lists are shorter."""
-        if file.csum is not None or file.archive in (MANIFEST, CLIENT_LOG):
+        """`file` as the manifest has it: verified where a key is at hand.
+
+        Without keys, what a listing took from the manifest itself is as good.
+        """
+        if file.archive == CLIENT_LOG or (file.csum is not None and not self._keys):
+            return file
+        sealed = file.crypt_mode is CryptMode.ENCRYPT and file.archive != MASTER_KEY_BLOB
+        if sealed and not self._keys:
+            raise self._key_missing(info.snapshot, file, info.key_fingerprint)  # without asking for more
+        if file.archive == MANIFEST:
+            if self._keys:
+                await self._manifest(info.snapshot)
             return file
         manifest = await self._manifest(info.snapshot)
         entry = next((entry for entry in manifest.files if entry.archive == file.archive), None)
         if entry is None or entry.size != file.size:
             raise DamageError(f"{info.snapshot}/{file.archive}: the listing and the manifest contradict")
-        return FileInfo(entry.archive, entry.size, entry.crypt_mode, entry.csum)
+        told = FileInfo(entry.archive, entry.size, entry.crypt_mode, entry.csum)
+        bound = entry.crypt_mode is not CryptMode.NONE and entry.archive != MASTER_KEY_BLOB
+        if self._keys and bound and self._key_of(manifest) is None:
+            # Also where it is only signed: who gives keys wants no byte that they don't vouch for.
+            raise self._key_missing(info.snapshot, told, manifest.key_fingerprint)
+        return told
 
     async def _manifest(self, snapshot: Snapshot) -> Manifest:
         manifest = self._manifests.get(snapshot)
@@ -126,6 +139,8 @@ class Reader:
             try:
                 text = blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False)
                 manifest = Manifest.parse(text)
+                if self._keys:
+                    self._verify(manifest, snapshot)
             except DamageError as error:
                 raise DamageError(f"{snapshot}/{MANIFEST}: {error}") from None
             self._manifests[snapshot] = manifest
@@ -133,14 +148,41 @@ class Reader:
                 del self._manifests[next(iter(self._manifests))]
         return manifest
 
-    def _key(self, info: SnapshotInfo, file: FileInfo) -> Key:
-        key = self._keys.get(info.key_fingerprint or "")
+    def _verify(self, manifest: Manifest, snapshot: Snapshot) -> None:
+        """Holds a manifest against the keys at hand. Raises DamageError."""
+        if manifest.needs_key and manifest.signature is None:
+            raise DamageError("it says that a key was used, but has no signature: it was changed")
+        key = self._key_of(manifest)
         if key is None:
-            raise KeyRequiredError(
-                f"{info.snapshot}/{file.archive.name} is encrypted with the key "
-                f"{info.key_fingerprint or '(the manifest does not name it)'}, which was not given"
-            )
-        return key
+            return  # of no key, or of one that is not at hand: what needs it is refused when it is opened
+        if not manifest.is_signed_by(key):
+            raise DamageError(f"its signature does not match under the key {key.fingerprint}: it was changed")
+        found = (manifest.backup_type, manifest.backup_id, manifest.backup_time)
+        if found != (snapshot.group.type, snapshot.group.id, snapshot.time):
+            raise DamageError("it is the manifest of another snapshot: {}/{}, {}".format(*found))
+
+    def _key_of(self, manifest: Manifest) -> Key | None:
+        """The key at hand that the manifest names; very old ones name none, and are tried by signature."""
+        if manifest.key_fingerprint is not None:
+            return self._keys.get(manifest.key_fingerprint)
+        return next((key for key in self._keys.values() if manifest.is_signed_by(key)), None)
+
+    async def _key(self, info: SnapshotInfo, file: FileInfo) -> Key:
+        if self._keys:
+            manifest = await self._manifest(info.snapshot)
+            key = self._key_of(manifest)
+            if key is not None:
+                return key
+            raise self._key_missing(info.snapshot, file, manifest.key_fingerprint)
+        raise self._key_missing(info.snapshot, file, info.key_fingerprint)
+
+    def _key_missing(self, snapshot: Snapshot, file: FileInfo, fingerprint: str | None) -> KeyRequiredError:
+        done = "signed" if file.crypt_mode is CryptMode.SIGN_ONLY else "encrypted"
+        given = f"; given: {', '.join(self._keys)}" if self._keys else "; give it with --keyfile"
+        return KeyRequiredError(
+            f"{snapshot}/{file.archive.name} is {done} with the key "
+            f"{fingerprint or '(the manifest does not name it)'}, which was not given{given}"
+        )
 
     async def _index(self, snapshot: Snapshot, file: FileInfo) -> Index:
         raw = await self._fetch(snapshot, file, _index_limit(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_manifest_as_the_vendor_writes_it_is_understood() -> None:
      "signature":"00"}""" % {b"csum": CSUM.encode()}
     csum = bytes.fromhex(CSUM)
 
-    assert Manifest.parse(text) == Manifest(
+    assert replace(Manifest.parse(text), signed=b"") == Manifest(
         backup_type="vm",
         backup_id="100",
         backup_time=1_700_000_000,
@@ -79,6 +80,7 @@ def test_a_manifest_as_the_vendor_writes_it_is_understood() -> None:
         notes="first line\nsecond é",
         verify_state="ok",
         unknown=(),
+        signature="00",
     )
 
 

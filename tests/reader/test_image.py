@@ -357,7 +357,9 @@ def with_index(source: MemorySource, name: str, raw: bytes, csum: bytes, size: i
     """A snapshot whose only file has the index `raw`."""
     archive = Archive(name)
     source.files[SNAPSHOT, archive] = raw
-    return SnapshotInfo(SNAPSHOT, (FileInfo(archive, size, CryptMode.NONE, csum),))
+    info = SnapshotInfo(SNAPSHOT, (FileInfo(archive, size, CryptMode.NONE, csum),))
+    source.set_manifest(SNAPSHOT, info.files, None)
+    return info
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -396,6 +398,7 @@ async def test_two_images_that_disagree_about_a_length_do_not_harm_each_other() 
         source.files[SNAPSHOT, Archive(name)] = raw
         files.append(FileInfo(Archive(name), size, CryptMode.NONE, csum))
     info = SnapshotInfo(SNAPSHOT, tuple(files))
+    source.set_manifest(SNAPSHOT, files, None)
     gate = source.hold("fetch_chunk")
     outcomes: list[str] = []
 
@@ -428,6 +431,7 @@ async def test_a_plain_chunk_never_gets_into_an_encrypted_image_by_way_of_the_ca
     }
     for file in files.values():
         source.files[SNAPSHOT, file.archive] = raw
+    source.set_manifest(SNAPSHOT, list(files.values()), made.KEY)
     info = SnapshotInfo(SNAPSHOT, tuple(files.values()), key_fingerprint=made.KEY.fingerprint)
     async with open_reader(source, keys={made.KEY.fingerprint: made.KEY}) as reader:
         plain = await reader.open_image(info, files[CryptMode.NONE])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -81,14 +81,7 @@ class MemorySource(Source):
                     stored, csum = index.encode_dynamic(entries, ctime=0)
             self.files[snapshot, archive] = stored
             infos.append(FileInfo(archive, size, crypt_mode, csum))
-        text = manifest.encode(
-            backup_type=snapshot.group.type,
-            backup_id=snapshot.group.id,
-            backup_time=snapshot.time,
-            files=tuple(ManifestFile(i.archive, crypt_mode, i.size, i.csum or b"") for i in infos),
-            unprotected={},
-        )
-        self.files[snapshot, MANIFEST] = blob.encode(text)
+        self.set_manifest(snapshot, infos, key)
         infos.append(FileInfo(MANIFEST, len(self.files[snapshot, MANIFEST]), CryptMode.NONE))
         if client_log is not None:
             self.files[snapshot, CLIENT_LOG] = blob.encode(client_log, key=data_key)
@@ -103,6 +96,23 @@ class MemorySource(Source):
             verify_state=verify_state,
         )
         return info
+
+    def set_manifest(self, snapshot: Snapshot, files: Sequence[FileInfo], key: Key | None) -> None:
+        """Stores the manifest: of the files that have a checksum, signed where there is a key."""
+        entries = (
+            ManifestFile(file.archive, file.crypt_mode, file.size, file.csum)
+            for file in files
+            if file.crypt_mode is not None and file.csum is not None
+        )
+        text = manifest.encode(
+            backup_type=snapshot.group.type,
+            backup_id=snapshot.group.id,
+            backup_time=snapshot.time,
+            files=tuple(entries),
+            unprotected={} if key is None else {"key-fingerprint": key.fingerprint},
+            key=key,
+        )
+        self.files[snapshot, MANIFEST] = blob.encode(text)
 
     def add_chunk(self, data: bytes, *, key: Key | None = None, compress: bool = True) -> bytes:
         digest = blob.chunk_digest(data, key)
