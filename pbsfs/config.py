@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from pbsfs.credentials import Secret, find_credential, find_secret
 from pbsfs.errors import TrustError, UsageError
+from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
+from pbsfs.keyring import KeyRing, read_keys
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import (
     Trust,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 REPOSITORY_VARIABLE = "PBS_REPOSITORY"
 PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
 FINGERPRINT_VARIABLE = "PBS_FINGERPRINT"
+KEY_PASSWORD_VARIABLE = "PBS_ENCRYPTION_PASSWORD"  # noqa: S105 - a name
 
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -53,6 +56,8 @@ class SourceOptions:
     fingerprint: str | None = None
     retry_timeout: float | None = None
     connections: int | None = None
+    keyfiles: tuple[Path, ...] = ()
+    keyfd: int | None = None
 
 
 class Terminal(abc.ABC):
@@ -148,6 +153,31 @@ def _find_trust(
         remember_fingerprint(file, repository.host, found)
         return Trust(known=found)
     return trust
+
+
+def open_keys(options: SourceOptions, environment: Mapping[str, str], terminal: Terminal | None) -> KeyRing:
+    """The keys that the options name, or else those in the usual places.
+
+    Raises UsageError, KeyFileError, PasswordError.
+    """
+    given = None
+    if options.keyfd is not None:
+        try:
+            with open(options.keyfd, "rb") as file:
+                given = file.read(MAX_KEY_FILE_SIZE + 1)
+        except OSError as error:
+            raise UsageError(f"--keyfd {options.keyfd}: {error.strerror}") from None
+
+    def ask(path: Path, file: KeyFile) -> Secret | None:
+        if terminal is None:
+            return None
+        hint = f" (hint: {file.hint})" if file.hint else ""
+        return terminal.password(f"password of the key {path}{hint}")
+
+    password = find_secret(KEY_PASSWORD_VARIABLE, "encryption-password", environment)
+    return read_keys(
+        options.keyfiles, given=given, password=password, ask=ask, config_home=_config_home(environment)
+    )
 
 
 def _config_home(environment: Mapping[str, str]) -> Path:

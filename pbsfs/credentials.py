@@ -120,6 +120,10 @@ _FORMS = {
 }
 
 
+SECRET_FORMS = tuple(_FORMS)
+"""What may stand behind a variable's name."""
+
+
 def _first_line(data: bytes) -> str:
     line = data.split(b"\n", 1)[0].removesuffix(b"\r")
     try:

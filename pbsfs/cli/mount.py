@@ -19,15 +19,19 @@ import click
 
 from pbsfs.cli.options import find_terminal, logging_options, set_up_logging, source_options
 from pbsfs.config import (
+    KEY_PASSWORD_VARIABLE,
     PASSWORD_VARIABLE,
     FuseOptions,
     SourceOptions,
     find_access,
+    open_keys,
     open_source,
     parse_cache_size,
 )
+from pbsfs.credentials import SECRET_FORMS
 from pbsfs.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.fuse.mountpoint import check_usable
+from pbsfs.keyring import KeyRing
 from pbsfs.names import Namespace
 
 if TYPE_CHECKING:
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     help="New backups appear within this time.",
 )
 @click.option("--ready-fd", type=int, hidden=True)
+@click.option("--keys-fd", type=int, hidden=True)
 @logging_options
 def command(
     mountpoint: Path,
@@ -67,6 +72,7 @@ def command(
     cache_size: str,
     refresh: float,
     ready_fd: int | None,
+    keys_fd: int | None,
     log_level: str,
     log_file: Path | None,
 ) -> None:
@@ -100,7 +106,8 @@ def command(
     report = _Report(ready_fd)
     try:
         opened = open_source(source, os.environ, find_terminal())
-        _serve(opened, place, namespace, options, parse_cache_size(cache_size), refresh, report)
+        keys = _taken_over(keys_fd) or open_keys(source, os.environ, find_terminal())
+        _serve(opened, keys, place, namespace, options, parse_cache_size(cache_size), refresh, report)
     except PbsfsError as error:
         if ready_fd is None:
             raise
@@ -113,8 +120,17 @@ def _existing(path: Path | None) -> Path | None:
     return path if path is not None and path.is_dir() else None
 
 
+def _taken_over(fd: int | None) -> KeyRing | None:
+    """The keys that the waiting process has read, if there is one."""
+    if fd is None:
+        return None
+    with open(fd, "rb") as pipe:
+        return KeyRing.load(pipe.read())
+
+
 def _serve(
     source: Source,
+    keys: KeyRing,
     place: Path,
     namespace: str,
     options: FuseOptions,
@@ -135,6 +151,7 @@ def _serve(
         refresh=refresh,
         cache_size=cache_size,
         namespace=Namespace.parse(namespace),
+        keys=keys,
     )
 
     trio.run(serve, source, mount_options, report.ready)
@@ -182,22 +199,32 @@ def _hand_over(source: SourceOptions) -> tuple[list[str], dict[str, str], list[i
     through a pipe: neither arguments nor environment of a process that lives for weeks should hold it.
     """
     environment = dict(os.environ)
-    arguments = [f"--retry-timeout={source.retry_timeout}"] if source.retry_timeout is not None else []
+    keys_fd = _pipe_with(open_keys(source, os.environ, find_terminal()).dump())
+    for suffix in SECRET_FORMS:
+        environment.pop(KEY_PASSWORD_VARIABLE + suffix, None)
+    arguments = [f"--keys-fd={keys_fd}"]
+    arguments += [f"--retry-timeout={source.retry_timeout}"] if source.retry_timeout is not None else []
     arguments += [f"--connections={source.connections}"] if source.connections is not None else []
     if source.datastore_dir is not None:
         arguments += [f"--datastore-dir={source.datastore_dir}"]
         arguments += [f"--repository={source.repository}"] if source.repository is not None else []
-        return arguments, environment, []
+        return arguments, environment, [keys_fd]
     access = find_access(source, os.environ, find_terminal())
-    for suffix in ("", "_FD", "_FILE", "_CMD"):
+    for suffix in SECRET_FORMS:
         environment.pop(PASSWORD_VARIABLE + suffix, None)
-    reading, writing = os.pipe()
-    with open(writing, "wb") as pipe:  # a secret fits a pipe's buffer (64 KiB), so this does not wait
-        pipe.write(access.secret.reveal().encode("utf-8", "surrogateescape") + b"\n")
-    environment[f"{PASSWORD_VARIABLE}_FD"] = str(reading)
+    password_fd = _pipe_with(access.secret.reveal().encode("utf-8", "surrogateescape") + b"\n")
+    environment[f"{PASSWORD_VARIABLE}_FD"] = str(password_fd)
     arguments += [f"--repository={access.repository}"]
     arguments += [f"--fingerprint={access.trust.pinned}"] if access.trust.pinned is not None else []
-    return arguments, environment, [reading]
+    return arguments, environment, [keys_fd, password_fd]
+
+
+def _pipe_with(data: bytes) -> int:
+    """The reading end of a pipe that holds `data`, less than a pipe's buffer (64 KiB): this does not wait."""
+    reading, writing = os.pipe()
+    with open(writing, "wb") as pipe:
+        pipe.write(data)
+    return reading
 
 
 def _start_in_background(arguments: list[str], source: SourceOptions, place: Path) -> None:

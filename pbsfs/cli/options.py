@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from pbsfs.config import SourceOptions, Terminal, open_source
+from pbsfs.config import SourceOptions, Terminal, open_keys, open_source
 from pbsfs.credentials import Secret
 from pbsfs.errors import UsageError
 from pbsfs.names import Namespace
@@ -42,14 +42,28 @@ def source_options(command: F) -> F:
         fingerprint: str | None,
         retry_timeout: float | None,
         connections: int | None,
+        keyfiles: tuple[Path, ...],
+        keyfd: int | None,
         **others: Any,
     ) -> Any:
-        source = SourceOptions(repository, datastore_dir, fingerprint, retry_timeout, connections)
+        source = SourceOptions(
+            repository, datastore_dir, fingerprint, retry_timeout, connections, keyfiles, keyfd
+        )
         return command(*args, source=source, **others)
 
     wrapped: Callable[..., Any] = with_source
     for option in (
         click.option("--ns", "namespace", metavar="NAMESPACE", default="", help="Start at this namespace."),
+        click.option("--keyfd", metavar="FD", type=int, help="Read a key file from this descriptor."),
+        click.option(
+            "--keyfile",
+            "keyfiles",
+            metavar="PATH",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="A key file, or a directory of them; more than once for more keys. Default: the key of "
+            "proxmox-backup-client, and those of Proxmox VE's storages.",
+        ),
         click.option(
             "--connections",
             metavar="NUMBER",
@@ -160,11 +174,12 @@ def run_on_tree(
     from pbsfs.tree import Tree  # noqa: PLC0415
 
     async def run() -> R:
-        async with open_reader(opened) as reader:
+        async with open_reader(opened, keys=keys) as reader:
             return await work(Tree(reader, root))
 
     root = Namespace.parse(namespace)
     opened = open_source(source, os.environ, find_terminal())
+    keys = open_keys(source, os.environ, find_terminal())
     return trio.run(_until_signalled, run)
 
 

@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyfuse3
 import trio
 
 from pbsfs.errors import MountError
+from pbsfs.formats.keys import Key
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.fuse.operations import Operations, Ownership
 from pbsfs.names import Namespace
@@ -50,6 +51,7 @@ class MountOptions:
     refresh: float
     cache_size: int
     namespace: Namespace
+    keys: Mapping[str, Key]
 
 
 async def serve(source: Source, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -60,7 +62,7 @@ async def serve(source: Source, options: MountOptions, ready: Callable[[], None]
     """
     # Signals are caught from before the mount exists, so that none of them can leave it behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_reader(source, cache_size=options.cache_size) as reader:
+        async with open_reader(source, cache_size=options.cache_size, keys=options.keys) as reader:
             await source.namespaces(options.namespace)  # else the mount would show errors only
             tree = Tree(reader, options.namespace, refresh=options.refresh)
             operations = Operations(tree, options.ownership)

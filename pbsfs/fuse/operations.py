@@ -23,7 +23,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of
+from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, SourceError, errno_of
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.reader.image import Buffer, Handle
 from pbsfs.tree import (
@@ -315,7 +315,11 @@ class Operations(pyfuse3.Operations):
     @_answers
     @_waits
     async def _read_missing(self, fh: int, off: int, size: int) -> Buffer:
-        return await self._files[fh].read(off, size)
+        try:
+            return await self._files[fh].read(off, size)
+        except NotFoundError as error:
+            # What is open has no name that could be missing: its data is, because the snapshot was forgotten.
+            raise SourceError(str(error)) from None
 
     @_answers
     async def release(self, fh: int) -> None:

@@ -77,7 +77,7 @@ class _Answer:
     def words(self) -> str:
         """An error's text, as one line that is fit to be shown."""
         text = self.body[: 4 * MAX_ERROR_TEXT].decode(errors="replace")[:MAX_ERROR_TEXT]
-        return "".join(c if c.isprintable() else " " for c in text).strip() or f"status {self.status}"
+        return _shown(text).strip() or f"status {self.status}"
 
 
 class Api:
@@ -217,7 +217,7 @@ class Api:
         except (SourceError, DamageError, ValueError, KeyError, TypeError, RecursionError):
             realms = []
         if realms and self.repository.realm not in realms:
-            shown = ", ".join(str(realm) for realm in realms[:8])
+            shown = _shown(", ".join(str(realm)[:100] for realm in realms[:8]))
             return UnknownRealmError(
                 f"{server} has no realm '{self.repository.realm}' (of {user}); there is {shown}: {words}"
             )
@@ -339,18 +339,26 @@ def _exchange(
     connection.auto_open = 0
     try:
         connection.request(method, target, body=body, headers=dict(headers))
-        response = connection.getresponse()
-        data = _read_bounded(response, limit if response.status == 200 else 4 * MAX_ERROR_TEXT)
+        # Closed in any case: the last answer on a connection owns its socket.
+        with connection.getresponse() as response:
+            data = _read_bounded(response, limit if response.status == 200 else 4 * MAX_ERROR_TEXT)
     except TimeoutError:
         raise ConnectError(f"{where}: no answer for {STALL_TIMEOUT:.0f} s") from None
     except (http.client.RemoteDisconnected, http.client.IncompleteRead, http.client.NotConnected):
         raise ConnectError(f"{where}: the connection was closed in the middle") from None
+    except http.client.BadStatusLine as error:
+        if _is_cut(error.line):
+            raise ConnectError(f"{where}: the connection was closed in the middle") from None
+        raise NotPbsError(f"{where} does not answer as a Proxmox Backup Server does") from None
     except OSError as error:
         raise ConnectError(f"{where}: the connection was lost: {error.strerror or error}") from None
     except (http.client.HTTPException, ValueError) as error:
         raise NotPbsError(
             f"{where} does not answer as a Proxmox Backup Server does ({type(error).__name__})"
         ) from None
+    if response.status == 200 and not data and response.length is None and not response.chunked:
+        # Servers tell how long an answer is: the headers that say so were cut off.
+        raise ConnectError(f"{where}: the connection was closed in the middle")
     if len(data) > limit and response.status == 200:
         raise DamageError(f"{where}: the answer has more than {limit} bytes")
     if response.status != 200 or response.will_close:
@@ -377,6 +385,16 @@ def _cookies(response: http.client.HTTPResponse) -> dict[str, str]:
         except CookieError:
             continue
     return found
+
+
+def _is_cut(status_line: str) -> bool:
+    """Whether it may be the begin of a good one: `HTTP/1.1 200`, less of it, and no end of line."""
+    return len(status_line) < 12 and not status_line.endswith("\n")
+
+
+def _shown(text: str) -> str:
+    """Text of the server's that is fit for a terminal, in one line."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _cookie(ticket: Secret) -> dict[str, str]:

@@ -17,7 +17,7 @@ import trio
 
 from pbsfs.errors import AuthError, ConnectError, DamageError, NotFoundError, PbsfsError, SourceError
 from pbsfs.names import Archive, Snapshot
-from pbsfs.sources.server.api import Api
+from pbsfs.sources.server.api import MAX_ERROR_TEXT, Api
 from pbsfs.sources.server.protocol import Response
 from pbsfs.sources.server.session import RefusedError, Session
 
@@ -293,7 +293,7 @@ class SessionPool:
         raise AssertionError("unreachable")
 
     def _refusal(self, snapshot: Snapshot, refused: RefusedError) -> PbsfsError:
-        words = " ".join(refused.words.split()) or f"status {refused.status}"
+        words = _shown(refused.words) or f"status {refused.status}"
         if refused.status == 400 and "unable to acquire" in words and "lock" in words:
             return SourceError(f"{snapshot} is locked on the server: {words}", retryable=True)
         if refused.status >= 500 or refused.status == 429:
@@ -319,5 +319,10 @@ def _sum(data: bytes) -> bytes:
 
 
 def _words(answer: Response) -> str:
-    text = answer.body.decode(errors="replace")
-    return "".join(c if c.isprintable() else " " for c in text).strip() or f"status {answer.status}"
+    return _shown(answer.body.decode(errors="replace")) or f"status {answer.status}"
+
+
+def _shown(text: str) -> str:
+    """An error's text as one line that is fit to be shown."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())[:MAX_ERROR_TEXT]
