@@ -347,7 +347,7 @@ def _exchange(
     except (http.client.RemoteDisconnected, http.client.IncompleteRead, http.client.NotConnected):
         raise ConnectError(f"{where}: the connection was closed in the middle") from None
     except http.client.BadStatusLine as error:
-        if _is_cut(error.line):
+        if _is_cut(str(error.args[0])):
             raise ConnectError(f"{where}: the connection was closed in the middle") from None
         raise NotPbsError(f"{where} does not answer as a Proxmox Backup Server does") from None
     except OSError as error:

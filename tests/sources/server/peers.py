@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import struct
@@ -30,11 +31,17 @@ def to_the_end(connection: socket.socket) -> bytes:
 
 
 def request_of(connection: socket.socket) -> bytes:
-    """The head of a request."""
+    """A request; nothing at the end."""
     received = b""
-    while b"\r\n\r\n" not in received and (more := connection.recv(1 << 16)):
+    while not _is_whole(received) and (more := connection.recv(1 << 16)):
         received += more
     return received
+
+
+def _is_whole(request: bytes) -> bool:
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
 def saying(answer: bytes) -> Talk:
