@@ -22,12 +22,14 @@ import pytest
 
 from pbsfs.formats import blob
 from pbsfs.fuse.mountpoint import mounted_at
-from pbsfs.names import MANIFEST
+from pbsfs.names import MANIFEST, Namespace
 from pbsfs.writer import DatastoreWriter
 from tests.support import damage, made
 from tests.support.mounts import Mounted, cleaned_up, fails_with, mounted, opened, read_at, refusal
 from tests.support.needs import need, need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
+from tests.support.server import READER, ReferenceServer
+from tests.support.serving import SECRET, STORE, access, serving
 from tests.support.stocked import (
     ARCHIVE,
     CHUNK,
@@ -444,6 +446,115 @@ def test_a_vanished_datastore_is_an_error(own: Stocked, tmp_path: Path) -> None:
         assert all(str(own.path) in line for line in mount.log_lines())
 
 
+# --- from a server
+
+
+@pytest.fixture
+def server(own: Stocked) -> Iterator[ReferenceServer]:
+    """A server over the test's own datastore."""
+    with serving(own.path) as found:
+        yield found
+
+
+def test_what_a_server_has_not_told_is_learned_by_opening(
+    server: ReferenceServer, own: Stocked, tmp_path: Path
+) -> None:
+    stored = (own.path / f"{CONFIGURATION}.blob").stat().st_size
+    size = len(own.contents[IMAGE])
+    with mounted(access(server), tmp_path / "m") as mount:
+
+        def told(path: str) -> tuple[int, int]:
+            found = (mount / path).stat()
+            return found.st_size, found.st_blocks
+
+        assert told(IMAGE) == (size, -(-size // 512))
+        assert told(CONFIGURATION) == (stored, -(-stored // 512))
+        assert told(LOG) == (0, 0)
+        assert stored != len(own.contents[CONFIGURATION])
+        for path, content in own.contents.items():
+            assert (mount / path).read_bytes() == content
+            assert (mount / path).stat().st_size == len(content)
+        assert told(IMAGE) == (size, (len(LAYOUT.replace("0", "")) * CHUNK + 1536) // 512)
+        assert told(LOG) == (len(own.contents[LOG]), 1)
+        for path, content in own.contents.items():  # from the kernel's cache now
+            assert (mount / path).read_bytes() == content
+    with mounted(access(server), tmp_path / "m2") as mount:
+        output_of("cp", str(mount / IMAGE), str(tmp_path / "copy"))
+        assert (tmp_path / "copy").read_bytes() == own.contents[IMAGE]
+        assert (tmp_path / "copy").stat().st_blocks * 512 < size - 2 * CHUNK
+        with (mount / NEWER_IMAGE).open("rb") as file:
+            assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == CHUNK
+
+
+def test_looking_opens_no_session(server: ReferenceServer, own: Stocked, tmp_path: Path) -> None:
+    with mounted(access(server), tmp_path / "m") as mount:
+        for directory, _names, files in os.walk(mount.place):
+            for name in (*files, "."):
+                path = Path(directory, name)
+                path.stat()
+                for attribute in os.listxattr(path):
+                    os.getxattr(path, attribute)
+        assert os.getxattr(mount / FIRST, "user.pbs.notes") == b"before the upgrade"
+        assert fails_with(errno.ENODATA, lambda: os.getxattr(mount / IMAGE, "user.pbs.chunk_size"))
+        for blob_file in (CONFIGURATION, LOG, f"{FIRST}/index.json", f"{SECOND}/index.json"):
+            assert (mount / blob_file).read_bytes()
+        assert server.sessions.all() == []
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        assert [str(session.snapshot) for session in server.sessions.all()] == [FIRST]
+
+
+def test_a_server_that_is_away_is_waited_for(server: ReferenceServer, own: Stocked, tmp_path: Path) -> None:
+    def listing(mount: Mounted) -> list[str]:
+        return os.listdir(mount / "vm/100")
+
+    def logged(mount: Mounted, words: str) -> bool:
+        return any(words in line for line in mount.log_lines())
+
+    with mounted(access(server), tmp_path / "m", *SOON) as mount, ThreadPoolExecutor(2) as readers:
+        names = listing(mount)
+        server.go_down()
+        read = readers.submit((mount / IMAGE).read_bytes)
+        wait_until(lambda: logged(mount, "trying again"), "it is tried again")
+        listed = readers.submit(listing, mount)
+        assert not read.done()
+        server.come_back()
+        assert read.result(30) == own.contents[IMAGE]
+        assert listed.result(30) == names
+        assert logged(mount, "goes on")
+    with mounted(access(server), tmp_path / "m2", *SOON, "--retry-timeout", "0.5") as mount:
+        assert listing(mount) == names
+        server.go_down()
+        assert fails_with(errno.EIO, lambda: (mount / IMAGE).open("rb"))
+        wait_until(
+            lambda: fails_with(errno.EIO, lambda: listing(mount)), "the listing is too old to be shown"
+        )
+        server.come_back()
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        assert listing(mount) == names
+        assert logged(mount, "Connection refused")
+
+
+def test_what_is_forbidden_is_left_out(server: ReferenceServer, own: Stocked, tmp_path: Path) -> None:
+    store, token = f"/datastore/{STORE}", "reader@pbs!some"
+    seeing = frozenset({"Datastore.Modify"})  # that it is there, and no more
+    for namespace in ("closed", "hidden"):
+        content = {"a.img.fidx": own.contents[IMAGE]}
+        own.writer.add_snapshot(made.snapshot(namespace=Namespace((namespace,))), content)
+    grants = {f"{store}/prod": READER, f"{store}/closed": seeing}
+    server.accounts.grant("reader@pbs", store, READER | seeing)  # a token has no more than its user
+    server.add_token(token, SECRET, grants=grants)
+    with mounted(access(server, token, SECRET), tmp_path / "m", *SOON) as mount:
+        assert os.listdir(mount.place) == ["ns"]
+        assert sorted(os.listdir(mount / "ns")) == ["closed", "prod"]
+        for _ in range(2):
+            assert fails_with(errno.EACCES, lambda: os.listdir(mount / "ns/closed"))
+        assert (mount / IN_NAMESPACE).read_bytes() == own.contents[IN_NAMESPACE]
+        assert fails_with(errno.ENOENT, (mount / "ns/hidden").stat)
+        lines = mount.log_lines()
+        assert len([line for line in lines if f"on {store}/closed" in line]) == 1
+        assert len([line for line in lines if f"on {store}" in line]) == len(lines) == 2
+
+
 # --- cost
 
 
@@ -522,6 +633,11 @@ def test_mount_failures_have_a_reason_and_a_status(own: Stocked, tmp_path: Path)
     assert "nowhere" in refused(3, *source, "--ns", "nowhere", "--foreground", place)
     assert str(empty) in refused(4, "--datastore-dir", empty, place)
     assert "not a directory" in refused(7, *source, own.path / ".chunks" / ".." / f"{IMAGE}.fidx")
+    with serving(own.path) as server, cleaned_up(place):
+        for told, status in ((access(server, secret="wrong"), 10), (access(server, PBS_FINGERPRINT=""), 12)):
+            told["XDG_CONFIG_HOME"] = str(tmp_path)
+            error_of(pbsfs("mount", "--log-file", os.devnull, place, env=told), status)
+            assert not mounted_at(place)
 
 
 def test_mount_points_in_the_way_are_refused(own: Stocked, tmp_path: Path) -> None:

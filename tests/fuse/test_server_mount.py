@@ -154,6 +154,28 @@ def test_mounting_asks_the_server_a_few_things_and_listing_it_one_for_each_group
         assert server.requests.count() == 0
 
 
+def test_opening_over_and_over_leaves_nothing_behind(own: Stocked, tmp_path: Path) -> None:
+    def held(mount: Mounted) -> tuple[int, int]:
+        status = Path(f"/proc/{mount.pid}/status").read_text()
+        threads = int(status.partition("Threads:")[2].split()[0])
+        return len(os.listdir(f"/proc/{mount.pid}/fd")), threads
+
+    with serving(own.path) as server, mounted(access(server), tmp_path / "m", "--refresh", "0") as mount:
+        for path, content in own.contents.items():
+            assert (mount / path).read_bytes() == content
+        before = held(mount)
+        for _ in range(50):
+            server.drop_connections()
+            for path, content in own.contents.items():
+                assert read_at(mount / path, 0, 9) == content[:9]
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        descriptors, threads = held(mount)
+        assert descriptors <= before[0] + 10
+        assert threads <= before[1] + 10
+        assert len(server.open_sessions()) <= len(own.contents)
+        mount.log_lines()
+
+
 # --- every byte
 
 
