@@ -23,6 +23,7 @@ from pathlib import Path
 import trio
 
 from pbsfs.errors import OutputError
+from pbsfs.reader.damage import Range
 from pbsfs.reader.image import Buffer, Extent, Image
 
 PIECE = 4 << 20
@@ -44,6 +45,8 @@ class Target(abc.ABC):
     """
 
     endless = False
+    map_file: Path | None = None
+    """Where a map of the copy belongs, unless told otherwise."""
 
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
@@ -83,9 +86,9 @@ class _FileTarget(Target):
         self._path = path
         self._part = path.with_name(path.name + ".part")
         self._force = force
+        self.map_file = path.with_name(path.name + ".map")
         if not force:
-            if os.path.lexists(path):
-                raise OutputError(_exists(path))
+            refuse_existing(path)
             if os.path.lexists(self._part):
                 raise OutputError(_exists(self._part, "is what is left of an earlier export"))
         else:
@@ -164,6 +167,12 @@ class _StreamTarget(Target):
 
     def finish(self) -> None:
         pass
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises OutputError where there is something at `path`."""
+    if os.path.lexists(path):
+        raise OutputError(_exists(path))
 
 
 def _exists(path: Path, what: str = "exists") -> str:
@@ -280,3 +289,26 @@ def _put(target: Target, extent: Extent, data: Buffer) -> None:
         target.hole(extent.offset, extent.length)
     else:
         target.write(extent.offset, data)
+
+
+def write_map(path: Path, size: int, zeros: list[Range], *, force: bool) -> None:
+    """Writes which ranges of a copy of `size` bytes are good, as a map file of GNU ddrescue.
+
+    `zeros`: the others, in order. So ddrescue can fill them from another copy. Raises OutputError.
+    """
+    lines = ["# Mapfile. Written by pbsfs", "# current_pos  current_status  current_pass"]
+    lines += [f"0x{size:08X}     +               1", "#      pos        size  status"]
+    done = 0
+    for zero in [*zeros, Range(size, 0)]:
+        if zero.offset > done:
+            lines.append(f"0x{done:08X}  0x{zero.offset - done:08X}  +")
+        if zero.length:
+            lines.append(f"0x{zero.offset:08X}  0x{zero.length:08X}  -")
+        done = zero.offset + zero.length
+    try:
+        with open(path, "w" if force else "x", encoding="ascii") as file:
+            file.write("\n".join(lines) + "\n")
+    except FileExistsError:
+        raise OutputError(_exists(path)) from None
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None

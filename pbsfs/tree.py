@@ -442,6 +442,9 @@ class ImageFile(File):
 
     async def facts(self) -> dict[str, str]:
         facts = await super().facts()
+        zeroed = self.tree.reader.zeroed
+        if zeroed is not None:
+            facts["damaged_ranges"] = zeroed.told(f"{self.info.snapshot}/{self.file.archive.name}")
         if self.file.archive.kind is ArchiveKind.FIXED and self.tree.reader.source.cheap_files:
             try:
                 index = (await self.open()).index

@@ -14,13 +14,13 @@ PACKAGE = Path(pbsfs.__file__).parent
 
 LAYERS = (
     ("",),  # the package itself: its version
-    ("errors", "allocator"),
+    ("errors", "process"),
     ("names", "credentials"),
     ("formats",),
     ("sources", "writer", "keyring"),
     ("reader", "config"),
     ("tree",),
-    ("copy", "fuse", "nbd"),
+    ("copy", "fuse", "nbd", "verify"),
     ("cli",),
     ("__main__",),
 )

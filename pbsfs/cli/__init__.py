@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pbsfs import __version__, allocator
+from pbsfs import __version__, process
 from pbsfs.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
 
 _COMMANDS = {
@@ -22,6 +22,8 @@ _COMMANDS = {
     "ls": "List the tree without mounting it.",
     "info": "Tell what is known of a snapshot or file.",
     "export": "Copy an image to a file, block device or pipe.",
+    "verify": "Read and check everything, and tell what is damaged.",
+    "key": "Look at key files; recover a key with a master key.",
     "demo": "Try everything on a small datastore made for it.",
     "completion": "Print the script for a shell's completion.",
 }
@@ -90,7 +92,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Runs the command line of this process and ends it."""
-    allocator.use_one_arena()
+    process.use_one_arena()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         status = cli.main(prog_name="pbsfs", standalone_mode=False)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pbsfs.cli.options import logging_options, run_on_tree, set_up_logging, source_options
-from pbsfs.copy import copy_blob, copy_image, open_target
-from pbsfs.errors import UsageError
+from pbsfs.cli.options import damage_option, logging_options, run_on_tree, set_up_logging, source_options
+from pbsfs.cli.progress import shown
+from pbsfs.copy import copy_blob, copy_image, open_target, refuse_existing, write_map
+from pbsfs.errors import DamageError, UsageError
+from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 
 
@@ -23,6 +22,14 @@ from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
     "--force", is_flag=True, help="Overwrite DEST: an existing file, or the whole of a block device."
 )
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
+@damage_option
+@click.option(
+    "--map-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --on-damage zero: where to write which ranges are zeros, as a map file of ddrescue. "
+    "Default: DEST.map, where DEST is a file.",
+)
 @source_options
 @logging_options
 def command(
@@ -30,6 +37,8 @@ def command(
     dest: Path,
     force: bool,
     progress: bool | None,
+    on_damage: ZeroedRanges | None,
+    map_file: Path | None,
     log_level: str,
     log_file: Path | None,
     **source: Any,
@@ -53,9 +62,14 @@ def command(
             image = await node.open()
             with (
                 open_target(dest, node.name, image.size, force=force) as target,
-                _shown(progress, node.name, image.size) as advance,
+                shown(progress, node.name, image.size) as advance,
             ):
+                place = (map_file or target.map_file) if on_damage is not None else None
+                if place is not None and not force:
+                    refuse_existing(place)  # now, and not after hours
                 await copy_image(image, target, advance)
+            if on_damage is not None:
+                _tell_damage(on_damage.of(str(image)), image.size, place, force=force)
         elif isinstance(node, BlobFile):
             data = await node.read()
             with open_target(dest, node.name, len(data), force=force) as target:
@@ -63,37 +77,21 @@ def command(
         elif isinstance(node, Directory):
             raise UsageError(f"{node} is a directory; name one of its files: {_names(await node.children())}")
 
-    run_on_tree(work, **source)
+    run_on_tree(work, zeroed=on_damage, **source)
+
+
+def _tell_damage(zeros: list[Range], size: int, map_file: Path | None, *, force: bool) -> None:
+    """Writes the map, and raises DamageError where anything in the copy is not as it was."""
+    if map_file is not None:
+        write_map(map_file, size, zeros, force=force)
+    if zeros:
+        where = f"; {map_file} tells which" if map_file else f": {', '.join(map(str, zeros[:20]))}"
+        raise DamageError(
+            f"the copy is complete, but {sum(zero.length for zero in zeros)} bytes in {len(zeros)} ranges "
+            f"are zeros in the place of damaged data{where}"
+        )
 
 
 def _names(children: dict[str, Any]) -> str:
     names = list(children)
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "it is empty"
-
-
-@contextmanager
-def _shown(progress: bool | None, name: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; gives the function that takes the bytes done."""
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield lambda _count: None
-        return
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and seldom needed
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
-        task = bar.add_task(name, total=size)
-        yield lambda count: bar.advance(task, count)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pbsfs.cli.options import find_terminal, logging_options, set_up_logging, source_options
+from pbsfs import process
+from pbsfs.cli.options import damage_option, find_terminal, logging_options, set_up_logging, source_options
 from pbsfs.config import (
     KEY_PASSWORD_VARIABLE,
     PASSWORD_VARIABLE,
@@ -33,6 +34,7 @@ from pbsfs.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.fuse.mountpoint import check_usable
 from pbsfs.keyring import KeyRing
 from pbsfs.names import Namespace
+from pbsfs.reader.damage import ZeroedRanges
 
 if TYPE_CHECKING:
     from pbsfs.sources.base import Source
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="New backups appear within this time.",
 )
+@damage_option
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--keys-fd", type=int, hidden=True)
 @logging_options
@@ -71,6 +74,7 @@ def command(
     foreground: bool,
     cache_size: str,
     refresh: float,
+    on_damage: ZeroedRanges | None,
     ready_fd: int | None,
     keys_fd: int | None,
     log_level: str,
@@ -97,7 +101,7 @@ def command(
     if not foreground:
         set_up_logging(log_level, log_file)  # here too: a log file that can't be written is told at once
         arguments = ["--ns", namespace, "--cache-size", cache_size, "--refresh", str(refresh)]
-        arguments += ["--log-level", log_level]
+        arguments += ["--log-level", log_level, "--on-damage", "fail" if on_damage is None else "zero"]
         arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
         arguments += [f"-o{text}" for text in fuse_options]
         _start_in_background(arguments, source, place)
@@ -107,7 +111,9 @@ def command(
     try:
         opened = open_source(source, os.environ, find_terminal())
         keys = _taken_over(keys_fd) or open_keys(source, os.environ, find_terminal())
-        _serve(opened, keys, place, namespace, options, parse_cache_size(cache_size), refresh, report)
+        _serve(
+            opened, keys, place, namespace, options, parse_cache_size(cache_size), refresh, on_damage, report
+        )
     except PbsfsError as error:
         if ready_fd is None:
             raise
@@ -136,8 +142,10 @@ def _serve(
     options: FuseOptions,
     cache_size: int,
     refresh: float,
+    zeroed: ZeroedRanges | None,
     report: _Report,
 ) -> None:
+    process.keep_memory_private()
     # Heavy, and the waiting process does without: it starts faster.
     import trio  # noqa: PLC0415
 
@@ -152,6 +160,7 @@ def _serve(
         cache_size=cache_size,
         namespace=Namespace.parse(namespace),
         keys=keys,
+        zeroed=zeroed,
     )
 
     trio.run(serve, source, mount_options, report.ready)
@@ -232,7 +241,7 @@ def _start_in_background(arguments: list[str], source: SourceOptions, place: Pat
     reading, writing = os.pipe()
     command_line = [sys.executable, "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
     with open(reading, "rb") as pipe:
-        process = subprocess.Popen(
+        child = subprocess.Popen(
             [*command_line, *handed_over, *arguments, "--", str(place)],
             stdin=subprocess.DEVNULL,
             pass_fds=(writing, *descriptors),
@@ -248,14 +257,14 @@ def _start_in_background(arguments: list[str], source: SourceOptions, place: Pat
                 # From here on the mount is there to stay: a signal comes too late to stop it.
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(number, signal.SIG_IGN)
-                process.returncode = 0  # it lives on by itself; there is nothing to wait for
+                child.returncode = 0  # it lives on by itself; there is nothing to wait for
                 return
         except BaseException:
             # Told to stop while waiting: nothing stays mounted or running.
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            child.send_signal(signal.SIGTERM)
+            child.wait()
             raise
-    code = process.wait()
+    code = child.wait()
     if not status:
         raise MountError(
             f"the process that was to serve {place} ended with status {code}; "

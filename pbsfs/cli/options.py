@@ -18,6 +18,7 @@ from pbsfs.config import SourceOptions, Terminal, open_keys, open_source
 from pbsfs.credentials import Secret
 from pbsfs.errors import UsageError
 from pbsfs.names import Namespace
+from pbsfs.reader.damage import ZeroedRanges
 
 if TYPE_CHECKING:
     from pbsfs.tree import Tree
@@ -97,6 +98,18 @@ def source_options(command: F) -> F:
     return cast("F", wrapped)
 
 
+def damage_option(command: F) -> F:
+    """`--on-damage`: comes in as `on_damage`, ZeroedRanges to note zeros in, or None to fail."""
+    return click.option(
+        "--on-damage",
+        type=click.Choice(["fail", "zero"]),
+        default="fail",
+        show_default=True,
+        callback=lambda _context, _parameter, value: ZeroedRanges() if value == "zero" else None,
+        help="Reads of damaged data fail, or show zeros in their place and tell where.",
+    )(command)
+
+
 def logging_options(command: F) -> F:
     """`--log-level` and `--log-file`."""
     for option in (
@@ -161,6 +174,7 @@ def run_on_tree(
     *,
     source: SourceOptions,
     namespace: str,
+    zeroed: ZeroedRanges | None = None,
 ) -> R:
     """Opens the source that the options name, and runs `work` on its tree.
 
@@ -174,7 +188,7 @@ def run_on_tree(
     from pbsfs.tree import Tree  # noqa: PLC0415
 
     async def run() -> R:
-        async with open_reader(opened, keys=keys) as reader:
+        async with open_reader(opened, keys=keys, zeroed=zeroed) as reader:
             return await work(Tree(reader, root))
 
     root = Namespace.parse(namespace)

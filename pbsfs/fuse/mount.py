@@ -27,6 +27,7 @@ from pbsfs.formats.keys import Key
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.fuse.operations import Operations, Ownership
 from pbsfs.names import Namespace
+from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import Source
 from pbsfs.tree import Tree
@@ -43,7 +44,8 @@ ANSWER_TIMEOUT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How to mount. `flags`: options for the kernel and libfuse, as they stand."""
+    """How to mount. `flags`: options for the kernel and libfuse, as they stand. `zeroed`: where damage is to
+    read as zeros, what notes it."""
 
     mountpoint: Path
     ownership: Ownership
@@ -52,6 +54,7 @@ class MountOptions:
     cache_size: int
     namespace: Namespace
     keys: Mapping[str, Key]
+    zeroed: ZeroedRanges | None
 
 
 async def serve(source: Source, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -62,13 +65,17 @@ async def serve(source: Source, options: MountOptions, ready: Callable[[], None]
     """
     # Signals are caught from before the mount exists, so that none of them can leave it behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_reader(source, cache_size=options.cache_size, keys=options.keys) as reader:
+        async with open_reader(
+            source, cache_size=options.cache_size, keys=options.keys, zeroed=options.zeroed
+        ) as reader:
             await source.namespaces(options.namespace)  # else the mount would show errors only
             tree = Tree(reader, options.namespace, refresh=options.refresh)
             operations = Operations(tree, options.ownership)
             pbsfs.fuse.shim.install(operations.seek)
             with _mounted(operations, options, str(source)):
                 await _serve_until_stopped(options.mountpoint, signals, ready)
+    if options.zeroed is not None:
+        options.zeroed.log_all()
 
 
 @contextmanager

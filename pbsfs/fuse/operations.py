@@ -299,7 +299,9 @@ class Operations(pyfuse3.Operations):
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
         return pyfuse3.FileInfo(
-            fh=self._new_handle(self._files, opened), keep_cache=_is_unchanged(known, identity)
+            fh=self._new_handle(self._files, opened),
+            # Zeros in the place of damage are not to outlive its repair.
+            keep_cache=_is_unchanged(known, identity) and self._tree.reader.zeroed is None,
         )
 
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer does

@@ -16,6 +16,7 @@ from pbsfs.formats.blob import MAX_CHUNK_SIZE
 from pbsfs.formats.index import Index
 from pbsfs.formats.keys import Key
 from pbsfs.names import Archive, Snapshot
+from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.reader.prefetch import ReadAhead
 from pbsfs.reader.store import Chunk, ChunkStore, Flight
 
@@ -54,8 +55,10 @@ class Image:
         *,
         encrypted: bool,
         key: Key | None,
+        zeroed: ZeroedRanges | None = None,
     ) -> None:
-        """`key`: the archive's key where it is encrypted, else None."""
+        """`key`: the archive's key where it is encrypted, else None. `zeroed`: where damaged chunks are to
+        read as zeros, what takes note of them."""
         self.store = store
         self.snapshot = snapshot
         self.archive = archive
@@ -63,6 +66,8 @@ class Image:
         self.size = index.size
         self._encrypted = encrypted
         self._key = key
+        self._zeroed = zeroed
+        self._zero_chunks: set[int] = set()  # damaged ones, which are not tried again while it is open
 
     def __str__(self) -> str:
         return f"{self.snapshot}/{self.archive.name}"
@@ -103,7 +108,7 @@ class Image:
                 try:
                     data: Buffer = await source.wait()
                 except DamageError as error:
-                    raise self._damage(piece.chunk, error) from None
+                    data = self._zeros_for(piece.chunk, self._damage(piece.chunk, error))
             else:
                 data = source
             parts.append(memoryview(data)[piece.start : piece.start + piece.length])
@@ -160,20 +165,24 @@ class Image:
             offset += length
 
     def _at_hand(self, number: int) -> Buffer | None:
-        if self.index.is_hole(number, self._key):
-            start, end = self.index.span(number)
+        start, end = self.index.span(number)
+        if number in self._zero_chunks or self.index.is_hole(number, self._key):
             return _ZEROS[: end - start]
         data = self.store.peek(self.index.digest(number), self._key)
-        if data is not None:
-            self._check_length(number, data)
+        # Two indexes may name one digest with different lengths; at most one of them tells the truth.
+        if data is not None and len(data) != end - start:
+            wrong = DamageError(f"holds {len(data)} bytes, the index says {end - start}")
+            return self._zeros_for(number, self._damage(number, wrong))
         return data
 
-    def _check_length(self, number: int, data: Buffer) -> None:
-        # Two indexes may name one digest with different lengths; at most one of them tells the truth.
+    def _zeros_for(self, number: int, error: DamageError) -> Buffer:
+        """What a damaged chunk reads as: nothing, `error` is raised, unless zeros were asked for."""
+        if self._zeroed is None:
+            raise error from None
         start, end = self.index.span(number)
-        if len(data) != end - start:
-            wrong = DamageError(f"holds {len(data)} bytes, the index says {end - start}")
-            raise self._damage(number, wrong)
+        self._zero_chunks.add(number)
+        self._zeroed.add(str(self), Range(start, end - start), str(error))
+        return _ZEROS[: end - start]
 
     def _damage(self, number: int, error: DamageError) -> DamageError:
         start, end = self.index.span(number)

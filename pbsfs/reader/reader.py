@@ -29,6 +29,7 @@ from pbsfs.formats.index import (
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest
 from pbsfs.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
+from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.reader.store import DEFAULT_CACHE_SIZE, ChunkStore
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
@@ -54,10 +55,17 @@ R = TypeVar("R")
 class Reader:
     """Reads the snapshots of one source."""
 
-    def __init__(self, source: Source, store: ChunkStore, keys: Mapping[str, Key]) -> None:
-        """`keys`: the keys at hand, by fingerprint."""
+    def __init__(
+        self,
+        source: Source,
+        store: ChunkStore,
+        keys: Mapping[str, Key],
+        zeroed: ZeroedRanges | None = None,
+    ) -> None:
+        """`keys`: by fingerprint. `zeroed`: where damage is to read as zeros, what takes note of it."""
         self.source = source
         self.store = store
+        self.zeroed = zeroed
         self._keys = keys
         # by snapshot, archive and checksum, for as long as anybody holds one
         self._images: WeakValueDictionary[tuple[Snapshot, Archive, bytes | None], Image]
@@ -73,7 +81,15 @@ class Reader:
             encrypted = told.crypt_mode is CryptMode.ENCRYPT
             key = await self._key(info, told) if encrypted else None
             index = await self._index(info.snapshot, told)
-            image = Image(self.store, info.snapshot, file.archive, index, encrypted=encrypted, key=key)
+            image = Image(
+                self.store,
+                info.snapshot,
+                file.archive,
+                index,
+                encrypted=encrypted,
+                key=key,
+                zeroed=self.zeroed,
+            )
             # Another task may have opened it meanwhile: the first one stays.
             image = self._images.setdefault(identity, image)
         return image
@@ -234,14 +250,18 @@ def _decode_blob(raw: bytes, file: FileInfo, encrypted: bool | None, key: Key | 
 
 @asynccontextmanager
 async def open_reader(
-    source: Source, *, cache_size: int = DEFAULT_CACHE_SIZE, keys: Mapping[str, Key] | None = None
+    source: Source,
+    *,
+    cache_size: int = DEFAULT_CACHE_SIZE,
+    keys: Mapping[str, Key] | None = None,
+    zeroed: ZeroedRanges | None = None,
 ) -> AsyncIterator[Reader]:
     """A reader of `source`; leaving it ends all reading and closes the source."""
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
             await source.open(nursery)
-            yield Reader(source, ChunkStore(source, nursery, cache_size), keys or {})
+            yield Reader(source, ChunkStore(source, nursery, cache_size), keys or {}, zeroed)
         except Exception as error:
             failure = error  # raised outside, so that the nursery does not wrap it in a group
         finally:

@@ -1,0 +1,165 @@
+"""`pbsfs key`: what key files say, and a key out of a backup that was made with a master key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pbsfs.cli.options import (
+    find_terminal,
+    logging_options,
+    printable,
+    run_on_tree,
+    set_up_logging,
+    source_options,
+)
+from pbsfs.config import KEY_PASSWORD_VARIABLE
+from pbsfs.credentials import Secret, find_secret
+from pbsfs.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
+from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
+from pbsfs.names import MASTER_KEY_BLOB
+from pbsfs.tree import BlobFile, SnapshotDirectory, Tree
+
+MASTER_PASSWORD_VARIABLE = "PBS_MASTER_KEY_PASSWORD"  # noqa: S105 - a name
+MAX_PEM_SIZE = 1 << 20
+
+
+@click.group("key", context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Look at key files, and recover keys with a master key.
+
+    \b
+    Examples:
+      pbsfs key show ~/.config/proxmox-backup/encryption-key.json
+      pbsfs key recover --master-key private.pem vm/106/latest key.json
+    """
+
+
+@command.command("show")
+@click.argument("file", type=click.Path(path_type=Path))
+def show(file: Path) -> None:
+    """Print what FILE says of its key; no password is needed.
+
+    \b
+    Example:
+      pbsfs key show ~/.config/proxmox-backup/encryption-key.json
+    """
+    try:
+        key_file = KeyFile.parse(_read(file, MAX_KEY_FILE_SIZE))
+    except DamageError as error:
+        raise KeyFileError(f"key file {file}: {error}") from None
+    facts = {
+        "kdf": key_file.protection,
+        "created": key_file.created,
+        "modified": key_file.modified,
+        "fingerprint": key_file.fingerprint,
+        "hint": key_file.hint,
+    }
+    if key_file.fingerprint is None and key_file.protection == "none":
+        facts["fingerprint"] = key_file.unlock().fingerprint
+    for name, value in facts.items():
+        if value is not None:
+            click.echo(f"{name + ':':<13}{printable(value)}")
+
+
+@command.command("recover")
+@click.argument("snapshot")
+@click.argument("out", metavar="OUT.json", type=click.Path(path_type=Path))
+@click.option(
+    "--master-key",
+    metavar="PRIVATE.pem",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The private RSA key. Its password, where it has one: PBS_MASTER_KEY_PASSWORD, or asked for.",
+)
+@source_options
+@logging_options
+def recover(
+    snapshot: str, out: Path, master_key: Path, log_level: str, log_file: Path | None, **source: Any
+) -> None:
+    """Take the key of SNAPSHOT out of it, with the master key it was made with, and write it to OUT.json.
+
+    The key file that is written has no password: keep it well.
+
+    \b
+    Example:
+      pbsfs key recover --master-key private.pem vm/106/latest key.json
+    """
+    set_up_logging(log_level, log_file)
+    pem = _read(master_key, MAX_PEM_SIZE)
+    if os.path.lexists(out):
+        raise OutputError(f"{out} exists; remove it, or name another file")
+
+    async def work(tree: Tree) -> bytes:
+        node = await tree.find(snapshot)
+        if not isinstance(node, SnapshotDirectory):
+            raise UsageError(f"{node} is not a snapshot")
+        for child in (await node.children()).values():
+            if isinstance(child, BlobFile) and child.file.archive == MASTER_KEY_BLOB:
+                return await child.read()
+        raise NotFoundError(f"{node} holds no key for a master key (no {MASTER_KEY_BLOB})")
+
+    sealed = run_on_tree(work, **source)
+    text = _decrypt(sealed, pem, master_key)
+    key_file = KeyFile.parse(text)
+    try:
+        with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}") from None
+    click.echo(f"{out}: the key {key_file.unlock().fingerprint}")
+
+
+def _decrypt(sealed: bytes, pem: bytes, name: Path) -> bytes:
+    """The key file in `sealed`. Raises KeyFileError, PasswordError, DamageError."""
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15  # noqa: PLC0415 - slow
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+
+    password: Secret | None = None
+    try:
+        try:
+            private = load_pem_private_key(pem, None)
+        except TypeError:  # it has a password
+            password = _master_password(name)
+            private = load_pem_private_key(pem, password.reveal().encode())
+    except ValueError:
+        if password is not None:
+            raise PasswordError(f"master key {name}: wrong password, or damaged") from None
+        raise KeyFileError(f"master key {name}: not a private key in PEM form") from None
+    if not isinstance(private, RSAPrivateKey):
+        raise KeyFileError(f"master key {name}: not an RSA key")
+    wrong = "the backup's key was not encrypted for this master key, or is damaged"
+    try:
+        text = private.decrypt(sealed, PKCS1v15())
+        KeyFile.parse(text)  # a wrong key may also decrypt to something, by design of the library
+    except (ValueError, DamageError):
+        raise KeyFileError(f"master key {name}: {wrong}") from None
+    return text
+
+
+def _master_password(name: Path) -> Secret:
+    for variable in (MASTER_PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE):
+        found = find_secret(variable, variable.removeprefix("PBS_").lower().replace("_", "-"), os.environ)
+        if found is not None:
+            return found
+    terminal = find_terminal()
+    if terminal is None:
+        raise PasswordError(
+            f"master key {name}: it needs a password; set {MASTER_PASSWORD_VARIABLE} (or _FD, _FILE, _CMD)"
+        )
+    return terminal.password(f"password of the master key {name}")
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from None
+    if len(data) > limit:
+        raise KeyFileError(f"{path}: too long for a key")
+    return data

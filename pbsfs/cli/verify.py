@@ -1,0 +1,96 @@
+"""`pbsfs verify`: reads and checks everything, and tells what is damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pbsfs.cli.options import logging_options, run_on_tree, set_up_logging, source_options
+from pbsfs.cli.progress import shown
+from pbsfs.config import parse_size
+from pbsfs.errors import DamageError, KeyRequiredError, UsageError, exit_status_of
+from pbsfs.tree import File, Tree
+from pbsfs.verify import Report, Verification
+
+
+@click.command("verify")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as a JSON object.")
+@click.option("--limit-rate", metavar="SIZE", help="Read at most this much a second (50M).")
+@click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
+@source_options
+@logging_options
+def command(
+    paths: tuple[str, ...],
+    as_json: bool,
+    limit_rate: str | None,
+    progress: bool | None,
+    log_level: str,
+    log_file: Path | None,
+    **source: Any,
+) -> None:
+    """Read and check all that is at and below each PATH, or everything.
+
+    Each chunk is read once, however many images share it. Damaged files are listed with the ranges that
+    are damaged. Exit status 6: damage was found; 5: there was none, but something could not be checked for
+    want of its key.
+
+    \b
+    Examples:
+      pbsfs verify
+      pbsfs verify vm/100/latest host/web1 --limit-rate 50M
+      pbsfs verify --datastore-dir /srv/store1 --keyfile key.json --json vm/101
+    """
+    set_up_logging(log_level, log_file)
+    rate = None if limit_rate is None else parse_size(limit_rate)
+    if rate == 0:
+        raise UsageError("--limit-rate 0 would never end")
+
+    async def work(tree: Tree) -> Report:
+        files: dict[str, File] = {}
+        verification = Verification(rate=rate)
+        for path in paths or ("",):
+            files |= {file.path: file for file in await verification.collect(await tree.find(path))}
+        total = sum([(await file.stat()).data_size for file in files.values()])
+        with shown(progress, "verify", total) as advance:
+            return await verification.run(list(files.values()), advance)
+
+    report = run_on_tree(work, **source)
+    click.echo(json.dumps(_as_json(report), indent=2) if as_json else _as_text(report))
+    if report.damaged:
+        raise click.exceptions.Exit(exit_status_of(DamageError("")))
+    if report.unverified:
+        raise click.exceptions.Exit(exit_status_of(KeyRequiredError("")))
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    return {
+        "files": report.files,
+        "chunks": report.chunks,
+        "bytes": report.size,
+        "damaged": [
+            {
+                "path": damage.path,
+                "reason": damage.reason,
+                "ranges": [{"offset": found.offset, "length": found.length} for found in damage.ranges],
+            }
+            for damage in sorted(report.damaged, key=lambda damage: damage.path)
+        ],
+        "unverified": [{"path": path, "reason": why} for path, why in sorted(report.unverified.items())],
+    }
+
+
+def _as_text(report: Report) -> str:
+    lines = []
+    for damage in sorted(report.damaged, key=lambda damage: damage.path):
+        where = ", ".join(f"bytes {r.offset} to {r.offset + r.length - 1}" for r in damage.ranges)
+        lines.append(f"damaged: {damage.path}: {where + ': ' if where else ''}{damage.reason}")
+    lines += [f"not checked: {reason}" for path, reason in sorted(report.unverified.items())]
+    lines.append(
+        f"{report.files} files, {report.chunks} chunks, {report.size} bytes read; "
+        f"{len(report.damaged)} damaged, {len(report.unverified)} not checked"
+    )
+    return "\n".join(lines)

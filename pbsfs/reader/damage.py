@@ -1,0 +1,78 @@
+"""What to do about damage: fail the read, or show zeros where nothing else is to be had.
+
+Zeros only where the user asked for them, and only for chunks that can't be read or fail their checks: never
+for a wrong key or a failed signature, which concern all of an image. Each range is logged once, and
+remembered. Used from the trio loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+MAX_REMEMBERED = 100_000
+"""Ranges that are remembered by place; more are only counted."""
+
+MAX_TOLD = 200
+"""Ranges that are told of one image at once."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Range:
+    """`length` bytes from `offset` of an image."""
+
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.offset}+{self.length}"
+
+
+class ZeroedRanges:
+    """The ranges that were shown as zeros in the place of damaged data, by image."""
+
+    def __init__(self) -> None:
+        self._ranges: dict[str, set[Range]] = {}
+        self.count = 0
+        self.size = 0
+
+    def add(self, image: str, where: Range, reason: str) -> None:
+        """`reason`: the error that a read would have failed with; it names image, place and chunk."""
+        known = self._ranges.setdefault(image, set())
+        if where in known:
+            return
+        log.warning("%s; shown as zeros", reason)
+        self.count += 1
+        self.size += where.length
+        if self.count <= MAX_REMEMBERED:
+            known.add(where)
+
+    def of(self, image: str) -> list[Range]:
+        """The ranges of one image, neighbours merged, in order."""
+        return merged(self._ranges.get(image, ()))
+
+    def told(self, image: str) -> str:
+        """The same as text: `offset+length`, with commas between."""
+        ranges = self.of(image)
+        return ",".join([*map(str, ranges[:MAX_TOLD]), *(["…"] if len(ranges) > MAX_TOLD else [])])
+
+    def log_all(self) -> None:
+        """Tells of everything that was shown as zeros, for the end of a mount."""
+        if self.count:
+            log.warning("%d damaged ranges, %d bytes in all, were shown as zeros:", self.count, self.size)
+        for image in self._ranges:
+            log.warning("%s: %s", image, self.told(image))
+
+
+def merged(ranges: set[Range] | list[Range] | tuple[Range, ...]) -> list[Range]:
+    """`ranges` in order, those that touch made one."""
+    result: list[Range] = []
+    for found in sorted(ranges):
+        if result and found.offset <= result[-1].offset + result[-1].length:
+            end = max(found.offset + found.length, result[-1].offset + result[-1].length)
+            result[-1] = Range(result[-1].offset, end - result[-1].offset)
+        else:
+            result.append(found)
+    return result
