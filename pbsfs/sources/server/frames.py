@@ -42,6 +42,7 @@ class Frames(FrameBuffer):
         self._header = bytearray(_HEADER_SIZE)
         self._payload: bytearray | None = None  # of the frame whose header is complete
         self._filled = 0  # bytes of the header, or then of the payload
+        self.data_received = 0  # bytes of payload, also of frames that are not complete yet
         self._complete: deque[tuple[bytes, bytearray]] = deque()
 
     def target(self) -> memoryview:
@@ -52,6 +53,8 @@ class Frames(FrameBuffer):
     def advance(self, count: int) -> bool:
         """`count` bytes came into `target()`: whether that completed a frame. Raises ProtocolError."""
         self._filled += count
+        if self._payload is not None and self._header[3] == _DATA_TYPE:
+            self.data_received += count
         if self._payload is None:
             if self._filled < _HEADER_SIZE:
                 return False

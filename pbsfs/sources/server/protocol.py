@@ -95,6 +95,7 @@ class ReaderProtocol:
         self._frames = install(self._h2)
         self._streams: dict[int, _Stream] = {}
         self._unacknowledged = 0
+        self._heads = 0
         self.greeted = False
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(WINDOW - 65535)
@@ -103,6 +104,11 @@ class ReaderProtocol:
     def busy(self) -> bool:
         """Whether an answer is outstanding."""
         return bool(self._streams)
+
+    @property
+    def progress(self) -> int:
+        """Grows whenever something of an answer arrives; not with pings and the like."""
+        return self._frames.data_received + self._heads
 
     def request(self, path: str, limit: int) -> int:
         """Asks for `path` (query included); returns the number that its answer will have.
@@ -154,6 +160,7 @@ class ReaderProtocol:
         elif isinstance(event, ResponseReceived):
             stream = self._streams.get(event.stream_id or 0)
             if stream is not None:
+                self._heads += 1
                 self._head(event, stream, done)
         elif isinstance(event, StreamEnded):
             stream = self._streams.pop(event.stream_id or 0, None)

@@ -38,6 +38,9 @@ GATHER = 1 << 20
 """Bytes that are received at most before requests that wait are sent: a TLS record has 16 KiB, and a turn
 for each would cost more than the bytes."""
 
+MAX_UNSENT = 1 << 20
+"""Bytes that may wait to be sent: thousands of requests, and more than a server that reads ever leaves."""
+
 MAX_ERROR_BODY = 16 << 10
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
@@ -283,6 +286,8 @@ class Session:
         while not self._closing:
             self._take_requests(protocol, waiting)
             unsent = _send(sock, unsent + protocol.outgoing())
+            if len(unsent) > MAX_UNSENT:
+                raise ConnectError(f"{self._repository.address}: does not take what it is sent")
             poll.register(sock, select.POLLIN | (select.POLLOUT if unsent else 0))
             silent = time.monotonic() - last_progress if protocol.busy else 0.0
             if silent > self._stall_timeout:
@@ -294,7 +299,9 @@ class Session:
                     os.eventfd_read(self._wake)
                     if not protocol.busy:
                         last_progress = time.monotonic()
-            if self._receive(sock, protocol, waiting):
+            before = protocol.progress
+            self._receive(sock, protocol, waiting)
+            if protocol.progress != before:
                 last_progress = time.monotonic()
             if protocol.greeted and not greeted:
                 greeted = True
@@ -323,8 +330,8 @@ class Session:
             early = early[count:]
             self._pass_on(protocol.received(count), waiting)
 
-    def _receive(self, sock: ssl.SSLSocket, protocol: ReaderProtocol, waiting: dict[int, _Exchange]) -> bool:
-        """Takes what is there, up to `GATHER`; whether there was anything. Raises ConnectError at its end."""
+    def _receive(self, sock: ssl.SSLSocket, protocol: ReaderProtocol, waiting: dict[int, _Exchange]) -> None:
+        """Takes what is there, up to `GATHER`. Raises ConnectError at its end."""
         total = 0
         while total < GATHER:
             try:
@@ -337,7 +344,6 @@ class Session:
             done = protocol.received(count)
             if done:
                 self._pass_on(done, waiting)
-        return total > 0
 
     def _pass_on(self, done: list[tuple[int, Response | PbsfsError]], waiting: dict[int, _Exchange]) -> None:
         for number, result in done:

@@ -606,3 +606,26 @@ def test_the_goodbye_after_broken_frames_is_there_to_be_sent() -> None:
     with pytest.raises(ConnectError):
         feed(protocol, headers(7))
     assert any(isinstance(frame, GoAwayFrame) for frame in sent(protocol))
+
+
+# --- progress
+
+
+def test_pings_and_empty_frames_are_no_progress() -> None:
+    protocol = asked()
+    feed(protocol, settings() + headers(1))
+    before = protocol.progress
+    feed(protocol, ping() + data(1) + window_update(0, 100))
+    assert protocol.progress == before
+
+
+def test_every_byte_of_data_is_progress_before_its_frame_is_complete_too() -> None:
+    protocol = asked()
+    before = protocol.progress
+    feed(protocol, settings() + headers(1))
+    assert protocol.progress == before + 1
+    frame = data(1, b"x" * 50)
+    feed(protocol, frame[:9])
+    for received in range(1, 50):
+        feed(protocol, frame[8 + received : 9 + received])
+        assert protocol.progress == before + 1 + received
