@@ -20,7 +20,7 @@ from pbsfs.formats.keys import IV_SIZE, KEY_SIZE, TAG_SIZE, Key
 MAX_KEY_FILE_SIZE = 64 << 10
 
 MAX_SCRYPT_MEMORY = 512 << 20
-"""Bytes that deriving a key may take: 128 · n · r. Real files have n = 65536, r = 8: 64 MiB."""
+"""Bytes that deriving a key may take: 128 · r · (n + p). Real files have n = 65536, r = 8, p = 1: 64 MiB."""
 
 MAX_SCRYPT_WORK = 1 << 25
 """n · r · p at most: some seconds."""
@@ -39,10 +39,16 @@ class _Scrypt:
     name = "scrypt"
 
     def derive(self, password: bytes) -> bytes:
-        memory = 128 * self.n * self.r + (1 << 20)
+        memory = _scrypt_memory(self.n, self.r, self.p) + (1 << 20)
         return hashlib.scrypt(
             password, salt=self.salt, n=self.n, r=self.r, p=self.p, dklen=KEY_SIZE, maxmem=memory
         )
+
+    def usable(self) -> bool:
+        """Whether these are parameters of scrypt (RFC 7914, 2 and 6) whose price is to be paid."""
+        n, r, p = self.n, self.r, self.p
+        valid = n > 1 and n & (n - 1) == 0 and n.bit_length() - 1 < 16 * r
+        return valid and _scrypt_memory(n, r, p) <= MAX_SCRYPT_MEMORY and n * r * p <= MAX_SCRYPT_WORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,10 @@ class KeyFile:
         return key
 
 
+def _scrypt_memory(n: int, r: int, p: int) -> int:
+    return 128 * r * (n + p + 2)
+
+
 def _parse_kdf(kdf: object) -> _Scrypt | _Pbkdf2 | None:
     if kdf is None:
         return None
@@ -120,9 +130,10 @@ def _parse_kdf(kdf: object) -> _Scrypt | _Pbkdf2 | None:
         name, values = next(iter(kdf.items()))
         if name == "Scrypt" and isinstance(values, dict):
             n, r, p = (_number(values, part) for part in ("n", "r", "p"))
-            if n < 2 or n & (n - 1) or 128 * n * r > MAX_SCRYPT_MEMORY or n * r * p > MAX_SCRYPT_WORK:
+            scrypt = _Scrypt(n, r, p, _base64(values.get("salt"), "salt"))
+            if not scrypt.usable():
                 raise DamageError(f"its scrypt parameters n={n}, r={r}, p={p} are not ones to use")
-            return _Scrypt(n, r, p, _base64(values.get("salt"), "salt"))
+            return scrypt
         if name == "PBKDF2" and isinstance(values, dict):
             iterations = _number(values, "iter")
             if iterations > MAX_ITERATIONS:
@@ -146,4 +157,7 @@ def _base64(value: object, name: str) -> bytes:
 
 
 def _text(value: object) -> str | None:
-    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+    """A text that can be shown: nothing that a terminal would obey, and one line."""
+    if not isinstance(value, str):
+        return None
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
