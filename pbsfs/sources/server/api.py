@@ -59,6 +59,9 @@ KEPT_CONNECTIONS = 4
 KEEP_TIME = 20.0
 """Seconds for which an idle connection is kept; longer, and servers and firewalls drop it first."""
 
+_NO_PBS = (301, 302, 303, 307, 308, 405, 406, 411, 415, 501)
+"""What other web servers say to our requests, and a Proxmox Backup Server never does."""
+
 COOKIES = ("PBSAuthCookie", "__Host-PBSAuthCookie")
 """Servers up to 3.x read the first, 4.x prefers the second."""
 
@@ -89,6 +92,7 @@ class Api:
         self._secret = secret
         self._threads = trio.CapacityLimiter(threads)
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
+        self._kept = trio.Event()  # there is an idle connection to be closed some day
         self._ticket: Secret | None = None
         self._ticket_time = 0.0
         self._closed = False
@@ -138,6 +142,18 @@ class Api:
         """The body of the answer to GET `path`; DamageError above `limit` bytes."""
         return (await self._get(path, parameters, limit)).body
 
+    async def tidy(self) -> None:
+        """Closes connections that lay idle for long; runs as long as the API is used."""
+        while True:
+            if not self._idle:
+                self._kept = trio.Event()
+                await self._kept.wait()
+            await trio.sleep(KEEP_TIME / 4)
+            now = time.monotonic()
+            for kept in [kept for kept in self._idle if now - kept[0] >= KEEP_TIME]:
+                self._idle.remove(kept)
+                kept[1].close()
+
     def close(self) -> None:
         self._closed = True
         for _since, connection in self._idle:
@@ -167,6 +183,10 @@ class Api:
             return NotFoundError(f"{server}: {words}")
         if status == 400 and words.startswith(_FORBIDDEN):
             return ForbiddenError(f"{server} does not allow it to {self.repository.auth_id}: {words}")
+        if status in _NO_PBS:
+            return NotPbsError(
+                f"{server} answers with status {status} ({words}): is it a Proxmox Backup Server?"
+            )
         return SourceError(f"{server}: status {status}: {words}", retryable=status >= 500 or status == 429)
 
     async def _log_in(self) -> None:
@@ -226,7 +246,7 @@ class Api:
     async def _request(
         self, method: str, target: str, headers: Mapping[str, str], *, body: bytes | None = None, limit: int
     ) -> _Answer:
-        connection = self._kept()
+        connection = self._take_kept()
         log.debug("%s %s", method, target)
         if connection is not None:
             try:
@@ -235,7 +255,7 @@ class Api:
                 pass  # it was closed while it lay idle
         return await self._in_thread(None, method, target, headers, body, limit)
 
-    def _kept(self) -> http.client.HTTPConnection | None:
+    def _take_kept(self) -> http.client.HTTPConnection | None:
         now = time.monotonic()
         while self._idle:
             since, connection = self._idle.pop()
@@ -266,6 +286,7 @@ class Api:
             raise
         if used.sock is not None and len(self._idle) < KEPT_CONNECTIONS and not self._closed:
             self._idle.append((time.monotonic(), used))
+            self._kept.set()
         else:
             used.close()
         return answer

@@ -14,7 +14,14 @@ from typing import Any, TypeVar
 import trio
 
 from pbsfs.credentials import Secret
-from pbsfs.errors import DamageError, ForbiddenError, NotFoundError, SourceError, UnknownDatastoreError
+from pbsfs.errors import (
+    DamageError,
+    ForbiddenError,
+    NotFoundError,
+    PbsfsError,
+    SourceError,
+    UnknownDatastoreError,
+)
 from pbsfs.names import BACKUP_TYPES, Archive, ArchiveKind, Group, Namespace, Snapshot
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.server import listing
@@ -74,10 +81,11 @@ class ServerSource(Source):
         await self.api.greet()
         try:
             await self._ask("namespace", {})
-        except (ForbiddenError, NotFoundError):
-            await self._check_store()
+        except (ForbiddenError, NotFoundError) as error:
+            await self._check_store(error)
             raise
         nursery.start_soon(self.pool.tidy)
+        nursery.start_soon(self.api.tidy)
 
     async def aclose(self) -> None:
         await self.pool.aclose()
@@ -143,7 +151,7 @@ class ServerSource(Source):
     async def _retried(self, what: str, work: Callable[[], Awaitable[R]]) -> R:
         return await retried(work, self.settings.retry_timeout, what)
 
-    async def _check_store(self) -> None:
+    async def _check_store(self, refusal: PbsfsError) -> None:
         """Says so where the datastore is one that this user can't see: the server words that otherwise."""
         try:
             data = await self.api.get("/admin/datastore", {})
@@ -154,7 +162,7 @@ class ServerSource(Source):
             shown = ", ".join(sorted(stores)[:8]) or "none"
             raise UnknownDatastoreError(
                 f"{self.repository.address} has no datastore '{self.repository.store}' that "
-                f"{self.repository.auth_id} may see; there is: {shown}"
+                f"{self.repository.auth_id} may see; there is: {shown} ({refusal})"
             )
 
     def _take(self, parsed: tuple[list[R], list[str]]) -> list[R]:

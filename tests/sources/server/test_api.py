@@ -512,7 +512,34 @@ def test_a_server_in_trouble_may_get_over_it(server: ReferenceServer, status: in
     assert got(api)
 
 
-@pytest.mark.parametrize("status", [302, 400, 402, 405, 410, 418])
+def test_a_connection_that_lies_idle_is_closed(
+    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pbsfs.sources.server.api.KEEP_TIME", 0.05)
+    api = api_of(server, TOKEN)
+
+    async def work() -> None:
+        await api.get("/version", {})
+        assert server.open_connections == 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(api.tidy)
+            await trio.to_thread.run_sync(wait_until, lambda: server.open_connections == 0, "closed")
+            await api.get("/version", {})  # and on a new one, which is closed too
+            await trio.to_thread.run_sync(wait_until, lambda: server.open_connections == 0, "closed")
+            nursery.cancel_scope.cancel()
+
+    using(api, work)
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 405, 501])
+def test_an_answer_that_only_other_servers_give_is_no_pbs(server: ReferenceServer, status: int) -> None:
+    server.faults.add(Status(status=status, text="so be it", match="/version"))
+    with pytest.raises(NotPbsError, match=rf"status {status} \(so be it\)"):
+        got(api_of(server, TOKEN))
+
+
+@pytest.mark.parametrize("status", [400, 402, 410, 418])
 def test_other_refusals_do_not_get_better(server: ReferenceServer, status: int) -> None:
     server.faults.add(Status(status=status, text="so be it", match="/version"))
     with pytest.raises(SourceError, match=f"status {status}: so be it") as caught:
