@@ -162,6 +162,8 @@ def open_keys(options: SourceOptions, environment: Mapping[str, str], terminal: 
     """
     given = None
     if options.keyfd is not None:
+        if not 0 <= options.keyfd < 1 << 31:
+            raise UsageError(f"--keyfd {options.keyfd}: not a descriptor's number")
         try:
             with open(options.keyfd, "rb") as file:
                 given = file.read(MAX_KEY_FILE_SIZE + 1)

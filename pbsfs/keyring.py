@@ -7,9 +7,11 @@ the usual places are taken where they can be.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -24,7 +26,9 @@ PVE_KEYS = Path("/etc/pve/priv/storage")
 """Where Proxmox VE keeps the key of each storage, as `<storage>.enc`."""
 
 MAX_KEYS = 1000
-"""Key files that a directory may hold."""
+"""Keys at once: more than hosts share a server, and all of them fit into the buffer of a pipe."""
+
+_SUFFIXES = (".json", ".enc", ".key")
 
 Ask = Callable[[Path, KeyFile], Secret | None]
 """Asks for the password of a key file; None where there is nobody to ask."""
@@ -61,46 +65,71 @@ def read_keys(
     """The keys in `files` (key files, or directories of some), or else those in the usual places.
 
     `given`: the content of a key file that came through a descriptor. `password`: tried for each that
-    needs one. Raises KeyFileError and PasswordError for files that were named.
+    needs one. Raises KeyFileError and PasswordError for files that were named, and for a directory that was
+    named where there is no usable one in it: without keys nothing would be verified.
     """
     keys = []
     if given is not None:
         keys.append(_unlock(Path("(descriptor)"), _parse(Path("(descriptor)"), given), password, ask))
     named = list(files)
     for path in named:
-        if path.is_dir():
-            keys += _usual(_in_directory(path), password)
+        if os.path.isdir(path):
+            keys += _those_in(path, password)
         else:
             keys.append(_unlock(path, _parse(path, _read(path)), password, ask))
     if given is None and not named:
         default = config_home / "proxmox-backup" / "encryption-key.json"
-        keys += _usual([default, *_in_directory(PVE_KEYS)], password)
+        keys += _usual([default] if os.path.lexists(default) else [], password)[0]
+        with contextlib.suppress(OSError):  # not there, or not for this user: no key of theirs
+            keys += _usual(_in_directory(PVE_KEYS), password)[0]
+    if len(keys) > MAX_KEYS:
+        raise KeyFileError(f"{len(keys)} keys are too many; {MAX_KEYS} is the most")
     return KeyRing(keys)
 
 
-def _in_directory(path: Path) -> list[Path]:
+def _those_in(path: Path, password: Secret | None) -> list[Key]:
+    """The usable keys in a directory that was named, at least one."""
     try:
-        found = sorted(entry for entry in path.iterdir() if entry.suffix in (".json", ".enc", ".key"))
-    except OSError:
-        return []
-    return found[:MAX_KEYS]
+        keys, unusable = _usual(_in_directory(path), password)
+    except OSError as error:
+        raise KeyFileError(f"key directory {path}: {error.strerror}") from None
+    if keys:
+        return keys
+    if unusable:
+        raise unusable[0]
+    raise KeyFileError(f"key directory {path}: there is no key file in it ({', '.join(_SUFFIXES)})")
 
 
-def _usual(files: Iterable[Path], password: Secret | None) -> list[Key]:
-    """The keys of those files that can be used as they are."""
-    keys = []
+def _in_directory(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.suffix in _SUFFIXES)[: MAX_KEYS + 1]
+
+
+def _usual(
+    files: Iterable[Path], password: Secret | None
+) -> tuple[list[Key], list[KeyFileError | PasswordError]]:
+    """The keys of those files that can be used as they are, and what is wrong with the others."""
+    keys: list[Key] = []
+    unusable: list[KeyFileError | PasswordError] = []
     for path in files:
         try:
-            keys.append(_unlock(path, _parse(path, _read(path)), password, lambda _path, _file: None))
+            text = _read(path, only_regular=True)
+            keys.append(_unlock(path, _parse(path, text), password, lambda _path, _file: None))
         except (KeyFileError, PasswordError) as error:
-            if path.exists():
-                log.info("not used: %s", error)
-    return keys
+            log.info("not used: %s", error)
+            unusable.append(error)
+    return keys, unusable
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, only_regular: bool = False) -> bytes:
+    """`only_regular`: nobody waits for a pipe that merely lies there; one that was named has a writer."""
+
+    def open_it(name: str, flags: int) -> int:
+        return os.open(name, flags | (os.O_NONBLOCK if only_regular else 0))
+
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=open_it) as file:
+            if only_regular and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise KeyFileError(f"key file {path}: not a regular file")
             return file.read(MAX_KEY_FILE_SIZE + 1)
     except OSError as error:
         raise KeyFileError(f"key file {path}: {error.strerror}") from None
@@ -117,7 +146,7 @@ def _unlock(path: Path, file: KeyFile, password: Secret | None, ask: Ask) -> Key
     if file.protection != "none" and password is None:
         password = ask(path, file)
     try:
-        return file.unlock(None if password is None else password.reveal().encode())
+        return file.unlock(None if password is None else password.reveal().encode("utf-8", "surrogateescape"))
     except PasswordError as error:
         hint = "" if password is not None else "; set PBS_ENCRYPTION_PASSWORD (or _FD, _FILE, _CMD)"
         raise PasswordError(f"key file {path}: {error}{hint}") from None
