@@ -5,7 +5,8 @@ over to one that writes in a worker thread. Called by `pbsfs export`.
 
 A regular file is written under `<name>.part` and gets its name when it is complete, so that a file of
 the final name is always whole. On failure the part is removed; what a killed process leaves is marked
-by its name, and is not continued.
+by its name, and is not continued. Who writes a part holds a lock on it, so that no other export takes it for
+such a left-over.
 """
 
 from __future__ import annotations
@@ -89,19 +90,52 @@ class _FileTarget(Target):
         self.map_file = path.with_name(path.name + ".map")
         if not force:
             refuse_existing(path)
-            if os.path.lexists(self._part):
+        with self._left_over():
+            if not force and os.path.lexists(self._part):
                 raise OutputError(_exists(self._part, "is what is left of an earlier export"))
-        else:
             # Not truncated: who was killed while finishing left two names of one file, `path` and this.
             self._part.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        super().__init__(os.open(self._part, flags, 0o666), str(path))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            super().__init__(os.open(self._part, flags, 0o666), str(path))
+            try:
+                self._lock(self._fd)
+                if os.fstat(self._fd).st_nlink == 0:  # taken for a left-over before it was locked
+                    raise self._in_use()
+            except BaseException:
+                os.close(self._fd)
+                raise
         try:
             os.ftruncate(self._fd, size)
         except OSError:
             os.close(self._fd)
             self.abandon()
             raise
+
+    @contextmanager
+    def _left_over(self) -> Iterator[None]:
+        """Holds the lock on a part that is there already. Raises OutputError where that is in use."""
+        try:
+            # For writing: NFS gives nobody else an exclusive lock. What is no file of ours is not opened.
+            fd = os.open(self._part, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            yield
+            return
+        try:
+            self._lock(fd)
+            yield
+        finally:
+            os.close(fd)
+
+    def _lock(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._in_use() from None
+        except OSError:  # a file system without locks
+            pass
+
+    def _in_use(self) -> OutputError:
+        return OutputError(f"{self._part} is being written by another export")
 
     def hole(self, offset: int, length: int) -> None:
         pass  # never written, so it is one
@@ -173,6 +207,17 @@ def refuse_existing(path: Path) -> None:
     """Raises OutputError where there is something at `path`."""
     if os.path.lexists(path):
         raise OutputError(_exists(path))
+
+
+def check_map_file(path: Path, target: Target, *, force: bool) -> None:
+    """Raises OutputError where `write_map` could not write: before a copy is made, and not after hours."""
+    if os.path.realpath(path) == os.path.realpath(str(target)):
+        raise OutputError(f"{path} can't be both the copy and its map")
+    if not force:
+        refuse_existing(path)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        reason = errno.EACCES if path.parent.is_dir() else errno.ENOENT
+        raise OutputError(f"cannot write {path}: {os.strerror(reason)}")
 
 
 def _exists(path: Path, what: str = "exists") -> str:

@@ -16,6 +16,7 @@ from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError
 from pbsfs.formats.keys import Key
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.image import Image
+from pbsfs.reader.store import Chunk
 from pbsfs.tree import BlobFile, Directory, File, ImageFile, Latest, Node
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ WORKERS = 12
 """Chunks under way at once: some for each core to decode, and enough to cover the way to a server. The store
 bounds their memory."""
 
-Identity = tuple[bytes, Key | None]
+Identity = tuple[bytes, Key | None, int]
+"""A chunk, with the length that an index gives it: where one lies, that is its damage and no other's."""
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class Verification:
         self._next_start = 0.0
         self._seen: set[Identity] = set()
         self._bad: dict[Identity, str] = {}
+        self._done = 0
 
     async def collect(self, node: Node) -> list[File]:
         """The files at and below `node`; directories that can't be listed go into the report."""
@@ -69,7 +72,8 @@ class Verification:
         try:
             children = list((await node.children()).values())
         except DamageError as error:
-            self.report.damaged.append(Damage(node.path, str(error)))
+            if all(known.path != node.path for known in self.report.damaged):  # paths may overlap
+                self.report.damaged.append(Damage(node.path, str(error)))
             return []
         for child in children:
             if not isinstance(child, Latest):  # shown beside what it points to
@@ -81,23 +85,27 @@ class Verification:
 
         Raises SourceError where the source fails: that is no damage.
         """
-        self._advance = advance
-        images: list[ImageFile] = []
+
+        def done(count: int) -> None:
+            self._done += count
+            advance(count)
+
+        self._advance = done
         for file in files:
             self.report.files += 1
+            end = self._done + (await file.stat()).data_size
             try:
                 if isinstance(file, ImageFile):
-                    await self._check_chunks(await file.open())
-                    images.append(file)
+                    image = await file.open()
+                    await self._check_chunks(image)
+                    self._locate(file.path, image)
                 elif isinstance(file, BlobFile):
-                    self._advance(len(await file.read()))
+                    await file.read()
             except DamageError as error:
                 self.report.damaged.append(Damage(file.path, str(error)))
             except KeyRequiredError as error:
                 self.report.unverified[file.path] = str(error)
-        # A chunk may turn out damaged after a file that shares it was done: so the ranges come last.
-        for file in images if self._bad else ():
-            self._locate(file.path, await file.open())
+            self._advance(end - self._done)  # holes that a listing does not know, and what can't be read
         return self.report
 
     async def _check_chunks(self, image: Image) -> None:
@@ -128,10 +136,10 @@ class Verification:
     def _new_chunks(self, image: Image) -> Iterator[int]:
         for number in image.data_chunks(0, image.size):
             chunk = image.chunk(number)
-            if chunk.identity in self._seen:
+            if _identity(chunk) in self._seen:
                 self._advance(chunk.length)
             else:
-                self._seen.add(chunk.identity)
+                self._seen.add(_identity(chunk))
                 yield number
 
     async def _check_chunk(self, image: Image, number: int) -> None:
@@ -139,17 +147,20 @@ class Verification:
         try:
             await image.store.request(chunk).wait()
         except DamageError as error:
-            self._bad[chunk.identity] = str(error)
+            self._bad[_identity(chunk)] = str(error)
             log.info("%s: %s", image, error)
         self.report.chunks += 1
         self.report.size += chunk.length
         self._advance(chunk.length)
 
     def _locate(self, path: str, image: Image) -> None:
+        """Tells which ranges of `image` are damaged, now that all its chunks are known."""
+        if not self._bad:
+            return
         found: list[Range] = []
         reasons: set[str] = set()
         for number in image.data_chunks(0, image.size):
-            reason = self._bad.get(image.chunk(number).identity)
+            reason = self._bad.get(_identity(image.chunk(number)))
             if reason is not None:
                 start, end = image.index.span(number)
                 found.append(Range(start, end - start))
@@ -164,3 +175,7 @@ class Verification:
         start = max(now, self._next_start)
         self._next_start = start + length / self._rate
         await trio.sleep(start - now)
+
+
+def _identity(chunk: Chunk) -> Identity:
+    return *chunk.identity, chunk.length

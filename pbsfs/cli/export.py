@@ -9,7 +9,7 @@ import click
 
 from pbsfs.cli.options import damage_option, logging_options, run_on_tree, set_up_logging, source_options
 from pbsfs.cli.progress import shown
-from pbsfs.copy import copy_blob, copy_image, open_target, refuse_existing, write_map
+from pbsfs.copy import check_map_file, copy_blob, copy_image, open_target, write_map
 from pbsfs.errors import DamageError, UsageError
 from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
@@ -55,6 +55,8 @@ def command(
       pbsfs export --datastore-dir /srv/store1 ct/200/latest/root.pxar - | pxar list
     """
     set_up_logging(log_level, log_file)
+    if map_file is not None and on_damage is None:
+        raise UsageError("--map-file goes with --on-damage zero: without it there is nothing to map")
 
     async def work(tree: Tree) -> None:
         node = await tree.find(path)
@@ -65,8 +67,8 @@ def command(
                 shown(progress, node.name, image.size) as advance,
             ):
                 place = (map_file or target.map_file) if on_damage is not None else None
-                if place is not None and not force:
-                    refuse_existing(place)  # now, and not after hours
+                if place is not None:
+                    check_map_file(place, target, force=force)
                 await copy_image(image, target, advance)
             if on_damage is not None:
                 _tell_damage(on_damage.of(str(image)), image.size, place, force=force)

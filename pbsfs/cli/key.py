@@ -49,17 +49,16 @@ def show(file: Path) -> None:
     """
     try:
         key_file = KeyFile.parse(_read(file, MAX_KEY_FILE_SIZE))
+        fingerprint = _fingerprint(key_file)
     except DamageError as error:
         raise KeyFileError(f"key file {file}: {error}") from None
     facts = {
         "kdf": key_file.protection,
         "created": key_file.created,
         "modified": key_file.modified,
-        "fingerprint": key_file.fingerprint,
+        "fingerprint": fingerprint,
         "hint": key_file.hint,
     }
-    if key_file.fingerprint is None and key_file.protection == "none":
-        facts["fingerprint"] = key_file.unlock().fingerprint
     for name, value in facts.items():
         if value is not None:
             click.echo(f"{name + ':':<13}{printable(value)}")
@@ -104,18 +103,37 @@ def recover(
 
     sealed = run_on_tree(work, **source)
     text = _decrypt(sealed, pem, master_key)
-    key_file = KeyFile.parse(text)
     try:
-        with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(text)
+        fingerprint = _fingerprint(KeyFile.parse(text))
+    except DamageError as error:
+        raise DamageError(f"the key of {snapshot}: {error}") from None
+    _write(out, text)
+    click.echo(f"{out}: the key {printable(fingerprint or '(its fingerprint takes its password)')}")
+
+
+def _fingerprint(key_file: KeyFile) -> str | None:
+    """What the file says; without a password, what its key has. Raises DamageError where these differ."""
+    return key_file.unlock().fingerprint if key_file.protection == "none" else key_file.fingerprint
+
+
+def _write(out: Path, text: bytes) -> None:
+    """Makes a file that only its owner can read. Raises OutputError, and leaves nothing then."""
+    try:
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                file.write(text)
+        except OSError:
+            out.unlink()
+            raise
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror}") from None
-    click.echo(f"{out}: the key {key_file.unlock().fingerprint}")
 
 
 def _decrypt(sealed: bytes, pem: bytes, name: Path) -> bytes:
     """The key file in `sealed`. Raises KeyFileError, PasswordError, DamageError."""
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15  # noqa: PLC0415 - slow
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - slow
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
 
@@ -125,8 +143,10 @@ def _decrypt(sealed: bytes, pem: bytes, name: Path) -> bytes:
             private = load_pem_private_key(pem, None)
         except TypeError:  # it has a password
             password = _master_password(name)
-            private = load_pem_private_key(pem, password.reveal().encode())
-    except ValueError:
+            private = load_pem_private_key(pem, password.reveal().encode("utf-8", "surrogateescape"))
+    except UnsupportedAlgorithm:
+        raise KeyFileError(f"master key {name}: of a kind that is not known") from None
+    except (ValueError, TypeError):  # TypeError: for a password that is empty
         if password is not None:
             raise PasswordError(f"master key {name}: wrong password, or damaged") from None
         raise KeyFileError(f"master key {name}: not a private key in PEM form") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pbsfs.cli.options import logging_options, run_on_tree, set_up_logging, source_options
+from pbsfs.cli.options import logging_options, printable, run_on_tree, set_up_logging, source_options
 from pbsfs.cli.progress import shown
 from pbsfs.config import parse_size
 from pbsfs.errors import DamageError, KeyRequiredError, UsageError, exit_status_of
@@ -59,7 +59,7 @@ def command(
             return await verification.run(list(files.values()), advance)
 
     report = run_on_tree(work, **source)
-    click.echo(json.dumps(_as_json(report), indent=2) if as_json else _as_text(report))
+    click.echo(json.dumps(_as_json(report), indent=2) if as_json else printable(_as_text(report)))
     if report.damaged:
         raise click.exceptions.Exit(exit_status_of(DamageError("")))
     if report.unverified:

@@ -43,7 +43,7 @@ class ZeroedRanges:
         known = self._ranges.setdefault(image, set())
         if where in known:
             return
-        log.warning("%s; shown as zeros", reason)
+        log.warning("%s; these %d bytes are shown as zeros", reason, where.length)
         self.count += 1
         self.size += where.length
         if self.count <= MAX_REMEMBERED:

@@ -171,7 +171,8 @@ class Image:
         data = self.store.peek(self.index.digest(number), self._key)
         # Two indexes may name one digest with different lengths; at most one of them tells the truth.
         if data is not None and len(data) != end - start:
-            wrong = DamageError(f"holds {len(data)} bytes, the index says {end - start}")
+            digest = self.index.digest(number).hex()
+            wrong = DamageError(f"chunk {digest}: holds {len(data)} bytes, the index says {end - start}")
             return self._zeros_for(number, self._damage(number, wrong))
         return data
 
@@ -185,9 +186,9 @@ class Image:
         return _ZEROS[: end - start]
 
     def _damage(self, number: int, error: DamageError) -> DamageError:
+        """`error`, which names the chunk, with the place of it."""
         start, end = self.index.span(number)
-        digest = self.index.digest(number).hex()
-        return DamageError(f"{self}: bytes {start} to {end - 1}, chunk {digest}: {error}")
+        return DamageError(f"{self}: bytes {start} to {end - 1}: {error}")
 
 
 def _join(parts: list[Buffer]) -> Buffer:

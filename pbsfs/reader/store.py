@@ -12,6 +12,7 @@ Memory is bounded: the cache in bytes, and the flights by a budget of bytes in f
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections import deque
@@ -80,7 +81,7 @@ class Flight:
 
     def land(self, result: bytes | PbsfsError) -> None:
         if isinstance(result, PbsfsError):
-            self._error = result
+            self._error = result.with_traceback(None)  # whose frames hold this flight: a cycle
         else:
             self._data = result
         self._landed.set()
@@ -90,7 +91,8 @@ class Flight:
         await self._landed.wait()
         if self._data is None:
             assert self._error is not None
-            raise self._error.with_traceback(None)
+            # To each its own: what is raised holds on to all who wait, and so to images that are closed.
+            raise copy.copy(self._error)
         return self._data
 
 
