@@ -25,6 +25,7 @@ from pbsfs.errors import (
     SourceError,
     errno_of,
 )
+from pbsfs.formats.index import encode_fixed
 from pbsfs.names import ROOT_NAMESPACE
 from pbsfs.reader.image import Image
 from pbsfs.sources.server import api, retry
@@ -403,9 +404,14 @@ def test_an_index_that_changed_while_we_were_away_is_damage(own: ReferenceServer
         async with reading(source_of(own)) as reader:
             image = await image_of(reader)
             assert await image.read(0, CHUNK) == CONTENT[:CHUNK]
-            changed = bytearray(original)
-            changed[-1] ^= 1
-            for content in (bytes(changed), original[:-32], original + bytes(32)):
+            swapped = [image.index.digest(number) for number in reversed(range(image.index.count))]
+            other, _csum = encode_fixed(swapped, size=image.size, chunk_size=CHUNK, ctime=0)
+            file.write_bytes(other)
+            own.drop_connections()
+            for _turn in range(2):
+                with pytest.raises(DamageError, match="is not the one it was"):
+                    await image.read(5 * CHUNK, CHUNK)
+            for content in (original[:-32], original + bytes(32)):
                 file.write_bytes(content)
                 own.drop_connections()
                 with pytest.raises((DamageError, NotFoundError)):
