@@ -179,7 +179,10 @@ class Image:
     def _zeros_for(self, number: int, error: DamageError) -> Buffer:
         """What a damaged chunk reads as: nothing, `error` is raised, unless zeros were asked for."""
         if self._zeroed is None:
-            raise error from None
+            try:
+                raise error from None
+            finally:
+                del error  # or it would hold this frame, that it holds, and so the image
         start, end = self.index.span(number)
         self._zero_chunks.add(number)
         self._zeroed.add(str(self), Range(start, end - start), str(error))
