@@ -27,7 +27,7 @@ from pbsfs.formats.index import (
     Index,
 )
 from pbsfs.formats.keys import Key
-from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest
+from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest, ManifestFile
 from pbsfs.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
@@ -96,6 +96,8 @@ class Reader:
 
     async def read_blob(self, info: SnapshotInfo, file: FileInfo) -> bytes:
         """The decoded content of a `.blob` file. Raises like `open_image`."""
+        if file.archive == MANIFEST and self._keys:
+            return (await self._verified(info.snapshot))[0]  # not fetched again: that may be another one
         file = await self._as_in_manifest(info, file)
         encrypted: bool | None = None  # not told: a log is not in the manifest
         if file.archive == MASTER_KEY_BLOB:
@@ -109,8 +111,8 @@ class Reader:
             return await _work(len(raw), _decode_blob, raw, file, encrypted, key)
         except DamageError as error:
             raise DamageError(f"{where}: {error}") from None
-        except KeyRequiredError as error:
-            raise KeyRequiredError(f"{where}: {error}") from None
+        except KeyRequiredError:
+            raise self._key_missing(info.snapshot, file, info.key_fingerprint) from None
 
     async def blob_size(self, info: SnapshotInfo, file: FileInfo) -> int:
         """The decoded bytes of a `.blob` file; what is stored where only the key could tell more."""
@@ -132,12 +134,14 @@ class Reader:
         if sealed and not self._keys:
             raise self._key_missing(info.snapshot, file, info.key_fingerprint)  # without asking for more
         if file.archive == MANIFEST:
-            if self._keys:
-                await self._manifest(info.snapshot)
             return file
         manifest = await self._manifest(info.snapshot)
-        entry = next((entry for entry in manifest.files if entry.archive == file.archive), None)
-        if entry is None or entry.size != file.size:
+        entry = _entry(manifest, file)
+        if entry is None:  # what is kept may be out of date
+            self._manifests.pop(info.snapshot, None)
+            manifest = await self._manifest(info.snapshot)
+            entry = _entry(manifest, file)
+        if entry is None:
             raise DamageError(f"{info.snapshot}/{file.archive}: the listing and the manifest contradict")
         told = FileInfo(entry.archive, entry.size, entry.crypt_mode, entry.csum)
         bound = entry.crypt_mode is not CryptMode.NONE and entry.archive != MASTER_KEY_BLOB
@@ -149,20 +153,23 @@ class Reader:
     async def _manifest(self, snapshot: Snapshot) -> Manifest:
         manifest = self._manifests.get(snapshot)
         if manifest is None:
-            raw = await self._fetch(
-                snapshot, FileInfo(MANIFEST, 0, None), blob.stored_limit(MAX_MANIFEST_SIZE)
-            )
-            try:
-                text = blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False)
-                manifest = Manifest.parse(text)
-                if self._keys:
-                    self._verify(manifest, snapshot)
-            except DamageError as error:
-                raise DamageError(f"{snapshot}/{MANIFEST}: {error}") from None
+            _text, manifest = await self._verified(snapshot)
             self._manifests[snapshot] = manifest
             while len(self._manifests) > MAX_MANIFESTS:
                 del self._manifests[next(iter(self._manifests))]
         return manifest
+
+    async def _verified(self, snapshot: Snapshot) -> tuple[bytes, Manifest]:
+        """The manifest as it is stored now, as text too; held against the keys at hand."""
+        raw = await self._fetch(snapshot, FileInfo(MANIFEST, 0, None), blob.stored_limit(MAX_MANIFEST_SIZE))
+        try:
+            text = blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False)
+            manifest = Manifest.parse(text)
+            if self._keys:
+                self._verify(manifest, snapshot)
+        except DamageError as error:
+            raise DamageError(f"{snapshot}/{MANIFEST}: {error}") from None
+        return text, manifest
 
     def _verify(self, manifest: Manifest, snapshot: Snapshot) -> None:
         """Holds a manifest against the keys at hand. Raises DamageError."""
@@ -194,10 +201,13 @@ class Reader:
 
     def _key_missing(self, snapshot: Snapshot, file: FileInfo, fingerprint: str | None) -> KeyRequiredError:
         done = "signed" if file.crypt_mode is CryptMode.SIGN_ONLY else "encrypted"
-        given = f"; given: {', '.join(self._keys)}" if self._keys else "; give it with --keyfile"
+        named = _shown(fingerprint) if fingerprint else "(the manifest does not name it)"
+        some = ", ".join(list(self._keys)[:8]) + (
+            f", … ({len(self._keys)} in all)" if len(self._keys) > 8 else ""
+        )
+        given = f"; given: {some}" if self._keys else "; give it with --keyfile"
         return KeyRequiredError(
-            f"{snapshot}/{file.archive.name} is {done} with the key "
-            f"{fingerprint or '(the manifest does not name it)'}, which was not given{given}"
+            f"{snapshot}/{file.archive.name} is {done} with the key {named}, which was not given{given}"
         )
 
     async def _index(self, snapshot: Snapshot, file: FileInfo) -> Index:
@@ -219,6 +229,19 @@ async def _work(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwar
     if size <= SMALL:
         return work(*args, **kwargs)
     return await trio.to_thread.run_sync(functools.partial(work, *args, **kwargs))
+
+
+def _shown(fingerprint: str) -> str:
+    """A fingerprint as a manifest has it that may not be genuine: nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in fingerprint[:100])
+
+
+def _entry(manifest: Manifest, file: FileInfo) -> ManifestFile | None:
+    """What the manifest has of a file that was listed; None where it has another one or none."""
+    entry = next((entry for entry in manifest.files if entry.archive == file.archive), None)
+    if entry is None or entry.size != file.size or file.csum not in (None, entry.csum):
+        return None
+    return entry
 
 
 def _index_limit(file: FileInfo) -> int:

@@ -162,7 +162,7 @@ async def test_without_the_key_only_what_is_encrypted_is_out_of_reach() -> None:
             assert f"{SNAPSHOT}/{file.archive.name}" in str(caught.value)
         assert source.calls["fetch_file"] == 0  # known without asking
         assert Manifest.parse(await reader.read_blob(info, file_of(info, MANIFEST.filename))).files
-        with pytest.raises(KeyRequiredError, match=r"client\.log: encrypted"):
+        with pytest.raises(KeyRequiredError, match=r"client\.log is encrypted with the key 0e:ab"):
             await reader.read_blob(info, file_of(info, CLIENT_LOG.filename))
 
 
