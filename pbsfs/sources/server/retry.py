@@ -27,11 +27,24 @@ LONGEST_PAUSE = 10.0
 starts again is found soon and not flooded."""
 
 
-async def retried(work: Callable[[], Awaitable[R]], limit: float, what: str) -> R:
+class Outage:
+    """What all that is tried again at one time has in common: it is told of once, and not by each."""
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        self.known = False
+
+
+async def retried(
+    work: Callable[[], Awaitable[R]], limit: float, what: str, outage: Outage | None = None
+) -> R:
     """The result of `work`, tried again for `limit` seconds while it raises a retryable SourceError.
 
-    Then that error is raised. `what`: names the work in the log.
+    Then that error is raised. `what`: names the work in the log. `outage`: shared with other work on the
+    same server.
     """
+    outage = outage or Outage()
     deadline = trio.current_time() + limit
     pause = FIRST_PAUSE
     tries = 1
@@ -42,12 +55,15 @@ async def retried(work: Callable[[], Awaitable[R]], limit: float, what: str) -> 
             left = deadline - trio.current_time()
             if not error.retryable or left <= 0:
                 raise
-            # Once aloud: what is tried for two minutes is of interest, each try is not.
-            log.log(logging.WARNING if tries == 2 else logging.DEBUG, "%s: %s; trying again", what, error)
+            # Aloud once, and from the second try on: what is cured by the first is of no interest.
+            aloud = tries == 2 and not outage.known
+            outage.known = outage.known or aloud
+            log.log(logging.WARNING if aloud else logging.DEBUG, "%s: %s; trying again", what, error)
             await trio.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
             tries += 1
         else:
-            if tries > 2:
+            if outage.known:
+                outage.known = False
                 log.warning("%s: goes on", what)
             return result

@@ -28,7 +28,7 @@ from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.pool import SessionPool, snapshot_query
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.retry import DEFAULT_LIMIT, retried
+from pbsfs.sources.server.retry import DEFAULT_LIMIT, Outage, retried
 from pbsfs.sources.server.tls import Trust
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class ServerSource(Source):
         )
         self._namespaces: tuple[float, list[Namespace]] = (float("-inf"), [])
         self._asking = trio.Lock()
+        self._outage = Outage()
         self._reported: set[str] = set()
 
     def __str__(self) -> str:
@@ -149,7 +150,7 @@ class ServerSource(Source):
         return await self.api.get(f"/admin/datastore/{self.repository.store}/{what}", query)
 
     async def _retried(self, what: str, work: Callable[[], Awaitable[R]]) -> R:
-        return await retried(work, self.settings.retry_timeout, what)
+        return await retried(work, self.settings.retry_timeout, what, self._outage)
 
     async def _check_store(self, refusal: PbsfsError) -> None:
         """Says so where the datastore is one that this user can't see: the server words that otherwise."""
