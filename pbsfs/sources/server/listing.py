@@ -51,14 +51,21 @@ def parse_group(namespace: Namespace, entry: dict[str, Any]) -> GroupInfo:
 
 
 def parse_snapshot(group: Group, entry: dict[str, Any]) -> SnapshotInfo | None:
-    """None for a snapshot that is not finished: it is listed without sizes and manifest."""
+    """None for a snapshot that is not finished: it is listed without sizes and manifest.
+
+    One that is listed without sizes, but with a manifest, has one that the server can't read.
+    """
     if (_text(entry, "backup-type"), _text(entry, "backup-id")) != (group.type, group.id):
         raise DamageError(f"it is not of {group}")
     snapshot = Snapshot(group, _number(entry, "backup-time"))
     listed, _refused = parse_list(entry.get("files"), _file)
     files = tuple({file.archive: file for file in listed if file is not None}.values())
     if not any(file.archive == MANIFEST for file in files) or entry.get("size") is None:
-        return None
+        if {"filename": MANIFEST.filename} not in entry["files"]:
+            return None
+        return SnapshotInfo(
+            snapshot, (), _optional(entry, "owner"), error="unreadable manifest: the server can't read it"
+        )
     verification = entry.get("verification")
     return SnapshotInfo(
         snapshot=snapshot,

@@ -129,6 +129,9 @@ class ServerSource(Source):
             raise NotFoundError(f"{self}: there is no group {group}")
         found = self._take(listing.parse_list(data, functools.partial(listing.parse_snapshot, group)))
         finished = [info for info in found if info is not None]
+        for info in finished:
+            if info.error is not None:
+                self._report(f"{info.snapshot}: {info.error}")
         return sorted(finished, key=lambda info: info.snapshot)
 
     async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
@@ -169,7 +172,11 @@ class ServerSource(Source):
     def _take(self, parsed: tuple[list[R], list[str]]) -> list[R]:
         entries, refused = parsed
         for text in refused:
-            if text not in self._reported:
-                self._reported.add(text)
-                log.warning("%s: %s", self.repository.address, text)
+            self._report(text)
         return entries
+
+    def _report(self, text: str) -> None:
+        """Logs a warning about what the server lists, once however often the same is met."""
+        if text not in self._reported:
+            self._reported.add(text)
+            log.warning("%s: %s", self.repository.address, text)

@@ -149,6 +149,14 @@ def test_a_recorded_empty_list_is_empty() -> None:
 # --- what is made of an entry
 
 
+def test_a_snapshot_whose_manifest_the_server_cannot_read_is_listed_with_that_error() -> None:
+    files = [{"filename": "a.img.fidx"}, {"filename": "index.json.blob"}]
+    found = one_snapshot(files=files, size=None, owner="root@pam")
+    assert found is not None
+    assert (found.files, found.owner) == ((), "root@pam")
+    assert found.error == "unreadable manifest: the server can't read it"
+
+
 def test_a_snapshot_without_manifest_or_sizes_is_not_finished() -> None:
     assert one_snapshot() is not None
     assert one_snapshot(files=[{"filename": "a.img.fidx"}]) is None
