@@ -104,7 +104,9 @@ class Reader:
             encrypted = False
         elif file.crypt_mode is not None:
             encrypted = file.crypt_mode is CryptMode.ENCRYPT
-        key = await self._key(info, file) if encrypted else self._keys.get(info.key_fingerprint or "")
+        key = await self._key(info, file) if encrypted else None
+        if encrypted is None and self._keys:
+            key = self._key_of(await self._manifest(info.snapshot))
         raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
         where = f"{info.snapshot}/{file.archive.name}"
         try:
