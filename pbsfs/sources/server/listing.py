@@ -61,7 +61,7 @@ def parse_snapshot(group: Group, entry: dict[str, Any]) -> SnapshotInfo | None:
     listed, _refused = parse_list(entry.get("files"), _file)
     files = tuple({file.archive: file for file in listed if file is not None}.values())
     if not any(file.archive == MANIFEST for file in files) or entry.get("size") is None:
-        if {"filename": MANIFEST.filename} not in entry["files"]:
+        if entry.get("size") is not None or {"filename": MANIFEST.filename} not in entry["files"]:
             return None
         return SnapshotInfo(
             snapshot, (), _optional(entry, "owner"), error="unreadable manifest: the server can't read it"
