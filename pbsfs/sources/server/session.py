@@ -306,7 +306,8 @@ class Session:
             if protocol.greeted and not greeted:
                 greeted = True
                 # The upgrade took the server's own time too.
-                self.round_trip = min(self.round_trip, max(connection.round_trip, last_progress - started))
+                greeting = time.monotonic() - started
+                self.round_trip = min(self.round_trip, max(connection.round_trip, greeting))
 
     def _take_requests(self, protocol: ReaderProtocol, waiting: dict[int, _Exchange]) -> None:
         while self._requests:
