@@ -677,3 +677,81 @@ def test_a_device_in_use_is_refused(device: Path) -> None:
             run(lambda: export(CONTENT, device, force=True))
     finally:
         os.close(holder)
+
+
+# --- two at once
+
+
+@pytest.mark.parametrize("force", [True, False])
+@in_trio
+async def test_a_part_that_another_export_writes_is_refused_and_left_to_it(
+    tmp_path: Path, force: bool
+) -> None:
+    dest = tmp_path / "out"
+    async with an_image(CONTENT) as image:
+        with open_target(dest, NAME, image.size, force=True) as target:
+            with pytest.raises(OutputError, match=r"out\.part is being written by another export$"):
+                await export(made.image(9, "r"), dest, force=force)
+            assert is_clean(tmp_path, "out.part")
+            await copy_image(image, target, nobody_asks)
+    assert dest.read_bytes() == CONTENT
+    assert is_clean(tmp_path, "out")
+
+
+@in_trio
+async def test_who_was_refused_gets_in_when_the_other_is_done_or_has_failed(tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    with pytest.raises(ValueError, match="any"), open_target(dest, NAME, 9, force=True):
+        raise ValueError("any")
+    await export(CONTENT, dest, force=True)
+    await export(CONTENT[:700], dest, force=True)
+    assert dest.read_bytes() == CONTENT[:700]
+
+
+@pytest.mark.parametrize("step", ["flock", "fstat"])
+def test_a_part_that_was_taken_for_a_left_over_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    # Between making the part and locking it, another may find it without a lock, and begin anew.
+    part = tmp_path / "out.part"
+    module = {"flock": fcntl, "fstat": os}[step]
+    real = getattr(module, step)
+
+    def meanwhile(fd: int, *arguments: int) -> object:
+        if step == "flock" or os.readlink(f"/proc/self/fd/{fd}") == str(part):
+            part.unlink()
+            part.write_bytes(b"another's")
+        return real(fd, *arguments)
+
+    monkeypatch.setattr(module, step, meanwhile)
+    with (
+        pytest.raises(OutputError, match=r"out\.part is being written by another export$"),
+        open_target(tmp_path / "out", NAME, 9, force=True),
+    ):
+        pass
+    monkeypatch.undo()
+    assert part.read_bytes() == b"another's"
+    assert is_clean(tmp_path, "out.part")
+
+
+@in_trio
+async def test_where_a_file_system_has_no_locks_it_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "out.part").write_bytes(b"left")
+    await export(CONTENT, tmp_path / "out", force=True)
+    assert (tmp_path / "out").read_bytes() == CONTENT
+
+
+@in_trio
+async def test_what_is_no_file_in_the_place_of_a_part_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.part")
+    await export(CONTENT, tmp_path / "out", force=True)
+    assert (tmp_path / "out").read_bytes() == CONTENT
+    (tmp_path / "second.part").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*second: Is a directory"):
+        await export(CONTENT, tmp_path / "second", force=True)
