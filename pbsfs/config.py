@@ -155,10 +155,17 @@ def _find_trust(
     return trust
 
 
-def open_keys(options: SourceOptions, environment: Mapping[str, str], terminal: Terminal | None) -> KeyRing:
+def open_keys(
+    options: SourceOptions,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+    *,
+    ask_for_default: bool = False,
+) -> KeyRing:
     """The keys that the options name, or else those in the usual places.
 
-    Raises UsageError, KeyFileError, PasswordError.
+    `ask_for_default`: for what reads much; a listing should not ask for the password of a key that it has no
+    use for. Raises UsageError, KeyFileError, PasswordError.
     """
     given = None
     if options.keyfd is not None:
@@ -178,7 +185,12 @@ def open_keys(options: SourceOptions, environment: Mapping[str, str], terminal: 
 
     password = find_secret(KEY_PASSWORD_VARIABLE, "encryption-password", environment)
     return read_keys(
-        options.keyfiles, given=given, password=password, ask=ask, config_home=_config_home(environment)
+        options.keyfiles,
+        given=given,
+        password=password,
+        ask=ask,
+        ask_for_default=ask_for_default and terminal is not None,
+        config_home=_config_home(environment),
     )
 
 

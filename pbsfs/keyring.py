@@ -60,13 +60,20 @@ class KeyRing(Mapping[str, Key]):
 
 
 def read_keys(
-    files: Iterable[Path], *, given: bytes | None, password: Secret | None, ask: Ask, config_home: Path
+    files: Iterable[Path],
+    *,
+    given: bytes | None,
+    password: Secret | None,
+    ask: Ask,
+    ask_for_default: bool,
+    config_home: Path,
 ) -> KeyRing:
     """The keys in `files` (key files, or directories of some), or else those in the usual places.
 
     `given`: the content of a key file that came through a descriptor. `password`: tried for each that
-    needs one. Raises KeyFileError and PasswordError for files that were named, and for a directory that was
-    named where there is no usable one in it: without keys nothing would be verified.
+    needs one. `ask_for_default`: whether to ask for the password of the vendor's client's own key too, which
+    nobody named. Raises KeyFileError and PasswordError for files that were named, and for a directory that
+    was named where there is no usable one in it: without keys nothing would be verified.
     """
     keys = []
     if given is not None:
@@ -79,12 +86,24 @@ def read_keys(
             keys.append(_unlock(path, _parse(path, _read(path)), password, ask))
     if given is None and not named:
         default = config_home / "proxmox-backup" / "encryption-key.json"
-        keys += _usual([default] if os.path.lexists(default) else [], password)[0]
+        if os.path.lexists(default):
+            keys += _default(default, password, ask if ask_for_default else None)
         with contextlib.suppress(OSError):  # not there, or not for this user: no key of theirs
             keys += _usual(_in_directory(PVE_KEYS), password)[0]
     if len(keys) > MAX_KEYS:
         raise KeyFileError(f"{len(keys)} keys are too many; {MAX_KEYS} is the most")
     return KeyRing(keys)
+
+
+def _default(path: Path, password: Secret | None, ask: Ask | None) -> list[Key]:
+    """The key of the vendor's client, which may not be needed: who is asked may go on without it."""
+    keys, unusable = _usual([path], password)
+    if ask is not None and any(isinstance(error, PasswordError) for error in unusable):
+        file = _parse(path, _read(path, only_regular=True))
+        answer = ask(path, file)
+        if answer is not None and answer.reveal():
+            keys = [_unlock(path, file, answer, ask)]
+    return keys
 
 
 def _those_in(path: Path, password: Secret | None) -> list[Key]:

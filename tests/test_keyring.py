@@ -63,9 +63,41 @@ def read(
     given: bytes | None = None,
     password: str | None = None,
     ask: Asked | None = None,
+    ask_for_default: bool = False,
 ) -> KeyRing:
-    secret = None if password is None else Secret(password)
-    return read_keys(files, given=given, password=secret, ask=ask or Asked(), config_home=config_home)
+    return read_keys(
+        files,
+        given=given,
+        password=None if password is None else Secret(password),
+        ask=ask or Asked(),
+        ask_for_default=ask_for_default,
+        config_home=config_home,
+    )
+
+
+def test_the_clients_own_key_is_asked_for_only_where_much_is_read(tmp_path: Path) -> None:
+    (tmp_path / "proxmox-backup").mkdir()
+    place = stored(tmp_path / "proxmox-backup" / "encryption-key.json", KEY, "scrypt")
+    nobody = Asked()
+    assert len(read(tmp_path, ask=nobody)) == 0
+    assert nobody.questions == []
+
+    somebody = Asked(PASSWORD)
+    assert names(read(tmp_path, ask=somebody, ask_for_default=True)) == fingerprints(KEY)
+    assert [path for path, _hint in somebody.questions] == [place]
+
+    unasked = Asked()
+    assert len(read(tmp_path, password=PASSWORD, ask=unasked, ask_for_default=True)) == 1
+    assert unasked.questions == []
+
+
+def test_who_is_asked_for_the_clients_own_key_may_go_on_without_it(tmp_path: Path) -> None:
+    (tmp_path / "proxmox-backup").mkdir()
+    stored(tmp_path / "proxmox-backup" / "encryption-key.json", KEY, "scrypt")
+    for nothing in ("", None):
+        assert len(read(tmp_path, ask=Asked(nothing), ask_for_default=True)) == 0
+    with pytest.raises(PasswordError, match="wrong password"):
+        read(tmp_path, ask=Asked("not it"), ask_for_default=True)
 
 
 def stored(path: Path, key: Key = KEY, kind: str = "none", password: str = PASSWORD) -> Path:

@@ -79,7 +79,7 @@ def command(
         elif isinstance(node, Directory):
             raise UsageError(f"{node} is a directory; name one of its files: {_names(await node.children())}")
 
-    run_on_tree(work, zeroed=on_damage, **source)
+    run_on_tree(work, zeroed=on_damage, reads_much=True, **source)
 
 
 def _tell_damage(zeros: list[Range], size: int, map_file: Path | None, *, force: bool) -> None:

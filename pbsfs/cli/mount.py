@@ -110,7 +110,9 @@ def command(
     report = _Report(ready_fd)
     try:
         opened = open_source(source, os.environ, find_terminal())
-        keys = _taken_over(keys_fd) or open_keys(source, os.environ, find_terminal())
+        keys = _taken_over(keys_fd)
+        if keys is None:
+            keys = open_keys(source, os.environ, find_terminal(), ask_for_default=True)
         _serve(
             opened, keys, place, namespace, options, parse_cache_size(cache_size), refresh, on_damage, report
         )
@@ -208,7 +210,8 @@ def _hand_over(source: SourceOptions) -> tuple[list[str], dict[str, str], list[i
     through a pipe: neither arguments nor environment of a process that lives for weeks should hold it.
     """
     environment = dict(os.environ)
-    keys_fd = _pipe_with(open_keys(source, os.environ, find_terminal()).dump())
+    keys = open_keys(source, os.environ, find_terminal(), ask_for_default=True)
+    keys_fd = _pipe_with(keys.dump())
     for suffix in SECRET_FORMS:
         environment.pop(KEY_PASSWORD_VARIABLE + suffix, None)
     arguments = [f"--keys-fd={keys_fd}"]

@@ -175,8 +175,11 @@ def run_on_tree(
     source: SourceOptions,
     namespace: str,
     zeroed: ZeroedRanges | None = None,
+    reads_much: bool = False,
 ) -> R:
     """Opens the source that the options name, and runs `work` on its tree.
+
+    `reads_much`: whether it is worth asking for the password of a key that nobody named.
 
     SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
     """
@@ -193,7 +196,7 @@ def run_on_tree(
 
     root = Namespace.parse(namespace)
     opened = open_source(source, os.environ, find_terminal())
-    keys = open_keys(source, os.environ, find_terminal())
+    keys = open_keys(source, os.environ, find_terminal(), ask_for_default=reads_much)
     return trio.run(_until_signalled, run)
 
 

@@ -58,7 +58,7 @@ def command(
         with shown(progress, "verify", total) as advance:
             return await verification.run(list(files.values()), advance)
 
-    report = run_on_tree(work, **source)
+    report = run_on_tree(work, reads_much=True, **source)
     click.echo(json.dumps(_as_json(report), indent=2) if as_json else printable(_as_text(report)))
     if report.damaged:
         raise click.exceptions.Exit(exit_status_of(DamageError("")))
