@@ -48,6 +48,8 @@ Exit status:
   15 not a Proxmox Backup Server
   16 no such datastore
   17 no such realm
+  18 the password of a key is missing or wrong
+  19 a key file can't be read, or is none
   128+N  ended by signal N (130: Ctrl-C)
 """
 

@@ -92,6 +92,7 @@ def command(
       pbsfs mount --datastore-dir /srv/store1 --ns prod -o allow_other,gid=100 /mnt/pbs
       pbsfs umount /mnt/pbs
     """
+    process.keep_memory_private()  # before there are keys in it
     options = FuseOptions.parse(fuse_options)
     parse_cache_size(cache_size)
     Namespace.parse(namespace)
@@ -147,7 +148,6 @@ def _serve(
     zeroed: ZeroedRanges | None,
     report: _Report,
 ) -> None:
-    process.keep_memory_private()
     # Heavy, and the waiting process does without: it starts faster.
     import trio  # noqa: PLC0415
 

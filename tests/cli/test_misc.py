@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 import pbsfs as package
 from pbsfs.cli import _COMMANDS
+from pbsfs.errors import PbsfsError
 from pbsfs.sources.server.retry import DEFAULT_LIMIT
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.stocked import IMAGE, stock
@@ -35,6 +37,19 @@ def test_help_names_every_command_and_every_exit_status() -> None:
         assert status in text
     assert "7  can't mount" in text
     assert "8  can't write" in text
+
+
+def test_every_error_has_its_status_in_the_help_and_in_the_readme() -> None:
+    def below(kind: type[PbsfsError]) -> set[type[PbsfsError]]:
+        return {kind}.union(*(below(child) for child in kind.__subclasses__()))
+
+    mine = {kind for kind in below(PbsfsError) if kind.__module__ == PbsfsError.__module__}
+    statuses = {kind.exit_status for kind in mine}
+    assert {0, *statuses} == {
+        int(s) for s in re.findall(r"^ +(\d+) +[a-z]", output_of(PBSFS, "--help"), re.MULTILINE)
+    }
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert {0, *statuses} == {int(status) for status in re.findall(r"^\| (\d+) \|", readme, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("name", _COMMANDS)

@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +22,13 @@ from typing import Any
 import pytest
 
 from pbsfs.formats import blob
+from pbsfs.formats.keys import Key
+from pbsfs.formats.manifest import CryptMode
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.names import MANIFEST, Namespace
 from pbsfs.writer import DatastoreWriter
-from tests.support import damage, made
+from tests.support import damage, made, mounts
+from tests.support.keyfiles import PASSWORD, key_file
 from tests.support.mounts import Mounted, cleaned_up, fails_with, mounted, opened, read_at, refusal
 from tests.support.needs import need, need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
@@ -155,6 +159,164 @@ def test_encrypted_files_need_their_key(own: Stocked, tmp_path: Path) -> None:
         (line,) = mount.log_lines()
         assert ENCRYPTED in line
         assert made.KEY.fingerprint in line
+
+
+def keys_in(directory: Path, **keys: Key) -> str:
+    """The option that gives some keys, which lie in `directory` after that."""
+    directory.mkdir()
+    for name, key in keys.items():
+        (directory / f"{name}.json").write_bytes(key_file(key=key.reveal()))
+    return f"--keyfile={directory}"
+
+
+SEALED = made.image(4, "r0", tail=5)
+"""What `ENCRYPTED` holds."""
+
+
+def test_damage_reads_as_zeros_where_asked(own: Stocked, tmp_path: Path) -> None:
+    content = own.contents[IMAGE]
+    shown = content[:CHUNK] + bytes(CHUNK) + content[2 * CHUNK :]
+    digest = hashlib.sha256(content[CHUNK : 2 * CHUNK]).digest()
+    chunk = own.writer.chunk_path(digest)
+    whole = chunk.read_bytes()
+    damage.flip_bit(chunk, 8 * 1000)
+    with mounted(own.path, tmp_path / "m", "--on-damage", "zero") as mount:
+        for _ in range(3):
+            assert (mount / IMAGE).read_bytes() == shown
+        assert os.getxattr(mount / IMAGE, "user.pbs.damaged_ranges") == b"%d+%d" % (CHUNK, CHUNK)
+        (line,) = mount.log_lines()
+        for part in (IMAGE, f"bytes {CHUNK} to {2 * CHUNK - 1}", f"{CHUNK} bytes", digest.hex()):
+            assert part in line
+        damage.replace(chunk, whole)
+        wait_until(lambda: (mount / IMAGE).read_bytes() == content, "what was repaired is seen")
+    assert mount.log_lines()[-1].endswith(f"{IMAGE}: {CHUNK}+{CHUNK}")
+
+
+def test_zeros_never_stand_for_more_than_chunks(own: Stocked, tmp_path: Path) -> None:
+    damage.flip_bit(own.path / f"{IMAGE}.fidx", 8 * 4100)
+    damage.flip_bit(own.path / f"{CONFIGURATION}.blob", 8 * 14)
+    damage.flip_bit(own.path / SECOND / MANIFEST.filename, 8 * 20)
+    with mounted(own.path, tmp_path / "m", "--on-damage", "zero") as mount:
+        for path in (IMAGE, CONFIGURATION):
+            assert fails_with(errno.EIO, lambda p=path: (mount / p).open("rb"))  # type: ignore[misc]
+        assert fails_with(errno.EIO, lambda: os.listdir(mount / SECOND))
+        assert fails_with(errno.EACCES, lambda: (mount / ENCRYPTED).open("rb"))
+        with (mount / IN_NAMESPACE).open("rb", buffering=0) as file:
+            own.path.rename(tmp_path / "away")
+            assert fails_with(errno.EIO, lambda: file.read(10))
+        assert len(mount.log_lines()) >= 5
+        assert not any("shown as zeros" in line for line in mount.log_lines())
+
+
+def test_encrypted_files_read_like_others_with_their_key(own: Stocked, tmp_path: Path) -> None:
+    other = made.image(5, "0r", tail=9)
+    snapshot = made.snapshot("102")
+    files = {"drive-scsi0.img.fidx": other, "a.conf.blob": b"a" * 100}
+    mode = CryptMode.ENCRYPT
+    own.writer.add_snapshot(snapshot, files, crypt_mode=mode, key=made.OTHER_KEY, chunk_size=CHUNK)
+    keys = keys_in(tmp_path / "keys", first=made.KEY, second=made.OTHER_KEY)
+    with mounted(own.path, tmp_path / "m", keys) as mount:
+        for path, content in ((ENCRYPTED, SEALED), (f"{snapshot}/drive-scsi0.img", other)):
+            found = (mount / path).stat()
+            assert (mount / path).read_bytes() == content
+            assert (found.st_size, found.st_blocks) == (len(content), -(-(len(content) - CHUNK) // 512))
+        with (mount / ENCRYPTED).open("rb") as file:
+            assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == CHUNK
+        assert (mount / str(snapshot) / "a.conf").read_bytes() == b"a" * 100
+        for path, content in own.contents.items():
+            assert (mount / path).read_bytes() == content
+
+
+# --- signatures
+
+
+def change_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the manifest of the snapshot in the directory `path`, as who does not have the key can."""
+    file = path / MANIFEST.filename
+    data = json.loads(blob.decode(file.read_bytes(), max_size=1 << 20, encrypted=False))
+    change(data)
+    damage.replace(file, blob.encode(json.dumps(data).encode()))
+
+
+def test_a_manifest_that_was_changed_is_refused(own: Stocked, tmp_path: Path) -> None:
+    group = (own.path / ENCRYPTED).parent.parent
+    genuine = (own.path / ENCRYPTED).parent
+
+    def drop(*names: str) -> Callable[[dict[str, Any]], object]:
+        return lambda data: [data.pop(name) for name in names]
+
+    changes: list[Callable[[dict[str, Any]], object]] = [
+        drop("signature"),
+        lambda data: data["files"][0].update(size=5),
+        lambda data: data["files"][0].update({"crypt-mode": "none"}),
+        lambda data: data.update({"backup-time": made.TIME + 1}),  # as it would have to be here
+    ]
+    copies = [group / f"2023-11-14T22:13:{30 + number}Z" for number in range(len(changes))]
+    for copy, change in zip(copies, changes, strict=True):
+        shutil.copytree(genuine, copy)
+        change_manifest(copy, change)
+    shutil.copytree(genuine, group / "2023-11-14T22:13:50Z")  # signed, but of another time
+    names = [path.name for path in (*copies, group / "2023-11-14T22:13:50Z")]
+    with mounted(own.path, tmp_path / "m", keys_in(tmp_path / "keys", key=made.KEY)) as mount:
+        for name in names:
+            path = mount / "vm/101" / name / "drive-scsi0.img"
+            assert fails_with(errno.EIO, lambda p=path: p.open("rb")), name  # type: ignore[misc]
+            assert any(name in line and "index.json" in line for line in mount.log_lines())
+        assert (mount / ENCRYPTED).read_bytes() == SEALED
+
+
+def test_an_index_that_was_swapped_is_refused(own: Stocked, tmp_path: Path) -> None:
+    evil = made.image(6, "r0", tail=5)
+    path = own.writer.add_snapshot(made.snapshot("999"), {"x.img.fidx": evil}, chunk_size=CHUNK)
+    (own.path / f"{ENCRYPTED}.fidx").write_bytes((path / "x.img.fidx").read_bytes())
+    signed = made.image(7, "rr")
+    snapshot = made.snapshot("102")
+    sealed = own.writer.add_snapshot(
+        snapshot, {"x.img.fidx": signed}, crypt_mode=CryptMode.ENCRYPT, key=made.KEY, chunk_size=CHUNK
+    )
+    digest = made.KEY.digest(signed[:CHUNK])
+    damage.replace(own.writer.chunk_path(digest), blob.encode(signed[:CHUNK]))
+    assert sealed.is_dir()
+    with mounted(own.path, tmp_path / "m", keys_in(tmp_path / "keys", key=made.KEY)) as mount:
+        assert fails_with(errno.EIO, lambda: (mount / ENCRYPTED).open("rb"))
+        image = mount / str(snapshot) / "x.img"
+        assert fails_with(errno.EIO, lambda: read_at(image, 0, 10))
+        assert read_at(image, CHUNK, 10) == signed[CHUNK:][:10]
+        first, second = mount.log_lines()
+        assert "checksum differs from the manifest" in first
+        assert "not encrypted" in second
+
+
+def test_what_another_key_signed_is_refused(own: Stocked, tmp_path: Path) -> None:
+    signed = made.snapshot("102")
+    files = {"x.img.fidx": made.image(7, "r")}
+    own.writer.add_snapshot(signed, files, crypt_mode=CryptMode.SIGN_ONLY, key=made.KEY)
+    with mounted(own.path, tmp_path / "m", keys_in(tmp_path / "keys", key=made.OTHER_KEY)) as mount:
+        for path in (ENCRYPTED, f"{signed}/x.img"):
+            assert fails_with(errno.EACCES, lambda p=path: (mount / p).open("rb"))  # type: ignore[misc]
+        for path, content in own.contents.items():
+            assert (mount / path).read_bytes() == content
+        lines = mount.log_lines()
+        assert len(lines) == 2
+        assert all(made.KEY.fingerprint in line for line in lines)
+
+
+def test_keys_stay_in_the_process(own: Stocked, tmp_path: Path) -> None:
+    need_root("look into the process of a mount")
+    (path := tmp_path / "key.json").write_bytes(key_file("scrypt"))
+    log = tmp_path / "m.log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mounts, "environment", lambda: environment(PBS_ENCRYPTION_PASSWORD=PASSWORD))
+        with mounted(own.path, tmp_path / "m", f"--keyfile={path}", "--log-level", "debug") as mount:
+            assert (mount / ENCRYPTED).read_bytes() == SEALED
+            process = Path(f"/proc/{mount.pid}")
+            seen = [(process / name).read_bytes() for name in ("cmdline", "environ")] + [log.read_bytes()]
+            for secret in (PASSWORD.encode(), made.KEY.reveal(), made.KEY.reveal().hex().encode()):
+                assert not any(secret in text for text in seen)
+            assert b64encode(made.KEY.reveal()) not in b"".join(seen)
+            line = (process / "limits").read_text().partition("Max core file size")[2]
+            assert line.split()[:2] == ["0", "0"]
+            mount.log_lines()
 
 
 # --- sizes and holes
