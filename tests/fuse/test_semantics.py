@@ -725,6 +725,7 @@ def test_the_kernel_keeps_what_was_read(own: Stocked, tmp_path: Path) -> None:
         lines = Path(f"/proc/{pid}/io").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("wchar")).split()[1])
 
+    need_root("see what the process of a mount writes")
     size = len(own.contents[IMAGE])
     with mounted(own.path, tmp_path / "m") as mount:
         before = written(mount.pid)
