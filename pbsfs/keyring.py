@@ -65,7 +65,7 @@ def read_keys(
     given: bytes | None,
     password: Secret | None,
     ask: Ask,
-    ask_for_default: bool,
+    ask_for_default: bool = False,
     config_home: Path,
 ) -> KeyRing:
     """The keys in `files` (key files, or directories of some), or else those in the usual places.
