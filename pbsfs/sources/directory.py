@@ -51,6 +51,9 @@ use up trio's default pool, on which decoding depends."""
 MAX_PARSED = 20_000
 """Snapshots whose parsed manifest is kept (about 1 KiB each), so that listing again is cheap."""
 
+_MEDIUM_ERRORS = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EILSEQ)
+"""What a file system says of one file that its disk can't read any more, or that fails its own checks."""
+
 MAX_SMALL_FILE = 64 << 10
 """Bytes of an owner or notes file that are read."""
 
@@ -270,6 +273,11 @@ class DirectorySource(Source):
             bad = sorted(path.parent.glob(f"{path.name}.*.bad")) if path.parent.is_dir() else []
             reason = f"a verification found it damaged ({bad[0].name})" if bad else "missing"
             raise DamageError(f"chunk file {path}: {reason}") from None
+        except OSError as error:
+            if error.errno not in _MEDIUM_ERRORS:
+                raise
+            self._check()  # the disk is there: it is this file that it can't read
+            raise DamageError(f"chunk file {path}: {error.strerror}") from None
 
 
 def _directories(path: Path) -> list[str]:

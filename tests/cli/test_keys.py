@@ -27,7 +27,7 @@ from tests.support.golden import Original
 from tests.support.keyfiles import HINT, key_file
 from tests.support.made import KEY, OTHER_KEY
 from tests.support.mounts import Mounted, cleaned_up, fails_with, mounted, opened, read_at
-from tests.support.needs import need, need_fuse
+from tests.support.needs import need, need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.serving import PASSWORD as SERVER_PASSWORD
 from tests.support.serving import access, serving
@@ -390,6 +390,7 @@ def processes() -> Iterator[tuple[int, bytes]]:
 
 def pipes_from_others(process: int) -> list[str]:
     """Pipes that a process has one end of."""
+    need_root("look into a process that keeps its memory to itself")
     names = [os.readlink(descriptor) for descriptor in Path(f"/proc/{process}/fd").iterdir()]
     return [name for name, ends in Counter(names).items() if name.startswith("pipe:") and ends == 1]
 

@@ -11,7 +11,7 @@ import pytest
 
 from pbsfs.fuse.mountpoint import mounted_at
 from tests.support.mounts import cleaned_up, mounted
-from tests.support.needs import need_fuse
+from tests.support.needs import need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, pbsfs
 from tests.support.stocked import CONFIGURATION, Stocked, stock
 from tests.support.waiting import wait_until
@@ -104,6 +104,7 @@ def test_without_a_log_file_or_syslog_the_log_is_a_file_of_the_users(
 
 @pytest.mark.mount
 def test_the_end_of_the_callers_terminal_does_not_end_the_mount(stocked: Stocked, tmp_path: Path) -> None:
+    need_root("look into a process that keeps its memory to itself")
     with mounted(stocked.path, tmp_path / "m") as mount:
         status = Path(f"/proc/{mount.pid}/stat").read_text().rpartition(")")[2].split()
         assert int(status[3]) == mount.pid  # leads a session of its own

@@ -19,7 +19,7 @@ import pytest
 from pbsfs.fuse.mountpoint import mounted_at
 from tests.support import damage, made
 from tests.support.mounts import cleaned_up, mounted
-from tests.support.needs import need_fuse
+from tests.support.needs import need_fuse, need_root
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
 from tests.support.server import READER, Drop, ReferenceServer, Status, certificate
 from tests.support.serving import PASSWORD, SECRET, STORE, TOKEN, USER, WAYS_IN, access, serving, without
@@ -543,6 +543,7 @@ def test_without_a_terminal_nobody_is_asked(server: ReferenceServer, tmp_path: P
 
 def everything_told_of(process: int) -> str:
     """What any process of the same user may learn of one: its command line, environment, mounts."""
+    need_root("look into a process that keeps its memory to itself")
     names = ("cmdline", "environ", "mountinfo", "comm")
     return "\n".join(Path(f"/proc/{process}/{name}").read_bytes().decode(errors="replace") for name in names)
 

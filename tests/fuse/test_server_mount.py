@@ -21,6 +21,7 @@ from pbsfs.writer import DatastoreWriter
 from tests.support import golden, made
 from tests.support.golden import Original
 from tests.support.mounts import Mounted, fails_with, mounted, opened, read_at
+from tests.support.needs import need_root
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
 from tests.support.server import OWN_GROUPS, READER, Hold, ReferenceServer
 from tests.support.serving import PASSWORD, SECRET, STORE, TOKEN, USER, WAYS_IN, access, serving
@@ -155,6 +156,8 @@ def test_mounting_asks_the_server_a_few_things_and_listing_it_one_for_each_group
 
 
 def test_opening_over_and_over_leaves_nothing_behind(own: Stocked, tmp_path: Path) -> None:
+    need_root("look into a process that keeps its memory to itself")
+
     def held(mount: Mounted) -> tuple[int, int]:
         status = Path(f"/proc/{mount.pid}/status").read_text()
         threads = int(status.partition("Threads:")[2].split()[0])

@@ -626,7 +626,7 @@ def test_a_level_that_may_not_be_listed_is_an_error_and_not_an_empty_one(
 
 @pytest.mark.parametrize(
     ("number", "retryable"),
-    [(errno.EACCES, False), (errno.EPERM, False), (errno.EIO, True), (errno.ESTALE, True)],
+    [(errno.EACCES, False), (errno.EPERM, False), (errno.ENXIO, True), (errno.ESTALE, True)],
 )
 def test_a_file_or_chunk_that_cannot_be_read_is_named_and_a_retry_may_help_or_not(
     writer: DatastoreWriter, fault: Callable[[str, int], None], number: int, retryable: bool
@@ -643,6 +643,21 @@ def test_a_file_or_chunk_that_cannot_be_read_is_named_and_a_retry_may_help_or_no
     paths = [writer.snapshot_path(FIRST) / CONFIG.filename, writer.chunk_path(digest)]
     assert [str(error) for error in errors] == [f"cannot read {p}: {os.strerror(number)}" for p in paths]
     assert [error.retryable for error in errors] == [retryable] * 2
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG, errno.EUCLEAN])
+def test_a_chunk_that_the_disk_cannot_read_any_more_is_damage(
+    writer: DatastoreWriter, fault: Callable[[str, int], None], number: int
+) -> None:
+    add(writer)
+    digest = next(iter(chunks_of(writer, IMAGE)))
+    fault(digest.hex(), number)
+    source = DirectorySource(writer.path)
+    with pytest.raises(DamageError, match=f"{digest.hex()}: {os.strerror(number)}"):
+        trio.run(source.fetch_chunk, FIRST, IMAGE, digest, LIMIT)
+    writer.path.rename(writer.path.with_name("away"))  # where all of it is gone, that is what is told
+    with pytest.raises(SourceError, match="cannot read datastore"):
+        trio.run(source.fetch_chunk, FIRST, IMAGE, digest, LIMIT)
 
 
 def test_a_read_that_fails_half_way_names_the_file(
