@@ -6,6 +6,7 @@ are refused and nobody else gets it.
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -109,6 +110,10 @@ class Listener:
                     return
                 except ConnectionAbortedError:
                     continue
+                except OSError as error:
+                    if error.errno == errno.EBADF:
+                        return  # closed between its becoming readable and the call
+                    raise
                 self.connections += 1
                 self._nursery.start_soon(self._serve, connection)
 
