@@ -117,7 +117,7 @@ class Corrupt(AnswerFault):
     def change(self, answer: Answer) -> Answer:
         body = bytearray(answer.body)
         if body:
-            body[self.at] ^= 0x10
+            body[min(self.at, len(body) - 1)] ^= 0x10
         return replace(answer, body=bytes(body))
 
 
