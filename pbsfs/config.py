@@ -117,6 +117,8 @@ def find_access(
     # Before the password: who has to be asked for it should see that the server is the right one.
     trust = _find_trust(options, repository, environment, terminal)
     secret = find_secret(PASSWORD_VARIABLE, "password", environment)
+    if secret is not None and not secret.reveal():
+        secret = None  # a variable that is set to nothing
     if secret is None and terminal is None:
         raise UsageError(
             f"no password for {repository.auth_id}: set PBS_PASSWORD (or PBS_PASSWORD_FD, _FILE, _CMD); "
@@ -273,6 +275,6 @@ def _number(option: str, value: str, base: int, most: int) -> int:
         number = -1
     if not 0 <= number <= most or not value.isalnum():
         raise UsageError(
-            f"mount option '{option}': not a number from 0 to {most:{'o' if base == 8 else 'd'}}"
+            f"mount option '{option}': not a number from 0 to {f'{most:o} (octal)' if base == 8 else most}"
         )
     return number

@@ -263,7 +263,19 @@ def _target(dest: Path, name: str, size: int, *, force: bool) -> Target:
         return _BlockTarget(dest, size, force=force)
     if stat.S_ISREG(mode):
         return _FileTarget(dest, size, force=force)
-    return _StreamTarget(os.open(dest, os.O_WRONLY | os.O_CLOEXEC), str(dest))
+    return _StreamTarget(_open_stream(dest, mode), str(dest))
+
+
+def _open_stream(dest: Path, mode: int) -> int:
+    """A device or named pipe, opened without waiting for a reader: no signal could end that wait."""
+    try:
+        fd = os.open(dest, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO and stat.S_ISFIFO(mode):
+            raise OutputError(f"nobody reads from {dest}; start what is to read it first") from None
+        raise
+    os.set_blocking(fd, True)
+    return fd
 
 
 async def copy_image(image: Image, target: Target, advance: Callable[[int], None]) -> None:

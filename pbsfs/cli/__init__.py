@@ -102,8 +102,13 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except click.exceptions.Exit as error:
         status = error.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        status = error.exit_code
+    except click.ClickException as error:
+        usage = error.ctx.get_usage() if isinstance(error, click.UsageError) and error.ctx else ""
+        text = " ".join(f"{error.format_message()} {usage}".split())
+        click.echo(f"pbsfs: {text}", err=True)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED_EXIT_STATUS

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from pbsfs.cli.options import damage_option, logging_options, run_on_tree, set_up_logging, source_options
+from pbsfs.cli.options import (
+    FilePath,
+    damage_option,
+    logging_options,
+    run_on_tree,
+    set_up_logging,
+    source_options,
+)
 from pbsfs.cli.progress import shown
 from pbsfs.copy import check_map_file, copy_blob, copy_image, open_target, write_map
 from pbsfs.errors import DamageError, UsageError
@@ -17,7 +24,7 @@ from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 
 @click.command("export")
 @click.argument("path")
-@click.argument("dest", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("dest", type=FilePath(allow_dash=True))
 @click.option(
     "--force", is_flag=True, help="Overwrite DEST: an existing file, or the whole of a block device."
 )
@@ -26,7 +33,7 @@ from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 @click.option(
     "--map-file",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="With --on-damage zero: where to write which ranges are zeros, as a map file of ddrescue. "
     "Default: DEST.map, where DEST is a file.",
 )

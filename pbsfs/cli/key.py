@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pbsfs.cli.options import (
+    FilePath,
     find_terminal,
     logging_options,
     printable,
@@ -39,7 +40,7 @@ def command() -> None:
 
 
 @command.command("show")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FilePath())
 def show(file: Path) -> None:
     """Print what FILE says of its key; no password is needed.
 
@@ -66,11 +67,11 @@ def show(file: Path) -> None:
 
 @command.command("recover")
 @click.argument("snapshot")
-@click.argument("out", metavar="OUT.json", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.json", type=FilePath())
 @click.option(
     "--master-key",
     metavar="PRIVATE.pem",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     required=True,
     help="The private RSA key. Its password, where it has one: PBS_MASTER_KEY_PASSWORD, or asked for.",
 )

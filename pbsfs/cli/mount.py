@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING
 import click
 
 from pbsfs import process
-from pbsfs.cli.options import damage_option, find_terminal, logging_options, set_up_logging, source_options
+from pbsfs.cli.options import (
+    SECONDS,
+    FilePath,
+    damage_option,
+    find_terminal,
+    logging_options,
+    set_up_logging,
+    source_options,
+)
 from pbsfs.config import (
     KEY_PASSWORD_VARIABLE,
     PASSWORD_VARIABLE,
@@ -41,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @click.command("mount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=FilePath())
 @source_options
 @click.option(
     "-o",
@@ -57,7 +65,7 @@ if TYPE_CHECKING:
 @click.option(
     "--refresh",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
+    type=SECONDS,
     default=5.0,
     show_default=True,
     help="New backups appear within this time.",
@@ -104,7 +112,7 @@ def command(
         arguments = ["--ns", namespace, "--cache-size", cache_size, "--refresh", str(refresh)]
         arguments += ["--log-level", log_level, "--on-damage", "fail" if on_damage is None else "zero"]
         arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
-        arguments += [f"-o{text}" for text in fuse_options]
+        arguments += [f"-o{text}" for text in fuse_options if text]
         _start_in_background(arguments, source, place)
         return
     set_up_logging(log_level, log_file, background=ready_fd is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import logging.handlers
+import math
 import os
 import signal
 import sys
@@ -27,6 +28,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 
 _SYSLOG_SOCKET = Path("/dev/log")
+
+
+class FilePath(click.Path):
+    """A path that is not empty: a variable that was not set should not mean the current directory."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Seconds(click.FloatRange):
+    """A number of seconds: neither negative, nor endless, nor no number at all."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds(min=0)
 
 
 def source_options(command: F) -> F:
@@ -60,7 +86,7 @@ def source_options(command: F) -> F:
             "--keyfile",
             "keyfiles",
             metavar="PATH",
-            type=click.Path(path_type=Path),
+            type=FilePath(),
             multiple=True,
             help="A key file, or a directory of them; more than once for more keys. Default: the key of "
             "proxmox-backup-client, and those of Proxmox VE's storages.",
@@ -74,7 +100,7 @@ def source_options(command: F) -> F:
         click.option(
             "--retry-timeout",
             metavar="SECONDS",
-            type=click.FloatRange(min=0),
+            type=SECONDS,
             help="How long a read waits for a server that is away (default: 120).",
         ),
         click.option(
@@ -85,7 +111,7 @@ def source_options(command: F) -> F:
         click.option(
             "--datastore-dir",
             metavar="DIR",
-            type=click.Path(path_type=Path),
+            type=FilePath(),
             help="Read the datastore in this directory (of a dead server, a copy, a disk at hand).",
         ),
         click.option(
@@ -116,7 +142,7 @@ def logging_options(command: F) -> F:
         click.option(
             "--log-file",
             metavar="FILE",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=FilePath(dir_okay=False),
             help="Append the log to this file (default: standard error; a background mount: syslog).",
         ),
         click.option(

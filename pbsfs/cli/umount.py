@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from pbsfs.cli.options import FilePath
 from pbsfs.fuse.mountpoint import unmount
 
 
 @click.command("umount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=FilePath())
 @click.option("-l", "--lazy", is_flag=True, help="Take it away now, end it when its last file is closed.")
 def command(mountpoint: Path, lazy: bool) -> None:
     """End the mount at MOUNTPOINT, also one whose process has died.

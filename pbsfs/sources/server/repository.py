@@ -35,6 +35,10 @@ class Repository:
     @classmethod
     def parse(cls, text: str) -> Repository:
         """Raises UsageError where `text` is no repository."""
+        if ":" in text.rpartition("@")[0]:  # not shown: it is a password, most likely
+            raise UsageError(
+                f"a repository has no ':' before its '@': a password belongs in PBS_PASSWORD; {_FORM}"
+            )
         rest, colon, store = text.rpartition(":")
         if not _STORE.fullmatch(store):
             raise UsageError(f"'{text}' is not a repository: no valid datastore at its end; {_FORM}")

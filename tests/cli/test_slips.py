@@ -1,0 +1,73 @@
+"""Slips of scripts and fingers: told in one line, and nothing is done in a place that nobody named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounts import mounted
+from tests.support.program import environment, error_of, pbsfs
+from tests.support.stocked import Stocked, stock
+
+IMAGE = "vm/100/latest/drive-scsi0.img"
+
+
+@pytest.fixture
+def stocked(tmp_path: Path) -> Stocked:
+    return stock(tmp_path / "datastore")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", "--datastore-dir", ""],
+        ["ls", "--keyfile", ""],
+        ["ls", "--log-file", ""],
+        ["mount", "--datastore-dir", "/nowhere", ""],
+        ["umount", ""],
+        ["export", "--datastore-dir", "/nowhere", IMAGE, ""],
+        ["key", "show", ""],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_an_empty_path_is_not_the_current_directory(arguments: list[str], tmp_path: Path) -> None:
+    assert "the path is empty" in error_of(pbsfs(*arguments, cwd=tmp_path), 2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "soon"])
+@pytest.mark.parametrize("option", ["--retry-timeout", "--refresh"])
+def test_what_is_no_number_of_seconds_is_refused(option: str, number: str, tmp_path: Path) -> None:
+    error_of(pbsfs("mount", option, number, tmp_path), 2)
+
+
+def test_wrong_usage_is_one_line_too() -> None:
+    text = error_of(pbsfs("mount"), 2)
+    assert text == "Missing argument 'MOUNTPOINT'. Usage: pbsfs mount [OPTIONS] MOUNTPOINT"
+
+
+@pytest.mark.mount
+def test_empty_mount_options_are_none(stocked: Stocked, tmp_path: Path) -> None:
+    with mounted(stocked.path, tmp_path / "m", "-o", "") as mount:
+        assert (mount / "vm").is_dir()
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(stocked: Stocked, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = error_of(pbsfs("export", "--datastore-dir", stocked.path, IMAGE, pipe), 8)
+    assert text == f"nobody reads from {pipe}; start what is to read it first"
+
+
+def test_a_password_in_the_repository_is_not_repeated() -> None:
+    text = error_of(pbsfs("ls", "--repository", "reader@pbs:hunter2@pbs.example.com:store1"), 2)
+    assert "PBS_PASSWORD" in text
+    assert "hunter2" not in text
+
+
+def test_an_empty_password_is_none() -> None:
+    told = environment(PBS_PASSWORD="", PBS_FINGERPRINT="00" * 32)
+    text = error_of(pbsfs("ls", "--repository", "reader@pbs@localhost:store1", env=told), 2)
+    assert text.startswith("no password for reader@pbs")
