@@ -155,16 +155,24 @@ class DirectorySource(Source):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         self._check()  # and an empty directory where a disk was mounted is not 'no backups'
 
+    def _enter_namespace(self, namespace: Namespace) -> Path:
+        """The directory of a namespace. Raises NotFoundError where there is none."""
+        path = self._namespace_path(namespace)
+        try:
+            self._enter(path)
+        except (FileNotFoundError, NotADirectoryError):
+            self._check()  # a datastore that is away is not one without this namespace
+            raise NotFoundError(f"{self}: there is no namespace '{namespace}'") from None
+        return path
+
     def _namespaces(self, parent: Namespace) -> list[Namespace]:
-        path = self._namespace_path(parent)
-        self._enter(path)
+        path = self._enter_namespace(parent)
         if len(parent.parts) == MAX_NAMESPACE_DEPTH:
             return []
         return sorted(_valid(parent.child, _directories(path / "ns")))
 
     def _groups(self, namespace: Namespace) -> list[GroupInfo]:
-        path = self._namespace_path(namespace)
-        self._enter(path)
+        path = self._enter_namespace(namespace)
         return [
             self._group_info(group)
             for backup_type in BACKUP_TYPES

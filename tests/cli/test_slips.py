@@ -71,3 +71,8 @@ def test_an_empty_password_is_none() -> None:
     told = environment(PBS_PASSWORD="", PBS_FINGERPRINT="00" * 32)
     text = error_of(pbsfs("ls", "--repository", "reader@pbs@localhost:store1", env=told), 2)
     assert text.startswith("no password for reader@pbs")
+
+
+def test_a_namespace_that_is_not_there_is_named_and_not_its_path(stocked: Stocked) -> None:
+    text = error_of(pbsfs("ls", "--datastore-dir", stocked.path, "--ns", "no/such"), 3)
+    assert text.endswith("there is no namespace 'no/such'")
