@@ -8,6 +8,7 @@ bytes, or raises.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -75,15 +76,21 @@ class Image:
     def handle(self) -> Handle:
         return Handle(self)
 
-    def read_cached(self, offset: int, size: int) -> Buffer | None:
-        """The bytes `offset` … `offset + size`, cut at the end; None where some would have to be fetched."""
+    def parts_cached(self, offset: int, size: int) -> list[Buffer] | None:
+        """The bytes `offset` … `offset + size`, cut at the end, as views of one chunk after the other; None
+        where some would have to be fetched."""
         parts: list[Buffer] = []
         for piece in self._pieces(offset, size):
             data = self._at_hand(piece.chunk)
             if data is None:
                 return None
             parts.append(memoryview(data)[piece.start : piece.start + piece.length])
-        return _join(parts)
+        return parts
+
+    def read_cached(self, offset: int, size: int) -> Buffer | None:
+        """Like `parts_cached`, in one piece: what lies in one chunk without a copy."""
+        parts = self.parts_cached(offset, size)
+        return None if parts is None else _join(parts)
 
     async def read(self, offset: int, size: int) -> Buffer:
         """The bytes `offset` … `offset + size`, cut at the end of the image.
@@ -198,52 +205,82 @@ def _join(parts: list[Buffer]) -> Buffer:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+NOTHING = -1, 0
+"""The chunk and window of a handle that has launched nothing."""
+
+
 class Handle:
-    """One reader of an image: reads, and fetches ahead while it reads in sequence."""
+    """One reader of an image: reads, and fetches ahead while it reads in sequence.
+
+    The FUSE door and copies use `read_cached` and `read`, in the trio loop. The NBD door's threads look up
+    with `image.parts_cached`, take note with `observe`, and have `fetch_ahead` called in the loop when there
+    is something to fetch.
+    """
 
     def __init__(self, image: Image) -> None:
         self.image = image
+        self._lock = threading.Lock()  # guards all of these but `_sequential`, which is the loop's
         self._ahead = ReadAhead()
-        self._sequential = False
+        self._wanted = 0  # bytes behind its position that are worth fetching
         self._next_chunk = 0  # the first chunk that was not fetched ahead yet
+        self._launched = NOTHING  # the chunk at the position, and `_wanted`, when all of it was launched
+        self._sequential = False
 
     def read_cached(self, offset: int, size: int) -> Buffer | None:
         """Like `Image.read_cached`. Call from the trio loop's thread."""
         data = self.image.read_cached(offset, size)
-        if data is not None:
-            self._fetch_ahead(offset, size)
+        if data is not None and self.observe(offset, size):
+            self.fetch_ahead()
         return data
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Like `Image.read`."""
         # What is asked for takes off first; what may be asked for next, right behind it.
         started = self.image._start(offset, size)
-        self._fetch_ahead(offset, size)
+        if self.observe(offset, size):
+            self.fetch_ahead()
         return await self.image._finish(started)
+
+    def observe(self, offset: int, size: int) -> bool:
+        """Takes note of a read; whether `fetch_ahead` is to be called for it. From any thread."""
+        with self._lock:
+            wanted = self._ahead.observe(offset, size)
+            self._wanted = wanted
+            if not wanted:
+                self._next_chunk = 0
+                self._launched = NOTHING
+                return self._sequential
+            # Nothing is new before the reader gets to the next chunk, or has shown that it wants more.
+            chunk, enough = self._launched
+            return wanted > enough or self._chunk_at(self._ahead.position) != chunk
+
+    def fetch_ahead(self) -> None:
+        """Starts fetching what is worth it after the reads that were observed. Call from the trio loop."""
+        store = self.image.store
+        with self._lock:
+            self._set_sequential(self._wanted > 0)
+            position, wanted = self._ahead.position, self._wanted
+            for number in self.image.data_chunks(position, min(wanted, store.window_limit)):
+                if number < self._next_chunk:
+                    continue
+                if not store.prefetch(self.image.chunk(number)):
+                    return  # there is no room now, but there may be at the next read
+                self._next_chunk = number + 1
+            self._launched = self._chunk_at(position), wanted
+
+    def _chunk_at(self, position: int) -> int:
+        return self.image.index.find(position) if position < self.image.size else self.image.index.count
 
     def skip_hole(self, end: int) -> None:
         """Tells that the reader leaves out a hole that ends at `end`: it still reads in sequence."""
-        self._ahead.skip(end)
+        with self._lock:
+            self._ahead.skip(end)
 
     def close(self) -> None:
-        """Gives back this reader's part of the read-ahead memory."""
+        """Gives back this reader's part of the read-ahead memory. Call from the trio loop."""
         self._set_sequential(False)
 
     def _set_sequential(self, sequential: bool) -> None:
         if sequential != self._sequential:
             self._sequential = sequential
             self.image.store.sequential_readers += 1 if sequential else -1
-
-    def _fetch_ahead(self, offset: int, size: int) -> None:
-        wanted = self._ahead.observe(offset, size)
-        self._set_sequential(wanted > 0)
-        if not wanted:
-            self._next_chunk = 0
-            return
-        store = self.image.store
-        for number in self.image.data_chunks(self._ahead.position, min(wanted, store.window_limit)):
-            if number < self._next_chunk:
-                continue
-            if not store.prefetch(self.image.chunk(number)):
-                break
-            self._next_chunk = number + 1
