@@ -15,7 +15,7 @@ PACKAGE = Path(pbsfs.__file__).parent
 LAYERS = (
     ("",),  # the package itself: its version
     ("errors", "process"),
-    ("names", "credentials"),
+    ("names", "credentials", "logs"),
     ("formats",),
     ("sources", "writer", "keyring"),
     ("reader", "config"),

@@ -12,12 +12,12 @@ from pbsfs.cli.options import (
     damage_option,
     logging_options,
     run_on_tree,
-    set_up_logging,
     source_options,
 )
 from pbsfs.cli.progress import shown
 from pbsfs.copy import check_map_file, copy_blob, copy_image, open_target, write_map
 from pbsfs.errors import DamageError, UsageError
+from pbsfs.logs import set_up_logging
 from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from pbsfs.cli.options import logging_options, printable, run_on_tree, set_up_logging, source_options
+from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
+from pbsfs.logs import set_up_logging
 from pbsfs.tree import File, SnapshotDirectory, Tree
 
 

@@ -14,13 +14,13 @@ from pbsfs.cli.options import (
     logging_options,
     printable,
     run_on_tree,
-    set_up_logging,
     source_options,
 )
 from pbsfs.config import KEY_PASSWORD_VARIABLE
 from pbsfs.credentials import Secret, find_secret
 from pbsfs.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
+from pbsfs.logs import set_up_logging
 from pbsfs.names import MASTER_KEY_BLOB
 from pbsfs.tree import BlobFile, SnapshotDirectory, Tree
 

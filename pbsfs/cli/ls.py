@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from pbsfs.cli.options import logging_options, run_on_tree, set_up_logging, source_options
+from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.errors import DamageError
+from pbsfs.logs import set_up_logging
 from pbsfs.names import format_time
 from pbsfs.tree import Directory, Latest, Node, Tree
 

@@ -24,7 +24,6 @@ from pbsfs.cli.options import (
     damage_option,
     find_terminal,
     logging_options,
-    set_up_logging,
     source_options,
 )
 from pbsfs.config import (
@@ -41,6 +40,7 @@ from pbsfs.credentials import SECRET_FORMS
 from pbsfs.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.fuse.mountpoint import check_usable
 from pbsfs.keyring import KeyRing
+from pbsfs.logs import set_up_logging
 from pbsfs.names import Namespace
 from pbsfs.reader.damage import ZeroedRanges
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from pbsfs.cli.options import logging_options, printable, run_on_tree, set_up_logging, source_options
+from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
 from pbsfs.cli.progress import shown
 from pbsfs.config import parse_size
 from pbsfs.errors import DamageError, KeyRequiredError, UsageError, exit_status_of
+from pbsfs.logs import set_up_logging
 from pbsfs.tree import File, Tree
 from pbsfs.verify import Report, Verification
 

@@ -1,0 +1,177 @@
+#!/usr/sbin/nbdkit python
+"""nbdkit plugin: disk images in Proxmox Backup Server datastores as network block devices, read-only.
+
+    nbdkit python nbd_bridge.py image=drive-scsi0.img vmid=103 timestamp=latest \\
+        repo=reader@pbs@pbs.example.com:store1 password=+/etc/pbs-password
+
+Callbacks for nbdkit's Python plugin, and nothing else: all work is done in `pbsfs.nbd`. nbdkit calls
+those after `open` from several threads at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import site
+import sys
+import traceback
+from typing import Any
+
+import nbdkit
+
+API_VERSION = 2
+
+
+def _find_pbsfs() -> None:
+    """Lets this interpreter, which is nbdkit's, find pbsfs and what it needs: in the virtual environment
+    that is active, in one beside this file, or beside this file itself."""
+    here = os.path.dirname(os.path.realpath(__file__))
+    packages = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    environments = [os.environ.get("VIRTUAL_ENV"), f"{here}/.venv"]
+    places = [f"{environment}/{packages}" for environment in environments if environment]
+    before = list(sys.path)
+    for place in (*places, here):
+        if os.path.isdir(place):
+            site.addsitedir(place)
+    # What belongs to pbsfs goes before what the distribution has of the same name.
+    sys.path[:] = sys.path[len(before) :] + before
+
+
+_find_pbsfs()
+
+try:
+    from pbsfs import __version__, process
+    from pbsfs.errors import PbsfsError
+    from pbsfs.logs import set_up_logging
+    from pbsfs.nbd.exports import Export, Server, nbd_errno
+    from pbsfs.nbd.parameters import Parameters
+except ImportError as error:
+    sys.exit(
+        f"nbd_bridge.py: nbdkit's Python is {sys.version.split()[0]}, and cannot import what pbsfs needs: "
+        f"{error}. Install pbsfs for it (python{sys.version_info[0]}.{sys.version_info[1]} -m venv), activate "
+        "that environment, and start nbdkit again"
+    )
+
+process.use_one_arena()
+set_up_logging("warning", None)
+
+_parameters = Parameters()
+_servers: list[Server] = []
+
+_format_exception: Any = traceback.format_exception
+
+
+def _format_short(kind: Any, error: Any = None, *rest: Any, **options: Any) -> Any:
+    # nbdkit words what a callback raises with this. What is raised on purpose is one line.
+    if isinstance(error, PbsfsError):
+        return [str(error)]
+    return _format_exception(kind, error, *rest, **options)
+
+
+traceback.format_exception = _format_short
+
+
+def _wanted() -> bool:
+    """Whether the client of the request that this thread works on is still there, and nbdkit goes on."""
+    nanosleep = getattr(ctypes.CDLL(None), "nbdkit_nanosleep", None)
+    return nanosleep is None or bool(nanosleep(0, 1) == 0)
+
+
+def _serving() -> Server:
+    return _servers[0]
+
+
+def dump_plugin() -> None:
+    sys.stdout.write(f"pbsfs_version={__version__}\n")
+
+
+def thread_model() -> int:
+    return nbdkit.THREAD_MODEL_PARALLEL
+
+
+def config(key: str, value: str) -> None:
+    _parameters.take(key, value)
+
+
+def config_complete() -> None:
+    _servers.append(Server(_parameters.settings(), _wanted))
+
+
+def get_ready() -> None:
+    _serving().check()
+
+
+def after_fork() -> None:
+    _serving().start()
+
+
+def cleanup() -> None:
+    for server in _servers:
+        server.stop()
+
+
+def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
+    return _serving().list()
+
+
+def default_export(readonly: bool, is_tls: bool) -> str:
+    return _serving().default()
+
+
+def open(readonly: bool) -> Export:  # noqa: A001 - nbdkit's name for it
+    return _serving().open(nbdkit.export_name())
+
+
+def close(export: Export) -> None:
+    export.close()
+
+
+def export_description(export: Export) -> str:
+    return export.description
+
+
+def get_size(export: Export) -> int:
+    return export.size
+
+
+def block_size(export: Export) -> tuple[int, int, int]:
+    return export.block_sizes
+
+
+def is_rotational(export: Export) -> bool:
+    return False
+
+
+def can_multi_conn(export: Export) -> bool:
+    return True
+
+
+def can_write(export: Export) -> bool:
+    return False
+
+
+def can_extents(export: Export) -> bool:
+    return True
+
+
+def can_cache(export: Export) -> int:
+    return nbdkit.CACHE_NATIVE
+
+
+def pread(export: Export, buffer: memoryview, offset: int, flags: int) -> None:
+    try:
+        export.read_into(buffer, offset)
+    except Exception as error:
+        nbdkit.set_error(nbd_errno(error))
+        raise
+
+
+def extents(export: Export, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
+    hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
+    only_one = bool(flags & nbdkit.FLAG_REQ_ONE)
+    found = export.extents(offset, count, only_one=only_one)
+    return [(extent.offset, extent.length, hole if extent.hole else 0) for extent in found]
+
+
+def cache(export: Export, count: int, offset: int, flags: int) -> None:
+    export.fetch_ahead(offset, count)

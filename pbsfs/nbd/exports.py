@@ -1,0 +1,432 @@
+"""The images that nbdkit exports: one server of them for the life of a nbdkit process.
+
+nbdkit calls from threads of its own, one for each request that is under way. What is at hand they
+take from the cache themselves; for all else they wait for the one thread that runs the trio loop. That
+thread starts after nbdkit's fork into the background: before it there may be no threads.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import errno
+import json
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from pbsfs import process
+from pbsfs.errors import NotFoundError, PbsfsError, SourceError, UsageError, errno_of
+from pbsfs.formats.manifest import CryptMode
+from pbsfs.names import ArchiveKind
+from pbsfs.nbd.parameters import Settings
+from pbsfs.reader.image import Buffer, Extent, Handle, Image
+from pbsfs.reader.reader import open_reader
+from pbsfs.tree import LATEST, Directory, GroupDirectory, ImageFile, Latest, Node, SnapshotDirectory, Tree
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+MAX_EXPORTS = 10_000
+"""Exports that are listed: nbdkit takes no more. Those that are not listed can be opened all the same."""
+
+MAX_EXTENTS = 1024
+"""Extents in one answer; a client asks again from where it ends."""
+
+STEP = 8 << 20
+"""Bytes of a read that are gathered at once: two chunks. A request may have 64 MiB, and sixteen of them may
+be under way."""
+
+PATIENCE = 0.5
+"""Seconds after which a read that waits looks whether anybody still waits for it."""
+
+LARGEST_BLOCK = 32 << 20
+"""Bytes: the most that clients take for granted that a server reads at once (the NBD protocol)."""
+
+DEFAULT_BLOCK = 4 << 20
+"""Bytes: the preferred size where the chunks of an archive have no one size."""
+
+
+class StoppedError(SourceError):
+    """The server ends, or the client is gone: nobody waits for the answer."""
+
+    errno = errno.ESHUTDOWN
+
+
+def nbd_errno(error: BaseException) -> int:
+    """The errno for a request that failed with `error`.
+
+    NBD has few numbers, and any other arrives as EINVAL, which says that the client is at fault.
+    """
+    number = errno_of(error)
+    if number == errno.EACCES:
+        return errno.EPERM
+    return number if number in (errno.EPERM, errno.ESHUTDOWN, errno.EINVAL) else errno.EIO
+
+
+class Server:
+    """All exports of one nbdkit process."""
+
+    def __init__(self, settings: Settings, wanted: Callable[[], bool] = lambda: True) -> None:
+        """`wanted`: asked from a thread that waits in `Export.read_into`: whether its client still waits."""
+        self._settings = settings
+        self._path = settings.path
+        self._wanted = wanted
+        self._exports = _Exports(settings, "")
+        self._thread: threading.Thread | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    def check(self) -> None:
+        """Looks whether what is to be exported can be had. Raises PbsfsError, naming what there is.
+
+        Takes part in a process of its own: threads that a check leaves behind would not live on in the
+        background, and locks of theirs would stay shut for ever. Call before there are threads.
+        """
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            report: dict[str, object]
+            try:
+                os.close(reading)
+                report = {"path": trio.run(self._check)}
+            except PbsfsError as error:
+                report = {"error": str(error), "errno": errno_of(error)}
+            except BaseException as error:
+                log.exception("checking failed in a way that was not foreseen")
+                report = {"error": f"{type(error).__name__}: {error}", "errno": errno_of(error)}
+            finally:
+                with open(writing, "w", encoding="utf-8") as pipe:
+                    json.dump(report, pipe)
+                os._exit(0)
+        os.close(writing)
+        with open(reading, encoding="utf-8") as pipe:
+            text = pipe.read()
+        os.waitpid(child, 0)
+        report = json.loads(text) if text else {"error": "the process that was to check it died"}
+        if "error" in report:
+            raise _CheckError(str(report["error"]))
+        # What 'latest' is now it stays: all connections of one client have to see the same.
+        self._path = str(report["path"])
+
+    async def _check(self) -> str:
+        settings = self._settings
+        source = settings.open_source()
+        async with open_reader(source, keys=settings.keys, cache_size=settings.cache_size) as reader:
+            return await chosen(Tree(reader, settings.namespace), settings)
+
+    def start(self) -> None:
+        """Starts serving. Call after nbdkit's fork. Raises PbsfsError."""
+        process.keep_memory_private()
+        started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._exports = _Exports(self._settings, self._path)
+        self._thread = threading.Thread(target=self._run, args=(started,), name="pbsfs", daemon=True)
+        self._thread.start()
+        started.result()
+        if self._settings.ready_fd is not None:
+            os.write(self._settings.ready_fd, b"1")
+            os.close(self._settings.ready_fd)
+
+    def stop(self) -> None:
+        """Ends all that was started; reads that still wait fail."""
+        if self._token is not None and self._thread is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._exports.stop)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, started: concurrent.futures.Future[None]) -> None:
+        async def serve() -> None:
+            self._token = trio.lowlevel.current_trio_token()
+            source = self._settings.open_source()
+            async with open_reader(
+                source,
+                keys=self._settings.keys,
+                cache_size=self._settings.cache_size,
+                zeroed=self._settings.zeroed,
+            ) as reader:
+                await self._exports.serve(
+                    Tree(reader, self._settings.namespace), lambda: started.set_result(None)
+                )
+
+        try:
+            trio.run(serve)
+        except BaseException as error:
+            if started.done():
+                log.exception("serving failed")
+            else:
+                started.set_exception(error)
+        if self._settings.zeroed is not None:
+            self._settings.zeroed.log_all()
+
+    def list(self) -> list[tuple[str, str]]:
+        """Names and descriptions of the exports. Raises PbsfsError."""
+        return self._call(self._exports.list)
+
+    def default(self) -> str:
+        """The name of the export that a client gets that names none. Raises NotFoundError."""
+        return self._call(self._exports.default)
+
+    def open(self, name: str) -> Export:
+        """The export `name`, for one connection. Raises PbsfsError."""
+        handle = self._call(lambda: self._exports.open(name))
+        return Export(self, name, handle)
+
+    def close(self, export: Export) -> None:
+        self._post(lambda: self._exports.close(export.name, export.handle))
+
+    def _post(self, call: Callable[[], object]) -> None:
+        """Has `call` made in the loop, soon; does nothing where the loop has ended."""
+        assert self._token is not None
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(call)
+
+    def _call(self, work: Callable[[], Awaitable[R]]) -> R:
+        """The result of `work` in the loop; the calling thread waits for it."""
+        assert self._token is not None
+        answer: concurrent.futures.Future[R] = concurrent.futures.Future()
+        try:
+            self._token.run_sync_soon(self._exports.start_soon, work, answer)
+        except trio.RunFinishedError:
+            raise StoppedError("the server is shutting down") from None
+        while True:
+            try:
+                return answer.result(PATIENCE)
+            except concurrent.futures.TimeoutError:
+                if not self._wanted():
+                    raise StoppedError("nobody waits for it any more") from None
+
+
+class _CheckError(PbsfsError):
+    """What the checking process found; the text is all that is needed."""
+
+
+class _Exports:
+    """The part of the server that lives in the loop."""
+
+    def __init__(self, settings: Settings, path: str) -> None:
+        self._settings = settings
+        self._path = path
+        self._open: dict[str, tuple[Image, list[Handle]]] = {}
+
+    async def serve(self, tree: Tree, ready: Callable[[], None]) -> None:
+        self._tree = tree
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            ready()
+            await trio.sleep_forever()
+
+    def stop(self) -> None:
+        self._nursery.cancel_scope.cancel()
+
+    def start_soon(self, work: Callable[[], Awaitable[R]], answer: concurrent.futures.Future[R]) -> None:
+        async def run() -> None:
+            try:
+                result = await work()
+            except trio.Cancelled:
+                answer.set_exception(StoppedError("the server is shutting down"))
+                raise
+            except Exception as error:
+                answer.set_exception(error.with_traceback(None))
+            else:
+                answer.set_result(result)
+
+        try:
+            self._nursery.start_soon(run)
+        except RuntimeError:  # closed already
+            answer.set_exception(StoppedError("the server is shutting down"))
+
+    async def list(self) -> list[tuple[str, str]]:
+        node = await self._tree.find(self._path)
+        if isinstance(node, ImageFile):
+            return [("", _description(node))]
+        # What most people look for comes first, and so is there if not all are.
+        images = sorted(await _images(node), key=lambda named: LATEST not in named[0].split("/"))
+        if len(images) > MAX_EXPORTS:
+            log.warning("%d of %d images are listed; all can be opened", MAX_EXPORTS, len(images))
+        return [(name, _description(image)) for name, image in images[:MAX_EXPORTS]]
+
+    async def default(self) -> str:
+        node = await self._tree.find(self._path)
+        if isinstance(node, ImageFile):
+            return ""
+        if isinstance(node, SnapshotDirectory):
+            images = await _images(node)
+            if len(images) == 1:
+                return images[0][0]
+        raise NotFoundError(f"name an export, as in nbd://localhost/NAME; {await _what_there_is(node)}")
+
+    async def open(self, name: str) -> Handle:
+        # Connections of one client have to see the same image, also when 'latest' becomes another one.
+        if name not in self._open:
+            image = await (await self._image(name)).open()
+            self._open.setdefault(name, (image, []))
+        image, handles = self._open[name]
+        handle = image.handle()
+        handles.append(handle)
+        return handle
+
+    async def _image(self, name: str) -> ImageFile:
+        node = await self._tree.find(self._path)
+        if isinstance(node, ImageFile):
+            if name not in ("", node.name, node.file.archive.filename, node.path):
+                raise NotFoundError(f"there is no export '{name}'; the one that there is has no name")
+            return node
+        return await _image_in(await self._tree.find(f"{self._path}/{name}"), name)
+
+    def close(self, name: str, handle: Handle) -> None:
+        handle.close()
+        _image, handles = self._open[name]
+        handles.remove(handle)
+        if not handles:
+            del self._open[name]
+
+
+class Export:
+    """An image as one connection sees it. All methods may be called from any thread of nbdkit's."""
+
+    def __init__(self, server: Server, name: str, handle: Handle) -> None:
+        self._server = server
+        self.name = name
+        self.handle = handle
+        self.size = handle.image.size
+
+    @property
+    def description(self) -> str:
+        return str(self.handle.image)
+
+    @property
+    def block_sizes(self) -> tuple[int, int, int]:
+        """The least, the preferred and the largest request, in bytes; powers of two."""
+        return 1, self.handle.image.index.chunk_size or DEFAULT_BLOCK, LARGEST_BLOCK
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fills `buffer` from `offset` on. Raises PbsfsError, and then what is in it is undefined."""
+        size = len(buffer)
+        handle = self.handle
+        parts = handle.image.parts_cached(offset, size)
+        if parts is not None:
+            if handle.observe(offset, size):
+                self._server._post(handle.fetch_ahead)
+            _copy(parts, buffer, offset)
+            return
+        for start in range(0, size, STEP):
+            length = min(STEP, size - start)
+            data = self._fetch(offset + start, length)
+            _copy([data], buffer[start : start + length], offset + start)
+
+    def _fetch(self, offset: int, size: int) -> Buffer:
+        return self._server._call(lambda: self.handle.read(offset, size))
+
+    def fetch_ahead(self, offset: int, size: int) -> None:
+        """Has chunks fetched into the cache, as far as there is room; returns at once."""
+
+        def start() -> None:
+            image = self.handle.image
+            for number in image.data_chunks(offset, min(size, image.store.window_limit)):
+                if not image.store.prefetch(image.chunk(number)):
+                    break
+
+        self._server._post(start)
+
+    def extents(self, offset: int, size: int, *, only_one: bool) -> list[Extent]:
+        """Holes and data from `offset` on: at most `MAX_EXTENTS`, so perhaps not up to the end."""
+        found: list[Extent] = []
+        for extent in self.handle.image.extents(offset, size):
+            found.append(extent)
+            if only_one or len(found) == MAX_EXTENTS:
+                break
+        return found
+
+    def close(self) -> None:
+        self._server.close(self)
+
+
+def _copy(parts: list[Buffer], buffer: memoryview, offset: int) -> None:
+    done = 0
+    for part in parts:
+        end = done + len(part)
+        buffer[done:end] = part
+        done = end
+    if done != len(buffer):
+        raise UsageError(f"a read of {len(buffer)} bytes at {offset} goes beyond the end")
+
+
+async def chosen(tree: Tree, settings: Settings) -> str:
+    """The path of what is to be exported, without 'latest' in it where it is one image or snapshot.
+
+    Raises NotFoundError and UsageError, which name what there is, and what opening it raises.
+    """
+    await tree.reader.source.namespaces(settings.namespace)
+    node = await tree.find(settings.path)
+    if settings.missing is not None:
+        raise UsageError(f"{settings.missing}= is missing; {await _what_there_is(node)}")
+    if isinstance(node, Directory):
+        await node.children()
+        return node.path
+    await (await _image_in(node, settings.path)).open()
+    return node.path
+
+
+async def _image_in(node: Node, name: str) -> ImageFile:
+    if isinstance(node, ImageFile):
+        return node
+    if isinstance(node, Directory):
+        raise NotFoundError(f"'{name}' is no image; {await _what_there_is(node)}")
+    raise NotFoundError(f"'{name}' is not an image, but a file; `pbsfs export` copies it")
+
+
+async def _what_there_is(node: Node) -> str:
+    if isinstance(node, SnapshotDirectory):
+        names = [name for name, _image in await _images(node)]
+    else:
+        names = list(await node.children()) if isinstance(node, Directory) else []
+    shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+    return f"{node} has {shown or 'nothing'}"
+
+
+async def _images(node: Node) -> list[tuple[str, ImageFile]]:
+    """The disk images below `node`, by their paths from there; in a group, the newest first."""
+    if not isinstance(node, Directory):
+        return []
+    try:
+        children = await node.children()
+    except PbsfsError as error:
+        log.warning("%s: its images are left out: %s", node, error)
+        return []
+    if isinstance(node, SnapshotDirectory):
+        return [
+            (name, file)
+            for name, file in children.items()
+            if isinstance(file, ImageFile) and file.file.archive.kind is ArchiveKind.FIXED
+        ]
+    below = list(children.items())
+    if isinstance(node, GroupDirectory):
+        below.reverse()
+    found: list[tuple[str, ImageFile]] = []
+    for name, child in below:
+        inside = await node.child(await child.target()) if isinstance(child, Latest) else child
+        found += [(f"{name}/{rest}", image) for rest, image in await _images(inside)]
+    return found
+
+
+def _description(image: ImageFile) -> str:
+    """For people who choose: which snapshot it is, how large, and what its notes say."""
+    info = image.info
+    text = f"{info.snapshot}, {_size(image.file.size)}"
+    if image.file.crypt_mode is CryptMode.ENCRYPT:
+        text += ", encrypted"
+    if info.notes:
+        text += f": {info.notes.splitlines()[0] if info.notes.strip() else ''}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:500])
+
+
+def _size(count: int) -> str:
+    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >> shift:
+            return f"{count / (1 << shift):.1f} {unit}"
+    return f"{count} bytes"

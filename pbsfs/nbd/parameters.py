@@ -1,0 +1,272 @@
+"""The plugin's parameters: `key=value` words to what is exported, and from where.
+
+The names are those of the C plugins for the same job, and of the command line. They come one by one, in
+nbdkit's own process, before it goes into the background. Synchronous; one thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import termios
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pbsfs.config import (
+    FINGERPRINT_VARIABLE,
+    PASSWORD_VARIABLE,
+    REPOSITORY_VARIABLE,
+    SourceOptions,
+    find_access,
+    open_keys,
+    open_source,
+    parse_cache_size,
+)
+from pbsfs.credentials import MAX_SECRET, SECRET_FORMS, Secret, find_credential
+from pbsfs.errors import UsageError
+from pbsfs.keyring import KeyRing
+from pbsfs.names import BACKUP_TYPES, Namespace
+from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.reader.store import DEFAULT_CACHE_SIZE
+from pbsfs.sources.base import Source
+
+log = logging.getLogger(__name__)
+
+NAMES = (
+    *("repo", "password", "fingerprint", "namespace", "datastore_dir", "keyfile"),
+    *("type", "id", "vmid", "timestamp", "image", "path"),
+    *("cache_size", "connections", "retry_timeout", "on_damage"),
+)
+"""Every parameter that a user may give. `keyfile` may be given more than once."""
+
+HANDED_OVER = ("keys_fd", "ready_fd")
+"""Parameters of `pbsfs nbd` itself: where it left the keys, and where it waits for word."""
+
+_PLACE = ("type", "id", "vmid", "timestamp", "image")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the parameters say.
+
+    `path`: of an image in the tree, or of a directory whose images are all exported. `missing`: the
+    parameter without which `path` is the directory to choose from, though one image was asked for.
+    `ready_fd`: where to tell that connections are taken.
+    """
+
+    options: SourceOptions
+    environment: Mapping[str, str]
+    keys: KeyRing
+    namespace: Namespace
+    path: str
+    missing: str | None = None
+    cache_size: int = DEFAULT_CACHE_SIZE
+    zeroed: ZeroedRanges | None = None
+    ready_fd: int | None = None
+
+    def open_source(self) -> Source:
+        """A source of its own each time. Raises UsageError and SourceError."""
+        return open_source(self.options, self.environment, None)
+
+
+class Parameters:
+    """Takes the parameters, and makes settings of them."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._environment = environment
+        self._given: dict[str, str] = {}
+        self._keyfiles: list[Path] = []
+        self._password: Secret | None = None
+
+    def take(self, key: str, value: str) -> None:
+        """One parameter. Raises UsageError."""
+        name = key.replace("-", "_")
+        if name not in NAMES + HANDED_OVER:
+            raise UsageError(f"parameter '{key}' is not known; there are {', '.join(NAMES)}")
+        if name == "keyfile":
+            if not value:
+                raise UsageError("keyfile= is empty")
+            self._keyfiles.append(Path(value))
+            return
+        if name in self._given:
+            raise UsageError(f"{key}= was given twice")
+        self._given[name] = "" if name == "password" else value
+        if name == "password":
+            self._password = _password(value)
+
+    def settings(self) -> Settings:
+        """All of them together. Raises UsageError, KeyFileError, PasswordError, and what connecting does."""
+        given = self._given
+        namespace = Namespace.parse(given.get("namespace", ""))
+        path, missing = self._path()
+        options = SourceOptions(
+            repository=given.get("repo") or None,
+            datastore_dir=self._directory(),
+            fingerprint=given.get("fingerprint") or None,
+            retry_timeout=self._number("retry_timeout", 0, 1e9),
+            connections=self._whole("connections", 1, 16),
+            keyfiles=tuple(self._keyfiles),
+        )
+        cache_size = parse_cache_size(given["cache_size"]) if "cache_size" in given else DEFAULT_CACHE_SIZE
+        on_damage = given.get("on_damage", "fail")
+        if on_damage not in ("fail", "zero"):
+            raise UsageError(f"on_damage={on_damage}: it is fail or zero")
+        environment = self._secret_environment(options)
+        return Settings(
+            options=options,
+            environment=environment,
+            keys=self._keys(options),
+            namespace=namespace,
+            path=path,
+            missing=missing,
+            cache_size=cache_size,
+            zeroed=ZeroedRanges() if on_damage == "zero" else None,
+            ready_fd=self._whole("ready_fd", 0, 1 << 20),
+        )
+
+    def _path(self) -> tuple[str, str | None]:
+        """The place in the tree, and which parameter is missing on the way to an image."""
+        given = {name: self._given[name] for name in _PLACE if self._given.get(name)}
+        if self._given.get("path"):
+            if given:
+                raise UsageError(f"path= says it all; leave out {', '.join(f'{name}=' for name in given)}")
+            return self._given["path"].strip("/"), None
+        if "vmid" in given:
+            if "id" in given or given.get("type", "vm") != "vm":
+                raise UsageError("vmid= is short for type=vm id=; give one or the other")
+            given |= {"type": "vm", "id": given.pop("vmid")}
+        if "type" in given and given["type"] not in BACKUP_TYPES:
+            raise UsageError(f"type={given['type']}: it is one of {', '.join(BACKUP_TYPES)}")
+        if "type" not in given and given:
+            raise UsageError(
+                "whose image? vmid= is missing, or type= and id=, or path= in the place of all of them"
+            )
+        steps: list[str] = []
+        order = ("type", "id", "timestamp", "image")
+        for place, name in enumerate(order):
+            if name not in given:
+                return "/".join(steps), name if any(later in given for later in order[place:]) else None
+            if "/" in given[name]:
+                raise UsageError(f"{name}={given[name]}: it has no slash; path= is for paths")
+            steps.append(given[name])
+        return "/".join(steps), None
+
+    def _directory(self) -> Path | None:
+        if "datastore_dir" not in self._given:
+            return None
+        if not self._given["datastore_dir"]:
+            raise UsageError("datastore_dir= is empty")
+        # nbdkit changes its directory when it goes into the background
+        return Path(os.path.abspath(self._given["datastore_dir"]))
+
+    def _secret_environment(self, options: SourceOptions) -> dict[str, str]:
+        """The environment, with the password that was given, or that can be read only once."""
+        environment = dict(self._environment)
+        if options.datastore_dir is not None:
+            if options.repository is not None:
+                raise UsageError("repo= and datastore_dir= exclude each other")
+            return environment
+        if not (
+            options.repository
+            or environment.get(REPOSITORY_VARIABLE)
+            or find_credential("repository", environment)
+        ):
+            raise UsageError(
+                "no source: name a server with repo= or PBS_REPOSITORY, "
+                "or a datastore's directory with datastore_dir="
+            )
+        if self._password is not None:
+            environment = _with_password(environment, self._password)
+        elif not any(PASSWORD_VARIABLE + suffix in environment for suffix in SECRET_FORMS) and (
+            find_credential("password", environment) is None
+        ):
+            raise UsageError(
+                "no password: give password=+FILE, password=- to be asked for it, or set PBS_PASSWORD "
+                "(or PBS_PASSWORD_FD, _FILE, _CMD); for an API token it is the token's secret"
+            )
+        access = find_access(options, environment, None)
+        if access.trust.pinned is not None:
+            environment[FINGERPRINT_VARIABLE] = access.trust.pinned
+        return _with_password(environment, access.secret)
+
+    def _keys(self, options: SourceOptions) -> KeyRing:
+        fd = self._whole("keys_fd", 0, 1 << 20)
+        if fd is None:
+            return open_keys(options, self._environment, None)
+        with open(fd, "rb") as pipe:
+            return KeyRing.load(pipe.read())
+
+    def _whole(self, name: str, least: int, most: int) -> int | None:
+        number = self._number(name, least, most)
+        if number is not None and number != int(number):
+            raise UsageError(f"{name}={self._given[name]}: not a whole number")
+        return None if number is None else int(number)
+
+    def _number(self, name: str, least: float, most: float) -> float | None:
+        text = self._given.get(name)
+        if not text:
+            return None
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not least <= number <= most:
+            raise UsageError(f"{name}={text}: not a number from {least:g} to {most:g}")
+        return number
+
+
+def _with_password(environment: Mapping[str, str], secret: Secret) -> dict[str, str]:
+    forms = {PASSWORD_VARIABLE + suffix for suffix in SECRET_FORMS}
+    kept = {name: value for name, value in environment.items() if name not in forms}
+    return {**kept, PASSWORD_VARIABLE: secret.reveal()}
+
+
+def _password(value: str) -> Secret:
+    """A password in one of nbdkit's forms: `-` asks, `+FILE` and `-FD` read the first line."""
+    if value == "-":
+        return Secret(_ask())
+    if value.startswith("+"):
+        return Secret(_first_line(value[1:], "password=+FILE", lambda: os.open(value[1:], os.O_RDONLY)))
+    if value.startswith("-"):
+        if not (value[1:].isascii() and value[1:].isdigit() and 2 < int(value[1:]) < 1 << 20):
+            raise UsageError("password=-FD takes the number of a descriptor from 3 on")
+        return Secret(_first_line(f"descriptor {value[1:]}", "password=-FD", lambda: int(value[1:])))
+    if value:
+        log.warning(
+            "password= on the command line can be read by every user of this machine; "
+            "better are password=+FILE, password=- and PBS_PASSWORD_FILE"
+        )
+    return Secret(value)
+
+
+def _first_line(place: str, form: str, get: Callable[[], int]) -> str:
+    try:
+        with open(get(), "rb") as file:
+            line = file.readline(MAX_SECRET).rstrip(b"\n").removesuffix(b"\r")
+        return line.decode()
+    except OSError as error:
+        raise UsageError(f"{form}: cannot read {place}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{form}: {place} is not UTF-8 text") from None
+
+
+def _ask() -> str:
+    """What is typed, or piped into standard input: a line, unseen."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise UsageError("password=-: there is no standard input to ask at")
+    fd = 0
+    if not os.isatty(fd):
+        return _first_line("standard input", "password=-", lambda: os.dup(fd))
+    os.write(2, b"password: ")
+    before = termios.tcgetattr(fd)
+    silent = termios.tcgetattr(fd)
+    silent[3] &= ~termios.ECHO
+    try:
+        termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
+        line = sys.stdin.readline()
+    finally:
+        termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+        os.write(2, b"\n")
+    return line.rstrip("\n")
