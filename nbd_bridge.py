@@ -48,7 +48,7 @@ try:
 except ImportError as error:
     sys.exit(
         f"nbd_bridge.py: nbdkit's Python is {sys.version.split()[0]}, and cannot import what pbsfs needs: "
-        f"{error}. Install pbsfs for it (python{sys.version_info[0]}.{sys.version_info[1]} -m venv), activate "
+        f"nbd_bridge.py: nbdkit has Python {sys.version.split()[0]}, which cannot import what pbsfs needs: "
         "that environment, and start nbdkit again"
     )
 
