@@ -46,10 +46,10 @@ try:
     from pbsfs.nbd.exports import Export, Server, nbd_errno
     from pbsfs.nbd.parameters import Parameters
 except ImportError as error:
+    python = ".".join(map(str, sys.version_info[:2]))
     sys.exit(
-        f"nbd_bridge.py: nbdkit's Python is {sys.version.split()[0]}, and cannot import what pbsfs needs: "
-        f"nbd_bridge.py: nbdkit has Python {sys.version.split()[0]}, which cannot import what pbsfs needs: "
-        "that environment, and start nbdkit again"
+        f"nbd_bridge.py: nbdkit has Python {python}, which cannot import what pbsfs needs ({error}): "
+        f"install pbsfs with python{python}, and activate the environment that it is in"
     )
 
 process.use_one_arena()
@@ -68,7 +68,7 @@ def _format_short(kind: Any, error: Any = None, *rest: Any, **options: Any) -> A
     return _format_exception(kind, error, *rest, **options)
 
 
-traceback.format_exception = _format_short
+traceback.format_exception = _format_short  # type: ignore[assignment]
 
 
 def _wanted() -> bool:
