@@ -55,7 +55,8 @@ except ImportError as error:
 process.use_one_arena()
 set_up_logging("warning", None)
 
-_parameters = Parameters()
+with open("/proc/self/cmdline", encoding="utf-8", errors="replace") as _file:
+    _parameters = Parameters(arguments=_file.read().split("\0"))
 _servers: list[Server] = []
 
 _format_exception: Any = traceback.format_exception

@@ -45,6 +45,9 @@ be under way."""
 PATIENCE = 0.5
 """Seconds after which a read that waits looks whether anybody still waits for it."""
 
+ONE_FOR_ALL = frozenset(("cache", "cow"))
+"""Filters of nbdkit that keep what was read or written by its offset alone, not by export too."""
+
 LARGEST_BLOCK = 32 << 20
 """Bytes: the most that clients take for granted that a server reads at once (the NBD protocol)."""
 
@@ -84,9 +87,11 @@ class Server:
     def check(self) -> None:
         """Looks whether what is to be exported can be had. Raises PbsfsError, naming what there is.
 
-        Takes part in a process of its own: threads that a check leaves behind would not live on in the
+        Takes place in a process of its own: threads that a check leaves behind would not live on in the
         background, and locks of theirs would stay shut for ever. Call before there are threads.
         """
+        if self._settings.ready_fd is not None:
+            return  # who waits for us has looked
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -367,6 +372,12 @@ async def chosen(tree: Tree, settings: Settings) -> str:
         raise UsageError(f"{settings.missing}= is missing; {await _what_there_is(node)}")
     if isinstance(node, Directory):
         await node.children()
+        sharing = sorted(settings.filters & ONE_FOR_ALL)
+        if sharing:
+            raise UsageError(
+                f"nbdkit's filter {sharing[0]} takes all exports for one disk, and would mix them up: "
+                f"name one image; {await _what_there_is(node)}"
+            )
         return node.path
     await (await _image_in(node, settings.path)).open()
     return node.path

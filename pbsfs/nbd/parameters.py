@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import termios
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Settings:
 
     `path`: of an image in the tree, or of a directory whose images are all exported. `missing`: the
     parameter without which `path` is the directory to choose from, though one image was asked for.
-    `ready_fd`: where to tell that connections are taken.
+    `ready_fd`: where to tell that connections are taken. `filters`: those of nbdkit that are in use.
     """
 
     options: SourceOptions
@@ -65,6 +65,7 @@ class Settings:
     cache_size: int = DEFAULT_CACHE_SIZE
     zeroed: ZeroedRanges | None = None
     ready_fd: int | None = None
+    filters: frozenset[str] = frozenset()
 
     def open_source(self) -> Source:
         """A source of its own each time. Raises UsageError and SourceError."""
@@ -74,8 +75,10 @@ class Settings:
 class Parameters:
     """Takes the parameters, and makes settings of them."""
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ, arguments: Sequence[str] = ()) -> None:
+        """`arguments`: nbdkit's command line."""
         self._environment = environment
+        self._filters = filters_of(arguments)
         self._given: dict[str, str] = {}
         self._keyfiles: list[Path] = []
         self._password: Secret | None = None
@@ -124,6 +127,7 @@ class Parameters:
             cache_size=cache_size,
             zeroed=ZeroedRanges() if on_damage == "zero" else None,
             ready_fd=self._whole("ready_fd", 0, 1 << 20),
+            filters=self._filters,
         )
 
     def _path(self) -> tuple[str, str | None]:
@@ -178,7 +182,7 @@ class Parameters:
                 "or a datastore's directory with datastore_dir="
             )
         if self._password is not None:
-            environment = _with_password(environment, self._password)
+            environment = with_password(environment, self._password)
         elif not any(PASSWORD_VARIABLE + suffix in environment for suffix in SECRET_FORMS) and (
             find_credential("password", environment) is None
         ):
@@ -189,7 +193,7 @@ class Parameters:
         access = find_access(options, environment, None)
         if access.trust.pinned is not None:
             environment[FINGERPRINT_VARIABLE] = access.trust.pinned
-        return _with_password(environment, access.secret)
+        return with_password(environment, access.secret)
 
     def _keys(self, options: SourceOptions) -> KeyRing:
         fd = self._whole("keys_fd", 0, 1 << 20)
@@ -217,7 +221,19 @@ class Parameters:
         return number
 
 
-def _with_password(environment: Mapping[str, str], secret: Secret) -> dict[str, str]:
+def filters_of(arguments: Sequence[str]) -> frozenset[str]:
+    """The names of the filters on nbdkit's command line: `--filter=cow`, `--filter cow`, or by path."""
+    found = set()
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option == "--filter":
+            name = value if equals else following
+            found.add(os.path.basename(name).removeprefix("nbdkit-").removesuffix("-filter.so"))
+    return frozenset(found)
+
+
+def with_password(environment: Mapping[str, str], secret: Secret) -> dict[str, str]:
+    """`environment` with the password in the one form that can be read again and again."""
     forms = {PASSWORD_VARIABLE + suffix for suffix in SECRET_FORMS}
     kept = {name: value for name, value in environment.items() if name not in forms}
     return {**kept, PASSWORD_VARIABLE: secret.reveal()}
