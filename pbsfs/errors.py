@@ -141,6 +141,12 @@ class OutputError(PbsfsError):
     exit_status = 8
 
 
+class HelperError(PbsfsError):
+    """A program that pbsfs needs (nbdkit, QEMU) is not there, does not fit, or failed."""
+
+    exit_status = 9
+
+
 INTERRUPTED_EXIT_STATUS = 130
 """Exit status after SIGINT, as shells expect it (128 + 2)."""
 

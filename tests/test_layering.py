@@ -15,7 +15,7 @@ PACKAGE = Path(pbsfs.__file__).parent
 LAYERS = (
     ("",),  # the package itself: its version
     ("errors", "process"),
-    ("names", "credentials", "logs"),
+    ("names", "credentials", "logs", "machine"),
     ("formats",),
     ("sources", "writer", "keyring"),
     ("reader", "config"),

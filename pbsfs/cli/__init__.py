@@ -22,6 +22,8 @@ _COMMANDS = {
     "ls": "List the tree without mounting it.",
     "info": "Tell what is known of a snapshot or file.",
     "export": "Copy an image to a file, block device or pipe.",
+    "nbd": "Serve images as network block devices.",
+    "boot": "Boot a backup in QEMU, without restoring it.",
     "verify": "Read and check everything, and tell what is damaged.",
     "key": "Look at key files; recover a key with a master key.",
     "demo": "Try everything on a small datastore made for it.",
@@ -40,6 +42,7 @@ Exit status:
   6  damaged data
   7  can't mount or unmount
   8  can't write the destination
+  9  nbdkit or QEMU is missing or failed
   10 the server does not accept the user, token, password or secret
   11 the server does not allow it
   12 the server's certificate is not trusted

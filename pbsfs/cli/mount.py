@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pbsfs import process
+from pbsfs.cli.handover import hand_over
 from pbsfs.cli.options import (
     SECONDS,
     FilePath,
@@ -27,16 +28,13 @@ from pbsfs.cli.options import (
     source_options,
 )
 from pbsfs.config import (
-    KEY_PASSWORD_VARIABLE,
     PASSWORD_VARIABLE,
     FuseOptions,
     SourceOptions,
-    find_access,
     open_keys,
     open_source,
     parse_cache_size,
 )
-from pbsfs.credentials import SECRET_FORMS
 from pbsfs.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.fuse.mountpoint import check_usable
 from pbsfs.keyring import KeyRing
@@ -211,56 +209,37 @@ class _BackgroundError(PbsfsError):
         self.exit_status = status  # type: ignore[misc]  # this one error carries another's status
 
 
-def _hand_over(source: SourceOptions) -> tuple[list[str], dict[str, str], list[int]]:
-    """What the process in the background gets of the source: arguments, environment, and descriptors.
-
-    Whoever has to be asked is asked here, and what can be read only once is read here. The secret goes
-    through a pipe: neither arguments nor environment of a process that lives for weeks should hold it.
-    """
-    environment = dict(os.environ)
-    keys = open_keys(source, os.environ, find_terminal(), ask_for_default=True)
-    keys_fd = _pipe_with(keys.dump())
-    for suffix in SECRET_FORMS:
-        environment.pop(KEY_PASSWORD_VARIABLE + suffix, None)
-    arguments = [f"--keys-fd={keys_fd}"]
-    arguments += [f"--retry-timeout={source.retry_timeout}"] if source.retry_timeout is not None else []
+def _source_arguments(source: SourceOptions) -> list[str]:
+    arguments = [f"--retry-timeout={source.retry_timeout}"] if source.retry_timeout is not None else []
     arguments += [f"--connections={source.connections}"] if source.connections is not None else []
-    if source.datastore_dir is not None:
-        arguments += [f"--datastore-dir={source.datastore_dir}"]
-        arguments += [f"--repository={source.repository}"] if source.repository is not None else []
-        return arguments, environment, [keys_fd]
-    access = find_access(source, os.environ, find_terminal())
-    for suffix in SECRET_FORMS:
-        environment.pop(PASSWORD_VARIABLE + suffix, None)
-    password_fd = _pipe_with(access.secret.reveal().encode("utf-8", "surrogateescape") + b"\n")
-    environment[f"{PASSWORD_VARIABLE}_FD"] = str(password_fd)
-    arguments += [f"--repository={access.repository}"]
-    arguments += [f"--fingerprint={access.trust.pinned}"] if access.trust.pinned is not None else []
-    return arguments, environment, [keys_fd, password_fd]
-
-
-def _pipe_with(data: bytes) -> int:
-    """The reading end of a pipe that holds `data`, less than a pipe's buffer (64 KiB): this does not wait."""
-    reading, writing = os.pipe()
-    with open(writing, "wb") as pipe:
-        pipe.write(data)
-    return reading
+    arguments += [f"--datastore-dir={source.datastore_dir}"] if source.datastore_dir is not None else []
+    arguments += [f"--repository={source.repository}"] if source.repository is not None else []
+    arguments += [f"--fingerprint={source.fingerprint}"] if source.fingerprint is not None else []
+    return arguments
 
 
 def _start_in_background(arguments: list[str], source: SourceOptions, place: Path) -> None:
-    handed_over, environment, descriptors = _hand_over(source)
+    handed_over = hand_over(source)
+    environment = handed_over.environment()
     reading, writing = os.pipe()
     command_line = [sys.executable, "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
     with open(reading, "rb") as pipe:
-        child = subprocess.Popen(
-            [*command_line, *handed_over, *arguments, "--", str(place)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(writing, *descriptors),
-            env=environment,
-            start_new_session=True,
-        )
-        for descriptor in descriptors:
-            os.close(descriptor)
+        with handed_over.descriptors() as (keys, password):
+            arguments = [
+                *command_line,
+                f"--keys-fd={keys}",
+                *_source_arguments(handed_over.source),
+                *arguments,
+            ]
+            if password is not None:
+                environment[f"{PASSWORD_VARIABLE}_FD"] = str(password)
+            child = subprocess.Popen(
+                [*command_line, "--", str(place)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[fd for fd in (writing, keys, password) if fd is not None],
+                env=environment,
+                start_new_session=True,
+            )
         os.close(writing)
         try:
             status, _space, text = pipe.read().decode(errors="replace").partition(" ")

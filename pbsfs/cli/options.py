@@ -19,6 +19,8 @@ from pbsfs.names import Namespace
 from pbsfs.reader.damage import ZeroedRanges
 
 if TYPE_CHECKING:
+    from pbsfs.keyring import KeyRing
+    from pbsfs.sources.base import Source
     from pbsfs.tree import Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -166,7 +168,21 @@ def run_on_tree(
 
     SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
     """
+    root = Namespace.parse(namespace)
+    opened = open_source(source, os.environ, find_terminal())
+    keys = open_keys(source, os.environ, find_terminal(), ask_for_default=reads_much)
+    return run_on_opened(work, opened, keys=keys, root=root, zeroed=zeroed)
 
+
+def run_on_opened(
+    work: Callable[[Tree], Awaitable[R]],
+    source: Source,
+    *,
+    keys: KeyRing,
+    root: Namespace,
+    zeroed: ZeroedRanges | None = None,
+) -> R:
+    """The same for a source that is there already."""
     # These take a moment to import; `mount` has the same options, and does without.
     import trio  # noqa: PLC0415
 
@@ -174,12 +190,9 @@ def run_on_tree(
     from pbsfs.tree import Tree  # noqa: PLC0415
 
     async def run() -> R:
-        async with open_reader(opened, keys=keys, zeroed=zeroed) as reader:
+        async with open_reader(source, keys=keys, zeroed=zeroed) as reader:
             return await work(Tree(reader, root))
 
-    root = Namespace.parse(namespace)
-    opened = open_source(source, os.environ, find_terminal())
-    keys = open_keys(source, os.environ, find_terminal(), ask_for_default=reads_much)
     return trio.run(_until_signalled, run)
 
 

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 
 import trio
@@ -122,7 +122,9 @@ class Server:
         settings = self._settings
         source = settings.open_source()
         async with open_reader(source, keys=settings.keys, cache_size=settings.cache_size) as reader:
-            return await chosen(Tree(reader, settings.namespace), settings)
+            tree = Tree(reader, settings.namespace)
+            node = await choose(tree, settings.path, missing=settings.missing, filters=settings.filters)
+            return node.path
 
     def start(self) -> None:
         """Starts serving. Call after nbdkit's fork. Raises PbsfsError."""
@@ -281,7 +283,9 @@ class _Exports:
             if name not in ("", node.name, node.file.archive.filename, node.path):
                 raise NotFoundError(f"there is no export '{name}'; the one that there is has no name")
             return node
-        return await _image_in(await self._tree.find(f"{self._path}/{name}"), name)
+        # By its path from there, or by its whole path.
+        inside = name.strip("/").removeprefix(f"{self._path}/")
+        return await _image_in(await self._tree.find(f"{self._path}/{inside}"), name)
 
     def close(self, name: str, handle: Handle) -> None:
         handle.close()
@@ -361,26 +365,27 @@ def _copy(parts: list[Buffer], buffer: memoryview, offset: int) -> None:
         raise UsageError(f"a read of {len(buffer)} bytes at {offset} goes beyond the end")
 
 
-async def chosen(tree: Tree, settings: Settings) -> str:
-    """The path of what is to be exported, without 'latest' in it where it is one image or snapshot.
+async def choose(tree: Tree, path: str, *, missing: str | None = None, filters: Collection[str] = ()) -> Node:
+    """What is at `path`, when it can be exported: an image that opens, or a directory to choose from.
 
-    Raises NotFoundError and UsageError, which name what there is, and what opening it raises.
+    `missing` and `filters`: as in Settings. Raises NotFoundError and UsageError, which name what there is,
+    and what opening the image raises.
     """
-    await tree.reader.source.namespaces(settings.namespace)
-    node = await tree.find(settings.path)
-    if settings.missing is not None:
-        raise UsageError(f"{settings.missing}= is missing; {await _what_there_is(node)}")
-    if isinstance(node, Directory):
-        await node.children()
-        sharing = sorted(settings.filters & ONE_FOR_ALL)
-        if sharing:
-            raise UsageError(
-                f"nbdkit's filter {sharing[0]} takes all exports for one disk, and would mix them up: "
-                f"name one image; {await _what_there_is(node)}"
-            )
-        return node.path
-    await (await _image_in(node, settings.path)).open()
-    return node.path
+    await tree.reader.source.namespaces(tree.root.namespace)
+    node = await tree.find(path)
+    if missing is not None:
+        raise UsageError(f"{missing}= is missing; {await _what_there_is(node)}")
+    if not isinstance(node, Directory):
+        await (await _image_in(node, path)).open()
+        return node
+    await node.children()
+    sharing = sorted(ONE_FOR_ALL.intersection(filters))
+    if sharing:
+        raise UsageError(
+            f"nbdkit's filter {sharing[0]} takes all exports for one disk, and would mix them up: "
+            f"name one image; {await _what_there_is(node)}"
+        )
+    return node
 
 
 async def _image_in(node: Node, name: str) -> ImageFile:

@@ -1,0 +1,238 @@
+"""`pbsfs boot`: boots a backup in QEMU. The backup is not changed: what the guest writes goes to a layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import click
+
+from pbsfs import machine as machines
+from pbsfs import process
+from pbsfs.cli.nbd import served
+from pbsfs.cli.options import FilePath, source_options
+from pbsfs.config import SourceOptions
+from pbsfs.errors import HelperError, NotFoundError, OutputError, UsageError
+from pbsfs.machine import Machine
+from pbsfs.nbd import launch
+from pbsfs.nbd.launch import Address
+from pbsfs.tree import BlobFile, Directory, ImageFile, SnapshotDirectory, Tree
+
+QEMU = "qemu-system-x86_64"
+
+_FIRMWARE = {
+    machines.LARGE_EFI_VARIABLES: "OVMF_{}_4M.fd",
+    machines.SMALL_EFI_VARIABLES: "OVMF_{}.fd",
+}
+_FIRMWARE_FOLDERS = ("/usr/share/OVMF", "/usr/share/edk2/x64", "/usr/share/edk2/ovmf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Backup:
+    """What is booted. `snapshot`: its path; `images`: sizes by name."""
+
+    snapshot: str
+    machine: Machine
+    images: dict[str, int]
+
+
+@click.command("boot", context_settings={"ignore_unknown_options": True})
+@click.argument("path")
+@click.argument("qemu_options", nargs=-1, type=click.UNPROCESSED, metavar="[QEMU OPTIONS]")
+@click.option(
+    "--keep",
+    metavar="FILE",
+    type=FilePath(dir_okay=False),
+    help="Keep what the guest writes in this qcow2 overlay; boot again with it to go on. Default: it is "
+    "thrown away.",
+)
+@click.option(
+    "--firmware",
+    type=click.Choice(["bios", "uefi"]),
+    help="Default: what the backup's configuration says, or else bios.",
+)
+@click.option("--memory", metavar="MIB", type=click.IntRange(machines.MIN_MEMORY, 1 << 22))
+@source_options
+def command(
+    path: str,
+    qemu_options: tuple[str, ...],
+    keep: Path | None,
+    firmware: str | None,
+    memory: int | None,
+    source: SourceOptions,
+    namespace: str,
+) -> None:
+    """Boot the snapshot or image at PATH in QEMU, without restoring it.
+
+    A snapshot boots with all its disks, an image with that disk only. Memory, cores, firmware and disk
+    controllers are those of the backup's qemu-server.conf, where it has one; there is no network.
+    What follows PATH is passed on to QEMU, and wins.
+
+    \b
+    Examples:
+      pbsfs boot --datastore-dir /srv/store1 vm/100/latest
+      pbsfs boot vm/100/latest/drive-scsi0.img -nographic
+      pbsfs boot --keep overlay.qcow2 vm/100/latest -nic user,model=virtio
+    """
+    process.keep_memory_private()
+    qemu = shutil.which(QEMU)
+    if qemu is None or shutil.which("qemu-img") is None:
+        raise HelperError("QEMU is not installed: apt install qemu-system-x86 qemu-utils")
+    with ExitStack() as stack:
+        address = stack.enter_context(launch.private_socket())
+        serving = stack.enter_context(
+            served(path, _find, address, ["--exit-with-parent"], source=source, namespace=namespace)
+        )
+        backup = serving.found
+        machine = _fitted(backup.machine, firmware, memory)
+        drives = _Drives(backup, address, keep)
+        arguments = machines.qemu_arguments(machine, drives.of, kvm=os.access("/dev/kvm", os.R_OK | os.W_OK))
+        if machine.uefi:
+            arguments += _uefi(machine, drives, stack)
+        _tell(backup, machine, keep)
+        child = subprocess.Popen([qemu, "-name", path, *arguments, *qemu_options])
+        stack.callback(_stop, child)
+        status = child.wait()
+    if status != 0:
+        raise HelperError(f"QEMU ended with status {status}")
+
+
+async def _find(tree: Tree, path: str) -> tuple[str, _Backup]:
+    """The snapshot that is to be served, and what is booted of it."""
+    node = await tree.find(path)
+    boot_disk = None
+    if isinstance(node, ImageFile):
+        await node.open()  # says so if the key is missing
+        boot_disk = machines.disk_of(node.name)
+        if boot_disk is None:
+            raise UsageError(f"{node} is no disk of a virtual machine; boot the snapshot, or a drive-….img")
+        only = node.name
+        node = await tree.find(node.path.rpartition("/")[0])
+    else:
+        only = None
+    if not isinstance(node, SnapshotDirectory):
+        inside = ", ".join(list(await node.children())[:8]) if isinstance(node, Directory) else ""
+        raise UsageError(f"{node} is no snapshot and no image{f'; it has {inside}' if inside else ''}")
+    children = await node.children()
+    images = {name: file for name, file in children.items() if isinstance(file, ImageFile)}
+    wanted = {n: file for n, file in images.items() if only is None or n in (only, machines.EFI_DISK)}
+    if not any(machines.disk_of(name) for name in wanted):
+        raise NotFoundError(f"{node} has no disk to boot; it has {', '.join(children) or 'nothing'}")
+    sizes = {name: (await file.open()).size for name, file in wanted.items()}
+    configuration = children.get(machines.CONFIGURATION)
+    text = (
+        (await configuration.read()).decode(errors="replace") if isinstance(configuration, BlobFile) else ""
+    )
+    machine = machines.find_machine(machines.parse_configuration(text), sizes, boot_disk=boot_disk)
+    return node.path, _Backup(node.path, machine, sizes)
+
+
+def _fitted(machine: Machine, firmware: str | None, memory: int | None) -> Machine:
+    """`machine`, as the options want it, and as it fits this computer."""
+    if firmware is not None:
+        machine = replace(machine, uefi=firmware == "uefi")
+    if memory is not None:
+        return replace(machine, memory=memory)
+    most = max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 >> 20, machines.MIN_MEMORY)
+    return replace(
+        machine, memory=min(machine.memory, most), cores=min(machine.cores, len(os.sched_getaffinity(0)))
+    )
+
+
+def _tell(backup: _Backup, machine: Machine, keep: Path | None) -> None:
+    firmware = "UEFI" if machine.uefi else "BIOS"
+    kept = f"changes are kept in {keep}" if keep else "changes are thrown away"
+    click.echo(
+        f"Booting {backup.snapshot}: {', '.join(machine.disks)}; {machine.memory} MiB, "
+        f"{machine.cores} cores, {firmware}, no network; {kept}",
+        err=True,
+    )
+
+
+class _Drives:
+    """How QEMU gets at each image: by NBD, with a layer for what is written."""
+
+    def __init__(self, backup: _Backup, address: Address, keep: Path | None) -> None:
+        self._backup = backup
+        self._address = address
+        self._keep = keep
+
+    def of(self, disk: str) -> list[str]:
+        """For `-drive`, of the disk `scsi0` and so on."""
+        return self.of_image(f"drive-{disk}.img", first=disk == self._backup.machine.disks[0])
+
+    def of_image(self, image: str, *, first: bool = False) -> list[str]:
+        uri = self._address.uri(f"{self._backup.snapshot}/{image}")
+        if self._keep is None:
+            return [f"file={_escaped(uri)}", "format=raw", "snapshot=on"]
+        overlay = self._keep
+        if not first:
+            overlay = overlay.with_name(f"{overlay.stem}-{image.removesuffix('.img')}{overlay.suffix}")
+        _prepare(overlay, uri)
+        return [f"file={_escaped(str(overlay))}", "format=qcow2"]
+
+
+def _prepare(overlay: Path, uri: str) -> None:
+    """Makes `overlay` on the image at `uri`; one that is there has to be of the same image."""
+    if not overlay.exists():
+        _qemu_img(overlay, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", uri, str(overlay))
+        return
+    told = json.loads(_qemu_img(overlay, "info", "--output=json", "-f", "qcow2", str(overlay)))
+    before = told.get("full-backing-filename") or told.get("backing-filename") or ""
+    if unquote(urlsplit(before).path) != unquote(urlsplit(uri).path):
+        of = unquote(urlsplit(before).path).strip("/") or "something else"
+        raise UsageError(
+            f"--keep {overlay}: is an overlay of {of}, and would be none of this backup; "
+            "boot that, or name another file"
+        )
+    # The same image, at the socket where it is served this time.
+    _qemu_img(overlay, "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", uri, str(overlay))
+
+
+def _qemu_img(overlay: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["qemu-img", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise OutputError(f"--keep {overlay}: {said[-1] if said else 'qemu-img failed'}")
+    return done.stdout
+
+
+def _uefi(machine: Machine, drives: _Drives, stack: ExitStack) -> list[str]:
+    """The firmware, and its variables: those of the backup, or fresh ones."""
+    stored = machine.efi_variables
+    if stored and stored not in _FIRMWARE:
+        click.echo(f"The UEFI variables of the backup ({stored} bytes) fit no firmware; fresh ones", err=True)
+    pattern = _FIRMWARE.get(stored, _FIRMWARE[machines.LARGE_EFI_VARIABLES])
+    folder = next((Path(f) for f in _FIRMWARE_FOLDERS if (Path(f) / pattern.format("CODE")).exists()), None)
+    if folder is None:
+        raise HelperError(
+            f"the machine needs UEFI firmware ({pattern.format('CODE')}): apt install ovmf; "
+            "or try --firmware bios"
+        )
+    code = folder / pattern.format("CODE")
+    arguments = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={_escaped(str(code))}"]
+    if stored in _FIRMWARE:
+        return [*arguments, "-drive", ",".join(["if=pflash,unit=1", *drives.of_image(machines.EFI_DISK)])]
+    fresh = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pbsfs-"))) / "variables.fd"
+    shutil.copyfile(folder / pattern.format("VARS"), fresh)
+    return [*arguments, "-drive", f"if=pflash,unit=1,format=raw,file={_escaped(str(fresh))}"]
+
+
+def _escaped(text: str) -> str:
+    """`text` as a value in QEMU's comma-separated options."""
+    return text.replace(",", ",,")
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.terminate()
+        child.wait()

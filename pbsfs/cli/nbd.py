@@ -1,0 +1,228 @@
+"""`pbsfs nbd`: serves images through nbdkit, in the foreground, for as long as it runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import click
+
+from pbsfs import process
+from pbsfs.cli.handover import Handover, hand_over
+from pbsfs.cli.options import FilePath, damage_option, run_on_opened, source_options
+from pbsfs.config import SourceOptions, open_source, parse_cache_size
+from pbsfs.errors import HelperError, UsageError
+from pbsfs.names import Namespace
+from pbsfs.nbd import launch
+from pbsfs.nbd.exports import choose
+from pbsfs.nbd.launch import Address
+from pbsfs.nbd.parameters import filters_of, with_password
+from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.sources.base import Source
+from pbsfs.tree import Directory, Tree
+
+T = TypeVar("T")
+
+_ADDRESSES = ("-U", "--unix", "-p", "--port", "-i", "--ip", "-s", "--single", "--stdin", "--vsock")
+_TAKEN = ("-U", "-p", "-i", "-s")
+
+
+@click.command("nbd", context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="PATH|--all [NBDKIT OPTIONS]")
+@click.option("--all", "everything", is_flag=True, help="Serve every image; clients name theirs by its path.")
+@click.option("--cow", is_flag=True, help="Let clients write: to a layer that is thrown away in the end.")
+@click.option(
+    "--socket",
+    metavar="PATH",
+    type=FilePath(dir_okay=False),
+    help="Listen at this Unix socket (default: a private one).",
+)
+@click.option(
+    "--listen",
+    metavar="HOST[:PORT]",
+    help="Listen with TCP, at this address (:10809 is that port of loopback).",
+)
+@click.option("--run", metavar="COMMAND", help="Serve while this shell command runs; $uri is where.")
+@click.option(
+    "--cache-size", metavar="SIZE", default="256M", show_default=True, help="Memory for decoded chunks."
+)
+@damage_option
+@source_options
+def command(
+    words: tuple[str, ...],
+    everything: bool,
+    cow: bool,
+    socket: Path | None,
+    listen: str | None,
+    run: str | None,
+    cache_size: str,
+    on_damage: ZeroedRanges | None,
+    source: SourceOptions,
+    namespace: str,
+) -> None:
+    """Serve the image at PATH as a network block device, read-only, until Ctrl-C; prints its URI.
+
+    PATH may be a snapshot, a group or any directory: then each image below it is an export, named by its
+    path from there, and with --all every image that there is. What follows PATH is passed on to nbdkit.
+
+    \b
+    Examples:
+      pbsfs nbd --datastore-dir /srv/store1 vm/100/latest/drive-scsi0.img
+      pbsfs nbd --listen :10809 --all
+      pbsfs nbd --cow vm/100/latest/drive-scsi0.img --filter=partition partition=1
+      pbsfs nbd vm/100/latest/drive-scsi0.img --run 'qemu-img convert "$uri" -O qcow2 disk.qcow2'
+    """
+    process.keep_memory_private()
+    path, options = _split(words, everything)
+    if cow:
+        options = ["--filter=cow", *options]
+    if run is not None:
+        options += ["--run", run]
+    else:
+        options += ["--exit-with-parent"]
+
+    async def find(tree: Tree, path: str) -> tuple[str, bool]:
+        node = await choose(tree, path, filters=filters_of(options))
+        return node.path, isinstance(node, Directory)
+
+    with ExitStack() as stack:
+        address = _address(socket, listen, stack)
+        serving = stack.enter_context(
+            served(
+                path,
+                find,
+                address,
+                options,
+                source=source,
+                namespace=namespace,
+                cache_size=cache_size,
+                on_damage=on_damage,
+                wait=run is None,
+            )
+        )
+        if run is None:
+            click.echo(address.uri(tls=_requires_tls(options)))
+            if serving.found:
+                example = address.uri("NAME", tls=_requires_tls(options))
+                click.echo(f"Each image is an export, {example}; nbdinfo --list tells their names.", err=True)
+        status = serving.wait()
+    if run is None and status != 0:
+        raise HelperError(f"nbdkit ended with status {status}")
+    raise click.exceptions.Exit(status)
+
+
+def _split(words: Sequence[str], everything: bool) -> tuple[str, list[str]]:
+    """PATH, and nbdkit's options behind it."""
+    taken = next((w for w in words if w.startswith(_TAKEN) and not w.startswith("--")), None)
+    taken = taken or next((w for w in words if w.split("=")[0] in _ADDRESSES), None)
+    if taken is not None:
+        raise UsageError(f"{taken}: where to listen is said with --socket PATH or --listen HOST:PORT")
+    if everything:
+        if words and not words[0].startswith("-") and "=" not in words[0]:
+            raise UsageError(f"--all and the path '{words[0]}' exclude each other")
+        return "", list(words)
+    if not words or words[0].startswith("-"):
+        raise UsageError("name the image to serve (nbdkit's options follow it), or serve all with --all")
+    return words[0], list(words[1:])
+
+
+def _address(socket: Path | None, listen: str | None, stack: ExitStack) -> Address:
+    if socket is not None and listen is not None:
+        raise UsageError("--socket and --listen exclude each other")
+    if listen is not None:
+        return Address.parse(listen)
+    if socket is None:
+        return stack.enter_context(launch.private_socket())
+    if socket.exists():
+        raise UsageError(f"--socket {socket}: exists; remove it if nothing listens there any more")
+    stack.callback(_remove, socket)
+    return Address(socket=Path(os.path.abspath(socket)))
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):  # nbdkit does it too
+        path.unlink()
+
+
+def _requires_tls(options: Sequence[str]) -> bool:
+    return "--tls=require" in options
+
+
+@dataclass(frozen=True, slots=True)
+class Serving(Generic[T]):
+    """nbdkit as it runs. `found`: what was looked up of what it serves."""
+
+    found: T
+    child: subprocess.Popen[bytes]
+
+    def wait(self) -> int:
+        """The exit status, when it has ended; of a command that was run, that of the command."""
+        return self.child.wait()
+
+
+@contextmanager
+def served(
+    path: str,
+    find: Callable[[Tree, str], Awaitable[tuple[str, T]]],
+    address: Address,
+    options: Sequence[str],
+    *,
+    source: SourceOptions,
+    namespace: str,
+    cache_size: str = "256M",
+    on_damage: ZeroedRanges | None = None,
+    wait: bool = True,
+) -> Iterator[Serving[T]]:
+    """nbdkit, serving what is at `path`; when `wait`, from when it takes connections.
+
+    `find`: looks at what is at `path`, before nbdkit is started: so who starts it is told what is wrong in
+    the way of every command. It returns the path of what is to be served, and what else it found. Raises
+    HelperError, and whatever makes what is at `path` unusable.
+    """
+    nbdkit = launch.find_nbdkit()
+    cache = parse_cache_size(cache_size)
+    handed_over = hand_over(source)
+    root = Namespace.parse(namespace)
+    served_path, found = run_on_opened(
+        lambda tree: find(tree, path), _open(handed_over), keys=handed_over.keys, root=root
+    )
+    parameters = [f"path={served_path}", f"cache_size={cache}"]
+    parameters += [] if on_damage is None else ["on_damage=zero"]
+    parameters += [f"namespace={namespace}"] if namespace else []
+    with handed_over.descriptors() as (keys, password), ExitStack() as stack:
+        reading, writing = os.pipe()
+        stack.callback(os.close, reading)
+        parameters += [f"keys_fd={keys}", f"ready_fd={writing}", *_parameters(handed_over.source)]
+        parameters += [] if password is None else [f"password=-{password}"]
+        arguments = launch.command_line(nbdkit, address, options, parameters)
+        descriptors = [fd for fd in (keys, password, writing) if fd is not None]
+        try:
+            child = stack.enter_context(launch.running(arguments, handed_over.environment(), descriptors))
+        finally:
+            os.close(writing)
+        if wait:
+            launch.wait_until_ready(child, reading)
+        yield Serving(found, child)
+
+
+def _open(handed_over: Handover) -> Source:
+    environment = handed_over.environment()
+    if handed_over.password is not None:
+        environment = with_password(environment, handed_over.password)
+    return open_source(handed_over.source, environment)
+
+
+def _parameters(source: SourceOptions) -> list[str]:
+    given = {
+        "repo": source.repository,
+        "datastore_dir": source.datastore_dir,
+        "fingerprint": source.fingerprint,
+        "retry_timeout": source.retry_timeout,
+        "connections": source.connections,
+    }
+    return [f"{name}={value}" for name, value in given.items() if value is not None]

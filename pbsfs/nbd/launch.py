@@ -1,0 +1,173 @@
+"""nbdkit as a child process that serves images, for as long as a command needs it.
+
+Synchronous; used by the command line. nbdkit ends with this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pbsfs.errors import HelperError, UsageError
+
+STOP_TIME = 10.0
+"""Seconds that nbdkit gets to end by itself; it waits for requests that are under way."""
+
+LOOPBACK = "127.0.0.1"
+DEFAULT_PORT = 10809
+"""The port that NBD has from IANA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where nbdkit listens: a Unix socket, or else a host's address and port."""
+
+    socket: Path | None = None
+    host: str = LOOPBACK
+    port: int = DEFAULT_PORT
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """`HOST`, `HOST:PORT`, `:PORT` (loopback) or `[IPV6]:PORT`. Raises UsageError."""
+        host, colon, port = text.rpartition(":")
+        if not colon or text.endswith("]"):
+            host, port = text, ""
+        host = host.removeprefix("[").removesuffix("]") or LOOPBACK
+        if not port:
+            return cls(host=host)
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+            raise UsageError(f"--listen {text}: '{port}' is not a port")
+        return cls(host=host, port=int(port))
+
+    def arguments(self) -> list[str]:
+        """The same for nbdkit."""
+        if self.socket is not None:
+            return [f"--unix={self.socket}"]
+        return [f"--ipaddr={self.host}", f"--port={self.port}"]
+
+    def uri(self, export: str = "", *, tls: bool = False) -> str:
+        """The NBD URI of an export here (the NBD project's doc/uri.md)."""
+        scheme = "nbds" if tls else "nbd"
+        name = urllib.parse.quote(export)
+        if self.socket is not None:
+            return f"{scheme}+unix:///{name}?socket={urllib.parse.quote(str(self.socket))}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = f":{self.port}" if self.port != DEFAULT_PORT else ""
+        return f"{scheme}://{host}{port}/{name}"
+
+
+@contextmanager
+def private_socket() -> Iterator[Address]:
+    """A Unix socket that only this user can reach; it is gone in the end."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = runtime if runtime and os.access(runtime, os.W_OK) else None
+    directory = tempfile.mkdtemp(prefix="pbsfs-", dir=base)
+    try:
+        yield Address(socket=Path(directory) / "nbd.sock")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def find_nbdkit() -> str:
+    """The path of nbdkit, when it can run the plugin. Raises HelperError, which says what to install."""
+    nbdkit = shutil.which("nbdkit") or shutil.which("nbdkit", path="/usr/sbin:/sbin:/usr/local/sbin")
+    if nbdkit is None:
+        raise HelperError("nbdkit is not installed: apt install nbdkit nbdkit-plugin-python")
+    done = subprocess.run(
+        [nbdkit, "python", "--dump-plugin"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    version = told.get("python_version")
+    if done.returncode != 0 or version is None:
+        raise HelperError("nbdkit has no Python plugin: apt install nbdkit-plugin-python")
+    if tuple(version.split(".")[:2]) != tuple(map(str, sys.version_info[:2])):
+        ours = ".".join(map(str, sys.version_info[:2]))
+        raise HelperError(
+            f"nbdkit's Python plugin is of Python {version}, pbsfs is installed for {ours}: install it "
+            f"with python{'.'.join(version.split('.')[:2])}, or use `pbsfs mount` and nbdkit's file plugin"
+        )
+    return nbdkit
+
+
+def bridge() -> Path:
+    """The plugin's script. Raises HelperError where it was not installed with pbsfs."""
+    found = importlib.util.find_spec("nbd_bridge")
+    if found is None or found.origin is None:
+        raise HelperError("nbd_bridge.py is missing: it should lie beside pbsfs; install pbsfs again")
+    return Path(found.origin)
+
+
+def command_line(
+    nbdkit: str, address: Address, options: Sequence[str], parameters: Sequence[str]
+) -> list[str]:
+    """The command that serves. `options`: nbdkit's own; parameters of filters may be among them."""
+    own: list[str] = []
+    of_filters: list[str] = []
+    previous = ""
+    for word in options:
+        name, equals, _value = word.partition("=")
+        is_parameter = equals and name.replace("-", "").replace("_", "").isalnum() and word[0] != "-"
+        (of_filters if is_parameter and previous not in ("-D", "--debug", "--run") else own).append(word)
+        previous = word
+    return [
+        *(nbdkit, "--foreground", *address.arguments(), *own),
+        *("python", str(bridge()), *parameters, *of_filters),
+    ]
+
+
+def plugin_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment`, with which nbdkit's interpreter finds this installation of pbsfs."""
+    if sys.prefix == sys.base_prefix:
+        return dict(environment)
+    return {**environment, "VIRTUAL_ENV": sys.prefix}
+
+
+@contextmanager
+def running(
+    arguments: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """nbdkit as a child, which is stopped in the end if it has not ended by itself."""
+    child = subprocess.Popen(
+        list(arguments), stdin=None, pass_fds=list(descriptors), env=plugin_environment(environment)
+    )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(STOP_TIME)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def wait_until_ready(child: subprocess.Popen[bytes], ready: int) -> None:
+    """Waits for the plugin's word on the pipe `ready` that nbdkit takes connections.
+
+    Raises HelperError where it ended before.
+    """
+    ended = os.pidfd_open(child.pid)
+    try:
+        poll = select.poll()
+        poll.register(ready, select.POLLIN)
+        poll.register(ended, select.POLLIN)
+        events = [fd for fd, _event in poll.poll()]
+        if ready not in events or not os.read(ready, 1):
+            raise HelperError(f"nbdkit ended with status {child.wait()} before it served; see above")
+    finally:
+        os.close(ended)
