@@ -90,9 +90,7 @@ def find_machine(
     hardware = settings.get("scsihw", "lsi" if settings else "virtio-scsi-pci")
     return Machine(
         disks=tuple(order),
-        memory=_number(
-            settings.get("memory", "").removeprefix("current="), DEFAULT_MEMORY, MIN_MEMORY, 1 << 22
-        ),
+        memory=_number(memory, DEFAULT_MEMORY, MIN_MEMORY, 1 << 22),
         cores=min(
             _number(settings.get("cores", ""), 1, 1, MAX_CORES)
             * _number(settings.get("sockets", ""), 1, 1, MAX_CORES),
@@ -113,7 +111,9 @@ def qemu_arguments(machine: Machine, drive: Callable[[str], Sequence[str]], *, k
     `drive`: what to tell QEMU's `-drive` of the disk `scsi0` and so on: file, format and the like.
     """
     arguments = ["-machine", machine.chipset]
-    arguments += ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg", "-cpu", "max"]
+    # KVM inside of a virtual machine may refuse that one feature, and then QEMU would not start.
+    cpu = "host,arch-capabilities=off" if kvm else "max"
+    arguments += ["-accel", "kvm" if kvm else "tcg", "-cpu", cpu]
     arguments += ["-m", str(machine.memory), "-smp", str(machine.cores), "-nic", "none"]
     arguments += ["-rtc", "base=localtime"] if machine.local_time else []
     arguments += ["-smbios", f"type=1,uuid={machine.uuid}"] if machine.uuid is not None else []

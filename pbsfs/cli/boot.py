@@ -17,7 +17,7 @@ import click
 from pbsfs import machine as machines
 from pbsfs import process
 from pbsfs.cli.nbd import served
-from pbsfs.cli.options import FilePath, source_options
+from pbsfs.cli.options import FilePath, PassingOn, passed_on, source_options
 from pbsfs.config import SourceOptions
 from pbsfs.errors import HelperError, NotFoundError, OutputError, UsageError
 from pbsfs.machine import Machine
@@ -43,9 +43,8 @@ class _Backup:
     images: dict[str, int]
 
 
-@click.command("boot", context_settings={"ignore_unknown_options": True})
-@click.argument("path")
-@click.argument("qemu_options", nargs=-1, type=click.UNPROCESSED, metavar="[QEMU OPTIONS]")
+@click.command("boot", cls=PassingOn)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="PATH [QEMU OPTIONS]")
 @click.option(
     "--keep",
     metavar="FILE",
@@ -58,14 +57,20 @@ class _Backup:
     type=click.Choice(["bios", "uefi"]),
     help="Default: what the backup's configuration says, or else bios.",
 )
-@click.option("--memory", metavar="MIB", type=click.IntRange(machines.MIN_MEMORY, 1 << 22))
+@click.option(
+    "--memory",
+    metavar="MIB",
+    type=click.IntRange(machines.MIN_MEMORY, 1 << 22),
+    help="Default: that of the configuration, at most half of this computer's.",
+)
+@click.option("--kvm/--no-kvm", default=None, help="Default: KVM where /dev/kvm can be used.")
 @source_options
 def command(
-    path: str,
-    qemu_options: tuple[str, ...],
+    words: tuple[str, ...],
     keep: Path | None,
     firmware: str | None,
     memory: int | None,
+    kvm: bool | None,
     source: SourceOptions,
     namespace: str,
 ) -> None:
@@ -82,6 +87,9 @@ def command(
       pbsfs boot --keep overlay.qcow2 vm/100/latest -nic user,model=virtio
     """
     process.keep_memory_private()
+    path, *qemu_options = passed_on(words) or [""]
+    if not path or path.startswith("-"):
+        raise UsageError("name the snapshot or image to boot; QEMU's options follow it")
     qemu = shutil.which(QEMU)
     if qemu is None or shutil.which("qemu-img") is None:
         raise HelperError("QEMU is not installed: apt install qemu-system-x86 qemu-utils")
@@ -93,7 +101,9 @@ def command(
         backup = serving.found
         machine = _fitted(backup.machine, firmware, memory)
         drives = _Drives(backup, address, keep)
-        arguments = machines.qemu_arguments(machine, drives.of, kvm=os.access("/dev/kvm", os.R_OK | os.W_OK))
+        if kvm is None:
+            kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
+        arguments = machines.qemu_arguments(machine, drives.of, kvm=kvm)
         if machine.uefi:
             arguments += _uefi(machine, drives, stack)
         _tell(backup, machine, keep)

@@ -14,7 +14,7 @@ import click
 
 from pbsfs import process
 from pbsfs.cli.handover import Handover, hand_over
-from pbsfs.cli.options import FilePath, damage_option, run_on_opened, source_options
+from pbsfs.cli.options import FilePath, PassingOn, damage_option, passed_on, run_on_opened, source_options
 from pbsfs.config import SourceOptions, open_source, parse_cache_size
 from pbsfs.errors import HelperError, UsageError
 from pbsfs.names import Namespace
@@ -32,7 +32,7 @@ _ADDRESSES = ("-U", "--unix", "-p", "--port", "-i", "--ip", "-s", "--single", "-
 _TAKEN = ("-U", "-p", "-i", "-s")
 
 
-@click.command("nbd", context_settings={"ignore_unknown_options": True})
+@click.command("nbd", cls=PassingOn)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="PATH|--all [NBDKIT OPTIONS]")
 @click.option("--all", "everything", is_flag=True, help="Serve every image; clients name theirs by its path.")
 @click.option("--cow", is_flag=True, help="Let clients write: to a layer that is thrown away in the end.")
@@ -78,7 +78,7 @@ def command(
       pbsfs nbd vm/100/latest/drive-scsi0.img --run 'qemu-img convert "$uri" -O qcow2 disk.qcow2'
     """
     process.keep_memory_private()
-    path, options = _split(words, everything)
+    path, options = _split(passed_on(words), everything)
     if cow:
         options = ["--filter=cow", *options]
     if run is not None:

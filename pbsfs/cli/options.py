@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -37,6 +37,27 @@ class FilePath(click.Path):
         if value == "":
             self.fail("the path is empty.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+_HIDDEN = "\0"
+
+
+class PassingOn(click.Command):
+    """A command that passes what it does not know on to another program, as it stands and in its order.
+
+    click would take words like `-nographic` apart, letter by letter.
+    """
+
+    ignore_unknown_options = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = (f"{_HIDDEN}{w}" if w[:1] == "-" != w[1:2] and w not in ("-", "-h") else w for w in args)
+        return super().parse_args(ctx, list(words))
+
+
+def passed_on(words: Sequence[str]) -> list[str]:
+    """What was not for the command, as it was given."""
+    return [word.removeprefix(_HIDDEN) for word in words]
 
 
 class _Seconds(click.FloatRange):
