@@ -1,0 +1,17 @@
+"""The benchmarks, by subject. `ALL` has every one, in the order in which they run."""
+
+from __future__ import annotations
+
+from bench.cases import directory, export, limits, mount, nbd, random_reads, sharing, slow_link
+from bench.plan import Case
+
+ALL: tuple[Case, ...] = (
+    *limits.CASES,
+    *export.CASES,
+    *nbd.CASES,
+    *mount.CASES,
+    *directory.CASES,
+    *random_reads.CASES,
+    *sharing.CASES,
+    *slow_link.CASES,
+)

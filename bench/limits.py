@@ -1,0 +1,145 @@
+"""What this machine can do at most, measured in the same run as what is held against it.
+
+All of it in this process, on data that is in the page cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import zstandard
+
+from bench.bare import firehose
+from bench.data import CHUNK, KEY, PLAIN, Data
+from bench.measures import Sample
+from bench.serving import Access
+from pbsfs.formats import blob
+from pbsfs.formats.blob import BlobKind
+from pbsfs.formats.keys import Key
+from pbsfs.names import Snapshot
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def timed(work: Callable[[], object], *, size: int = 0, operations: int = 0) -> Sample:
+    """`work` in this process."""
+    cpu = time.process_time()
+    started = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    return Sample(seconds, size, operations, cpu=time.process_time() - cpu)
+
+
+def key_of(snapshot: Snapshot) -> Key | None:
+    return None if snapshot.group.id == PLAIN.group.id else KEY
+
+
+def decode(data: Data, snapshot: Snapshot, threads: int) -> Sample:
+    """Every chunk of data: read from the page cache, CRC, decryption, zstd, length and digest."""
+    index = data.index(snapshot)
+    key = key_of(snapshot)
+
+    def one(number: int) -> None:
+        digest = index.digest(number)
+        raw = data.chunk_path(digest).read_bytes()
+        blob.decode_chunk(raw, digest=digest, length=CHUNK, encrypted=key is not None, key=key)
+
+    def all_of_them() -> None:
+        if threads == 1:
+            for number in data.data_chunks:
+                one(number)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for _done in pool.map(one, data.data_chunks):
+                pass
+
+    return timed(all_of_them, size=data.data_bytes)
+
+
+def receive(access: Access, data: Data, *, connections: int = 1) -> Sample:
+    """As many bytes as the chunks take as they are stored, over TLS, dropped."""
+    share = data.stored // connections
+    with ThreadPoolExecutor(connections) as pool:
+        return timed(
+            lambda: list(pool.map(lambda _: firehose(access, share), range(connections))), size=data.stored
+        )
+
+
+def read_stored(data: Data) -> Sample:
+    """The stored chunks read one after the other, and dropped."""
+    buffer = bytearray(CHUNK + 4096)
+    index = data.index()
+    paths = [data.chunk_path(index.digest(number)) for number in data.data_chunks]
+
+    def work() -> None:
+        for path in paths:
+            with path.open("rb", buffering=0) as file:
+                file.readinto(buffer)
+
+    return timed(work, size=data.stored)
+
+
+def parts(data: Data) -> dict[str, Callable[[], Sample]]:
+    """What decoding is made of, each by itself on one core, and a copy of the result."""
+    index = data.index()
+
+    def stored() -> Iterable[bytes]:
+        for number in data.data_chunks:
+            yield data.chunk_path(index.digest(number)).read_bytes()
+
+    def over(items: Iterable[bytes], work: Callable[[bytes], object], size: int) -> Sample:
+        """Only `work` is timed."""
+        seconds = cpu = 0.0
+        for item in items:
+            before, started = time.process_time(), time.perf_counter()
+            work(item)
+            seconds += time.perf_counter() - started
+            cpu += time.process_time() - before
+        return Sample(seconds, size, cpu=cpu)
+
+    unpack = zstandard.ZstdDecompressor()
+    target = bytearray(CHUNK)
+
+    def zstd(raw: bytes) -> None:
+        kind = blob.kind_of(raw)
+        if kind is BlobKind.COMPRESSED:
+            unpack.decompress(memoryview(raw)[kind.header_size :], max_output_size=CHUNK)
+
+    def decoded() -> Iterable[bytes]:
+        with data.raw.open("rb") as file:
+            for number in data.data_chunks:
+                file.seek(number * CHUNK)
+                yield file.read(CHUNK)
+
+    def copy(content: bytes) -> None:
+        target[:] = content
+
+    return {
+        "CRC": lambda: over(stored(), zlib.crc32, data.stored),
+        "zstd": lambda: over(stored(), zstd, data.data_bytes),
+        "SHA-256": lambda: over(decoded(), lambda content: hashlib.sha256(content).digest(), data.data_bytes),
+        "copy": lambda: over(decoded(), copy, data.data_bytes),
+    }
+
+
+def drop_page_cache(data: Data) -> str:
+    """Drops what the kernel has of the stored chunks; says how."""
+    os.sync()
+    try:
+        with open("/proc/sys/vm/drop_caches", "w") as file:
+            file.write("1")
+        return "dropped"
+    except OSError:
+        for directory, _names, files in os.walk(data.datastore / ".chunks"):
+            for name in files:
+                fd = os.open(f"{directory}/{name}", os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+        return "chunk files dropped one by one: not root"

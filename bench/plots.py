@@ -1,0 +1,92 @@
+"""Draws a benchmark as SVG, by hand: a bar for each variant, with the spread, and the goals below."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from statistics import median
+
+from bench.measures import MIB, Sample
+from bench.plan import OWN, GoalResult, Result
+
+WIDTH, LABELS, VALUES, BAR, GAP, TOP, LINE = 900, 300, 110, 18, 8, 48, 18
+
+_COLOURS = {OWN: "#2f6f9f", "limit": "#9aa5ad", "part": "#c5ccd1", "model": "#c28a3c"}
+_OTHER = "#a0522d"
+_MET = {True: "#2e7d32", False: "#c62828", None: "#555555"}
+
+
+def draw(result: Result) -> str:
+    """The whole picture."""
+    shown = {name: samples for name, samples in result.samples.items() if samples}
+    by_rate = all(samples[0].rate for samples in shown.values())
+    values = {
+        name: [_value(sample, by_rate=by_rate) for sample in samples] for name, samples in shown.items()
+    }
+    most = max((max(found) for found in values.values()), default=1.0) or 1.0
+    scale = (WIDTH - LABELS - VALUES) / most
+    unit = _unit(shown, by_rate=by_rate)
+    height = TOP + len(values) * (BAR + GAP) + 16 + len(result.goals) * LINE + 12
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+        _text(10, 20, f"{result.case.name}: {result.case.measures}", size=14),
+        _text(10, 38, f"{unit}; the bar is the median, the line from least to most", colour="#555555"),
+    ]
+    y = TOP
+    for name, found in values.items():
+        parts += _bar(y, name, found, scale)
+        y += BAR + GAP
+    y += 16
+    for judged in result.goals:
+        parts.append(_text(10, y + 4, _goal(judged), colour=_MET[judged.met]))
+        y += LINE
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _value(sample: Sample, *, by_rate: bool) -> float:
+    if not by_rate:
+        return sample.seconds
+    return sample.rate if sample.operations else sample.rate / MIB
+
+
+def _unit(shown: dict[str, list[Sample]], *, by_rate: bool) -> str:
+    if not by_rate:
+        return "seconds (shorter is better)"
+    operations = any(samples[0].operations for samples in shown.values())
+    return "operations a second" if operations else "MiB a second"
+
+
+def _bar(y: int, name: str, found: list[float], scale: float) -> list[str]:
+    colour = next((colour for start, colour in _COLOURS.items() if name.startswith(start)), _OTHER)
+    middle = y + BAR / 2
+    least, most = LABELS + min(found) * scale, LABELS + max(found) * scale
+    return [
+        _text(LABELS - 8, y + 13, name, anchor="end"),
+        f'<rect x="{LABELS}" y="{y}" width="{median(found) * scale:.1f}" height="{BAR}" fill="{colour}"/>',
+        f'<line x1="{least:.1f}" y1="{middle}" x2="{most:.1f}" y2="{middle}" stroke="black"/>',
+        _text(most + 6, y + 13, f"{median(found):,.4g}"),
+    ]
+
+
+def _goal(judged: GoalResult) -> str:
+    found = "not measured" if judged.median is None else f"{judged.median:.3g}"
+    sign = "≥" if judged.goal.at_least else "≤"
+    wanted = "" if judged.goal.target is None else f" (goal {sign} {judged.goal.target:g})"
+    return f"{judged.goal.text}: {found}{wanted}"
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, colour: str = "black"
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">'
+        f"{escape(text)}</text>"
+    )
+
+
+def write(results: list[Result], directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        (directory / f"{result.case.name}.svg").write_text(draw(result))
