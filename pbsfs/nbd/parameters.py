@@ -11,7 +11,8 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from pbsfs.config import (
@@ -57,7 +58,7 @@ class Settings:
     """
 
     options: SourceOptions
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)  # it holds the password
     keys: KeyRing
     namespace: Namespace
     path: str
@@ -224,7 +225,7 @@ class Parameters:
 def filters_of(arguments: Sequence[str]) -> frozenset[str]:
     """The names of the filters on nbdkit's command line: `--filter=cow`, `--filter cow`, or by path."""
     found = set()
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in pairwise([*arguments, ""]):
         option, equals, value = word.partition("=")
         if option == "--filter":
             name = value if equals else following
