@@ -1,0 +1,1 @@
+"""Images as network block devices: the plugin, in the real nbdkit."""

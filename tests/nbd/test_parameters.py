@@ -1,0 +1,344 @@
+"""The plugin's parameters: what each of them says, and what is wrong about some."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pbsfs.errors import KeyFileError, UsageError
+from pbsfs.formats.keys import Key
+from pbsfs.keyring import KeyRing
+from pbsfs.names import Namespace
+from pbsfs.nbd.parameters import NAMES, Parameters, Settings, filters_of
+from pbsfs.reader.store import DEFAULT_CACHE_SIZE
+from tests.support import made
+from tests.support.keyfiles import key_file
+
+PASSWORD = 'geh€im: p"a%s'
+REPOSITORY = "reader@pbs!laptop@pbs.example.com:store1"
+FINGERPRINT = ":".join(["EE", "2f"] * 16)
+SERVER = {"PBS_REPOSITORY": REPOSITORY, "PBS_FINGERPRINT": FINGERPRINT}
+DIRECTORY = "datastore_dir=/srv/datastore"
+
+Tells = Callable[..., Settings]
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Tells:
+    """What words say, in an environment that is empty but for what a test puts there."""
+
+    def tell(*words: str, **environment: str) -> Settings:
+        parameters = Parameters({"HOME": str(tmp_path), **environment}, ["nbdkit", "--filter", "cow"])
+        for word in words:
+            key, _equals, value = word.partition("=")
+            parameters.take(key, value)
+        return parameters.settings()
+
+    return tell
+
+
+def password_of(settings: Settings) -> str:
+    """The one secret, in the one form in which it can be read again and again."""
+    names = [name for name in settings.environment if name.startswith("PBS_PASSWORD")]
+    assert names == ["PBS_PASSWORD"]
+    return settings.environment["PBS_PASSWORD"]
+
+
+# --- what each of them says
+
+
+def test_a_directory_is_enough(told: Tells) -> None:
+    settings = told(DIRECTORY)
+    assert settings.options.datastore_dir == Path("/srv/datastore")
+    assert settings.options.repository is None
+    assert (settings.path, settings.missing) == ("", None)
+    assert settings.namespace == Namespace(())
+    assert settings.cache_size == DEFAULT_CACHE_SIZE
+    assert settings.zeroed is None
+    assert settings.ready_fd is None
+    assert settings.filters == {"cow"}
+    assert list(settings.keys) == []
+
+
+def test_a_directory_stays_where_it_is_when_the_working_directory_is_another(
+    told: Tells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told("datastore_dir=here").options.datastore_dir == tmp_path / "here"
+
+
+def test_a_server_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(f"{PASSWORD}\nmore\n")
+    settings = told(
+        f"repo={REPOSITORY}",
+        f"password=+{tmp_path}/secret",
+        f"fingerprint={FINGERPRINT}",
+        "namespace=prod/db",
+        "connections=4",
+        "retry_timeout=2.5",
+    )
+    assert settings.options.repository == REPOSITORY
+    assert settings.options.fingerprint == FINGERPRINT
+    assert settings.namespace == Namespace(("prod", "db"))
+    assert (settings.options.connections, settings.options.retry_timeout) == (4, 2.5)
+    assert password_of(settings) == PASSWORD
+
+
+def test_names_may_have_hyphens(told: Tells) -> None:
+    settings = told("datastore-dir=/x", "cache-size=64M", "retry-timeout=1", "on-damage=zero")
+    assert settings.options.datastore_dir == Path("/x")
+    assert settings.options.retry_timeout == 1
+    assert settings.cache_size == 64 << 20
+    assert settings.zeroed is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "missing"),
+    [
+        ("", "", None),
+        ("type=ct", "ct", None),
+        ("type=host id=web1", "host/web1", None),
+        ("vmid=100", "vm/100", None),
+        ("type=vm vmid=100", "vm/100", None),
+        ("vmid=100 timestamp=latest", "vm/100/latest", None),
+        ("vmid=100 timestamp=latest image=a.img", "vm/100/latest/a.img", None),
+        (
+            "image=a.img timestamp=2023-11-14T22:13:20Z id=100 type=vm",
+            "vm/100/2023-11-14T22:13:20Z/a.img",
+            None,
+        ),
+        ("path=/vm/100/latest/a.img", "vm/100/latest/a.img", None),
+        ("path=ns/prod/vm/100/", "ns/prod/vm/100", None),
+        ("path= vmid=7", "vm/7", None),
+        ("vmid=100 image=a.img", "vm/100", "timestamp"),
+        ("type=vm timestamp=latest", "vm", "id"),
+        ("type=vm image=a.img", "vm", "id"),
+        ("vmid=100 timestamp= image=", "vm/100", None),
+        ("namespace= vmid=100", "vm/100", None),
+    ],
+)
+def test_words_come_to_a_place_in_the_tree(told: Tells, words: str, path: str, missing: str | None) -> None:
+    settings = told(DIRECTORY, *words.split())
+    assert (settings.path, settings.missing) == (path, missing)
+    assert settings.namespace == Namespace(())
+
+
+def test_key_files_may_be_several(told: Tells, tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_bytes(key_file())
+    (tmp_path / "two.json").write_bytes(key_file(key=bytes(range(1, 33))))
+    settings = told(DIRECTORY, f"keyfile={tmp_path}/one.json", f"keyfile={tmp_path}/two.json")
+    assert set(settings.keys) == {made.KEY.fingerprint, made.OTHER_KEY.fingerprint}
+
+
+def test_keys_may_be_handed_over(told: Tells) -> None:
+    reading, writing = os.pipe()
+    with open(writing, "wb") as pipe:
+        pipe.write(KeyRing([Key(bytes(range(32)))]).dump())
+    settings = told(DIRECTORY, f"keys_fd={reading}", "ready_fd=7")
+    assert set(settings.keys) == {made.KEY.fingerprint}
+    assert settings.ready_fd == 7
+
+
+def test_sizes_and_damage(told: Tells) -> None:
+    settings = told(DIRECTORY, "cache_size=64M", "on_damage=zero")
+    assert settings.cache_size == 64 << 20
+    assert settings.zeroed is not None
+    assert told(DIRECTORY, "on_damage=fail").zeroed is None
+
+
+def test_an_empty_parameter_says_nothing(told: Tells) -> None:
+    words = ("namespace=", "fingerprint=", "retry_timeout=", "connections=", "repo=", "path=", "id=", "type=")
+    settings = told(DIRECTORY, *words)
+    assert (settings.path, settings.options.fingerprint) == ("", None)
+    assert (settings.options.retry_timeout, settings.options.connections) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("nbdkit python x", set()),
+        ("nbdkit --filter=cow python x", {"cow"}),
+        ("nbdkit --filter cow --filter=cache python x", {"cow", "cache"}),
+        ("nbdkit --filter=/usr/lib/nbdkit/filters/nbdkit-cow-filter.so python x", {"cow"}),
+        ("nbdkit --filter", {""}),
+    ],
+)
+def test_filters_are_found_on_the_command_line(line: str, found: set[str]) -> None:
+    assert filters_of(line.split()) == found
+
+
+# --- passwords
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\nanother line\n"])
+def test_a_password_is_the_first_line_of_a_file(told: Tells, tmp_path: Path, end: str) -> None:
+    (tmp_path / "secret").write_bytes(f"{PASSWORD}{end}".encode())
+    assert password_of(told(f"password=+{tmp_path}/secret", **SERVER)) == PASSWORD
+
+
+def test_a_password_comes_over_a_descriptor(told: Tells) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, f"{PASSWORD}\n".encode())
+    os.close(writing)
+    assert password_of(told(f"password=-{reading}", **SERVER)) == PASSWORD
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reading)
+
+
+def test_a_plain_password_is_taken_with_a_warning(told: Tells, caplog: pytest.LogCaptureFixture) -> None:
+    assert password_of(told(f"password={PASSWORD}", **SERVER)) == PASSWORD
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "can be read by every user" in record.getMessage()
+    assert PASSWORD not in record.getMessage()
+    caplog.clear()
+
+
+@pytest.mark.parametrize("form", ["", "_FILE", "_FD", "_CMD"])
+def test_a_password_comes_from_the_environment(told: Tells, tmp_path: Path, form: str) -> None:
+    (tmp_path / "secret").write_text(f"{PASSWORD}\n")
+    fd = os.open(tmp_path / "secret", os.O_RDONLY)
+    values = {"": PASSWORD, "_FILE": f"{tmp_path}/secret", "_FD": str(fd), "_CMD": f"cat {tmp_path}/secret"}
+    settings = told(**SERVER, **{f"PBS_PASSWORD{form}": values[form]})
+    assert password_of(settings) == PASSWORD
+    if form != "_FD":  # which was read, and closed
+        os.close(fd)
+
+
+def test_a_password_comes_from_systemd(told: Tells, tmp_path: Path) -> None:
+    (tmp_path / "proxmox-backup-client.password").write_text(PASSWORD)
+    assert password_of(told(**SERVER, CREDENTIALS_DIRECTORY=str(tmp_path))) == PASSWORD
+
+
+def test_the_parameter_goes_before_the_environment(told: Tells, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(PASSWORD)
+    settings = told(
+        f"password=+{tmp_path}/secret",
+        "repo=other@pbs@host:store2",
+        **SERVER,
+        PBS_PASSWORD="another",
+        PBS_PASSWORD_FILE="/nowhere",
+    )
+    assert password_of(settings) == PASSWORD
+    assert settings.options.repository == "other@pbs@host:store2"
+
+
+@pytest.mark.parametrize("wrong", ["vmid=1 id=2", "cache_size=x", "on_damage=x", "fingerprint=x", "x=x"])
+def test_a_password_shows_itself_nowhere(
+    told: Tells, tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: str
+) -> None:
+    (tmp_path / "secret").write_text(PASSWORD)
+    given = f"password=+{tmp_path}/secret"
+    parameters = Parameters({"HOME": str(tmp_path), **SERVER})
+    parameters.take("password", PASSWORD)
+    settings = told(given, **SERVER)
+    with pytest.raises(UsageError) as caught:
+        told(given, *wrong.split(), **SERVER)
+    shown = [repr(vars(parameters)), repr(settings), str(settings), repr(caught.value), caplog.text]
+    assert not [text for text in shown if PASSWORD in text or repr(PASSWORD)[1:-1] in text]
+    caplog.clear()
+
+
+# --- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("nonsense=1", "'nonsense' is not known; there are repo, password, "),
+        ("Image=x", "'Image' is not known"),
+        ("vmid=1 vmid=1", "vmid= was given twice"),
+        ("cache_size=64M cache-size=64M", "cache-size= was given twice"),
+        ("vmid=1 id=2", "vmid= is short for type=vm id="),
+        ("vmid=1 type=ct", "vmid= is short for type=vm id="),
+        ("path=vm/1 vmid=1 image=x", "leave out vmid=, image="),
+        ("path=vm timestamp=latest", "leave out timestamp="),
+        ("type=vms", "type=vms: it is one of vm, ct, host"),
+        ("image=x", "vmid= is missing, or type= and id="),
+        ("id=100", "vmid= is missing, or type= and id="),
+        ("timestamp=latest", "vmid= is missing, or type= and id="),
+        ("vmid=1/2", "id=1/2: it has no slash"),
+        ("vmid=1 timestamp=x image=a/b", "image=a/b: it has no slash"),
+        ("keyfile=", "keyfile= is empty"),
+        ("cache_size=", "'' is not a size"),
+        ("cache_size=much", "'much' is not a size"),
+        ("cache_size=1M", "too small; the least is 32M"),
+        ("connections=0", "connections=0: not a number from 1 to 16"),
+        ("connections=17", "connections=17: not a number"),
+        ("connections=2.5", "connections=2.5: not a whole number"),
+        ("connections=some", "connections=some: not a number"),
+        ("retry_timeout=-1", "retry_timeout=-1: not a number from 0 to 1e\\+09"),
+        ("retry_timeout=nan", "retry_timeout=nan: not a number"),
+        ("retry_timeout=inf", "retry_timeout=inf: not a number"),
+        ("on_damage=skip", "on_damage=skip: it is fail or zero"),
+        ("on_damage=", "on_damage=: it is fail or zero"),
+        (f"repo={REPOSITORY}", "repo= and datastore_dir= exclude each other"),
+        ("namespace=a//b", "is not the name of a namespace"),
+        ("namespace=../b", r"'\.\.' is not the name of a namespace"),
+    ],
+)
+def test_what_is_wrong_is_named(told: Tells, words: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        told(DIRECTORY, *words.split())
+
+
+def test_no_directory_at_all_is_one(told: Tells) -> None:
+    with pytest.raises(UsageError, match="datastore_dir= is empty"):
+        told("datastore_dir=")
+
+
+def test_without_a_source_it_is_said_how_to_name_one(told: Tells) -> None:
+    with pytest.raises(UsageError, match=r"repo= or PBS_REPOSITORY, or a datastore's directory"):
+        told("vmid=100")
+
+
+@pytest.mark.parametrize("words", ["", "password="])
+def test_without_a_password_it_is_said_how_to_give_one(told: Tells, words: str) -> None:
+    with pytest.raises(UsageError, match=r"no password.*PBS_PASSWORD"):
+        told(*words.split(), **SERVER)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("+/nowhere/secret", "cannot read /nowhere/secret: No such file or directory"),
+        ("+/", "cannot read /: Is a directory"),
+        ("-2", "takes the number of a descriptor from 3 on"),
+        ("-x", "takes the number of a descriptor from 3 on"),
+        ("-999999", "cannot read descriptor 999999: Bad file descriptor"),
+    ],
+)
+def test_a_password_that_cannot_be_read_is_an_error_that_names_the_place(
+    told: Tells, value: str, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        told(f"password={value}", **SERVER)
+
+
+def test_a_password_that_is_no_text_is_an_error_without_it(told: Tells, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"caf\xe9 secret\n")
+    with pytest.raises(UsageError, match="is not UTF-8 text") as caught:
+        told(f"password=+{tmp_path}/secret", **SERVER)
+    assert "caf" not in str(caught.value)
+
+
+def test_a_repository_or_fingerprint_that_is_none_is_an_error(told: Tells) -> None:
+    with pytest.raises(UsageError, match="fingerprint"):
+        told("fingerprint=12:34", PBS_REPOSITORY=REPOSITORY, PBS_PASSWORD=PASSWORD)
+    with pytest.raises(UsageError):
+        told("repo=::", PBS_PASSWORD=PASSWORD)
+
+
+def test_a_key_file_that_is_not_there_is_an_error_that_names_it(told: Tells) -> None:
+    with pytest.raises(KeyFileError, match=r"/nowhere/key\.json: No such file"):
+        told(DIRECTORY, "keyfile=/nowhere/key.json")
+
+
+def test_every_parameter_is_looked_at_here() -> None:
+    """A new one has to come into these tests too."""
+    text = Path(__file__).read_text()
+    assert [name for name in NAMES if f"{name}=" not in text] == []
