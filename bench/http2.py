@@ -111,10 +111,10 @@ class Http2:
                 payload = payload[start : len(payload) - padding]
             self._block += payload
             if flags & _END_HEADERS:
-                headers = dict(self._decoder.decode(bytes(self._block), raw=False))
+                headers = {str(n): str(v) for n, v in self._decoder.decode(bytes(self._block), raw=False)}
                 self._block.clear()
                 self._windows[stream] = self._initial_window
-                return [(stream, str(headers[":path"]))]
+                return [(stream, headers[":path"])]
         elif kind == _WINDOW_UPDATE:
             amount = int.from_bytes(payload, "big")
             if stream == 0:

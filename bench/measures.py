@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, processor time and memory, of processes that are looked at from outside."""
+"""What a piece of work costs: seconds, processor time and memory of processes, looked at from outside."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of one thing. `size`: bytes of data that went through; `operations`: how many reads; `cpu`: seconds
-    of user and system time of what is measured; `server_cpu`: of the bench's server meanwhile; `peak`: bytes, the
-    largest resident size; `counts`: what else was counted."""
+    """One run of one thing.
+
+    `size`: bytes of data that went through; `operations`: how many reads; `cpu`: seconds of user and system
+    time of what is measured; `server_cpu`: of the bench's server meanwhile; `peak`: bytes, the largest
+    resident size; `counts`: what else was counted.
+    """
 
     seconds: float
     size: int = 0

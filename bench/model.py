@@ -4,7 +4,7 @@ That is how the C plugin for nbdkit reads, and it stands in for it where that is
 pbsfs's own parts, so what it lacks is the pipeline only. It is generous: holes are known from the index, and
 are not fetched.
 
-    PBS_REPOSITORY=… python -m bench.model SNAPSHOT      reads an image from its start to its end, into nothing
+    PBS_REPOSITORY=… python -m bench.model SNAPSHOT      reads an image from start to end, into nothing
     PBS_REPOSITORY=… nbdkit python bench/model_plugin.py path=SNAPSHOT/IMAGE
 """
 
@@ -19,7 +19,7 @@ from bench.bare import BareSession
 from bench.data import INDEX, KEY, PLAIN
 from bench.serving import Access
 from pbsfs.formats.keys import Key
-from pbsfs.names import Snapshot
+from pbsfs.names import ROOT_NAMESPACE, Group, Snapshot, parse_time
 from pbsfs.sources.server.repository import Repository
 
 KEPT = 16
@@ -75,7 +75,8 @@ class Model:
 
 def open_model(snapshot: str) -> Model:
     """The image of `snapshot` on the server that the environment names."""
-    parsed = Snapshot.parse(snapshot)
+    kind, backup_id, time = snapshot.split("/")
+    parsed = Group(ROOT_NAMESPACE, kind, backup_id).snapshot(parse_time(time))
     return Model(access_from(os.environ), parsed, None if parsed.group == PLAIN.group else KEY)
 
 

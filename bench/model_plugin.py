@@ -7,8 +7,6 @@ import site
 import sys
 from typing import TYPE_CHECKING
 
-import nbdkit
-
 if TYPE_CHECKING:
     from bench.model import Model
 
@@ -20,10 +18,6 @@ site.addsitedir(f"{_checkout}/.venv/lib/python{sys.version_info[0]}.{sys.version
 sys.path[:] = [_checkout, *sys.path[len(_before) :], *_before]
 
 _paths: list[str] = []
-
-
-def thread_model() -> int:
-    return nbdkit.THREAD_MODEL_SERIALIZE_ALL_REQUESTS
 
 
 def config(key: str, value: str) -> None:

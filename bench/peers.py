@@ -1,4 +1,4 @@
-"""The others that are compared with, where they are installed: the vendor's client and library, the C plugin."""
+"""The others, where they are installed: the vendor's client and library, and the C plugin for nbdkit."""
 
 from __future__ import annotations
 

@@ -28,8 +28,7 @@ def draw(result: Result) -> str:
     unit = _unit(shown, by_rate=by_rate)
     height = TOP + len(values) * (BAR + GAP) + 16 + len(result.goals) * LINE + 12
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        'font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         _text(10, 20, f"{result.case.name}: {result.case.measures}", size=14),
         _text(10, 38, f"{unit}; the bar is the median, the line from least to most", colour="#555555"),

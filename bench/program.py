@@ -47,7 +47,12 @@ class Pbsfs:
 
     def export(self, source: Source, data: Data, snapshot: Snapshot, dest: str | Path) -> Sample:
         encrypted = key_of(snapshot) is not None
-        words = [PBSFS, "export", "--no-progress", *self.options(source, data, encrypted=encrypted)]
+        words: list[str | Path] = [
+            PBSFS,
+            "export",
+            "--no-progress",
+            *self.options(source, data, encrypted=encrypted),
+        ]
         words += [f"{snapshot}/{IMAGE}", dest]
         server = source.pid if isinstance(source, RunningServer) else None
         return command(words, size=data.data_bytes, environment=self.environment(source), server=server)
@@ -56,7 +61,7 @@ class Pbsfs:
     def mounted(self, source: Source, data: Data, *options: str, encrypted: bool = False) -> Iterator[Mount]:
         """A mount in a process of ours."""
         place = Path(tempfile.mkdtemp(prefix="mount-", dir=self.home))
-        words = [
+        words: list[str | Path] = [
             PBSFS,
             "mount",
             "--foreground",

@@ -38,7 +38,12 @@ def random_file_reads(
     """One at a time. `direct`: past the kernel's page cache."""
     if not fio_knows("psync"):
         return _python_file_reads(path, region, seconds, watched, direct=direct)
-    words = ["--ioengine=psync", f"--filename={path}", f"--direct={int(direct)}", "--invalidate=0"]
+    words = [
+        "--ioengine=psync",
+        "--filename=" + str(path).replace(":", "\\:"),
+        f"--direct={int(direct)}",
+        "--invalidate=0",
+    ]
     return _fio(words, region, seconds, watched)
 
 

@@ -32,8 +32,7 @@ def table(result: Result) -> str:
             lines.append(
                 f"  {name:<{width}}" + "".join(f"{cell:>13}" for cell in _cells(samples)) + _counted(samples)
             )
-    for judged in result.goals:
-        lines.append(f"  {_goal(judged)}")
+    lines += [f"  {_goal(judged)}" for judged in result.goals]
     if result.error:
         lines.append(f"  FAILED: {result.error}")
     return "\n".join(lines)

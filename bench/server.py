@@ -7,9 +7,9 @@ downloaded names a chunk. It counts the chunks that are asked for.
     python -m bench.server DIR [--round-trip SECONDS --bandwidth BYTES]
 
 prints one line of JSON that says where it is, then answers commands on standard input, a line each: `counts`
-(what was asked for since the last time) with a line of JSON; at the end of the input it ends. With a round trip
-or a bandwidth, `slow_port` is the same server behind a simulated link. `GET /firehose?BYTES` on either port is
-answered with so many bytes and nothing else: what TLS can do at most.
+(what was asked for since the last time) with a line of JSON. At the end of the input it ends. With a round
+trip or a bandwidth, `slow_port` is the same server behind a simulated link. `GET /firehose?BYTES` on either
+port is answered with so many bytes and nothing else: what TLS can do at most.
 """
 
 from __future__ import annotations
@@ -89,9 +89,11 @@ class Server:
 
     def _serve(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(OSError, ClosedError, h11.RemoteProtocolError):
-            with self._context.wrap_socket(connection, server_side=True) as tls:
-                self._http(tls)
+        with (
+            contextlib.suppress(OSError, ClosedError, h11.RemoteProtocolError),
+            self._context.wrap_socket(connection, server_side=True) as tls,
+        ):
+            self._http(tls)
 
     # --- HTTP/1.1
 

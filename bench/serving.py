@@ -45,8 +45,8 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a server was asked for: requests for chunks, how many different ones, how often the same one at most,
-    and reader sessions."""
+    """What a server was asked for: requests for chunks, how many different ones, how often the same one at
+    most, and reader sessions."""
 
     requests: int
     chunks: int

@@ -20,8 +20,8 @@ PARTS = ("CRC", "zstd", "SHA-256", "copy")
 
 
 def both_cores_full(name: str, *, with_server: bool = False) -> Callable[[Round], float | None]:
-    """Seconds, as a multiple of those in which all cores are busy with nothing but decoding and receiving (and
-    with the server's work, which the same cores do here)."""
+    """Seconds, as a multiple of those in which all cores are busy with nothing but decoding and receiving,
+    and with the server's work, which the same cores do here."""
 
     def ratio(samples: Round) -> float:
         cpu = (samples[DECODE].cpu or 0) + (samples[RECEIVE].cpu or 0)

@@ -15,6 +15,7 @@ from bench.bare import BareSession
 from bench.data import CHUNK, INDEX, PLAIN
 from bench.measures import MIB, Sample
 from bench.plan import CACHE, Bench, Case, Goal, Plan, rate_of
+from bench.program import Nbd
 from bench.readers import BLOCK, NbdClient, Region, random_file_reads, random_nbd_reads
 
 TRIVIAL = Path(__file__).resolve().parent.parent / "trivial_plugin.py"
@@ -96,18 +97,18 @@ def _by_nbd(bench: Bench, stack: ExitStack) -> Plan:
 
         return run
 
-    def limit(uri: str, depth: int) -> Callable[[], Sample]:
-        return lambda: random_nbd_reads(uri, cached, seconds, nbd.watched, depth=depth)
+    def limit(other: Nbd, depth: int) -> Callable[[], Sample]:
+        return lambda: random_nbd_reads(other.uri, cached, seconds, other.watched, depth=depth)
 
     return Plan(
         {
             "pbsfs, cached": reads(cached, 1),
             "pbsfs, cached, 16 under way": reads(cached, 16),
             "pbsfs, holes": reads(hole, 1),
-            "limit: trivial Python plugin": limit(trivial.uri, 1),
-            "limit: trivial Python plugin, 16 under way": limit(trivial.uri, 16),
-            "limit: nbdkit memory": limit(memory.uri, 1),
-            "limit: nbdkit file": limit(raw.uri, 1),
+            "limit: trivial Python plugin": limit(trivial, 1),
+            "limit: trivial Python plugin, 16 under way": limit(trivial, 16),
+            "limit: nbdkit memory": limit(memory, 1),
+            "limit: nbdkit file": limit(raw, 1),
         },
         [
             Goal("cached reads a second / 20,000", lambda s: s["pbsfs, cached"].rate / 20_000, 1.0),
