@@ -118,7 +118,8 @@ def qemu_arguments(machine: Machine, drive: Callable[[str], Sequence[str]], *, k
     arguments += ["-rtc", "base=localtime"] if machine.local_time else []
     arguments += ["-smbios", f"type=1,uuid={machine.uuid}"] if machine.uuid is not None else []
     controllers: set[str] = set()
-    for place, disk in enumerate(machine.disks):
+    # QEMU's own option -kernel takes the index 0.
+    for place, disk in enumerate(machine.disks, start=1):
         controller, device = _device(machine, disk)
         if controller is not None and controller not in controllers:
             controllers.add(controller)
