@@ -9,6 +9,8 @@ from statistics import median
 from bench.measures import MIB, Sample
 from bench.plan import OWN, GoalResult, Result
 
+NAMESPACE = "http://www.w3.org/2000/svg"
+
 WIDTH, LABELS, VALUES, BAR, GAP, TOP, LINE = 900, 300, 110, 18, 8, 48, 18
 
 _COLOURS = {OWN: "#2f6f9f", "limit": "#9aa5ad", "part": "#c5ccd1", "model": "#c28a3c"}
@@ -28,7 +30,7 @@ def draw(result: Result) -> str:
     unit = _unit(shown, by_rate=by_rate)
     height = TOP + len(values) * (BAR + GAP) + 16 + len(result.goals) * LINE + 12
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif">',
+        f'<svg xmlns="{NAMESPACE}" width="{WIDTH}" height="{height}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         _text(10, 20, f"{result.case.name}: {result.case.measures}", size=14),
         _text(10, 38, f"{unit}; the bar is the median, the line from least to most", colour="#555555"),

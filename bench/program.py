@@ -158,10 +158,19 @@ def started(words: Sequence[str | Path], environment: Mapping[str, str]) -> subp
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
+    """Waits for something that `process` does. Raises BenchError where it ends, or takes for ever."""
+
+    def looked() -> bool:
         if process.poll() is not None:
             raise BenchError(f"waiting until {what}: the process ended with status {process.returncode}")
+        return condition()
+
+    wait_until(looked, what)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
         if time.monotonic() > deadline:
             raise BenchError(f"waited {PATIENCE:.0f} s in vain until {what}")
         time.sleep(0.01)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from bench.cases import directory, export, limits, mount, nbd, random_reads, sharing, slow_link
+from bench.cases import (
+    directory,
+    export,
+    growth,
+    limits,
+    memory,
+    mount,
+    nbd,
+    random_reads,
+    sharing,
+    slow_link,
+    start,
+)
 from bench.plan import Case
 
 ALL: tuple[Case, ...] = (
@@ -14,4 +26,7 @@ ALL: tuple[Case, ...] = (
     *random_reads.CASES,
     *sharing.CASES,
     *slow_link.CASES,
+    *start.CASES,
+    *memory.CASES,
+    *growth.CASES,
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from bench.data import ENCRYPTED, PLAIN
-from bench.limits import cores, decode, parts, receive
+from bench.data import CHUNK, ENCRYPTED, PLAIN
+from bench.limits import cores, decode, parts, receive, timed
 from bench.measures import Sample
 from bench.peers import client_restore, library_restore
 from bench.plan import Bench, Case, Goal, Plan, Round, faster
@@ -15,6 +17,7 @@ from bench.serving import RunningServer
 
 EXPORT, SPARSE, SEALED = "pbsfs export", "pbsfs export, sparse file", "pbsfs export, encrypted"
 DECODE, RECEIVE = "limit: decode, all cores", "limit: TLS alone"
+WRITE = "limit: writing a file, nothing else"
 CLIENT, LIBRARY = "vendor's restore", "vendor's library, parallel"
 PARTS = ("CRC", "zstd", "SHA-256", "copy")
 
@@ -52,6 +55,23 @@ def _to_file(bench: Bench, pbsfs: Pbsfs, server: RunningServer) -> Sample:
         dest.unlink(missing_ok=True)
 
 
+def _write_alone(bench: Bench) -> Sample:
+    """As many bytes written to a file where copies go, from memory."""
+    dest = bench.scratch / "written.img"
+    content = random.Random(7).randbytes(CHUNK)
+
+    def work() -> None:
+        with dest.open("wb", buffering=0) as file:
+            for number in bench.data.data_chunks:
+                os.pwrite(file.fileno(), content, number * CHUNK)
+            os.fsync(file.fileno())
+
+    try:
+        return timed(work, size=bench.data.data_bytes)
+    finally:
+        dest.unlink(missing_ok=True)
+
+
 def _export(bench: Bench, stack: ExitStack) -> Plan:
     data, pbsfs, peers = bench.data, bench.pbsfs, bench.peers
     server = bench.server(stack)
@@ -61,6 +81,7 @@ def _export(bench: Bench, stack: ExitStack) -> Plan:
         SEALED: lambda: pbsfs.export(server, data, ENCRYPTED, "/dev/null"),
         DECODE: lambda: decode(data, PLAIN, cores()),
         RECEIVE: lambda: receive(server.access, data),
+        WRITE: lambda: _write_alone(bench),
         **{f"part: {name}": work for name, work in parts(data).items()},
     }
     if (client := peers.client) is not None:

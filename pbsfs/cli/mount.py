@@ -225,12 +225,7 @@ def _start_in_background(arguments: list[str], source: SourceOptions, place: Pat
     command_line = [sys.executable, "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
     with open(reading, "rb") as pipe:
         with handed_over.descriptors() as (keys, password):
-            arguments = [
-                *command_line,
-                f"--keys-fd={keys}",
-                *_source_arguments(handed_over.source),
-                *arguments,
-            ]
+            command_line += [f"--keys-fd={keys}", *_source_arguments(handed_over.source), *arguments]
             if password is not None:
                 environment[f"{PASSWORD_VARIABLE}_FD"] = str(password)
             child = subprocess.Popen(
