@@ -9,6 +9,7 @@ import pytest
 from pbsfs import errors
 from pbsfs.errors import (
     DamageError,
+    HelperError,
     KeyRequiredError,
     MountError,
     NotFoundError,
@@ -32,6 +33,7 @@ from pbsfs.errors import (
         (DamageError, errno.EIO, 6),
         (MountError, errno.EIO, 7),
         (OutputError, errno.EIO, 8),
+        (HelperError, errno.EIO, 9),
     ],
 )
 def test_every_kind_of_error_has_its_number_at_each_door(
