@@ -23,7 +23,7 @@ from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import ROOT_NAMESPACE, Group, Snapshot
 from pbsfs.writer import DatastoreWriter
 
-VERSION = "1"
+VERSION = "2"
 """Of what is made: data of another version is made anew."""
 
 CHUNK = 4 * MIB
@@ -146,9 +146,8 @@ def _layout(size: Size) -> list[bool]:
 class _Material:
     """Pools of bytes of several kinds, from which chunks are put together."""
 
-    POOL = 24 * MIB
-
-    def __init__(self) -> None:
+    def __init__(self, pool: int) -> None:
+        """`pool`: bytes of each; what is taken from a large one is never the same twice in a chunk."""
         source = random.Random(2)
         letters = "etaoinshrdlucmfwypvbgkjqxz"
         words = [
@@ -156,8 +155,8 @@ class _Material:
             for _ in range(20_000)
         ]
         weights = list(itertools.accumulate(1 / rank for rank in range(2, len(words) + 2)))
-        text = " ".join(source.choices(words, cum_weights=weights, k=self.POOL // 6)).encode()
-        binary = bytearray(source.randbytes(self.POOL))
+        text = " ".join(source.choices(words, cum_weights=weights, k=pool // 6)).encode()
+        binary = bytearray(source.randbytes(pool))
         for place in (0, 3, 5, 6, 7):  # of each 8 bytes, five that hardly change, as in tables and code
             binary[place::8] = bytes([place * 31]) * len(binary[place::8])
         self._pools = {"text": text, "binary": bytes(binary)}
@@ -182,7 +181,7 @@ class _Material:
 
 
 def _write_raw(path: Path, size: Size) -> None:
-    material = _Material()
+    material = _Material(min(24 * MIB, size.data * MIB // 4))
     with path.open("wb") as file:
         for number, is_data in enumerate(_layout(size)):
             if is_data:

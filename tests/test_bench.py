@@ -1,0 +1,38 @@
+"""That the benchmarks still run. What they measure is looked at by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from tests.support.program import run
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def bench(*arguments: str | Path) -> str:
+    """What `python -m bench ARGUMENTS` prints, when it succeeds."""
+    done = run([sys.executable, "-m", "bench", *arguments], cwd=CHECKOUT)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_one_runs_on_small_data(tmp_path: Path) -> None:
+    said = bench(
+        *("--quick", "--repeat", "1", "--only", "export", "--data", tmp_path),
+        *("--json", tmp_path / "found.json", "--plots", tmp_path / "plots"),
+    )
+    (result,) = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert result["name"] == "export"
+    assert result["error"] is None
+    assert "pbsfs export" in said
+    assert all(sample["seconds"] > 0 for samples in result["samples"].values() for sample in samples)
+    assert ET.parse(tmp_path / "plots/export.svg").getroot().tag.endswith("svg")
+
+
+def test_all_of_them_are_listed() -> None:
+    listed = [line.split()[0] for line in bench("--list").splitlines()]
+    assert {"export", "nbd", "mount", "directory", "slow-link", "memory"} <= set(listed)
+    assert len(listed) == len(set(listed))
