@@ -78,6 +78,7 @@ def main() -> int:
     options.data.mkdir(parents=True, exist_ok=True)
     peers = Peers(options.client, options.library, options.c_plugin)
     results: list[Result] = []
+    interrupted = False
     about = report.machine()
     print("  ".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     with (
@@ -93,6 +94,7 @@ def main() -> int:
                     print(f"\n{report.table(results[-1])}", flush=True)
         except KeyboardInterrupt:
             print("\ninterrupted: what there is so far:", file=sys.stderr)
+            interrupted = True
         except BenchError as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1
@@ -101,6 +103,8 @@ def main() -> int:
         options.json.write_text(report.as_json(results, about))
     if options.plots is not None:
         plots.write(results, options.plots)
+    if interrupted:
+        return 128 + signal.SIGINT
     return 1 if any(result.error for result in results) else 0
 
 

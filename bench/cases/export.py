@@ -85,7 +85,7 @@ def _export(bench: Bench, stack: ExitStack) -> Plan:
         **{f"part: {name}": work for name, work in parts(data).items()},
     }
     if (client := peers.client) is not None:
-        variants[CLIENT] = lambda: client_restore(client, pbsfs, server, data, PLAIN, "/dev/null")
+        variants[CLIENT] = lambda: client_restore(client, pbsfs, server, data, PLAIN, "-")
     if (library := peers.library) is not None:
         variants[LIBRARY] = lambda: library_restore(library, pbsfs, server, data, PLAIN, 2 * cores())
     return Plan(
