@@ -337,7 +337,8 @@ class Export:
         def start() -> None:
             image = self.handle.image
             for number in image.data_chunks(offset, min(size, image.store.window_limit)):
-                if not image.store.prefetch(image.chunk(number)):
+                behind = image.index.span(number)[0] >= offset + size  # holes don't count
+                if behind or not image.store.prefetch(image.chunk(number)):
                     break
 
         self._server._post(start)
