@@ -6,6 +6,7 @@ All of it in this process, on data that is in the page cache.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import time
 import zlib
@@ -16,7 +17,7 @@ import zstandard
 
 from bench.bare import firehose
 from bench.data import CHUNK, KEY, PLAIN, Data
-from bench.measures import Sample
+from bench.measures import Sample, command
 from bench.serving import Access
 from pbsfs.formats import blob
 from pbsfs.formats.blob import BlobKind
@@ -127,6 +128,30 @@ def parts(data: Data) -> dict[str, Callable[[], Sample]]:
         "SHA-256": lambda: over(decoded(), lambda content: hashlib.sha256(content).digest(), data.data_bytes),
         "copy": lambda: over(decoded(), copy, data.data_bytes),
     }
+
+
+def fresh_memory(size: int) -> Sample:
+    """So many bytes of memory that this process did not have before, touched page by page."""
+
+    def work() -> None:
+        with mmap.mmap(-1, size) as memory:
+            for page in range(0, size, mmap.PAGESIZE):
+                memory[page] = 1
+
+    return timed(work, size=size)
+
+
+def fill_page_cache(data: Data) -> Sample:
+    """dd of a file as large as the image that is one hole, and that the kernel has nothing of: what a read
+    through its page cache costs, whoever answers it."""
+    path = data.directory / "hole.img"
+    path.unlink(missing_ok=True)
+    try:
+        with path.open("wb") as file:
+            file.truncate(data.image_bytes)
+        return command(["dd", f"if={path}", "of=/dev/null", "bs=1M", "status=none"], size=data.data_bytes)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def drop_page_cache(data: Data) -> str:

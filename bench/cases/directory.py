@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from bench.data import PLAIN
-from bench.limits import cores, decode, drop_page_cache, read_stored
+from bench.limits import cores, decode, drop_page_cache, fill_page_cache, read_stored
 from bench.measures import Sample
 from bench.plan import Bench, Case, Goal, Plan, rate_of
 
@@ -20,6 +20,11 @@ def _directory(bench: Bench, _stack: ExitStack) -> Plan:
             words = ["dd", f"if={mount.image(PLAIN)}", "of=/dev/null", "bs=1M", "status=none"]
             return mount.watched.command(words, size=data.data_bytes)
 
+    def direct() -> Sample:
+        with pbsfs.mounted(data.datastore, data) as mount:
+            words = ["dd", f"if={mount.image(PLAIN)}", "of=/dev/null", "bs=1M", "status=none", "iflag=direct"]
+            return mount.watched.command(words, size=data.data_bytes)
+
     def export() -> Sample:
         return pbsfs.export(data.datastore, data, PLAIN, "/dev/null")
 
@@ -30,16 +35,19 @@ def _directory(bench: Bench, _stack: ExitStack) -> Plan:
         {
             "pbsfs export": export,
             "pbsfs mount, dd bs=1M": dd,
+            "pbsfs mount, dd bs=1M iflag=direct": direct,
             "pbsfs export, page cache dropped": lambda: cold(how=drop_page_cache(data), sample=export()),
             "pbsfs mount, dd bs=1M, page cache dropped": lambda: cold(how=drop_page_cache(data), sample=dd()),
             "limit: reading alone, page cache dropped": lambda: cold(
                 how=drop_page_cache(data), sample=read_stored(data)
             ),
+            "limit: dd of a hole of that size": lambda: fill_page_cache(data),
             DECODE: lambda: decode(data, PLAIN, cores()),
         },
         [
             Goal("export: part of the decode limit", rate_of("pbsfs export", DECODE), 0.85),
             Goal("mount: part of the decode limit", rate_of("pbsfs mount, dd bs=1M", DECODE), 0.70),
+            Goal("mount, iflag=direct: the same", rate_of("pbsfs mount, dd bs=1M iflag=direct", DECODE)),
             Goal(
                 "export, page cache dropped: part of the decode limit",
                 rate_of("pbsfs export, page cache dropped", DECODE),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from bench.data import ENCRYPTED, PLAIN
-from bench.limits import cores, decode, parts, read_stored, receive, timed
-from bench.measures import Sample, command
+from bench.limits import cores, decode, fresh_memory, parts, read_stored, receive, timed
+from bench.measures import GIB, Sample, command
 from bench.plan import Bench, Case, Plan
 
 
@@ -29,6 +29,7 @@ def _limits(bench: Bench, stack: ExitStack) -> Plan:
             "TLS alone, two connections": lambda: receive(server.access, data, connections=2),
             "stored chunks from the page cache": lambda: read_stored(data),
             "cat of the raw file": cat,
+            "fresh memory, page by page": lambda: fresh_memory(GIB // 4),
             **{f"part: {name}": work for name, work in parts(data).items()},
         }
     )

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from bench.data import PLAIN
-from bench.limits import cores, decode, receive
+from bench.limits import cores, decode, fill_page_cache, receive
 from bench.measures import Sample, command
 from bench.peers import client_map
 from bench.plan import Bench, Case, Goal, Plan, faster
 
+FILLED = "limit: dd of a hole of that size"
+DIRECT = "pbsfs, dd bs=1M iflag=direct"
 DD, SPARSE, CP = "pbsfs, dd bs=1M", "pbsfs, cp --sparse=always", "pbsfs, cp"
 
 
@@ -33,10 +35,12 @@ def _whole(bench: Bench, stack: ExitStack) -> Plan:
 
     variants = {
         DD: read("dd", "if=IMAGE", "of=/dev/null", "bs=1M", "status=none"),
+        DIRECT: read("dd", "if=IMAGE", "of=/dev/null", "bs=1M", "status=none", "iflag=direct"),
         SPARSE: read("cp", "--sparse=always", "IMAGE", str(dest)),
         CP: read("cp", "IMAGE", str(dest)),
         "limit: decode, all cores": lambda: decode(data, PLAIN, cores()),
         "limit: TLS alone": lambda: receive(server.access, data),
+        FILLED: lambda: fill_page_cache(data),
     }
     client = bench.peers.client
     if client is not None:
@@ -55,6 +59,10 @@ def _whole(bench: Bench, stack: ExitStack) -> Plan:
             Goal(
                 "dd: seconds / those of decoding on all cores",
                 lambda samples: samples[DD].seconds / samples["limit: decode, all cores"].seconds,
+            ),
+            Goal(
+                "dd: seconds / (decoding on all cores + dd of a hole of that size)",
+                lambda s: s[DD].seconds / (s["limit: decode, all cores"].seconds + s[FILLED].seconds),
             ),
             Goal("cp --sparse=always: seconds / those of cp", lambda s: s[SPARSE].seconds / s[CP].seconds),
         ],
