@@ -42,7 +42,13 @@ class Address:
         host, colon, port = text.rpartition(":")
         if not colon or text.endswith("]"):
             host, port = text, ""
-        host = host.removeprefix("[").removesuffix("]") or LOOPBACK
+        in_brackets = host.startswith("[") and host.endswith("]")
+        host = host[1:-1] if in_brackets else host
+        if ":" in host and not in_brackets:
+            raise UsageError(f"--listen {text}: an IPv6 address goes in brackets, as in [::1]:{DEFAULT_PORT}")
+        if host.isdigit():
+            raise UsageError(f"--listen {text}: not a host; a port alone is :{host}")
+        host = host or LOOPBACK
         if not port:
             return cls(host=host)
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):

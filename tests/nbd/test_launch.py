@@ -104,12 +104,11 @@ def _listens(address: Address) -> bool:
 
 def test_a_private_socket_is_private_and_goes_away(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
-    with pytest.raises(ZeroDivisionError), private_socket() as address:
+    with private_socket() as address:
         assert address.socket is not None
         assert address.socket.parent.parent == place
         assert stat.S_IMODE(address.socket.parent.stat().st_mode) == 0o700
         address.socket.touch()
-        raise ZeroDivisionError
     assert not list(place.iterdir())
 
 
@@ -206,10 +205,9 @@ def test_nbdkit_is_found_with_a_plugin_of_our_python() -> None:
 
 def test_without_nbdkit_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_arguments, **_options: None)
-    with pytest.raises(
-        HelperError, match="^nbdkit is not installed: apt install nbdkit nbdkit-plugin-python$"
-    ):
+    with pytest.raises(HelperError) as caught:
         find_nbdkit()
+    assert str(caught.value) == "nbdkit is not installed: apt install nbdkit nbdkit-plugin-python"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +254,7 @@ def test_a_child_that_ends_before_it_serves_is_told_with_its_status() -> None:
 def test_a_child_that_gives_its_word_is_not_waited_for_any_longer() -> None:
     reading, writing = os.pipe()
     try:
-        command = ["sh", "-c", f"echo 1 >&{writing}; exec sleep 600"]
+        command = ["sh", "-c", f"echo 1 >/dev/fd/{writing}; exec sleep 600"]
         with launch.running(command, os.environ, [writing]) as child:
             os.close(writing)
             launch.wait_until_ready(child, reading)
