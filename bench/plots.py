@@ -6,10 +6,13 @@ from html import escape
 from pathlib import Path
 from statistics import median
 
-from bench.measures import MIB, Sample
+from bench.measures import Sample
 from bench.plan import OWN, GoalResult, Result
 
 NAMESPACE = "http://www.w3.org/2000/svg"
+
+MOST = 3
+"""How many times as long as the longest of pbsfs a bar may be."""
 
 WIDTH, LABELS, VALUES, BAR, GAP, TOP, LINE = 900, 300, 110, 18, 8, 48, 18
 
@@ -21,13 +24,13 @@ _MET = {True: "#2e7d32", False: "#c62828", None: "#555555"}
 def draw(result: Result) -> str:
     """The whole picture."""
     shown = {name: samples for name, samples in result.samples.items() if samples}
-    by_rate = all(samples[0].rate for samples in shown.values())
+    by_rate = all(samples[0].operations for samples in shown.values())
     values = {
         name: [_value(sample, by_rate=by_rate) for sample in samples] for name, samples in shown.items()
     }
-    most = max((max(found) for found in values.values()), default=1.0) or 1.0
+    most = _longest(values)
     scale = (WIDTH - LABELS - VALUES) / most
-    unit = _unit(shown, by_rate=by_rate)
+    unit = "operations a second" if by_rate else "seconds (shorter is better)"
     height = TOP + len(values) * (BAR + GAP) + 16 + len(result.goals) * LINE + 12
     parts = [
         f'<svg xmlns="{NAMESPACE}" width="{WIDTH}" height="{height}" font-family="sans-serif">',
@@ -46,28 +49,31 @@ def draw(result: Result) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def _longest(values: dict[str, list[float]]) -> float:
+    """The value of the longest bar: what is far beyond pbsfs itself is cut."""
+    everything = [value for found in values.values() for value in found]
+    own = [value for name, found in values.items() if name.startswith(OWN) for value in found]
+    return min(max(everything, default=1.0), MOST * max(own, default=float("inf"))) or 1.0
+
+
 def _value(sample: Sample, *, by_rate: bool) -> float:
-    if not by_rate:
-        return sample.seconds
-    return sample.rate if sample.operations else sample.rate / MIB
-
-
-def _unit(shown: dict[str, list[Sample]], *, by_rate: bool) -> str:
-    if not by_rate:
-        return "seconds (shorter is better)"
-    operations = any(samples[0].operations for samples in shown.values())
-    return "operations a second" if operations else "MiB a second"
+    return sample.rate if by_rate else sample.seconds
 
 
 def _bar(y: int, name: str, found: list[float], scale: float) -> list[str]:
     colour = next((colour for start, colour in _COLOURS.items() if name.startswith(start)), _OTHER)
     middle = y + BAR / 2
-    least, most = LABELS + min(found) * scale, LABELS + max(found) * scale
+    end = WIDTH - VALUES
+    least, most, length = (
+        min(end, LABELS + value * scale) for value in (min(found), max(found), median(found))
+    )
     return [
         _text(LABELS - 8, y + 13, name, anchor="end"),
-        f'<rect x="{LABELS}" y="{y}" width="{median(found) * scale:.1f}" height="{BAR}" fill="{colour}"/>',
+        f'<rect x="{LABELS}" y="{y}" width="{length - LABELS:.1f}" height="{BAR}" fill="{colour}"/>',
         f'<line x1="{least:.1f}" y1="{middle}" x2="{most:.1f}" y2="{middle}" stroke="black"/>',
-        _text(most + 6, y + 13, f"{median(found):,.4g}"),
+        _text(
+            most + 6, y + 13, f"{median(found):,.4g}{'' if LABELS + max(found) * scale <= end + 1 else ' →'}"
+        ),
     ]
 
 
