@@ -276,12 +276,12 @@ def _ask() -> str:
     fd = 0
     if not os.isatty(fd):
         return _first_line("standard input", "password=-", lambda: os.dup(fd))
-    os.write(2, b"password: ")
     before = termios.tcgetattr(fd)
     silent = termios.tcgetattr(fd)
     silent[3] &= ~termios.ECHO
     try:
         termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
+        os.write(2, b"password: ")
         line = sys.stdin.readline()
     finally:
         termios.tcsetattr(fd, termios.TCSAFLUSH, before)
