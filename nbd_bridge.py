@@ -99,7 +99,7 @@ def config_complete() -> None:
 
 
 def get_ready() -> None:
-    _serving().check()
+    _serving().look()
 
 
 def after_fork() -> None:

@@ -24,7 +24,7 @@ from pbsfs.errors import NotFoundError, PbsfsError, SourceError, UsageError, err
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import ArchiveKind
 from pbsfs.nbd.parameters import Settings
-from pbsfs.reader.image import Buffer, Extent, Handle, Image
+from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.tree import LATEST, Directory, GroupDirectory, ImageFile, Latest, Node, SnapshotDirectory, Tree
 
@@ -73,7 +73,9 @@ def nbd_errno(error: BaseException) -> int:
 
 
 class Server:
-    """All exports of one nbdkit process."""
+    """All exports of one nbdkit process, and the loop for the threads that read (`reader.image.Loop`)."""
+
+    patience = PATIENCE
 
     def __init__(self, settings: Settings, wanted: Callable[[], bool] = lambda: True) -> None:
         """`wanted`: asked from a thread that waits in `Export.read_into`: whether its client still waits."""
@@ -84,7 +86,7 @@ class Server:
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
 
-    def check(self) -> None:
+    def look(self) -> None:
         """Looks whether what is to be exported can be had. Raises PbsfsError, naming what there is.
 
         Takes place in a process of its own: threads that a check leaves behind would not live on in the
@@ -172,28 +174,40 @@ class Server:
 
     def list(self) -> list[tuple[str, str]]:
         """Names and descriptions of the exports. Raises PbsfsError."""
-        return self._call(self._exports.list)
+        return self._run_task(self._exports.list)
 
     def default(self) -> str:
         """The name of the export that a client gets that names none. Raises NotFoundError."""
-        return self._call(self._exports.default)
+        return self._run_task(self._exports.default)
 
     def open(self, name: str) -> Export:
         """The export `name`, for one connection. Raises PbsfsError."""
-        handle = self._call(lambda: self._exports.open(name))
+        handle = self._run_task(lambda: self._exports.open(name))
         return Export(self, name, handle)
 
     def close(self, export: Export) -> None:
-        self._post(lambda: self._exports.close(export.name, export.handle))
+        self.post(lambda: self._exports.close(export.name, export.handle))
 
-    def _post(self, call: Callable[[], object]) -> None:
+    def post(self, call: Callable[[], object]) -> None:
         """Has `call` made in the loop, soon; does nothing where the loop has ended."""
         assert self._token is not None
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(call)
 
-    def _call(self, work: Callable[[], Awaitable[R]]) -> R:
-        """The result of `work` in the loop; the calling thread waits for it."""
+    def call(self, work: Callable[[], R]) -> R:
+        """The result of `work`, called in the loop; the calling thread waits for it."""
+
+        async def call() -> R:
+            return work()
+
+        return self._run_task(call)
+
+    def check(self) -> None:
+        """Raises StoppedError where nobody waits for the answer to the request of the calling thread."""
+        if not self._wanted():
+            raise StoppedError("nobody waits for it any more")
+
+    def _run_task(self, work: Callable[[], Awaitable[R]]) -> R:
         assert self._token is not None
         answer: concurrent.futures.Future[R] = concurrent.futures.Future()
         try:
@@ -202,10 +216,9 @@ class Server:
             raise StoppedError("the server is shutting down") from None
         while True:
             try:
-                return answer.result(PATIENCE)
+                return answer.result(self.patience)
             except concurrent.futures.TimeoutError:
-                if not self._wanted():
-                    raise StoppedError("nobody waits for it any more") from None
+                self.check()
 
 
 class _CheckError(PbsfsError):
@@ -315,21 +328,8 @@ class Export:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fills `buffer` from `offset` on. Raises PbsfsError, and then what is in it is undefined."""
-        size = len(buffer)
-        handle = self.handle
-        parts = handle.image.parts_cached(offset, size)
-        if parts is not None:
-            if handle.observe(offset, size):
-                self._server._post(handle.fetch_ahead)
-            _copy(parts, buffer, offset)
-            return
-        for start in range(0, size, STEP):
-            length = min(STEP, size - start)
-            data = self._fetch(offset + start, length)
-            _copy([data], buffer[start : start + length], offset + start)
-
-    def _fetch(self, offset: int, size: int) -> Buffer:
-        return self._server._call(lambda: self.handle.read(offset, size))
+        for start in range(0, len(buffer), STEP):
+            self.handle.read_into(buffer[start : start + STEP], offset + start, self._server)
 
     def fetch_ahead(self, offset: int, size: int) -> None:
         """Has chunks fetched into the cache, as far as there is room; returns at once."""
@@ -341,7 +341,7 @@ class Export:
                 if behind or not image.store.prefetch(image.chunk(number)):
                     break
 
-        self._server._post(start)
+        self._server.post(start)
 
     def extents(self, offset: int, size: int, *, only_one: bool) -> list[Extent]:
         """Holes and data from `offset` on: at most `MAX_EXTENTS`, so perhaps not up to the end."""
@@ -354,16 +354,6 @@ class Export:
 
     def close(self) -> None:
         self._server.close(self)
-
-
-def _copy(parts: list[Buffer], buffer: memoryview, offset: int) -> None:
-    done = 0
-    for part in parts:
-        end = done + len(part)
-        buffer[done:end] = part
-        done = end
-    if done != len(buffer):
-        raise UsageError(f"a read of {len(buffer)} bytes at {offset} goes beyond the end")
 
 
 async def choose(tree: Tree, path: str, *, missing: str | None = None, filters: Collection[str] = ()) -> Node:

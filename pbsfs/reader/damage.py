@@ -2,12 +2,13 @@
 
 Zeros only where the user asked for them, and only for chunks that can't be read or fail their checks: never
 for a wrong key or a failed signature, which concern all of an image. Each range is logged once, and
-remembered. Used from the trio loop.
+remembered. Used from any thread.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -35,23 +36,27 @@ class ZeroedRanges:
 
     def __init__(self) -> None:
         self._ranges: dict[str, set[Range]] = {}
+        self._lock = threading.Lock()
         self.count = 0
         self.size = 0
 
     def add(self, image: str, where: Range, reason: str) -> None:
         """`reason`: the error that a read would have failed with; it names image, place and chunk."""
-        known = self._ranges.setdefault(image, set())
-        if where in known:
-            return
+        with self._lock:
+            known = self._ranges.setdefault(image, set())
+            if where in known:
+                return
+            self.count += 1
+            self.size += where.length
+            if self.count <= MAX_REMEMBERED:
+                known.add(where)
         log.warning("%s; these %d bytes are shown as zeros", reason, where.length)
-        self.count += 1
-        self.size += where.length
-        if self.count <= MAX_REMEMBERED:
-            known.add(where)
 
     def of(self, image: str) -> list[Range]:
         """The ranges of one image, neighbours merged, in order."""
-        return merged(self._ranges.get(image, ()))
+        with self._lock:
+            ranges = list(self._ranges.get(image, ()))
+        return merged(ranges)
 
     def told(self, image: str) -> str:
         """The same as text: `offset+length`, with commas between."""
@@ -66,7 +71,7 @@ class ZeroedRanges:
             log.warning("%s: %s", image, self.told(image))
 
 
-def merged(ranges: set[Range] | list[Range] | tuple[Range, ...]) -> list[Range]:
+def merged(ranges: list[Range]) -> list[Range]:
     """`ranges` in order, those that touch made one."""
     result: list[Range] = []
     for found in sorted(ranges):

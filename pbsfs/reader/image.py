@@ -9,10 +9,11 @@ bytes, or raises.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from pbsfs.errors import DamageError
+from pbsfs.errors import DamageError, UsageError
 from pbsfs.formats.blob import MAX_CHUNK_SIZE
 from pbsfs.formats.index import Index
 from pbsfs.formats.keys import Key
@@ -24,6 +25,7 @@ from pbsfs.reader.store import Chunk, ChunkStore, Flight
 _ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))  # never written, so it takes no memory
 
 Buffer = bytes | memoryview
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,21 @@ class _Piece:
     chunk: int
     start: int
     length: int
+
+
+class Loop(Protocol):
+    """The trio loop as other threads see it. `patience`: seconds to wait between two calls of `check`."""
+
+    patience: float
+
+    def call(self, work: Callable[[], R]) -> R:
+        """The result of `work`, called in the loop."""
+
+    def post(self, work: Callable[[], object]) -> None:
+        """Has `work` called in the loop, soon."""
+
+    def check(self) -> None:
+        """Raises SourceError where waiting makes no sense any more."""
 
 
 class Image:
@@ -76,21 +93,15 @@ class Image:
     def handle(self) -> Handle:
         return Handle(self)
 
-    def parts_cached(self, offset: int, size: int) -> list[Buffer] | None:
-        """The bytes `offset` … `offset + size`, cut at the end, as views of one chunk after the other; None
-        where some would have to be fetched."""
+    def read_cached(self, offset: int, size: int) -> Buffer | None:
+        """The bytes `offset` … `offset + size`, cut at the end; None where some would have to be fetched."""
         parts: list[Buffer] = []
         for piece in self._pieces(offset, size):
             data = self._at_hand(piece.chunk)
             if data is None:
                 return None
             parts.append(memoryview(data)[piece.start : piece.start + piece.length])
-        return parts
-
-    def read_cached(self, offset: int, size: int) -> Buffer | None:
-        """Like `parts_cached`, in one piece: what lies in one chunk without a copy."""
-        parts = self.parts_cached(offset, size)
-        return None if parts is None else _join(parts)
+        return _join(parts)
 
     async def read(self, offset: int, size: int) -> Buffer:
         """The bytes `offset` … `offset + size`, cut at the end of the image.
@@ -120,6 +131,14 @@ class Image:
                 data = source
             parts.append(memoryview(data)[piece.start : piece.start + piece.length])
         return _join(parts)
+
+    def _join(self, number: int, flight: Flight, loop: Loop) -> Buffer:
+        try:
+            while (data := flight.join(loop.patience)) is None:
+                loop.check()
+        except DamageError as error:
+            return self._zeros_for(number, self._damage(number, error))
+        return data
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """Holes and data from `offset` on, neighbours merged, cut to the range and the image; lazily."""
@@ -212,9 +231,7 @@ NOTHING = -1, 0
 class Handle:
     """One reader of an image: reads, and fetches ahead while it reads in sequence.
 
-    The FUSE door and copies use `read_cached` and `read`, in the trio loop. The NBD door's threads look up
-    with `image.parts_cached`, take note with `observe`, and have `fetch_ahead` called in the loop when there
-    is something to fetch.
+    The FUSE door and copies use `read_cached` and `read`, in the trio loop; other threads use `read_into`.
     """
 
     def __init__(self, image: Image) -> None:
@@ -240,6 +257,38 @@ class Handle:
         if self.observe(offset, size):
             self.fetch_ahead()
         return await self.image._finish(started)
+
+    def read_into(self, buffer: memoryview, offset: int, loop: Loop) -> None:
+        """Fills `buffer` with the bytes from `offset` on; from a thread that is not the loop's.
+
+        Takes what is at hand, joins what is under way, and has `loop` start the rest. Raises DamageError,
+        SourceError, and UsageError where some of it lies beyond the end.
+        """
+        image = self.image
+        size = len(buffer)
+        if offset + size > image.size:
+            raise UsageError(f"{image}: a read of {size} bytes at {offset} goes beyond the end")
+        pieces = [(piece, image._at_hand(piece.chunk)) for piece in image._pieces(offset, size)]
+        flights: dict[int, Flight] = {}
+        wanted: dict[int, Chunk] = {}
+        for piece, data in pieces:
+            if data is None:
+                chunk = image.chunk(piece.chunk)
+                flight = image.store.under_way(chunk)
+                if flight is None:
+                    wanted[piece.chunk] = chunk
+                else:
+                    flights[piece.chunk] = flight
+        if wanted:
+            flights |= loop.call(lambda: {n: image.store.request(chunk) for n, chunk in wanted.items()})
+        if self.observe(offset, size):
+            loop.post(self.fetch_ahead)
+        done = 0
+        for piece, at_hand in pieces:
+            data = image._join(piece.chunk, flights.pop(piece.chunk), loop) if at_hand is None else at_hand
+            end = done + piece.length
+            buffer[done:end] = memoryview(data)[piece.start : piece.start + piece.length]
+            done = end
 
     def observe(self, offset: int, size: int) -> bool:
         """Takes note of a read; whether `fetch_ahead` is to be called for it. From any thread."""

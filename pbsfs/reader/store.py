@@ -6,8 +6,8 @@ it. Flights run in the store's own nursery, so a reader that gives up does not t
 from the others. A failed flight fails those who wait for it and is forgotten: the next read tries
 again.
 
-Memory is bounded: the cache in bytes, and the flights by a budget of bytes in flight. Everything but
-`peek` is called from tasks of one trio loop; `peek` from any thread.
+Memory is bounded: the cache in bytes, and the flights by a budget of bytes in flight. Everything is called
+from tasks of one trio loop, but `peek` and `under_way`, which any thread may call.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -69,13 +70,15 @@ class Chunk:
 
 
 class Flight:
-    """A chunk on its way."""
+    """A chunk on its way. Tasks `wait` for it; other threads `join` it."""
 
-    __slots__ = ("_data", "_error", "_landed", "length")
+    __slots__ = ("_data", "_error", "_is_down", "_joined", "_landed", "length")
 
     def __init__(self, length: int) -> None:
         self.length = length
         self._landed = trio.Event()
+        self._is_down = False
+        self._joined: list[threading.Lock] = []
         self._data: bytes | None = None
         self._error: PbsfsError | None = None
 
@@ -85,10 +88,25 @@ class Flight:
         else:
             self._data = result
         self._landed.set()
+        self._is_down = True  # before looking who has joined: who joins looks at it afterwards
+        for turn in self._joined:
+            turn.release()
 
     async def wait(self) -> bytes:
         """The chunk's bytes. Raises what the flight failed with."""
         await self._landed.wait()
+        return self._result()
+
+    def join(self, timeout: float) -> bytes | None:
+        """The same for a thread that is not the loop's; None when it has not landed after so many seconds."""
+        turn = threading.Lock()
+        turn.acquire()
+        self._joined.append(turn)
+        if not self._is_down and not turn.acquire(timeout=timeout):
+            return None
+        return self._result()
+
+    def _result(self) -> bytes:
         if self._data is None:
             assert self._error is not None
             # To each its own: what is raised holds on to all who wait, and so to images that are closed.
@@ -164,6 +182,10 @@ class ChunkStore:
     def window_limit(self) -> int:
         """Bytes that one sequential reader may have fetched ahead, so that all of them fit the cache."""
         return self.cache.capacity // 2 // max(1, self.sequential_readers)
+
+    def under_way(self, chunk: Chunk) -> Flight | None:
+        """The flight that brings `chunk`, if there is one already. From any thread."""
+        return self._flights.get((chunk.identity, chunk.length))
 
     def request(self, chunk: Chunk) -> Flight:
         """The flight that brings `chunk`: the one under way, or a new one."""
