@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.support.nbd import NbdError
 
 MIB = 1 << 20
@@ -29,9 +31,6 @@ class Disk:
 @contextmanager
 def fails_with(number: int) -> Iterator[None]:
     """Checks that the server answers with this errno."""
-    try:
+    with pytest.raises(NbdError) as caught:
         yield
-    except NbdError as error:
-        assert error.number == number, f"errno {error.number}, not {number}"
-    else:
-        raise AssertionError(f"it did not fail with errno {number}")
+    assert caught.value.number == number
