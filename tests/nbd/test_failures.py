@@ -114,7 +114,11 @@ def test_a_copy_of_damage_fails_and_says_so(own: Stocked, tmp_path: Path, tool: 
     need(tool)
     damage.flip_bit(own.writer.chunk_path(digest_of(own)), 4000)
     with nbdkit(own.path, *ONE) as server:
-        first = ["nbdcopy"] if tool == "nbdcopy" else ["qemu-img", "convert", "-f", "raw", "-O", "raw"]
+        # One request at a time: nbdkit 1.32 itself fails an assertion where a client goes that waits for several.
+        first = {
+            "nbdcopy": ["nbdcopy", "--synchronous"],
+            "qemu-img": ["qemu-img", "convert", "-m", "1", "-f", "raw", "-O", "raw"],
+        }[tool]
         done = run([*first, server.uri(), tmp_path / "copy"])
         assert done.returncode == 1
         assert "Input/output error" in done.stderr
