@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import data
 from bench.limits import cores
-from bench.measures import MIB, BenchError, Sample
+from bench.measures import MIB, Sample
 from bench.program import Pbsfs
 from bench.serving import RunningServer, serving
 
@@ -134,7 +134,7 @@ def run_case(bench: Bench, case: Case) -> Result:
                 for name in list(plan.variants)[:: -1 if number % 2 else 1]:
                     print(f"  {case.name}: {name} ...", file=sys.stderr, flush=True)
                     rounds[-1][name] = plan.variants[name]()
-    except (BenchError, OSError, RuntimeError) as failure:
+    except Exception as failure:  # the others go on, and what was measured is kept
         error = f"{type(failure).__name__}: {failure}"
     samples = {name: [r[name] for r in rounds if name in r] for name in plan.variants}
     goals = [_judged(goal, rounds) for goal in [*plan.goals, *_memory_goals(rounds)]]
