@@ -24,6 +24,7 @@ from pbsfs.errors import NotFoundError, PbsfsError, SourceError, UsageError, err
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import ArchiveKind
 from pbsfs.nbd.parameters import Settings
+from pbsfs.reader.cache import ChunkCache
 from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.tree import LATEST, Directory, GroupDirectory, ImageFile, Latest, Node, SnapshotDirectory, Tree
@@ -47,6 +48,10 @@ PATIENCE = 0.5
 
 ONE_FOR_ALL = frozenset(("cache", "cow"))
 """Filters of nbdkit that keep what was read or written by its offset alone, not by export too."""
+
+SMALL_BUFFER = 256 << 10
+"""Bytes up to which the buffer of one of nbdkit's threads does not count. Each keeps the largest that it
+ever needed: nbdcopy's four connections can make them 256 MiB."""
 
 LARGEST_BLOCK = 32 << 20
 """Bytes: the most that clients take for granted that a server reads at once (the NBD protocol)."""
@@ -85,6 +90,8 @@ class Server:
         self._exports = _Exports(settings, "")
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
+        self._lock = threading.Lock()
+        self._held = 0  # bytes of nbdkit's buffers; guarded by the lock
 
     def look(self) -> None:
         """Looks whether what is to be exported can be had. Raises PbsfsError, naming what there is.
@@ -184,6 +191,12 @@ class Server:
         """The export `name`, for one connection. Raises PbsfsError."""
         handle = self._run_task(lambda: self._exports.open(name))
         return Export(self, name, handle)
+
+    def hold(self, cache: ChunkCache, grown: int) -> None:
+        """Makes the cache give way to the buffers that nbdkit's threads hold until their connection ends."""
+        with self._lock:
+            self._held += grown
+            cache.reserve(self._held)
 
     def close(self, export: Export) -> None:
         self.post(lambda: self._exports.close(export.name, export.handle))
@@ -313,6 +326,7 @@ class Export:
 
     def __init__(self, server: Server, name: str, handle: Handle) -> None:
         self._server = server
+        self._buffers: dict[int, int] = {}  # bytes that each thread of the connection holds, if many
         self.name = name
         self.handle = handle
         self.size = handle.image.size
@@ -328,7 +342,12 @@ class Export:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fills `buffer` from `offset` on. Raises PbsfsError, and then what is in it is undefined."""
-        for start in range(0, len(buffer), STEP):
+        size = len(buffer)
+        if size > SMALL_BUFFER and size > self._buffers.get(threading.get_ident(), 0):
+            grown = size - self._buffers.get(threading.get_ident(), 0)
+            self._buffers[threading.get_ident()] = size
+            self._server.hold(self.handle.image.store.cache, grown)
+        for start in range(0, size, STEP):
             self.handle.read_into(buffer[start : start + STEP], offset + start, self._server)
 
     def fetch_ahead(self, offset: int, size: int) -> None:
@@ -353,6 +372,8 @@ class Export:
         return found
 
     def close(self) -> None:
+        """Ends the connection's part; no read of it is under way any more."""
+        self._server.hold(self.handle.image.store.cache, -sum(self._buffers.values()))
         self._server.close(self)
 
 

@@ -9,12 +9,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
+LEAST_ROOM = 32 << 20
+"""Bytes of chunks that are kept however much is reserved: two chunks of the largest size that exists."""
+
 
 class ChunkCache:
-    """Holds at most `capacity` bytes of decoded chunks."""
+    """Holds at most `capacity` bytes of decoded chunks, less what is reserved.
+
+    `room`: bytes of chunks that it holds at most now.
+    """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+        self.capacity = self.room = capacity
         self.size = 0
         self._chunks: OrderedDict[Hashable, bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -28,15 +34,24 @@ class ChunkCache:
 
     def put(self, key: Hashable, data: bytes) -> None:
         """Keeps `data`, and drops what was not used for longest; does nothing where it could never fit."""
-        if len(data) > self.capacity:
+        if len(data) > self.room:
             return
         with self._lock:
             old = self._chunks.pop(key, None)
             self.size += len(data) - (len(old) if old is not None else 0)
             self._chunks[key] = data
-            while self.size > self.capacity:
-                _key, dropped = self._chunks.popitem(last=False)
-                self.size -= len(dropped)
+            self._shrink()
+
+    def reserve(self, size: int) -> None:
+        """Leaves `size` bytes of the capacity to buffers that a door holds for what was read."""
+        with self._lock:
+            self.room = max(self.capacity - size, min(self.capacity, LEAST_ROOM))
+            self._shrink()
+
+    def _shrink(self) -> None:
+        while self.size > self.room:
+            _key, dropped = self._chunks.popitem(last=False)
+            self.size -= len(dropped)
 
     def __contains__(self, key: Hashable) -> bool:
         with self._lock:

@@ -181,7 +181,7 @@ class ChunkStore:
     @property
     def window_limit(self) -> int:
         """Bytes that one sequential reader may have fetched ahead, so that all of them fit the cache."""
-        return self.cache.capacity // 2 // max(1, self.sequential_readers)
+        return self.cache.room // 2 // max(1, self.sequential_readers)
 
     def under_way(self, chunk: Chunk) -> Flight | None:
         """The flight that brings `chunk`, if there is one already. From any thread."""
@@ -198,9 +198,9 @@ class ChunkStore:
         """Sees to it that `chunk` gets into the cache; False where there is no room for it now."""
         if chunk.identity in self.cache or (chunk.identity, chunk.length) in self._flights:
             return True
-        if chunk.length > self.cache.capacity:
+        if chunk.length > self.cache.room:
             return False  # it would not be kept
-        room = min(FLIGHT_BUDGET, self.cache.capacity) * PREFETCH_SHARE
+        room = min(FLIGHT_BUDGET, self.cache.room) * PREFETCH_SHARE
         if self._prefetching and self._prefetching + chunk.length > room:
             return False
         self._launch(chunk, prefetch=True)
