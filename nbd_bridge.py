@@ -52,8 +52,15 @@ except ImportError as error:
         f"install pbsfs with python{python}, and activate the environment that it is in"
     )
 
+
+def _silenced() -> bool:
+    """Whether nobody reads standard error."""
+    return os.path.samestat(os.fstat(2), os.stat(os.devnull))
+
+
 process.use_one_arena()
 set_up_logging("warning", None)
+_was_silenced = _silenced()
 
 with open("/proc/self/cmdline", encoding="utf-8", errors="replace") as _file:
     _parameters = Parameters(arguments=_file.read().split("\0"))
@@ -103,6 +110,8 @@ def get_ready() -> None:
 
 
 def after_fork() -> None:
+    if _silenced() and not _was_silenced:  # by nbdkit, for the background
+        set_up_logging("warning", None, background=True)
     _serving().start()
 
 
