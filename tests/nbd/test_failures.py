@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import pytest
 from tests.nbd.disks import CHUNK, LARGE_CHUNK, MIB, ONE, Disk, fails_with
 from tests.support import damage
 from tests.support.damage import CHUNK_DAMAGE
-from tests.support.nbd import AT_ONCE, READ, Client, NbdError, Nbdkit, connected, nbdkit
+from tests.support.nbd import AT_ONCE, READ, Client, NbdError, Nbdkit, command, connected, nbdkit, serving_at
 from tests.support.needs import need, need_root
 from tests.support.program import environment, run
 from tests.support.server import Hold, ReferenceServer
@@ -107,6 +108,31 @@ def test_with_zeros_for_damage_all_else_is_right_and_the_log_tells(own: Stocked)
         (line,) = [line for line in server.log_lines() if digest_of(own).hex() in line]
         assert IMAGE in line
         assert "are shown as zeros" in line
+
+
+def test_in_the_background_the_log_tells_too(own: Stocked, tmp_path: Path) -> None:
+    if os.path.exists("/dev/log"):
+        pytest.skip("there is a system log, which tests don't write to")
+    damage.flip_bit(own.writer.chunk_path(digest_of(own)), 4000)
+    place = tmp_path / "socket"
+    line = command(own.path, *ONE, "on_damage=zero", options=["-U", place])
+    try:
+        done = run(line, env=environment(XDG_STATE_HOME=str(tmp_path)))
+        assert (done.returncode, done.stderr) == (0, "")
+        wait_until(lambda: answers(place), "it serves")
+        with Client(connected(place)) as client:
+            assert client.read(DAMAGED.start, CHUNK) == bytes(CHUNK)
+        log = (tmp_path / "pbsfs" / "log" / "mount.log").read_text()
+        assert digest_of(own).hex() in log
+    finally:
+        for pid in serving_at(place):
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not serving_at(place), "it ends", limit=AT_ONCE)
+
+
+def answers(place: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(place)) == 0
 
 
 @pytest.mark.parametrize("tool", ["nbdcopy", "qemu-img"])
