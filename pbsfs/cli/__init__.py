@@ -99,6 +99,8 @@ def main() -> NoReturn:
     """Runs the command line of this process and ends it."""
     process.use_one_arena()
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _terminated)
     try:
         status = cli.main(prog_name="pbsfs", standalone_mode=False)
         # Only now is it known whether all output could be written.
@@ -140,6 +142,6 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _terminated(_number: int, _frame: object) -> NoReturn:
+def _terminated(number: int, _frame: object) -> NoReturn:
     # As an exception, so that partial files and child processes are cleaned up on the way.
-    sys.exit(128 + signal.SIGTERM)
+    sys.exit(128 + number)

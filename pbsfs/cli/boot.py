@@ -108,7 +108,7 @@ def command(
             arguments += _uefi(machine, drives, stack)
         _tell(backup, machine, keep)
         child = subprocess.Popen([qemu, "-name", path, *arguments, *qemu_options])
-        stack.callback(_stop, child)
+        stack.callback(launch.stop, child)
         status = child.wait()
     if status != 0:
         raise HelperError(f"QEMU ended with status {status}")
@@ -240,9 +240,3 @@ def _uefi(machine: Machine, drives: _Drives, stack: ExitStack) -> list[str]:
 def _escaped(text: str) -> str:
     """`text` as a value in QEMU's comma-separated options."""
     return text.replace(",", ",,")
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        child.terminate()
-        child.wait()

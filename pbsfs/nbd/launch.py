@@ -21,7 +21,7 @@ from pathlib import Path
 from pbsfs.errors import HelperError, UsageError
 
 STOP_TIME = 10.0
-"""Seconds that nbdkit gets to end by itself; it waits for requests that are under way."""
+"""Seconds that nbdkit and QEMU get to end by themselves; they wait for requests that are under way."""
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 10809
@@ -153,13 +153,18 @@ def running(
     try:
         yield child
     finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(STOP_TIME)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        stop(child)
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """Ends a child that has not ended by itself."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(STOP_TIME)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 def wait_until_ready(child: subprocess.Popen[bytes], ready: int) -> None:
