@@ -152,7 +152,7 @@ def test_nothing_is_written_to_the_datastore(stocked: Stocked) -> None:
 # --- where it listens, and how it ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_default_socket_is_private_and_gone_with_it(stocked: Stocked, number: signal.Signals) -> None:
     with served(stocked.path, IMAGE) as (command, uri):
         folder = socket_of(uri).parent

@@ -43,7 +43,7 @@ class BootDisk:
         return f"found {count:08X} {self.checksum}"
 
 
-def boot_disk(folder: Path, *, seed: int = 1, mebibytes: int = 5) -> BootDisk:
+def boot_disk(folder: Path, *, seed: int = 1, mebibytes: int = 3) -> BootDisk:
     """A disk of random data and holes that boots. Assembled in `folder`, which is made."""
     need("as", "ld")
     folder.mkdir(exist_ok=True)
