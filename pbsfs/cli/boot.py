@@ -172,7 +172,8 @@ class _Drives:
     def __init__(self, backup: _Backup, address: Address, keep: Path | None) -> None:
         self._backup = backup
         self._address = address
-        self._keep = keep
+        # For QEMU, what comes before a colon is a protocol, unless there is a slash in it.
+        self._keep = None if keep is None else Path(os.path.abspath(keep))
 
     def of(self, disk: str) -> list[str]:
         """For `-drive`, of the disk `scsi0` and so on."""

@@ -242,6 +242,25 @@ def test_what_is_no_overlay_is_left_as_it_is(writer: DatastoreWriter, disk: Boot
     error_of_boot(writer, 8, "--keep", tmp_path / "none" / "overlay", path)
 
 
+def test_an_overlay_that_is_in_use_is_not_taken(writer: DatastoreWriter, tmp_path: Path) -> None:
+    path = back_up(writer, {"virtio0": endless()}, "memory: 64")
+    keep = tmp_path / "overlay.qcow2"
+    with booted(writer, "--keep", keep, path, *NO_SCREEN) as command:
+        assert command.line() == "on"
+        assert "Is another process using" in error_of_boot(writer, 8, "--keep", keep, path)
+        assert command.stop() == 143
+
+
+def test_an_overlay_may_have_any_name(
+    writer: DatastoreWriter, disk: BootDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = back_up(writer, {"virtio0": disk.data}, "memory: 64")
+    monkeypatch.chdir(tmp_path)
+    for count in (1, 2):
+        assert disk.found(count) in said(writer, "--keep", "nbd:a, b", path)
+    assert (tmp_path / "nbd:a, b").exists()
+
+
 # --- Linux
 
 SCRIPT = """\
