@@ -66,10 +66,11 @@ class Index(abc.ABC):
         """The digest of `chunk` (32 bytes)."""
 
     @abc.abstractmethod
-    def run(self, chunk: int, key: Key | None) -> tuple[bool, int]:
+    def run(self, chunk: int, key: Key | None, stop: int | None = None) -> tuple[bool, int]:
         """Whether `chunk` is a hole, and the first chunk behind it that is not like it.
 
-        `key`: the one that encrypts the archive; the digest of a hole depends on it.
+        `key`: the one that encrypts the archive; the digest of a hole depends on it. `stop`: the first chunk
+        that is of no interest; the run ends there at the latest. Looking at all of a long one takes time.
         """
 
     def is_hole(self, chunk: int, key: Key | None) -> bool:
@@ -130,13 +131,15 @@ class FixedIndex(Index):
         start = HEADER_SIZE + chunk * DIGEST_SIZE
         return self._raw[start : start + DIGEST_SIZE]
 
-    def run(self, chunk: int, key: Key | None) -> tuple[bool, int]:
+    def run(self, chunk: int, key: Key | None, stop: int | None = None) -> tuple[bool, int]:
         hole = self.is_hole(chunk, key)
         # The last chunk may be short, so its digest as a hole is another one: it is looked at by itself.
         last = self.count - 1
+        stop = self.count if stop is None else min(max(stop, chunk + 1), self.count)
         zero = zero_digest(self._chunk_size, key)
-        end = self._zeros_end(chunk, last, zero) if hole else self._zeros_start(chunk, last, zero)
-        if end == last and self.is_hole(last, key) == hole:
+        search = self._zeros_end if hole else self._zeros_start
+        end = search(chunk, min(stop, last), zero)
+        if end == last < stop and self.is_hole(last, key) == hole:
             end = self.count
         return hole, end
 
@@ -203,7 +206,7 @@ class DynamicIndex(Index):
         start = HEADER_SIZE + chunk * _DYNAMIC_ENTRY.size + 8
         return self._raw[start : start + DIGEST_SIZE]
 
-    def run(self, chunk: int, key: Key | None) -> tuple[bool, int]:
+    def run(self, chunk: int, key: Key | None, stop: int | None = None) -> tuple[bool, int]:
         # Chunks of a stream are cut where its content says, so zero chunks have many lengths and each
         # would need a digest of its own. A pxar stream has no holes worth that.
         return False, self.count

@@ -15,6 +15,7 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
@@ -189,8 +190,8 @@ class Server:
 
     def open(self, name: str) -> Export:
         """The export `name`, for one connection. Raises PbsfsError."""
-        handle = self._run_task(lambda: self._exports.open(name))
-        return Export(self, name, handle)
+        handle, description = self._run_task(lambda: self._exports.open(name))
+        return Export(self, name, handle, description)
 
     def hold(self, cache: ChunkCache, grown: int) -> None:
         """Makes the cache give way to the buffers that nbdkit's threads hold until their connection ends."""
@@ -238,13 +239,22 @@ class _CheckError(PbsfsError):
     """What the checking process found; the text is all that is needed."""
 
 
+@dataclass(slots=True)
+class _Open:
+    """An export that somebody has open."""
+
+    image: Image
+    description: str
+    handles: list[Handle] = field(default_factory=list)
+
+
 class _Exports:
     """The part of the server that lives in the loop."""
 
     def __init__(self, settings: Settings, path: str) -> None:
         self._settings = settings
         self._path = path
-        self._open: dict[str, tuple[Image, list[Handle]]] = {}
+        self._open: dict[str, _Open] = {}
 
     async def serve(self, tree: Tree, ready: Callable[[], None]) -> None:
         self._tree = tree
@@ -293,15 +303,16 @@ class _Exports:
                 return images[0][0]
         raise NotFoundError(f"name an export, as in nbd://localhost/NAME; {await _what_there_is(node)}")
 
-    async def open(self, name: str) -> Handle:
+    async def open(self, name: str) -> tuple[Handle, str]:
+        """A handle of its own on the export, and what it is."""
         # Connections of one client have to see the same image, also when 'latest' becomes another one.
         if name not in self._open:
-            image = await (await self._image(name)).open()
-            self._open.setdefault(name, (image, []))
-        image, handles = self._open[name]
-        handle = image.handle()
-        handles.append(handle)
-        return handle
+            node = await self._image(name)
+            self._open.setdefault(name, _Open(await node.open(), _description(node)))
+        known = self._open[name]
+        handle = known.image.handle()
+        known.handles.append(handle)
+        return handle, known.description
 
     async def _image(self, name: str) -> ImageFile:
         node = await self._tree.find(self._path)
@@ -315,25 +326,22 @@ class _Exports:
 
     def close(self, name: str, handle: Handle) -> None:
         handle.close()
-        _image, handles = self._open[name]
-        handles.remove(handle)
-        if not handles:
+        known = self._open[name]
+        known.handles.remove(handle)
+        if not known.handles:
             del self._open[name]
 
 
 class Export:
     """An image as one connection sees it. All methods may be called from any thread of nbdkit's."""
 
-    def __init__(self, server: Server, name: str, handle: Handle) -> None:
+    def __init__(self, server: Server, name: str, handle: Handle, description: str) -> None:
         self._server = server
         self._buffers: dict[int, int] = {}  # bytes that each thread of the connection holds, if many
         self.name = name
         self.handle = handle
+        self.description = description
         self.size = handle.image.size
-
-    @property
-    def description(self) -> str:
-        return str(self.handle.image)
 
     @property
     def block_sizes(self) -> tuple[int, int, int]:
@@ -445,7 +453,7 @@ async def _images(node: Node) -> list[tuple[str, ImageFile]]:
 def _description(image: ImageFile) -> str:
     """For people who choose: which snapshot it is, how large, and what its notes say."""
     info = image.info
-    text = f"{info.snapshot}, {_size(image.file.size)}"
+    text = f"{info.snapshot}/{image.name}, {_size(image.file.size)}"
     if image.file.crypt_mode is CryptMode.ENCRYPT:
         text += ", encrypted"
     if info.notes:

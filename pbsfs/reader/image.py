@@ -143,8 +143,9 @@ class Image:
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """Holes and data from `offset` on, neighbours merged, cut to the range and the image; lazily."""
         end = min(offset + size, self.size)
+        stop = self.index.find(end - 1) + 1 if offset < end else 0
         while offset < end:
-            hole, behind = self.index.run(self.index.find(offset), self._key)
+            hole, behind = self.index.run(self.index.find(offset), self._key, stop)
             run_end = min(self.index.span(behind - 1)[1], end)
             yield Extent(offset, run_end - offset, hole)
             offset = run_end

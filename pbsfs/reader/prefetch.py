@@ -22,10 +22,10 @@ EVIDENCE = 256 << 10
 default read-ahead."""
 
 GROWTH = 4
-"""Bytes that are fetched ahead for each byte of evidence: the full window is reached after 8 MiB."""
+"""Bytes that are fetched ahead for each byte of evidence: the full window is reached after 16 MiB."""
 
-MAX_WINDOW = 32 << 20
-"""Bytes that are fetched ahead at most: 8 chunks of 4 MiB, which keeps several cores busy."""
+MAX_WINDOW = 64 << 20
+"""Bytes that are fetched ahead at most: 16 chunks of 4 MiB, which keeps many cores, or a long way, busy."""
 
 
 class ReadAhead:

@@ -207,7 +207,7 @@ class Reader:
         some = ", ".join(list(self._keys)[:8]) + (
             f", … ({len(self._keys)} in all)" if len(self._keys) > 8 else ""
         )
-        given = f"; given: {some}" if self._keys else "; give it with --keyfile"
+        given = f"; given: {some}" if self._keys else "; give its key file (--keyfile, or keyfile= of nbdkit)"
         return KeyRequiredError(
             f"{snapshot}/{file.archive.name} is {done} with the key {named}, which was not given{given}"
         )

@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 DEFAULT_CACHE_SIZE = 256 << 20
 """Bytes of decoded chunks that are kept: enough for the working set of a booting guest."""
 
-FLIGHT_BUDGET = 64 << 20
-"""Decoded bytes that may be in flight at once: 16 chunks of 4 MiB, a few for every core and enough to
-cover a fetch's latency. Each takes about as much again in its stored form."""
+FLIGHT_BUDGET = 96 << 20
+"""Decoded bytes that may be in flight at once: 24 chunks of 4 MiB. On the way they take their stored size."""
 
-PREFETCH_SHARE = 0.5
-"""The part of the flight budget that prefetching may fill; the rest stays free for reads on demand."""
+PREFETCH_SHARE = 2 / 3
+"""The part of the flight budget that prefetching may fill; the rest stays free for reads on demand. These 16
+chunks of 4 MiB, 20 MB as they are usually stored, are what fills 1 Gbit/s at 50 ms; 8 filled 60 % of it."""
 
 Identity = tuple[bytes, Key | None]
 
@@ -200,7 +200,7 @@ class ChunkStore:
             return True
         if chunk.length > self.cache.room:
             return False  # it would not be kept
-        room = min(FLIGHT_BUDGET, self.cache.room) * PREFETCH_SHARE
+        room = min(FLIGHT_BUDGET * PREFETCH_SHARE, self.cache.room / 2)  # what lands has to stay for a while
         if self._prefetching and self._prefetching + chunk.length > room:
             return False
         self._launch(chunk, prefetch=True)

@@ -330,7 +330,7 @@ def test_disk_images_are_listed_and_the_latest_come_first(everything: Nbdkit) ->
     assert set(names) - set(latest) == {*IMAGES, ENCRYPTED}
     assert not {ARCHIVE, CONFIGURATION} & set(names)
     told = dict(listed)
-    assert told[IMAGE] == f"{FIRST}, 513.5 KiB: before the upgrade"
+    assert told[IMAGE] == f"{IMAGE}, 513.5 KiB: before the upgrade"
     assert told[ENCRYPTED].endswith(", encrypted")
     assert told["vm/100/latest/drive-scsi0.img"] == told[NEWER_IMAGE]
 

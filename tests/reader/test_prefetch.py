@@ -55,7 +55,7 @@ def test_a_sequential_reader_of_any_request_sizes_gets_a_window(data: st.DataObj
     ahead = ReadAhead()
     offset = start
     windows: list[int] = []
-    while offset - start < 12 * MIB:
+    while offset - start < 20 * MIB:
         for size in sizes:
             windows.append(ahead.observe(offset, size))
             offset += size
@@ -141,9 +141,9 @@ def test_two_windows_of_the_kernel_in_flight_at_once_are_a_sequence() -> None:
 @pytest.mark.parametrize("jump", [REORDER_DISTANCE + 1, 1 << 40, -REORDER_DISTANCE - 1, -15 * MIB])
 def test_a_jump_ends_the_window_at_once(jump: int) -> None:
     ahead = ReadAhead()
-    assert observe(in_sequence(16 * MIB), ahead)[-1] == MAX_WINDOW
-    assert ahead.observe(16 * MIB + jump, 128 * KIB) == 0
-    assert ahead.position == 16 * MIB + jump + 128 * KIB
+    assert observe(in_sequence(20 * MIB), ahead)[-1] == MAX_WINDOW
+    assert ahead.observe(20 * MIB + jump, 128 * KIB) == 0
+    assert ahead.position == 20 * MIB + jump + 128 * KIB
 
 
 def test_small_gaps_shrink_the_window_before_they_end_it() -> None:

@@ -446,7 +446,9 @@ async def test_prefetching_brings_a_chunk_into_the_cache_once() -> None:
 
 
 @in_trio
-async def test_prefetching_fills_half_of_the_budget_and_leaves_the_rest_to_reads(small_budget: int) -> None:
+async def test_prefetching_fills_its_share_of_the_budget_and_leaves_the_rest_to_reads(
+    small_budget: int,
+) -> None:
     source, chunks, contents = source_of(6)
     gate = source.hold("fetch_chunk")
     async with opened(source) as store:

@@ -43,6 +43,9 @@ MAX_CONNECTIONS = 6
 TURN = 5.0
 """Seconds that a session in constant use keeps its place when others wait for one."""
 
+PAUSE = 5.0
+"""Seconds after which further sessions are tried again when one could not be had."""
+
 CLOSING_TIME = 2.0
 """Seconds that closing waits for sessions to end: they do so at once, but for one that still connects."""
 
@@ -77,6 +80,9 @@ class SessionPool:
         self._opening: dict[Snapshot, trio.Lock] = {}
         # Sessions that have a place: from before they are opened until their connection is closed.
         self._placed: set[Session] = set()
+        self._nursery: trio.Nursery | None = None
+        self._coming: dict[Snapshot, int] = {}  # further sessions that are being opened
+        self._no_more_before = -math.inf  # the time of the loop's clock at which they are tried again
         self._queue = trio.Lock()  # for a place: first come, first served
         self._changed = trio.Event()  # a place may be had now
         self._opened = trio.Event()
@@ -107,8 +113,13 @@ class SessionPool:
                 raise DamageError(f"the server can't read it: {_words(answer)}")
             return self._body(answer)
 
-    async def tidy(self) -> None:
-        """Closes sessions when they were idle for long; runs as long as the pool is used."""
+    def start(self, nursery: trio.Nursery) -> None:
+        """Starts what the pool does in the background. Call once, before the first request."""
+        self._nursery = nursery
+        nursery.start_soon(self._tidy)
+
+    async def _tidy(self) -> None:
+        """Closes sessions when they were idle for long."""
         while True:
             if not self._readers:
                 self._opened = trio.Event()
@@ -168,19 +179,18 @@ class SessionPool:
     async def _choose(self, snapshot: Snapshot) -> _Reader:
         """A session to `snapshot`, open or new; whoever asks is counted as its user."""
         least = self._least_used(snapshot)
-        # One is opened at a time; who comes meanwhile makes do with what is open, or waits for it.
-        if least is None or (self._wants_another(snapshot, least) and snapshot not in self._opening):
+        if least is None:
             lock = self._opening.setdefault(snapshot, trio.Lock())
             try:
-                async with lock:
-                    least = self._least_used(snapshot)
-                    if least is None or self._wants_another(snapshot, least):
-                        least = await self._open(snapshot, least)
+                async with lock:  # one is opened for all who come
+                    least = self._least_used(snapshot) or await self._open(snapshot)
                     least.users += 1
                     return least
             finally:
                 if not lock.locked():  # nobody waits for it
                     self._opening.pop(snapshot, None)
+        if least.users >= 2:
+            self._open_more(snapshot, least)
         least.users += 1
         return least
 
@@ -189,13 +199,37 @@ class SessionPool:
         usable = [r for r in readers if r.session.failure is None and not r.retiring]
         return min(usable, key=lambda reader: reader.users, default=None)
 
-    def _wants_another(self, snapshot: Snapshot, least: _Reader) -> bool:
-        """Whether a further connection would help; it never takes the place of another snapshot's."""
-        return (
-            least.users >= 2
-            and len(self._readers[snapshot]) < self._wanted(least.session.round_trip)
-            and len(self._placed) < MAX_SESSIONS
-        )
+    def _open_more(self, snapshot: Snapshot, like: _Reader) -> None:
+        """Has further connections opened beside `like`, where they would help: all at once, and nobody waits
+        for them. They never take the place of another snapshot's."""
+        coming = self._coming.get(snapshot, 0)
+        missing = self._wanted(like.session.round_trip) - len(self._readers.get(snapshot, ())) - coming
+        missing = min(missing, MAX_SESSIONS - len(self._placed) - sum(self._coming.values()))
+        if missing <= 0 or self._nursery is None or trio.current_time() < self._no_more_before:
+            return
+        self._coming[snapshot] = coming + missing
+        for _ in range(missing):
+            self._nursery.start_soon(self._open_another, snapshot, frozenset(like.indexes))
+
+    async def _open_another(self, snapshot: Snapshot, indexes: frozenset[Archive]) -> None:
+        try:
+            session = await self._open_session(snapshot)
+            reader = _Reader(session)
+            try:
+                for archive in indexes:
+                    await self._download(reader, snapshot, archive, None)
+            except BaseException:
+                session.close()
+                raise
+            self._keep(snapshot, reader)
+        except PbsfsError as error:
+            # Nobody needs it: there is one. But not at every request again.
+            self._no_more_before = trio.current_time() + PAUSE
+            log.debug("%s: no further session: %s", snapshot, error)
+        finally:
+            self._coming[snapshot] -= 1
+            if not self._coming[snapshot]:
+                del self._coming[snapshot]
 
     def _wanted(self, round_trip: float) -> int:
         if self._connections is not None:
@@ -204,19 +238,14 @@ class SessionPool:
             return 1
         return min(MAX_CONNECTIONS, 1 + math.ceil(round_trip / ROUND_TRIP_PER_CONNECTION))
 
-    async def _open(self, snapshot: Snapshot, other: _Reader | None) -> _Reader:
-        """A new session; or `other`, an open one, where a new one can't be had."""
-        try:
-            session = await self._open_session(snapshot)
-        except SourceError as error:
-            if other is None or other.session.failure is not None:
-                raise
-            log.debug("%s: no further session: %s", snapshot, error)
-            return other
-        reader = _Reader(session)
+    async def _open(self, snapshot: Snapshot) -> _Reader:
+        reader = _Reader(await self._open_session(snapshot))
+        self._keep(snapshot, reader)
+        return reader
+
+    def _keep(self, snapshot: Snapshot, reader: _Reader) -> None:
         self._readers.setdefault(snapshot, []).append(reader)
         self._opened.set()
-        return reader
 
     async def _take_place(self, session: Session) -> None:
         """A place among `MAX_SESSIONS`: a free one, or that of another session, which ends for it."""

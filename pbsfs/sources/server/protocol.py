@@ -7,6 +7,7 @@ Every length that the server announces is checked before it is believed. Not thr
 from __future__ import annotations
 
 import contextlib
+import io
 from dataclasses import dataclass, field
 
 from h2.config import H2Configuration
@@ -42,6 +43,10 @@ MAX_ERROR_BODY = 16 << 10
 """Bytes of an error's text that are kept."""
 
 
+LARGE_BODY = 32 << 20
+"""Bytes above which a body (an index of many TiB) is gathered in one place as it comes: joining its parts in
+the end would take twice its size."""
+
 SMALL_PART = 4 << 10
 """Bytes below which a frame's data is put together with that of its neighbours: a body of frames of one
 byte each would take hundreds of times its size."""
@@ -62,9 +67,17 @@ class _Stream:
     size: int = 0
     announced: int | None = None
     parts: list[memoryview | bytearray] = field(default_factory=list)
+    gathered: io.BytesIO | None = None  # all of it, where it is too large to be joined in the end
 
     def add(self, data: memoryview) -> None:
-        if len(data) >= SMALL_PART:
+        if self.gathered is None and self.size > LARGE_BODY:
+            self.gathered = io.BytesIO()
+            for part in self.parts:
+                self.gathered.write(part)
+            self.parts.clear()
+        if self.gathered is not None:
+            self.gathered.write(data)
+        elif len(data) >= SMALL_PART:
             self.parts.append(data)
         elif data:
             last = self.parts[-1] if self.parts else None
@@ -72,6 +85,9 @@ class _Stream:
                 last += data
             else:
                 self.parts.append(bytearray(data))
+
+    def body(self) -> bytes:
+        return b"".join(self.parts) if self.gathered is None else self.gathered.getvalue()
 
 
 class ReaderProtocol:
@@ -179,7 +195,7 @@ class ReaderProtocol:
         # h2 compares the lengths where the last frame is one of data, and only there.
         if stream.status == 200 and stream.announced not in (None, stream.size):
             return ConnectError(f"the server ends an answer after {stream.size} of {stream.announced} bytes")
-        return Response(stream.status, b"".join(stream.parts))
+        return Response(stream.status, stream.body())
 
     def _head(
         self, event: ResponseReceived, stream: _Stream, done: list[tuple[int, Response | PbsfsError]]
@@ -213,7 +229,7 @@ class ReaderProtocol:
         else:  # who wants to read more of an error?
             stream.add(data[: len(data) - (stream.size - stream.limit)])
             self.cancel(event.stream_id or 0)
-            done.append((event.stream_id or 0, Response(stream.status, b"".join(stream.parts))))
+            done.append((event.stream_id or 0, Response(stream.status, stream.body())))
 
     def _refuse(
         self, stream_id: int, stream: _Stream, what: str, done: list[tuple[int, Response | PbsfsError]]

@@ -85,7 +85,7 @@ class ServerSource(Source):
         except (ForbiddenError, NotFoundError) as error:
             await self._check_store(error)
             raise
-        nursery.start_soon(self.pool.tidy)
+        self.pool.start(nursery)
         nursery.start_soon(self.api.tidy)
 
     async def aclose(self) -> None:
