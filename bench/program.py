@@ -45,17 +45,28 @@ class Pbsfs:
         found = ["--datastore-dir", str(source)] if isinstance(source, Path) else []
         return found + (["--keyfile", str(data.keyfile)] if encrypted else [])
 
-    def export(self, source: Source, data: Data, snapshot: Snapshot, dest: str | Path) -> Sample:
+    def export(
+        self,
+        source: Source,
+        data: Data,
+        snapshot: Snapshot,
+        dest: str | Path,
+        *,
+        program: Sequence[str | Path] = (PBSFS,),
+        options: Sequence[str] = (),
+    ) -> Sample:
         encrypted = key_of(snapshot) is not None
         words: list[str | Path] = [
-            PBSFS,
+            *program,
             "export",
             "--no-progress",
+            *options,
             *self.options(source, data, encrypted=encrypted),
         ]
         words += [f"{snapshot}/{IMAGE}", dest]
         server = source.pid if isinstance(source, RunningServer) else None
-        return command(words, size=data.data_bytes, environment=self.environment(source), server=server)
+        environment = self.environment(source) | {"PYTHONPATH": str(CHECKOUT)}
+        return command(words, size=data.data_bytes, environment=environment, server=server)
 
     @contextmanager
     def mounted(self, source: Source, data: Data, *options: str, encrypted: bool = False) -> Iterator[Mount]:

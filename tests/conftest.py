@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ pytest.register_assert_rewrite("tests.sources.conformance")
 # The same examples in every run: a test that fails, fails for everybody.
 settings.register_profile("pbsfs", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("pbsfs")
+
+
+# What is started by tests inherits it: under nohup, no program would end when its terminal does.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

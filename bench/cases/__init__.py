@@ -14,6 +14,7 @@ from bench.cases import (
     sharing,
     slow_link,
     start,
+    tuning,
 )
 from bench.plan import Case
 
@@ -29,4 +30,5 @@ ALL: tuple[Case, ...] = (
     *start.CASES,
     *memory.CASES,
     *growth.CASES,
+    *tuning.CASES,
 )

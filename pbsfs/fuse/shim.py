@@ -1,7 +1,7 @@
 """What pyfuse3 has no handlers for: SEEK_DATA and SEEK_HOLE, and requests that are interrupted.
 
-The extension `_shim` (see `shim_build.py`) defines a function of libfuse that pyfuse3 calls. The
-dynamic linker lets the extension's definition win if the extension is loaded into the global scope
+The extension `_shim` (see `shim_build.py`) defines functions of libfuse that pyfuse3 calls. The
+dynamic linker lets the extension's definitions win if the extension is loaded into the global scope
 before pyfuse3 is. So the rule for importers: **import this module before pyfuse3**. It raises
 `ImportError` when it comes too late, because seeking would then silently find no holes, and programs
 that wait could not be killed.

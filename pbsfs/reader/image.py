@@ -8,6 +8,7 @@ bytes, or raises.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,16 @@ from pbsfs.reader.store import Chunk, ChunkStore, Flight
 _ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))  # never written, so it takes no memory
 
 Buffer = bytes | memoryview
+"""A chunk's bytes, or, of a hole, a view of `_ZEROS`."""
+
+LARGE_COPY = 64 << 10
+"""Bytes from which letting go of Python's lock costs less than holding on to it."""
+
+_LIBC = ctypes.CDLL(None)
+_LIBC.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_LIBC.memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+_LIBC.memcpy.restype = _LIBC.memset.restype = None
+
 R = TypeVar("R")
 
 
@@ -221,6 +232,22 @@ class Image:
         return DamageError(f"{self}: bytes {start} to {end - 1}: {error}")
 
 
+def _copy(target: memoryview, at: int, source: Buffer, start: int, length: int) -> None:
+    """Copies `length` bytes of `source` from `start` into `target` from `at` on.
+
+    With slices Python's lock (GIL) would be held: 1 ms for 4 MiB of fresh memory, without anything received.
+    """
+    if length < LARGE_COPY:
+        target[at : at + length] = memoryview(source)[start : start + length]
+        return
+    place = ctypes.addressof(ctypes.c_char.from_buffer(target, at))
+    if isinstance(source, bytes):
+        origin = ctypes.cast(ctypes.c_char_p(source), ctypes.c_void_p).value or 0
+        _LIBC.memcpy(place, origin + start, length)
+    else:  # a hole
+        _LIBC.memset(place, 0, length)
+
+
 def _join(parts: list[Buffer]) -> Buffer:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -287,9 +314,8 @@ class Handle:
         done = 0
         for piece, at_hand in pieces:
             data = image._join(piece.chunk, flights.pop(piece.chunk), loop) if at_hand is None else at_hand
-            end = done + piece.length
-            buffer[done:end] = memoryview(data)[piece.start : piece.start + piece.length]
-            done = end
+            _copy(buffer, done, data, piece.start, piece.length)
+            done += piece.length
 
     def observe(self, offset: int, size: int) -> bool:
         """Takes note of a read; whether `fetch_ahead` is to be called for it. From any thread."""

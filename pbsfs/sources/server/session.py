@@ -38,6 +38,9 @@ GATHER = 1 << 20
 """Bytes that are received at most before requests that wait are sent: a TLS record has 16 KiB, and a turn
 for each would cost more than the bytes."""
 
+MOMENT = 20
+"""Milliseconds to wait for more before looking at the rest: requests that are added meanwhile end it."""
+
 MAX_UNSENT = 1 << 20
 """Bytes that may wait to be sent: thousands of requests, and more than a server that reads ever leaves."""
 
@@ -300,7 +303,7 @@ class Session:
                     if not protocol.busy:
                         last_progress = time.monotonic()
             before = protocol.progress
-            self._receive(sock, protocol, waiting)
+            self._receive(sock, protocol, waiting, poll)
             if protocol.progress != before:
                 last_progress = time.monotonic()
             if protocol.greeted and not greeted:
@@ -331,13 +334,24 @@ class Session:
             early = early[count:]
             self._pass_on(protocol.received(count), waiting)
 
-    def _receive(self, sock: ssl.SSLSocket, protocol: ReaderProtocol, waiting: dict[int, _Exchange]) -> None:
-        """Takes what is there, up to `GATHER`. Raises ConnectError at its end."""
+    def _receive(
+        self,
+        sock: ssl.SSLSocket,
+        protocol: ReaderProtocol,
+        waiting: dict[int, _Exchange],
+        poll: select.poll,
+    ) -> None:
+        """Takes what comes, up to `GATHER`, until there is something else to do. Raises ConnectError at its
+        end."""
         total = 0
+        only_this = [(sock.fileno(), select.POLLIN)]
         while total < GATHER:
             try:
                 count = sock.recv_into(protocol.target())
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                # In the middle of answers the next record is a moment away: a turn for each would cost more.
+                if protocol.busy and total and poll.poll(MOMENT) == only_this:
+                    continue
                 break
             if count == 0:
                 raise ConnectError(f"{self._repository.address}: closed the connection")
