@@ -288,7 +288,7 @@ async def copy_image(image: Image, target: Target, advance: Callable[[int], None
         sending, receiving = trio.open_memory_channel[tuple[Extent, Buffer]](QUEUED_PIECES)
 
         async def read() -> None:
-            handle = image.handle()
+            handle = image.handle(whole=True)
             try:
                 with sending:
                     for extent in _pieces(image):

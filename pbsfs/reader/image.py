@@ -101,8 +101,9 @@ class Image:
     def __str__(self) -> str:
         return f"{self.snapshot}/{self.archive.name}"
 
-    def handle(self) -> Handle:
-        return Handle(self)
+    def handle(self, *, whole: bool = False) -> Handle:
+        """A reader of its own; `whole`: one that reads all of the image, from its beginning."""
+        return Handle(self, whole=whole)
 
     def read_cached(self, offset: int, size: int) -> Buffer | None:
         """The bytes `offset` … `offset + size`, cut at the end; None where some would have to be fetched."""
@@ -262,10 +263,10 @@ class Handle:
     The FUSE door and copies use `read_cached` and `read`, in the trio loop; other threads use `read_into`.
     """
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, *, whole: bool = False) -> None:
         self.image = image
         self._lock = threading.Lock()  # guards all of these but `_sequential`, which is the loop's
-        self._ahead = ReadAhead()
+        self._ahead = ReadAhead(whole=whole)
         self._wanted = 0  # bytes behind its position that are worth fetching
         self._next_chunk = 0  # the first chunk that was not fetched ahead yet
         self._launched = NOTHING  # the chunk at the position, and `_wanted`, when all of it was launched

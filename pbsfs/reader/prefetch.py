@@ -33,9 +33,11 @@ class ReadAhead:
 
     __slots__ = ("_read", "_skipped", "position")
 
-    def __init__(self) -> None:
-        self.position = -REORDER_DISTANCE - 1  # nothing was read: whatever comes first is a jump
-        self._read = 0
+    def __init__(self, *, whole: bool = False) -> None:
+        """`whole`: all of it will be read, from its beginning; there is nothing to find out."""
+        # Else nothing was read: whatever comes first is a jump.
+        self.position = 0 if whole else -REORDER_DISTANCE - 1
+        self._read = MAX_WINDOW // GROWTH if whole else 0
         self._skipped = 0
 
     def observe(self, offset: int, length: int) -> int:

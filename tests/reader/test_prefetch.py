@@ -39,6 +39,11 @@ def test_a_sequential_reader_gets_a_window_that_grows_to_the_largest_and_stays()
     assert max(windows) == MAX_WINDOW
 
 
+def test_who_reads_all_of_it_gets_the_largest_window_from_the_start() -> None:
+    assert observe(in_sequence(4 * MIB), ReadAhead(whole=True)) == [MAX_WINDOW] * len(in_sequence(4 * MIB))
+    assert observe([(8 * MIB, 128 * KIB)], ReadAhead(whole=True)) == [0]
+
+
 def test_a_window_takes_evidence() -> None:
     ahead = ReadAhead()
     ahead.observe(0, 4 * KIB)

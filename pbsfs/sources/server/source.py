@@ -81,7 +81,7 @@ class ServerSource(Source):
         # Not tried again: who starts wants to know now.
         await self.api.greet()
         try:
-            await self._ask("namespace", {})
+            self._keep_namespaces(await self._ask("namespace", {}))
         except (ForbiddenError, NotFoundError) as error:
             await self._check_store(error)
             raise
@@ -110,9 +110,13 @@ class ServerSource(Source):
             since, found = self._namespaces
             if trio.current_time() - since >= NAMESPACES_KEPT:
                 data = await self._retried("listing namespaces", lambda: self._ask("namespace", {}))
-                found = self._take(listing.parse_list(data, listing.parse_namespace))
-                self._namespaces = (trio.current_time(), found)
+                found = self._keep_namespaces(data)
             return found
+
+    def _keep_namespaces(self, data: Any) -> list[Namespace]:
+        found = self._take(listing.parse_list(data, listing.parse_namespace))
+        self._namespaces = (trio.current_time(), found)
+        return found
 
     async def groups(self, namespace: Namespace) -> list[GroupInfo]:
         query = {"ns": str(namespace)} if namespace.parts else {}
