@@ -107,11 +107,17 @@ def command(
         if machine.uefi:
             arguments += _uefi(machine, drives, stack)
         _tell(backup, machine, keep)
-        child = subprocess.Popen([qemu, "-name", path, *arguments, *qemu_options])
+        child = subprocess.Popen([*_ending_with_us(), qemu, "-name", path, *arguments, *qemu_options])
         stack.callback(launch.stop, child)
         status = child.wait()
     if status != 0:
         raise HelperError(f"QEMU ended with status {status}")
+
+
+def _ending_with_us() -> list[str]:
+    """What makes the kernel end QEMU should this process be killed: its disk is gone then."""
+    setpriv = shutil.which("setpriv")  # of util-linux, which every Debian has
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv is not None else []
 
 
 async def _find(tree: Tree, path: str) -> tuple[str, _Backup]:

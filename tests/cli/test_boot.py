@@ -443,6 +443,16 @@ def test_nothing_is_left_however_it_ends(writer: DatastoreWriter, way: str, tmp_
             assert command.stop() == 143
 
 
+def test_qemu_ends_where_pbsfs_is_killed(writer: DatastoreWriter) -> None:
+    need("setpriv")
+    path = back_up(writer, {"virtio0": endless()}, "memory: 64")
+    with booted(writer, path, *NO_SCREEN) as command:
+        assert command.line() == "on"
+        command.process.kill()
+        command.process.wait()
+        wait_until(command.no_process_is_left, "QEMU and nbdkit end")
+
+
 def files_of(folder: Path) -> dict[Path, str]:
     """All files below `folder`, by their content."""
     files = [path for path in folder.rglob("*") if path.is_file()]
