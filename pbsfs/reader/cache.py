@@ -9,8 +9,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
-LEAST_ROOM = 64 << 20
-"""Bytes of chunks that are kept however much is reserved: what two readers side by side may differ by."""
+LEAST_ROOM = 32 << 20
+"""Bytes of chunks that are kept however much is reserved: two chunks of the largest size that exists."""
 
 
 class ChunkCache:
