@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import select
 import stat
 import subprocess
 import threading
@@ -532,9 +533,15 @@ def fifo_reader(path: Path, size: int) -> Iterator[list[bytes]]:
     """A reader in a thread of its own, which reads `size` bytes and goes away."""
     os.mkfifo(path)
     got: list[bytes] = []
+    # Open before anybody writes, who would be told else that nobody reads.
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reading, True)
 
     def read() -> None:
-        with path.open("rb", buffering=0) as file:
+        with open(reading, "rb", buffering=0) as file:
+            writer = select.poll()
+            writer.register(file, select.POLLIN)
+            writer.poll()  # without one, reading finds the end at once
             left = size
             while left and (data := file.read(min(left, 1 << 16))):
                 got.append(data)
