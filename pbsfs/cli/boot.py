@@ -107,7 +107,9 @@ def command(
         if machine.uefi:
             arguments += _uefi(machine, drives, stack)
         _tell(backup, machine, keep)
-        child = subprocess.Popen([*_ending_with_us(), qemu, "-name", path, *arguments, *qemu_options])
+        command_line = [*_ending_with_us(), qemu, "-name", path, *arguments, *qemu_options]
+        # Without the secrets: a guest that breaks out of QEMU should not find them there.
+        child = subprocess.Popen(command_line, env=serving.environment)
         stack.callback(launch.stop, child)
         status = child.wait()
     if status != 0:

@@ -155,10 +155,12 @@ def _requires_tls(options: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Serving(Generic[T]):
-    """nbdkit as it runs. `found`: what was looked up of what it serves."""
+    """nbdkit as it runs. `found`: what was looked up of what it serves; `environment`: that of this process
+    without secrets, for others that are started beside it."""
 
     found: T
     child: subprocess.Popen[bytes]
+    environment: dict[str, str]
 
     def wait(self) -> int:
         """The exit status, when it has ended; of a command that was run, that of the command."""
@@ -207,7 +209,7 @@ def served(
             os.close(writing)
         if wait:
             launch.wait_until_ready(child, reading)
-        yield Serving(found, child)
+        yield Serving(found, child, handed_over.environment())
 
 
 def _open(handed_over: Handover) -> Source:

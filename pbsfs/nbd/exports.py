@@ -47,8 +47,8 @@ be under way."""
 PATIENCE = 0.5
 """Seconds after which a read that waits looks whether anybody still waits for it."""
 
-ONE_FOR_ALL = frozenset(("cache", "cow"))
-"""Filters of nbdkit that keep what was read or written by its offset alone, not by export too."""
+ONE_FOR_ALL = frozenset(("cache", "cacheextents", "cow", "gzip", "tar"))
+"""Filters of nbdkit that keep what they learned or were told by its offset alone, not by export too."""
 
 SMALL_BUFFER = 256 << 10
 """Bytes up to which the buffer of one of nbdkit's threads does not count. Each keeps the largest that it
@@ -190,7 +190,11 @@ class Server:
 
     def open(self, name: str) -> Export:
         """The export `name`, for one connection. Raises PbsfsError."""
-        handle, description = self._run_task(lambda: self._exports.open(name))
+        handle, description = self._run_task(
+            lambda: self._exports.open(name),
+            # For a client that is gone meanwhile nbdkit closes nothing.
+            unwanted=lambda opened: self._exports.close(name, opened[0]),
+        )
         return Export(self, name, handle, description)
 
     def hold(self, cache: ChunkCache, grown: int) -> None:
@@ -204,9 +208,17 @@ class Server:
 
     def post(self, call: Callable[[], object]) -> None:
         """Has `call` made in the loop, soon; does nothing where the loop has ended."""
+
+        def guarded() -> None:  # what it raised would end the loop
+            try:
+                call()
+            except Exception:
+                if not self._exports.stopping:
+                    log.exception("a request to the loop failed")
+
         assert self._token is not None
         with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(call)
+            self._token.run_sync_soon(guarded)
 
     def call(self, work: Callable[[], R]) -> R:
         """The result of `work`, called in the loop; the calling thread waits for it."""
@@ -221,18 +233,25 @@ class Server:
         if not self._wanted():
             raise StoppedError("nobody waits for it any more")
 
-    def _run_task(self, work: Callable[[], Awaitable[R]]) -> R:
+    def _run_task(
+        self, work: Callable[[], Awaitable[R]], unwanted: Callable[[R], object] = lambda _result: None
+    ) -> R:
+        """The result of the task `work`; `unwanted` gets it, in the loop, where nobody waits any more."""
         assert self._token is not None
         answer: concurrent.futures.Future[R] = concurrent.futures.Future()
         try:
             self._token.run_sync_soon(self._exports.start_soon, work, answer)
         except trio.RunFinishedError:
             raise StoppedError("the server is shutting down") from None
-        while True:
+        while not concurrent.futures.wait([answer], self.patience).done:
             try:
-                return answer.result(self.patience)
-            except concurrent.futures.TimeoutError:
                 self.check()
+            except StoppedError:
+                answer.add_done_callback(
+                    lambda done: None if done.exception() else self.post(lambda: unwanted(done.result()))
+                )
+                raise
+        return answer.result()
 
 
 class _CheckError(PbsfsError):
@@ -255,6 +274,7 @@ class _Exports:
         self._settings = settings
         self._path = path
         self._open: dict[str, _Open] = {}
+        self.stopping = False
 
     async def serve(self, tree: Tree, ready: Callable[[], None]) -> None:
         self._tree = tree
@@ -264,6 +284,7 @@ class _Exports:
             await trio.sleep_forever()
 
     def stop(self) -> None:
+        self.stopping = True
         self._nursery.cancel_scope.cancel()
 
     def start_soon(self, work: Callable[[], Awaitable[R]], answer: concurrent.futures.Future[R]) -> None:

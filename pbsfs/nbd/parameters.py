@@ -223,11 +223,12 @@ class Parameters:
 
 
 def filters_of(arguments: Sequence[str]) -> frozenset[str]:
-    """The names of the filters on nbdkit's command line: `--filter=cow`, `--filter cow`, or by path."""
+    """The names of the filters on nbdkit's command line: `--filter=cow`, `--filter cow`, or by path; the
+    option's name may be shortened, as that of every long option."""
     found = set()
     for word, following in pairwise([*arguments, ""]):
         option, equals, value = word.partition("=")
-        if option == "--filter":
+        if len(option) > 3 and "--filter".startswith(option):
             name = value if equals else following
             found.add(os.path.basename(name).removeprefix("nbdkit-").removesuffix("-filter.so"))
     return frozenset(found)

@@ -245,7 +245,8 @@ def _copy(target: memoryview, at: int, source: Buffer, start: int, length: int) 
     if isinstance(source, bytes):
         origin = ctypes.cast(ctypes.c_char_p(source), ctypes.c_void_p).value or 0
         _LIBC.memcpy(place, origin + start, length)
-    else:  # a hole
+    else:
+        assert source.obj is _ZEROS.obj, "a view of anything but a hole"
         _LIBC.memset(place, 0, length)
 
 
@@ -309,7 +310,7 @@ class Handle:
                 else:
                     flights[piece.chunk] = flight
         if wanted:
-            flights |= loop.call(lambda: {n: image.store.request(chunk) for n, chunk in wanted.items()})
+            flights |= loop.call(lambda: {n: image.store.request_or_kept(c) for n, c in wanted.items()})
         if self.observe(offset, size):
             loop.post(self.fetch_ahead)
         done = 0

@@ -198,6 +198,15 @@ class ChunkStore:
             flight = self._launch(chunk)
         return flight
 
+    def request_or_kept(self, chunk: Chunk) -> Flight:
+        """Like `request`; for a chunk that may have landed since it was looked for, one that is down."""
+        data = self.cache.get(chunk.identity)
+        if data is None or len(data) != chunk.length:
+            return self.request(chunk)
+        flight = Flight(chunk.length)
+        flight.land(data)
+        return flight
+
     def prefetch(self, chunk: Chunk) -> bool:
         """Sees to it that `chunk` gets into the cache; False where there is no room for it now."""
         if chunk.identity in self.cache or (chunk.identity, chunk.length) in self._flights:

@@ -177,6 +177,23 @@ def test_a_backup_boots_from_a_server(writer: DatastoreWriter, disk: BootDisk) -
         wait_until(lambda: not server.open_sessions(), "no session outlives it")
 
 
+def test_qemu_gets_no_secrets(writer: DatastoreWriter, tmp_path: Path, disk: BootDisk) -> None:
+    path = back_up(writer, {"virtio0": disk.data}, "memory: 64")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "qemu-system-x86_64"
+    program.write_text("#!/bin/sh\nenv\n")
+    program.chmod(0o755)
+    with serving(writer.path) as server:
+        told = access(server)
+        told = told | {"PATH": f"{folder}:{told['PATH']}", "PBS_ENCRYPTION_PASSWORD": "geheim"}
+        done = pbsfs("boot", path, env=told)
+    assert done.returncode == 0
+    assert "PBS_REPOSITORY=" in done.stdout
+    assert "PBS_PASSWORD" not in done.stdout
+    assert "geheim" not in done.stdout
+
+
 # --- a guest that writes
 
 

@@ -83,9 +83,10 @@ def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path) in refused(tmp_path)
 
 
-def test_a_filter_that_would_mix_up_images_is_refused(stocked: Stocked) -> None:
-    said = refused(stocked.path, "vmid=100", "timestamp=latest", options=["--filter=cow"])
-    assert "filter cow takes all exports for one disk" in said
+@pytest.mark.parametrize("name", ["cow", "cache", "cacheextents"])
+def test_a_filter_that_would_mix_up_images_is_refused(stocked: Stocked, name: str) -> None:
+    said = refused(stocked.path, "vmid=100", "timestamp=latest", options=[f"--filter={name}"])
+    assert f"filter {name} takes all exports for one disk" in said
     assert "drive-scsi0.img" in said
 
 

@@ -164,6 +164,7 @@ def test_an_empty_parameter_says_nothing(told: Tells) -> None:
         ("nbdkit --filter=cow python x", {"cow"}),
         ("nbdkit --filter cow --filter=cache python x", {"cow", "cache"}),
         ("nbdkit --filter=/usr/lib/nbdkit/filters/nbdkit-cow-filter.so python x", {"cow"}),
+        ("nbdkit --filt=cacheextents --fil tar python x", {"cacheextents", "tar"}),
         ("nbdkit --filter", {""}),
     ],
 )

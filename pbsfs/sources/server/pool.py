@@ -226,6 +226,9 @@ class SessionPool:
             # Nobody needs it: there is one. But not at every request again.
             self._no_more_before = trio.current_time() + PAUSE
             log.debug("%s: no further session: %s", snapshot, error)
+        except Exception:  # in the source's nursery it would end all reading
+            self._no_more_before = trio.current_time() + PAUSE
+            log.exception("%s: no further session, for a reason that was not foreseen", snapshot)
         finally:
             self._coming[snapshot] -= 1
             if not self._coming[snapshot]:

@@ -41,6 +41,9 @@ for each would cost more than the bytes."""
 MOMENT = 20
 """Milliseconds to wait for more before looking at the rest: requests that are added meanwhile end it."""
 
+LONGEST_TURN = 0.25
+"""Seconds of such waiting, after which the rest is looked at in any case: a server may drip."""
+
 MAX_UNSENT = 1 << 20
 """Bytes that may wait to be sent: thousands of requests, and more than a server that reads ever leaves."""
 
@@ -344,13 +347,14 @@ class Session:
         """Takes what comes, up to `GATHER`, until there is something else to do. Raises ConnectError at its
         end."""
         total = 0
+        until = time.monotonic() + LONGEST_TURN
         only_this = [(sock.fileno(), select.POLLIN)]
         while total < GATHER:
             try:
                 count = sock.recv_into(protocol.target())
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 # In the middle of answers the next record is a moment away: a turn for each would cost more.
-                if protocol.busy and total and poll.poll(MOMENT) == only_this:
+                if protocol.busy and total and time.monotonic() < until and poll.poll(MOMENT) == only_this:
                     continue
                 break
             if count == 0:
