@@ -200,7 +200,11 @@ class _Drives:
 
 def _prepare(overlay: Path, uri: str) -> None:
     """Makes `overlay` on the image at `uri`; one that is there has to be of the same image."""
-    if not overlay.exists():
+    try:
+        found = overlay.exists()
+    except OSError as error:
+        raise OutputError(f"--keep {overlay}: {error.strerror}") from None
+    if not found:
         _qemu_img(overlay, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", uri, str(overlay))
         return
     told = json.loads(_qemu_img(overlay, "info", "--output=json", "-f", "qcow2", str(overlay)))

@@ -122,7 +122,7 @@ def _show(base: Path, disks: list[Path], stack: ExitStack) -> None:
     mountpoint = base / "mnt"
     mountpoint.mkdir()
     _say("Mounting")
-    pbsfs = [sys.executable, "-m", "pbsfs"]
+    pbsfs = [sys.executable, "-P", "-m", "pbsfs"]
     _run([*pbsfs, "mount", "--datastore-dir", str(base / "datastore"), str(mountpoint)])
     stack.callback(_unmount_quietly, mountpoint)
     _run(["ls", "-l", str(mountpoint / "vm" / "100"), f"{mountpoint}/vm/100/latest/"])
@@ -201,8 +201,8 @@ def _say(text: str) -> None:
 def _run(arguments: list[str]) -> str:
     """Shows a command, runs it, and shows and returns what it prints."""
     shown = [Path(arguments[0]).name, *arguments[1:]]
-    if arguments[:3] == [sys.executable, "-m", "pbsfs"]:
-        shown = ["pbsfs", *arguments[3:]]
+    if arguments[:4] == [sys.executable, "-P", "-m", "pbsfs"]:
+        shown = ["pbsfs", *arguments[4:]]
     click.secho(f"$ {' '.join(shown)}", fg="cyan")
     done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     click.echo(done.stdout, nl=False)

@@ -222,7 +222,8 @@ def _start_in_background(arguments: list[str], source: SourceOptions, place: Pat
     handed_over = hand_over(source)
     environment = handed_over.environment()
     reading, writing = os.pipe()
-    command_line = [sys.executable, "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
+    # -P: not from the current directory, where anybody may have put a module of some name.
+    command_line = [sys.executable, "-P", "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
     with open(reading, "rb") as pipe:
         with handed_over.descriptors() as (keys, password):
             command_line += [f"--keys-fd={keys}", *_source_arguments(handed_over.source), *arguments]

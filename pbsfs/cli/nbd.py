@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -81,10 +82,7 @@ def command(
     path, options = _split(passed_on(words), everything)
     if cow:
         options = ["--filter=cow", *options]
-    if run is not None:
-        options += ["--run", run]
-    else:
-        options += ["--exit-with-parent"]
+    options += ["--exit-with-parent"]
 
     async def find(tree: Tree, path: str) -> tuple[str, bool]:
         node = await choose(tree, path, filters=filters_of(options))
@@ -102,18 +100,31 @@ def command(
                 namespace=namespace,
                 cache_size=cache_size,
                 on_damage=on_damage,
-                wait=run is None,
             )
         )
-        if run is None:
-            click.echo(address.uri(tls=_requires_tls(options)))
-            if serving.found:
-                example = address.uri("NAME", tls=_requires_tls(options))
-                click.echo(f"Each image is an export, {example}; nbdinfo --list tells their names.", err=True)
-        status = serving.wait()
-    if run is None and status != 0:
+        uri = address.uri(tls=_requires_tls(options))
+        if run is not None:
+            # Not with nbdkit's own --run: a signal in the middle leaves its server running, and spinning.
+            shell = ["/bin/sh", "-c", run]
+            child = subprocess.Popen(shell, env=serving.environment | _variables(address, uri))
+            stack.callback(launch.stop, child)
+            status = child.wait()
+            raise click.exceptions.Exit(status if status >= 0 else 128 - status)
+        click.echo(uri)
+        if serving.found:
+            example = address.uri("NAME", tls=_requires_tls(options))
+            click.echo(f"Each image is an export, {example}; nbdinfo --list tells their names.", err=True)
+        status = serving.child.wait()
+    if status != 0:
         raise HelperError(f"nbdkit ended with status {status}")
-    raise click.exceptions.Exit(status)
+
+
+def _variables(address: Address, uri: str) -> dict[str, str]:
+    """What a command finds in its environment, by the names that it has with nbdkit's own --run."""
+    variables = {"uri": uri, "nbd": uri, "exportname": ""}
+    if address.socket is not None:
+        return variables | {"unixsocket": str(address.socket)}
+    return variables | {"port": str(address.port)}
 
 
 def _split(words: Sequence[str], everything: bool) -> tuple[str, list[str]]:
@@ -128,6 +139,11 @@ def _split(words: Sequence[str], everything: bool) -> tuple[str, list[str]]:
         return "", list(words)
     if not words or words[0].startswith("-"):
         raise UsageError("name the image to serve (nbdkit's options follow it), or serve all with --all")
+    for before, word in itertools.pairwise(words):
+        if not before.startswith("-") and not word.startswith("-") and "=" not in word:
+            raise UsageError(
+                f"'{word}': one PATH only (a directory serves all below it); a command for --run needs quotes"
+            )
     return words[0], list(words[1:])
 
 
@@ -138,7 +154,9 @@ def _address(socket: Path | None, listen: str | None, stack: ExitStack) -> Addre
         return Address.parse(listen)
     if socket is None:
         return stack.enter_context(launch.private_socket())
-    if socket.exists():
+    if os.path.lexists(socket):
+        if not socket.is_socket():
+            raise UsageError(f"--socket {socket}: there is a file of that name; name a path that is free")
         raise UsageError(f"--socket {socket}: exists; remove it if nothing listens there any more")
     stack.callback(_remove, socket)
     return Address(socket=Path(os.path.abspath(socket)))
@@ -162,10 +180,6 @@ class Serving(Generic[T]):
     child: subprocess.Popen[bytes]
     environment: dict[str, str]
 
-    def wait(self) -> int:
-        """The exit status, when it has ended; of a command that was run, that of the command."""
-        return self.child.wait()
-
 
 @contextmanager
 def served(
@@ -178,9 +192,8 @@ def served(
     namespace: str,
     cache_size: str = "256M",
     on_damage: ZeroedRanges | None = None,
-    wait: bool = True,
 ) -> Iterator[Serving[T]]:
-    """nbdkit, serving what is at `path`; when `wait`, from when it takes connections.
+    """nbdkit, serving what is at `path`, from when it takes connections.
 
     `find`: looks at what is at `path`, before nbdkit is started: so who starts it is told what is wrong in
     the way of every command. It returns the path of what is to be served, and what else it found. Raises
@@ -207,8 +220,7 @@ def served(
             child = stack.enter_context(launch.running(arguments, handed_over.environment(), descriptors))
         finally:
             os.close(writing)
-        if wait:
-            launch.wait_until_ready(child, reading)
+        launch.wait_until_ready(child, reading)
         yield Serving(found, child, handed_over.environment())
 
 

@@ -113,3 +113,13 @@ def test_the_end_of_the_callers_terminal_does_not_end_the_mount(stocked: Stocked
         assert os.readlink(f"/proc/{mount.pid}/cwd") == "/"
         mount.signal(signal.SIGTERM)
         wait_until(mount.has_ended, "it ends")
+
+
+def test_modules_in_the_current_directory_are_not_run(stocked: Stocked, tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit('a stranger ran')\n")
+    (tmp_path / "pbsfs").mkdir()
+    place = tmp_path / "mnt"
+    place.mkdir()
+    with cleaned_up(place):
+        done = pbsfs("mount", "--datastore-dir", stocked.path, place, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")

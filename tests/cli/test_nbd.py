@@ -553,3 +553,12 @@ def test_a_plugin_that_finds_no_pbsfs_says_so_in_one_line(tmp_path: Path) -> Non
     assert lines, done.stderr
     assert "Traceback" not in done.stderr
     assert "install pbsfs with python3" in lines[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_of_a_command_that_is_ended(stocked: Stocked, number: signal.Signals) -> None:
+    with foreground(
+        "nbd", "--datastore-dir", stocked.path, IMAGE, "--run", "echo on; exec sleep 60"
+    ) as command:
+        assert command.line() == "on"
+        assert command.stop(number) == 128 + number
