@@ -199,8 +199,18 @@ def test_a_socket_can_be_named(stocked: Stocked, tmp_path: Path) -> None:
 
 def test_a_socket_that_is_there_is_not_taken_over(stocked: Stocked, tmp_path: Path) -> None:
     (path := tmp_path / "socket").write_text("precious")
-    assert f"--socket {path}: exists; remove it" in refused(stocked, 2, "--socket", path, IMAGE)
+    assert f"--socket {path}: there is a file of that name" in refused(stocked, 2, "--socket", path, IMAGE)
     assert path.read_text() == "precious"
+    left = tmp_path / "left"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(left))
+    assert f"--socket {left}: exists; remove it" in refused(stocked, 2, "--socket", left, IMAGE)
+    assert left.is_socket()
+
+
+def test_a_second_path_is_refused(stocked: Stocked) -> None:
+    assert "one PATH only" in refused(stocked, 2, IMAGE, NEWER_IMAGE)
+    assert "needs quotes" in refused(stocked, 2, IMAGE, "--run", "nbdinfo", "more")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
