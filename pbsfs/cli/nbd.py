@@ -168,7 +168,7 @@ def _remove(path: Path) -> None:
 
 
 def _requires_tls(options: Sequence[str]) -> bool:
-    return "--tls=require" in options
+    return "--tls=require" in options or ("--tls", "require") in itertools.pairwise(options)
 
 
 @dataclass(frozen=True, slots=True)

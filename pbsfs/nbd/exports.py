@@ -105,15 +105,15 @@ class Server:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            report: dict[str, object]
+            report: dict[str, str]
             try:
                 os.close(reading)
                 report = {"path": trio.run(self._check)}
             except PbsfsError as error:
-                report = {"error": str(error), "errno": errno_of(error)}
+                report = {"error": str(error)}
             except BaseException as error:
                 log.exception("checking failed in a way that was not foreseen")
-                report = {"error": f"{type(error).__name__}: {error}", "errno": errno_of(error)}
+                report = {"error": f"{type(error).__name__}: {error}"}
             finally:
                 with open(writing, "w", encoding="utf-8") as pipe:
                     json.dump(report, pipe)
@@ -124,9 +124,9 @@ class Server:
         os.waitpid(child, 0)
         report = json.loads(text) if text else {"error": "the process that was to check it died"}
         if "error" in report:
-            raise _CheckError(str(report["error"]))
+            raise _CheckError(report["error"])
         # What 'latest' is now it stays: all connections of one client have to see the same.
-        self._path = str(report["path"])
+        self._path = report["path"]
 
     async def _check(self) -> str:
         settings = self._settings
