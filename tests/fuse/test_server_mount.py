@@ -107,6 +107,27 @@ def apparent_blocks(size: int) -> int:
     return -(-size // 512)
 
 
+# --- what a server allows
+
+
+@pytest.mark.parametrize("limit", [200, 10])
+def test_an_image_of_small_chunks_is_read_whatever_the_server_allows_at_once(
+    tmp_path: Path, limit: int
+) -> None:
+    content = b"".join(b"%064d" % number * 1024 for number in range(600))
+    DatastoreWriter(tmp_path / "datastore").add_snapshot(
+        made.snapshot(), {"drive-scsi0.img.fidx": content}, chunk_size=64 << 10
+    )
+    with serving(tmp_path / "datastore") as server:
+        server.sessions.max_streams = limit
+        with mounted(access(server), tmp_path / "m") as mount:
+            assert sum_of(mount / BIG) == hashlib.sha256(content).hexdigest()
+            assert mount.log_lines() == []
+        (session,) = server.sessions.all()
+    assert (session.refused, session.peak <= limit) == (0, True)
+    assert server.requests.count("/chunk") == 600
+
+
 # --- what a mount costs the server
 
 

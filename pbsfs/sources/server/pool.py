@@ -71,11 +71,14 @@ class _Reader:
 class SessionPool:
     """All sessions of one mount."""
 
-    def __init__(self, api: Api, *, connections: int | None, stall_timeout: float) -> None:
+    def __init__(
+        self, api: Api, *, connections: int | None, stall_timeout: float, answer_timeout: float
+    ) -> None:
         """`connections`: how many to one snapshot; None to go by the round trip."""
         self._api = api
         self._connections = connections
         self._stall_timeout = stall_timeout
+        self._answer_timeout = answer_timeout
         self._readers: dict[Snapshot, list[_Reader]] = {}
         self._opening: dict[Snapshot, trio.Lock] = {}
         # Sessions that have a place: from before they are opened until their connection is closed.
@@ -307,6 +310,7 @@ class SessionPool:
                 snapshot_query(self._api.repository.store, snapshot),
                 headers,
                 stall_timeout=self._stall_timeout,
+                answer_timeout=self._answer_timeout,
                 when_ended=self._end_place,
             )
             await self._take_place(session)

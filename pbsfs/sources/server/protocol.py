@@ -17,12 +17,14 @@ from h2.events import (
     ConnectionTerminated,
     DataReceived,
     Event,
+    PingAckReceived,
+    RemoteSettingsChanged,
     ResponseReceived,
     SettingsAcknowledged,
     StreamEnded,
     StreamReset,
 )
-from h2.exceptions import ProtocolError
+from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.exceptions import HyperframeError
 
@@ -43,6 +45,13 @@ MAX_ERROR_BODY = 16 << 10
 """Bytes of an error's text that are kept."""
 
 
+MAX_STREAMS = 128
+"""Requests at once on one connection at most, also where the server allows more: enough to fill the link with
+the smallest chunks, and below the 200 that current servers allow."""
+
+PING = b"pbsfs up"
+"""What a PING carries: eight bytes of any kind."""
+
 LARGE_BODY = 32 << 20
 """Bytes above which a body (an index of many TiB) is gathered in one place as it comes: joining its parts in
 the end would take twice its size."""
@@ -60,9 +69,14 @@ class Response:
     body: bytes
 
 
+class RefusedStreamError(ConnectError):
+    """The server did not look at this request (REFUSED_STREAM, RFC 9113, 8.7); the connection goes on."""
+
+
 @dataclass(slots=True)
 class _Stream:
     limit: int
+    since: float  # when it was asked for, or something of it arrived last
     status: int = 0
     size: int = 0
     announced: int | None = None
@@ -94,6 +108,7 @@ class ReaderProtocol:
     """The client's side of one connection, from behind the upgrade on.
 
     `greeted`: whether the server has answered our greeting, which it does at once.
+    Times are the caller's, on any clock.
     """
 
     def __init__(self) -> None:
@@ -112,6 +127,8 @@ class ReaderProtocol:
         self._streams: dict[int, _Stream] = {}
         self._unacknowledged = 0
         self._heads = 0
+        self._pongs = 0
+        self._settings_known = False
         self.greeted = False
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(WINDOW - 65535)
@@ -123,10 +140,35 @@ class ReaderProtocol:
 
     @property
     def progress(self) -> int:
-        """Grows whenever something of an answer arrives; not with pings and the like."""
-        return self._frames.data_received + self._heads
+        """Grows whenever something of an answer arrives, or one of our PINGs is answered."""
+        return self._frames.data_received + self._heads + self._pongs
 
-    def request(self, path: str, limit: int) -> int:
+    @property
+    def room(self) -> int:
+        """How many more requests may be sent now: none before the server's settings have arrived.
+
+        Below 1 when the server has lowered its limit. Servers send their settings at once, and refuse what
+        is above their limit. Source: SETTINGS_MAX_CONCURRENT_STREAMS, RFC 9113, 6.5.2.
+        """
+        if not self._settings_known:
+            return 0
+        return min(MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams) - len(self._streams)
+
+    @property
+    def oldest(self) -> float | None:
+        """The time since which the answer that is due longest has not grown; None when none is due."""
+        return min((stream.since for stream in self._streams.values()), default=None)
+
+    def overdue(self, before: float) -> list[int]:
+        """The answers that have not grown since `before`, by number."""
+        return [number for number, stream in self._streams.items() if stream.since < before]
+
+    def ping(self) -> None:
+        """Asks whether the server lives."""
+        with contextlib.suppress(H2Error):  # the connection is at its end anyway
+            self._h2.ping(PING)
+
+    def request(self, path: str, limit: int, now: float = 0.0) -> int:
         """Asks for `path` (query included); returns the number that its answer will have.
 
         `limit`: most bytes of the body. Raises ConnectError where the connection takes no more requests.
@@ -135,15 +177,15 @@ class ReaderProtocol:
         try:
             stream_id = self._h2.get_next_available_stream_id()
             self._h2.send_headers(stream_id, headers, end_stream=True)
-        except ProtocolError as error:
+        except H2Error as error:
             raise ConnectError(f"the connection takes no more requests: {error}") from None
-        self._streams[stream_id] = _Stream(limit)
+        self._streams[stream_id] = _Stream(limit, now)
         return stream_id
 
     def cancel(self, stream_id: int) -> None:
         """Nobody waits for this answer any more."""
         if self._streams.pop(stream_id, None) is not None:
-            with contextlib.suppress(ProtocolError):  # the connection is at its end anyway
+            with contextlib.suppress(H2Error):  # the connection is at its end anyway
                 self._h2.reset_stream(stream_id, ErrorCodes.CANCEL)
 
     def outgoing(self) -> bytes:
@@ -154,7 +196,7 @@ class ReaderProtocol:
         """Where to receive the next bytes."""
         return self._frames.target()
 
-    def received(self, count: int) -> list[tuple[int, Response | PbsfsError]]:
+    def received(self, count: int, now: float = 0.0) -> list[tuple[int, Response | PbsfsError]]:
         """`count` bytes were received into `target()`: the answers that are complete now, by number.
 
         Raises ConnectError where the connection is of no more use.
@@ -162,21 +204,21 @@ class ReaderProtocol:
         try:
             if not self._frames.advance(count):
                 return []
-            events = self._h2.receive_data(b"")
-        except (ProtocolError, HyperframeError, ValueError) as error:
+            done: list[tuple[int, Response | PbsfsError]] = []
+            for event in self._h2.receive_data(b""):
+                self._handle(event, done, now)
+        except (H2Error, HyperframeError, ValueError) as error:
             raise ConnectError(f"the server broke the protocol: {type(error).__name__}: {error}") from None
-        done: list[tuple[int, Response | PbsfsError]] = []
-        for event in events:
-            self._handle(event, done)
         return done
 
-    def _handle(self, event: Event, done: list[tuple[int, Response | PbsfsError]]) -> None:
+    def _handle(self, event: Event, done: list[tuple[int, Response | PbsfsError]], now: float) -> None:
         if isinstance(event, DataReceived):
-            self._data(event, done)
+            self._data(event, done, now)
         elif isinstance(event, ResponseReceived):
             stream = self._streams.get(event.stream_id or 0)
             if stream is not None:
                 self._heads += 1
+                stream.since = now
                 self._head(event, stream, done)
         elif isinstance(event, StreamEnded):
             stream = self._streams.pop(event.stream_id or 0, None)
@@ -184,8 +226,17 @@ class ReaderProtocol:
                 done.append((event.stream_id or 0, self._whole(stream)))
         elif isinstance(event, StreamReset):
             if self._streams.pop(event.stream_id or 0, None) is not None:
-                reset = ConnectError(f"the server broke off an answer (code {event.error_code})")
-                done.append((event.stream_id or 0, reset))
+                refused = event.error_code == ErrorCodes.REFUSED_STREAM
+                kind, what = (
+                    (RefusedStreamError, "refuses a request")
+                    if refused
+                    else (ConnectError, "broke off an answer")
+                )
+                done.append((event.stream_id or 0, kind(f"the server {what} (code {event.error_code})")))
+        elif isinstance(event, PingAckReceived):
+            self._pongs += 1
+        elif isinstance(event, RemoteSettingsChanged):
+            self._settings_known = True
         elif isinstance(event, SettingsAcknowledged):
             self.greeted = True
         elif isinstance(event, ConnectionTerminated):
@@ -212,7 +263,7 @@ class ReaderProtocol:
             if stream.announced > stream.limit:
                 self._refuse(event.stream_id or 0, stream, f"{stream.announced} bytes", done)
 
-    def _data(self, event: DataReceived, done: list[tuple[int, Response | PbsfsError]]) -> None:
+    def _data(self, event: DataReceived, done: list[tuple[int, Response | PbsfsError]], now: float) -> None:
         self._unacknowledged += event.flow_controlled_length or 0
         if self._unacknowledged >= ACKNOWLEDGE_AFTER:
             self._h2.increment_flow_control_window(self._unacknowledged)
@@ -221,6 +272,8 @@ class ReaderProtocol:
         if stream is None:
             return
         data = memoryview(event.data or b"")
+        if data:  # empty frames are nothing
+            stream.since = now
         stream.size += len(data)
         if stream.size <= stream.limit:
             stream.add(data)

@@ -4,8 +4,12 @@ The thread connects, upgrades, sends requests and receives answers; it is the on
 socket. Tasks of the trio loop hand over requests and wait. A session that fails fails all requests that are
 under way and is of no more use: whoever owns it opens another.
 
-The limit on time is on progress, not on the whole: with an answer outstanding, something has to arrive
-every `stall_timeout` seconds.
+At most as many requests are sent at once as the server allows; the others wait here.
+
+The limit on time is on signs of life, not on the whole: a server that fetches a chunk from an object store
+may say nothing for minutes. With an answer outstanding, the session asks by PING when nothing arrives, and
+something has to arrive every `stall_timeout` seconds. An answer that does not grow for `answer_timeout`
+seconds is given up even so.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import h11
 import trio
 
 from pbsfs.errors import ConnectError, NotPbsError, PbsfsError, SourceError
-from pbsfs.sources.server.protocol import ReaderProtocol, Response
+from pbsfs.sources.server.protocol import ReaderProtocol, RefusedStreamError, Response
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Connection, Trust, connect
 
@@ -47,6 +51,10 @@ LONGEST_TURN = 0.25
 MAX_UNSENT = 1 << 20
 """Bytes that may wait to be sent: thousands of requests, and more than a server that reads ever leaves."""
 
+PINGS = 3
+"""After one part in so many of the stall limit, the server is asked for a sign of life: it has the rest of
+the limit to answer."""
+
 MAX_ERROR_BODY = 16 << 10
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
@@ -63,19 +71,58 @@ class RefusedError(Exception):
 
 
 class _Exchange:
-    """A request and the place for its answer."""
+    """A request and the place for its answer.
 
-    __slots__ = ("answered", "limit", "path", "result")
+    `given_up`: the caller was cancelled. `number`: the answer's, once the request was sent. `refused`: the
+    server refused the request once.
+    """
+
+    __slots__ = ("answered", "given_up", "limit", "number", "path", "refused", "result")
 
     def __init__(self, path: str, limit: int) -> None:
         self.path = path
         self.limit = limit
+        self.given_up = False
+        self.number: int | None = None
+        self.refused = False
         self.answered = trio.Event()
         self.result: Response | Exception | None = None
 
     def answer(self, result: Response | Exception) -> None:
         self.result = result
         self.answered.set()
+
+
+class Patience:
+    """How long a server may be silent: when to ask for a sign of life, and when to give it up.
+
+    Belongs to one thread; times are the caller's, on any clock.
+    """
+
+    def __init__(self, stall: float, now: float) -> None:
+        self._stall = stall
+        self._since = now
+        self._asked = False
+
+    def restart(self, now: float) -> None:
+        """There was a sign of life, or the waiting begins."""
+        self._since = now
+        self._asked = False
+
+    def over(self, now: float) -> bool:
+        """Whether the server was silent for too long."""
+        return now - self._since > self._stall
+
+    def to_ask(self, now: float) -> bool:
+        """Whether to ask for a sign of life now: once for each silence."""
+        if self._asked or now - self._since < self._stall / PINGS:
+            return False
+        self._asked = True
+        return True
+
+    def left(self, now: float) -> float:
+        """Seconds until there is something to do, if no sign of life comes."""
+        return max(0.0, self._since + (self._stall if self._asked else self._stall / PINGS) - now)
 
 
 class Session:
@@ -95,6 +142,7 @@ class Session:
         headers: Mapping[str, str],
         *,
         stall_timeout: float,
+        answer_timeout: float,
         when_ended: Callable[[Session], None] = lambda _session: None,
     ) -> None:
         self._repository = repository
@@ -102,6 +150,7 @@ class Session:
         self._query = dict(query)
         self._headers = dict(headers)
         self._stall_timeout = stall_timeout
+        self._answer_timeout = answer_timeout
         self.round_trip = 0.0
         self.in_flight = 0
         self.failure: PbsfsError | None = None
@@ -147,6 +196,7 @@ class Session:
             self._notify()
             await exchange.answered.wait()
         except trio.Cancelled:
+            exchange.given_up = True
             self._cancelled.append(exchange)
             self._notify()
             raise
@@ -287,46 +337,77 @@ class Session:
         poll.register(self._wake, select.POLLIN)
         unsent = b""
         self._take_early(protocol, early, waiting)
-        started = last_progress = time.monotonic()
+        started = time.monotonic()
+        patience = Patience(self._stall_timeout, started)
+        awaited = ""
         greeted = False
         while not self._closing:
             self._take_requests(protocol, waiting)
+            now = time.monotonic()
+            before, awaited = awaited, self._awaited(protocol)
+            if awaited != before:
+                patience.restart(now)
+            if awaited:
+                if patience.over(now):
+                    raise ConnectError(
+                        f"{self._repository.address}: {awaited} for {self._stall_timeout:.0f} s"
+                    )
+                if protocol.busy and patience.to_ask(now):
+                    protocol.ping()
+                self._give_up_overdue(protocol, waiting, now)
             unsent = _send(sock, unsent + protocol.outgoing())
             if len(unsent) > MAX_UNSENT:
                 raise ConnectError(f"{self._repository.address}: does not take what it is sent")
             poll.register(sock, select.POLLIN | (select.POLLOUT if unsent else 0))
-            silent = time.monotonic() - last_progress if protocol.busy else 0.0
-            if silent > self._stall_timeout:
-                raise TimeoutError
             if not sock.pending():
                 # Idle, it waits for ever: the pool closes what is not used.
-                ready = poll.poll((self._stall_timeout - silent + 0.1) * 1000 if protocol.busy else None)
+                ready = poll.poll(self._time_left(protocol, patience, now) * 1000 + 1 if awaited else None)
                 if any(fd == self._wake for fd, _event in ready):
                     os.eventfd_read(self._wake)
-                    if not protocol.busy:
-                        last_progress = time.monotonic()
-            before = protocol.progress
+            progress = protocol.progress
             self._receive(sock, protocol, waiting, poll)
-            if protocol.progress != before:
-                last_progress = time.monotonic()
+            if protocol.progress != progress:
+                patience.restart(time.monotonic())
             if protocol.greeted and not greeted:
                 greeted = True
                 # The upgrade took the server's own time too.
                 greeting = time.monotonic() - started
                 self.round_trip = min(self.round_trip, max(connection.round_trip, greeting))
 
+    def _awaited(self, protocol: ReaderProtocol) -> str:
+        """What the server owes us, as an error says that it does not come; nothing while it is idle."""
+        if protocol.busy:
+            return "no answer"
+        return "allows no requests" if self._requests else ""
+
+    def _give_up_overdue(self, protocol: ReaderProtocol, waiting: dict[int, _Exchange], now: float) -> None:
+        """Fails the requests that a living server does not answer."""
+        text = f"{self._repository.address}: no answer for {self._answer_timeout:.0f} s, though it lives"
+        for number in protocol.overdue(now - self._answer_timeout):
+            protocol.cancel(number)
+            self._tell(waiting.pop(number), ConnectError(text))
+
+    def _time_left(self, protocol: ReaderProtocol, patience: Patience, now: float) -> float:
+        """Seconds until there is something to do, if nothing arrives."""
+        left = patience.left(now)
+        if protocol.oldest is not None:
+            left = min(left, protocol.oldest + self._answer_timeout - now)
+        return max(0.0, left)
+
     def _take_requests(self, protocol: ReaderProtocol, waiting: dict[int, _Exchange]) -> None:
-        while self._requests:
+        while self._requests and protocol.room > 0:
             exchange = self._requests.popleft()
+            if exchange.given_up:
+                continue
             try:
-                waiting[protocol.request(exchange.path, exchange.limit)] = exchange
+                exchange.number = protocol.request(exchange.path, exchange.limit, time.monotonic())
             except ConnectError:
                 self._requests.appendleft(exchange)  # fails with the rest
                 raise
+            waiting[exchange.number] = exchange
         while self._cancelled:
-            cancelled = self._cancelled.popleft()
-            for number in [n for n, exchange in waiting.items() if exchange is cancelled]:
-                del waiting[number]
+            number = self._cancelled.popleft().number
+            if number is not None and waiting.pop(number, None) is not None:
                 protocol.cancel(number)
 
     def _take_early(self, protocol: ReaderProtocol, early: bytes, waiting: dict[int, _Exchange]) -> None:
@@ -335,7 +416,7 @@ class Session:
             count = min(len(target), len(early))
             target[:count] = early[:count]
             early = early[count:]
-            self._pass_on(protocol.received(count), waiting)
+            self._pass_on(protocol.received(count, time.monotonic()), waiting)
 
     def _receive(
         self,
@@ -360,14 +441,20 @@ class Session:
             if count == 0:
                 raise ConnectError(f"{self._repository.address}: closed the connection")
             total += count
-            done = protocol.received(count)
+            done = protocol.received(count, time.monotonic())
             if done:
                 self._pass_on(done, waiting)
 
     def _pass_on(self, done: list[tuple[int, Response | PbsfsError]], waiting: dict[int, _Exchange]) -> None:
         for number, result in done:
             exchange = waiting.pop(number, None)
-            if exchange is not None:
+            if exchange is None:
+                continue
+            if isinstance(result, RefusedStreamError) and not exchange.refused:
+                # As when the server lowered its limit meanwhile. A second time, it is for the caller to wait.
+                exchange.refused, exchange.number = True, None
+                self._requests.appendleft(exchange)
+            else:
                 self._tell(exchange, result)
 
 

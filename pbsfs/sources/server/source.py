@@ -39,7 +39,12 @@ NAMESPACES_KEPT = 2.0
 """Seconds for which the list of namespaces is kept: listing a tree of them asks once, not once for each."""
 
 STALL_TIMEOUT = 30.0
-"""Seconds without a byte of an answer after which a session counts as lost."""
+"""Seconds without a sign of life after which a session counts as lost: a byte of an answer, or an answered
+PING."""
+
+ANSWER_TIMEOUT = 1800.0
+"""Seconds without a byte of it after which an answer is given up although the server lives: a server with an
+object store gives that the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,14 @@ class ServerSettings:
     """How to deal with the server.
 
     `retry_timeout`: seconds for which a read is tried again. `connections`: to one snapshot; None to go by
-    the round trip. `stall_timeout`: seconds without progress after which a session is given up.
+    the round trip. `stall_timeout`: seconds without a sign of life after which a session is given up.
+    `answer_timeout`: seconds after which an answer that does not grow is given up.
     """
 
     retry_timeout: float = DEFAULT_LIMIT
     connections: int | None = None
     stall_timeout: float = STALL_TIMEOUT
+    answer_timeout: float = ANSWER_TIMEOUT
 
 
 class ServerSource(Source):
@@ -67,7 +74,10 @@ class ServerSource(Source):
         self.settings = settings or ServerSettings()
         self.api = Api(repository, secret, trust)
         self.pool = SessionPool(
-            self.api, connections=self.settings.connections, stall_timeout=self.settings.stall_timeout
+            self.api,
+            connections=self.settings.connections,
+            stall_timeout=self.settings.stall_timeout,
+            answer_timeout=self.settings.answer_timeout,
         )
         self._namespaces: tuple[float, list[Namespace]] = (float("-inf"), [])
         self._asking = trio.Lock()

@@ -62,8 +62,8 @@ def settings(**values: int) -> bytes:
     return SettingsFrame(0, settings={names[name]: value for name, value in values.items()}).serialize()
 
 
-def ping(payload: bytes = b"12345678") -> bytes:
-    return PingFrame(0, payload).serialize()
+def ping(payload: bytes = b"12345678", *, answer: bool = False) -> bytes:
+    return PingFrame(0, payload, flags=["ACK"] if answer else []).serialize()
 
 
 def window_update(stream: int, size: int) -> bytes:

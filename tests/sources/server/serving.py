@@ -80,6 +80,7 @@ def source_of(
     *,
     retry_timeout: float = LIMIT,
     stall_timeout: float = LIMIT,
+    answer_timeout: float = 3 * LIMIT,
     connections: int | None = 1,
 ) -> ServerSource:
     """A source that was not opened yet. `secret`: where it is not the usual one."""
@@ -89,7 +90,12 @@ def source_of(
         Repository.parse(server.repository(auth_id)),
         Secret(secret),
         Trust(pinned=parse_fingerprint(server.fingerprint)),
-        ServerSettings(retry_timeout=retry_timeout, stall_timeout=stall_timeout, connections=connections),
+        ServerSettings(
+            retry_timeout=retry_timeout,
+            stall_timeout=stall_timeout,
+            answer_timeout=answer_timeout,
+            connections=connections,
+        ),
     )
 
 

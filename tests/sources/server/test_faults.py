@@ -236,8 +236,9 @@ def test_a_session_that_stalls_is_given_up_and_the_read_goes_on(
     assert stall.hits == 1
 
 
-def test_an_answer_that_never_comes_is_a_stall_too(server: ReferenceServer) -> None:
-    assert read_through(server, Hold(match=CHUNKS), stall_timeout=SHORT) == CONTENT
+def test_an_answer_that_never_comes_is_given_up_although_the_server_lives(server: ReferenceServer) -> None:
+    assert read_through(server, Hold(match=CHUNKS), answer_timeout=SHORT) == CONTENT
+    assert len(server.sessions.all()) == 1
 
 
 def test_a_list_that_stalls_is_asked_again(server: ReferenceServer, monkeypatch: pytest.MonkeyPatch) -> None:

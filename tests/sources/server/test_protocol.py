@@ -25,7 +25,14 @@ from hypothesis import strategies as st
 from pbsfs.errors import ConnectError, DamageError
 from pbsfs.sources.server import protocol as protocol_module
 from pbsfs.sources.server.frames import MAX_CONTROL_FRAME_SIZE, MAX_FRAME_SIZE
-from pbsfs.sources.server.protocol import MAX_ERROR_BODY, WINDOW, ReaderProtocol, Response
+from pbsfs.sources.server.protocol import (
+    MAX_ERROR_BODY,
+    MAX_STREAMS,
+    WINDOW,
+    ReaderProtocol,
+    RefusedStreamError,
+    Response,
+)
 from tests.sources.server.scripted import (
     PREFACE,
     asked,
@@ -408,10 +415,74 @@ def test_calling_off_on_a_connection_that_has_ended_is_nothing() -> None:
     assert not protocol.busy
 
 
-def test_more_requests_than_the_server_takes_at_once_are_refused() -> None:
-    protocol = asked(1, upfront=settings(streams=1))
+def test_there_is_room_for_as_many_requests_as_the_server_allows_and_for_no_more() -> None:
+    protocol = ReaderProtocol()
+    assert protocol.room == 0  # nothing is known of the server
+    feed(protocol, settings(streams=1))
+    assert protocol.room == 1
+    protocol.request("/speedtest", 10)
+    assert protocol.room == 0
     with pytest.raises(ConnectError, match="no more requests"):
         protocol.request("/speedtest", 10)
+    assert bodies(feed(protocol, headers(1) + data(1, b"x", end=True))) == {1: b"x"}
+    assert protocol.room == 1
+
+
+def test_a_limit_may_change_in_the_middle() -> None:
+    protocol = asked(5)
+    assert protocol.room == MAX_STREAMS - 5
+    feed(protocol, settings(streams=3))
+    assert protocol.room == -2
+    protocol.cancel(1)
+    feed(protocol, headers(3, end=True) + reset(5))
+    assert protocol.room == 1
+    feed(protocol, settings(streams=0))
+    assert protocol.room == -2
+    feed(protocol, settings(streams=1 << 20))
+    assert protocol.room == MAX_STREAMS - 2
+
+
+def test_a_request_that_the_server_refused_is_told_from_an_answer_that_was_broken_off() -> None:
+    ((stream, result), (other, broken)) = feed(asked(3), reset(3, 7) + reset(5, 8))
+    assert (stream, type(result)) == (3, RefusedStreamError)
+    assert (other, type(broken)) == (5, ConnectError)
+
+
+def test_a_ping_asks_and_its_answer_is_a_sign_of_life() -> None:
+    protocol = asked()
+    before = protocol.progress
+    protocol.ping()
+    (asks,) = sent(protocol)
+    assert isinstance(asks, PingFrame)
+    assert "ACK" not in asks.flags
+    feed(protocol, ping(asks.opaque_data, answer=True))
+    assert protocol.progress == before + 1
+
+
+def test_asking_on_a_connection_that_has_ended_is_nothing() -> None:
+    protocol = asked()
+    with pytest.raises(ConnectError):
+        feed(protocol, goaway())
+    protocol.ping()
+
+
+def test_it_is_known_which_answers_do_not_grow() -> None:
+    protocol = asked()
+    assert protocol.oldest == 0
+    number = protocol.request("/speedtest", 10, now=5)
+    for received in protocol_bytes(headers(1) + data(1, b"x")):
+        protocol.target()[: len(received)] = received
+        protocol.received(len(received), now=9)
+    assert (protocol.oldest, protocol.overdue(9), protocol.overdue(10)) == (5, [number], [1, number])
+    for received in protocol_bytes(data(number)):  # an empty frame
+        protocol.target()[: len(received)] = received
+        with contextlib.suppress(ConnectError):
+            protocol.received(len(received), now=11)
+    assert number in protocol.overdue(10)
+
+
+def protocol_bytes(text: bytes) -> list[bytes]:
+    return [text[at : at + 1] for at in range(len(text))]
 
 
 # --- what no server should send

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import h2.config
 import h2.connection
+import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
@@ -80,6 +81,9 @@ class ReaderSession:
         # The library announces its defaults too, the real server only what differs.
         self._h2.clear_outbound_data_buffer()
         announced: dict[int, int] = {int(code): value for code, value in settings.items()}
+        if session.max_streams is not None:
+            announced[SettingsFrame.MAX_CONCURRENT_STREAMS] = session.max_streams
+        session.when_limited = self._announce_limit
         self._settings = SettingsFrame(0, settings=announced).serialize()
         self._h2.increment_flow_control_window(WINDOW - 65535)
 
@@ -123,16 +127,32 @@ class ReaderSession:
             headers = {str(name): str(value) for name, value in event.headers}
             request = Request(headers[":method"], headers[":path"], headers)
             self._wire.mark(request.target)
+            if self._is_full():
+                self._session.refused += 1
+                self._h2.reset_stream(event.stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+                return
             scope = self._pending[event.stream_id] = trio.CancelScope()
             self._session.begin()
             nursery.start_soon(self._answer, event.stream_id, request, scope)
         elif isinstance(event, h2.events.DataReceived):
             if event.flow_controlled_length:
                 self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        elif isinstance(event, h2.events.PingReceived):
+            self._session.pings += 1
         elif isinstance(event, h2.events.StreamReset):
             self._outgoing.pop(event.stream_id, None)
             if event.stream_id in self._pending:
                 self._pending[event.stream_id].cancel()
+
+    def _announce_limit(self) -> None:
+        most = {SettingsFrame.MAX_CONCURRENT_STREAMS: self._session.max_streams or 0}
+        self._raw.append(SettingsFrame(0, settings=most).serialize())
+        self._wake.set()
+
+    def _is_full(self) -> bool:
+        """Whether another stream would be one too many."""
+        most = self._session.max_streams
+        return most is not None and len(self._pending.keys() | self._outgoing.keys()) >= most
 
     # --- answering
 

@@ -46,6 +46,7 @@ class ReferenceServer:
     see `ca`, in the place of a self-signed one. `ticket_in_cookie`: as servers 4.x may do it, a login's
     ticket is in `Set-Cookie` only, and only the new cookie's name is known. `port` 0: any that is free.
     `address`: a loopback address, nothing else is ever listened on. `link`: see `SlowLink`.
+    `max_streams`: requests at once in a session, 200 with servers 4.x; more are refused as hyper does.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ReferenceServer:
         ca_signed: bool = False,
         ticket_in_cookie: bool = False,
         link: SlowLink | None = None,
+        max_streams: int | None = None,
     ) -> None:
         if address not in ("127.0.0.1", "::1"):
             raise ValueError(f"{address} is not a loopback address")
@@ -67,6 +69,7 @@ class ReferenceServer:
         self.accounts = Accounts(self.clock, COOKIES[:1] if ticket_in_cookie else COOKIES)
         self.faults = Faults()
         self.sessions = Sessions(self.clock)
+        self.sessions.max_streams = max_streams
         self.requests = Requests()
         self._certificate = certificate.make(ca_signed=ca_signed)
         self._datastores: dict[str, Datastore] = {}
@@ -169,6 +172,17 @@ class ReferenceServer:
             yield
         finally:
             self.sessions.unlock(snapshot)
+
+    def limit_streams(self, most: int) -> None:
+        """Announces another limit to the sessions that are open; what is above it is refused from now on."""
+
+        def announce() -> None:
+            self.sessions.max_streams = most
+            for session in self.sessions.open():
+                session.max_streams = most
+                session.when_limited()
+
+        self._in_loop(announce)
 
     def drop_connections(self) -> None:
         """Closes all connections; new ones are accepted."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pbsfs.names import Snapshot
@@ -19,7 +20,9 @@ from tests.support.server.datastore import Datastore
 class Session:
     """A session. `user`: who opened it; `opened`, `closed`: when, by the server's clock.
 
-    `streams`: requests that run now; `peak`: the most that ever ran at once.
+    `streams`: requests that run now; `peak`: the most that ever ran at once. `max_streams`: the most that are
+    allowed; `refused`: how many were refused because of that. `when_limited`: called when that changes.
+    `pings`: how many came.
     """
 
     user: str
@@ -30,6 +33,10 @@ class Session:
     digests: set[str] = field(default_factory=set, repr=False)
     streams: int = 0
     peak: int = 0
+    max_streams: int | None = None
+    refused: int = 0
+    pings: int = 0
+    when_limited: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def begin(self) -> None:
         self.streams += 1
@@ -40,10 +47,14 @@ class Session:
 
 
 class Sessions:
-    """All sessions since the server started, the newest last."""
+    """All sessions since the server started, the newest last.
+
+    `max_streams`: requests at once that sessions opened from now on allow; None to say nothing about it.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.max_streams: int | None = None
         self._guard = threading.Lock()
         self._all: list[Session] = []
         self._shared: Counter[Snapshot] = Counter()
@@ -82,7 +93,7 @@ class Sessions:
                     400,
                     f"unable to acquire lock on snapshot directory {path} - locked by another operation",
                 )
-            session = Session(user, store.name, snapshot, self._clock.now())
+            session = Session(user, store.name, snapshot, self._clock.now(), max_streams=self.max_streams)
             self._shared[snapshot] += 1
             self._all.append(session)
             return session

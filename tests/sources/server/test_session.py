@@ -1,0 +1,265 @@
+"""A session: as many requests at once as the server allows, and a silent server told from a dead one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+import trio
+
+from pbsfs.errors import ConnectError
+from pbsfs.formats.index import FixedIndex
+from pbsfs.sources.server.protocol import MAX_STREAMS
+from pbsfs.sources.server.session import Patience
+from pbsfs.writer import DatastoreWriter
+from tests.sources.server import serving
+from tests.sources.server.serving import CONTENT, IMAGE, STREAM, image_of, read_all, reading, source_of, until
+from tests.support import made
+from tests.support.server import Hold, ReferenceServer, Reset, Stall
+
+KIB = 1 << 10
+SNAPSHOT = made.snapshot("500")
+CHUNKS = 300
+"""More than any limit of requests at once."""
+
+SHORT = 0.3
+"""Seconds; what a test waits for comes after some of it."""
+
+
+def content_of(chunk: int) -> bytes:
+    """An image of `CHUNKS` chunks that all differ, and that compress well."""
+    return b"".join(
+        hashlib.sha256(number.to_bytes(4, "big")).digest() * (chunk // 32) for number in range(CHUNKS)
+    )
+
+
+@pytest.fixture(scope="module", params=[64, 128, 256])
+def small_chunks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int]:
+    """A datastore with an image of small chunks; and their size."""
+    size = request.param * KIB
+    writer = DatastoreWriter(tmp_path_factory.mktemp(f"chunks{size}") / "datastore")
+    content = content_of(size)
+    writer.add_snapshot(SNAPSHOT, {IMAGE.filename: content, STREAM.filename: content}, chunk_size=size)
+    return writer.path, size
+
+
+@pytest.fixture(autouse=True)
+def everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="pbsfs")
+
+
+def retries(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if "trying again" in message]
+
+
+# --- requests at once
+
+
+@pytest.mark.parametrize("limit", [200, 10, 1, None])
+def test_small_chunks_are_read_without_a_retry_whatever_the_server_allows_at_once(
+    small_chunks: tuple[Path, int], caplog: pytest.LogCaptureFixture, limit: int | None
+) -> None:
+    path, size = small_chunks
+    expected = content_of(size)
+
+    async def main() -> None:
+        async with reading(source_of(server)) as reader:
+            for archive in (IMAGE, STREAM):
+                image = await image_of(reader, SNAPSHOT, archive)
+                found = b"".join(
+                    [bytes(await image.read(at, 48 << 20)) for at in range(0, len(expected), 48 << 20)]
+                )
+                assert found == expected
+
+    with serving.served(path) as server:
+        server.sessions.max_streams = limit
+        trio.run(main)
+        (session,) = server.sessions.all()
+    most = MAX_STREAMS if limit is None else min(limit, MAX_STREAMS)
+    assert (session.refused, retries(caplog)) == (0, [])
+    assert min(most, 10) <= session.peak <= most
+
+
+def test_a_limit_that_is_lowered_in_the_middle_costs_nothing(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    hold = server.faults.add(Hold(match="/chunk", times=None))
+
+    async def main() -> None:
+        async with reading(source_of(server)) as reader:
+            image = await image_of(reader)
+
+            async def lower() -> None:
+                await until(lambda: hold.hits >= 5)
+                server.limit_streams(1)
+                hold.release()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lower)
+                assert await read_all(image) == CONTENT
+            assert await read_all(await image_of(reader, archive=STREAM)) == serving.STREAM_CONTENT
+
+    trio.run(main)
+    assert [session.refused for session in server.sessions.all()] == [0]
+    assert retries(caplog) == []
+
+
+def test_a_request_that_the_server_refuses_is_asked_again_on_the_same_session(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = server.faults.add(Reset(match="/chunk", code=7, times=3))
+
+    async def main() -> None:
+        async with reading(source_of(server)) as reader:
+            assert await read_all(await image_of(reader)) == CONTENT
+
+    trio.run(main)
+    assert refused.hits == 3
+    assert len(server.sessions.all()) == 1
+    assert retries(caplog) == []
+
+
+def test_a_server_that_refuses_for_ever_is_an_error_within_the_limit(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults.add(Reset(match="/chunk", code=7, times=None))
+
+    async def main() -> None:
+        async with reading(source_of(server, retry_timeout=SHORT)) as reader:
+            with pytest.raises(ConnectError, match="refuses a request"):
+                await read_all(await image_of(reader))
+
+    trio.run(main)
+    assert server.requests.count("/chunk") < 1000  # with pauses
+    caplog.clear()
+
+
+def test_a_server_that_allows_nothing_yet_is_waited_for(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.sessions.max_streams = 0
+
+    async def main() -> None:
+        async with reading(source_of(server)) as reader:
+
+            async def allow() -> None:
+                await until(server.open_sessions)
+                server.limit_streams(2)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(allow)
+                assert await read_all(await image_of(reader)) == CONTENT
+
+    trio.run(main)
+    (session,) = server.sessions.all()
+    assert (session.peak, session.refused, retries(caplog)) == (2, 0, [])
+
+
+def test_a_server_that_allows_nothing_for_long_is_given_up(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.sessions.max_streams = 0
+
+    async def main() -> None:
+        async with reading(source_of(server, retry_timeout=0, stall_timeout=SHORT)) as reader:
+            with pytest.raises(ConnectError, match="allows no requests for"):
+                await image_of(reader)
+
+    trio.run(main)
+    assert server.requests.count("/download?file-name=drive") == 0
+
+
+def test_a_request_that_is_cancelled_while_it_waits_for_its_turn_is_never_sent(
+    server: ReferenceServer,
+) -> None:
+    server.sessions.max_streams = 1
+
+    async def main() -> None:
+        async with reading(source_of(server)) as reader:
+            sent = server.requests.count("/chunk")
+            hold = server.faults.add(Hold(match="/chunk"))
+            source = reader.source
+            index = FixedIndex(await source.fetch_file(serving.FIRST, IMAGE, 1 << 20))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.fetch_chunk, serving.FIRST, IMAGE, index.digest(0), 1 << 20)
+                await until(lambda: hold.hits)
+                with trio.move_on_after(0.02):
+                    await source.fetch_chunk(serving.FIRST, IMAGE, index.digest(1), 1 << 20)
+                hold.release()
+            await source.fetch_chunk(serving.FIRST, IMAGE, index.digest(0), 1 << 20)
+            assert server.requests.count("/chunk") == sent + 2
+            assert server.requests.count(index.digest(1).hex()) == 0
+
+    trio.run(main)
+
+
+# --- silence
+
+
+def test_a_server_that_is_silent_and_answers_pings_is_waited_for(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    hold = server.faults.add(Hold(match="/chunk", times=None))
+
+    async def main() -> None:
+        async with reading(source_of(server, stall_timeout=SHORT)) as reader:
+            image = await image_of(reader)
+            (session,) = server.open_sessions()
+
+            async def let_go() -> None:
+                await until(lambda: session.pings >= 9)  # three stall limits
+                hold.release()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(let_go)
+                assert await read_all(image) == CONTENT
+
+    trio.run(main)
+    assert len(server.sessions.all()) == 1
+    assert retries(caplog) == []
+    digests = [record.target for record in server.requests.all() if "/chunk" in record.target]
+    assert len(digests) == len(set(digests))
+
+
+def test_a_server_that_is_dead_is_noticed(server: ReferenceServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with reading(source_of(server, retry_timeout=0, stall_timeout=SHORT)) as reader:
+            image = await image_of(reader)
+            server.faults.add(Stall(match="/chunk"))
+            started = trio.current_time()
+            with pytest.raises(ConnectError, match="no answer for"):
+                await read_all(image)
+            assert SHORT <= trio.current_time() - started < serving.LIMIT / 2
+
+    trio.run(main)
+
+
+def test_an_answer_that_does_not_come_from_a_living_server_fails_by_itself(server: ReferenceServer) -> None:
+    async def main() -> None:
+        async with reading(source_of(server, retry_timeout=0, answer_timeout=SHORT)) as reader:
+            image = await image_of(reader)
+            hold = server.faults.add(Hold(match="/chunk"))
+            with pytest.raises(ConnectError, match="no answer for 0 s, though it lives"):
+                await image.read(0, 1)
+            assert await read_all(image) == CONTENT
+            hold.release()
+
+    trio.run(main)
+    assert len(server.sessions.all()) == 1
+
+
+def test_patience_asks_after_a_third_of_its_time_once_for_each_silence_and_gives_up_after_all_of_it() -> None:
+    patience = Patience(30, now=100)
+    assert (patience.left(100), patience.to_ask(109.9)) == (10, False)
+    assert patience.to_ask(110)
+    assert (patience.to_ask(111), patience.left(111)) == (False, 19)
+    assert (patience.over(130), patience.over(130.1)) == (False, True)
+
+    patience.restart(129)
+    assert (patience.over(159), patience.over(159.1)) == (False, True)
+    assert (patience.to_ask(138.9), patience.to_ask(139)) == (False, True)
+    assert patience.left(1000) == 0
