@@ -57,13 +57,12 @@ class Stat:
     """What `stat` tells of a node, as far as the tree knows it.
 
     `data_size`: bytes that are not holes. `mtime`: seconds since the epoch, None where there is no
-    time to tell. `exact`: whether `size`, `data_size` and `links` are final.
+    time to tell. `exact`: whether `size` and `data_size` are final.
     """
 
     size: int = 0
     data_size: int = 0
     mtime: int | None = None
-    links: int = 1
     exact: bool = True
 
 
@@ -131,15 +130,7 @@ class Directory(Node):
             raise NotFoundError(f"{self}: there is no '{name}'") from None
 
     async def stat(self) -> Stat:
-        links = self._links()
-        # 1 is what file systems say that do not count; find(1) and others take it as 'don't know'.
-        return Stat(mtime=self._mtime(), links=links or 1, exact=links is not None)
-
-    def _links(self) -> int | None:
-        """2 and one for each directory inside; None where that was not listed yet."""
-        if self._fresh_until == float("-inf"):
-            return None
-        return 2 + sum(isinstance(node, Directory) for node in self._children.values())
+        return Stat(mtime=self._mtime())
 
     def _mtime(self) -> int | None:
         return None
@@ -222,9 +213,6 @@ class NamespacesDirectory(_PartDirectory):
             for ns in self.parent.namespaces
         ]
 
-    def _links(self) -> int:
-        return 2 + len(self.parent.namespaces)
-
     async def facts(self) -> dict[str, str]:
         return {"namespace": str(self.parent.namespace)}
 
@@ -246,9 +234,6 @@ class TypeDirectory(_PartDirectory):
 
     def _groups(self) -> list[GroupInfo]:
         return [info for info in self.parent.groups if info.group.type == self.type]
-
-    def _links(self) -> int:
-        return 2 + len(self._groups())
 
     def _mtime(self) -> int | None:
         return max((i.last_backup for i in self._groups() if i.last_backup is not None), default=None)
@@ -281,10 +266,6 @@ class GroupDirectory(Directory):
         if any(info.error is None for info in snapshots):
             children.append(self._keep(LATEST, functools.partial(Latest, self.tree, group=self)))
         return children
-
-    def _links(self) -> int | None:
-        listed = super()._links()  # without what is not finished
-        return 2 + self.info.snapshot_count if listed is None else listed
 
     def _mtime(self) -> int | None:
         return self.info.last_backup
@@ -341,9 +322,6 @@ class SnapshotDirectory(Directory):
 
     async def _list(self) -> Iterable[Node]:
         return self._children.values()
-
-    def _links(self) -> int | None:
-        return 2
 
     def _mtime(self) -> int | None:
         return self.info.snapshot.time
@@ -480,6 +458,15 @@ class Tree:
         self.reader = reader
         self.refresh = refresh
         self.root = NamespaceDirectory(self, "", root)
+
+    async def at(self, path: str) -> Node:
+        """The node whose `path` this is; a link is not followed. Raises NotFoundError."""
+        node: Node = self.root
+        for step in path.split("/") if path else ():
+            if not isinstance(node, Directory):
+                raise NotFoundError(f"{node} is not a directory")
+            node = await node.child(step)
+        return node
 
     async def find(self, path: str) -> Node:
         """The node at `path` below the root; links on the way and at its end are followed.

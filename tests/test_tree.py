@@ -144,7 +144,7 @@ async def test_a_tree_may_be_rooted_at_a_namespace() -> None:
 async def test_an_empty_source_is_an_empty_directory() -> None:
     async with shown(MemorySource()) as tree:
         assert await tree.root.children() == {}
-        assert await tree.root.stat() == Stat(links=2)
+        assert await tree.root.stat() == Stat()
 
 
 @in_trio
@@ -422,16 +422,25 @@ async def test_a_stat_of_a_known_directory_asks_nothing_however_old_the_listing(
 
 
 @in_trio
-async def test_directories_count_the_directories_inside_once_they_are_known() -> None:
+async def test_directories_have_the_time_of_the_newest_backup_inside() -> None:
     async with shown(filled()) as tree:
-        assert await tree.root.stat() == Stat(links=1, exact=False)
-        await tree.root.children()
-        assert await tree.root.stat() == Stat(links=2 + 3)
-        assert await (await tree.find("vm")).stat() == Stat(links=2 + 1, mtime=TIME + DAY)
-        assert await (await tree.find("vm/100")).stat() == Stat(links=2 + 2, mtime=TIME + DAY)
-        assert await (await tree.find(f"vm/100/{DAYS[0]}")).stat() == Stat(links=2, mtime=TIME)
-        assert await (await tree.find("ns")).stat() == Stat(links=2 + 1)
-        assert await (await tree.find("ns/prod")).stat() == Stat(links=1, exact=False)
+        assert await tree.root.stat() == Stat()
+        assert await (await tree.find("vm")).stat() == Stat(mtime=TIME + DAY)
+        assert await (await tree.find("vm/100")).stat() == Stat(mtime=TIME + DAY)
+        assert await (await tree.find(f"vm/100/{DAYS[0]}")).stat() == Stat(mtime=TIME)
+        assert await (await tree.find("ns")).stat() == Stat()
+        assert await (await tree.find("ns/prod")).stat() == Stat()
+
+
+@in_trio
+async def test_a_node_is_found_at_its_path_without_following_links() -> None:
+    async with shown(filled()) as tree:
+        assert await tree.at("") is tree.root
+        for path in ("vm", "vm/100", "vm/100/latest", f"vm/100/{DAYS[0]}/index.json", "ns/prod"):
+            assert (await tree.at(path)).path == path
+        for path in ("vm/9", f"vm/100/{DAYS[0]}/index.json/x", "vm/100/latest/index.json"):
+            with pytest.raises(NotFoundError):
+                await tree.at(path)
 
 
 @in_trio

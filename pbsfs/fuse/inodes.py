@@ -2,13 +2,15 @@
 
 A number is made from the node's path, so it is the same whenever the path is looked up again, over
 forgetting, remounting and on other machines; nothing has to be remembered for that. The table holds
-only what the kernel holds: it grows with look-ups and shrinks when the kernel forgets. Used from the
-trio loop's thread.
+the nodes that the kernel holds: it grows with look-ups and shrinks when the kernel forgets. Of what the
+kernel forgot, it keeps the paths for a while: an NFS server's clients come back with numbers. Called by
+the operations, from the trio loop's thread.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 
 from pbsfs.errors import NotFoundError
 from pbsfs.tree import Node
@@ -16,15 +18,23 @@ from pbsfs.tree import Node
 ROOT = 1
 _FIRST_FREE = 16  # small numbers have meanings: 0 is none, 1 the root
 
+MAX_FORGOTTEN = 1 << 16
+"""Numbers that the kernel forgot whose paths are kept, the latest; about 0.3 KiB each, 20 MiB in all."""
+
 
 class Inode:
-    """A node that the kernel knows. `opened`: checksum of what was opened under this number last."""
+    """A node that the kernel knows.
 
-    __slots__ = ("lookups", "node", "opened")
+    `size`: the length in bytes that the kernel was told last. `opened`: checksum of what was opened under
+    this number last.
+    """
+
+    __slots__ = ("lookups", "node", "opened", "size")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.lookups = 0
+        self.size = 0
         self.opened: bytes | None = None
 
 
@@ -33,6 +43,7 @@ class InodeTable:
 
     def __init__(self, root: Node) -> None:
         self._inodes = {ROOT: Inode(root)}
+        self._forgotten: OrderedDict[int, str] = OrderedDict()  # paths, the latest last
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -41,6 +52,19 @@ class InodeTable:
         """Raises NotFoundError for a number that the kernel was never given, or gave back."""
         try:
             return self._inodes[number]
+        except KeyError:
+            raise NotFoundError(f"inode {number} is not known") from None
+
+    def path(self, number: int) -> str:
+        """The path of a number that the kernel was given, even if it gave it back since.
+
+        Raises NotFoundError for others, and for those that were given back long ago.
+        """
+        inode = self._inodes.get(number)
+        if inode is not None:
+            return inode.node.path
+        try:
+            return self._forgotten[number]
         except KeyError:
             raise NotFoundError(f"inode {number} is not known") from None
 
@@ -57,13 +81,16 @@ class InodeTable:
                 return number
             salt += 1
 
-    def remember(self, node: Node) -> int:
-        """Counts a look-up of `node` by the kernel; returns its inode number."""
+    def remember(self, node: Node, size: int) -> int:
+        """Counts a look-up of `node` by the kernel, which is told that it has `size` bytes; returns its
+        inode number."""
         number = self.number(node.path)
         inode = self._inodes.get(number)
         if inode is None:
             inode = self._inodes[number] = Inode(node)
+            self._forgotten.pop(number, None)
         inode.node = node  # a newer listing may have made a new one
+        inode.size = size
         inode.lookups += 1
         return number
 
@@ -74,3 +101,6 @@ class InodeTable:
             inode.lookups -= lookups
             if inode.lookups <= 0:
                 del self._inodes[number]
+                self._forgotten[number] = inode.node.path
+                if len(self._forgotten) > MAX_FORGOTTEN:
+                    self._forgotten.popitem(last=False)

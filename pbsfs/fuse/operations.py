@@ -168,7 +168,7 @@ def _waits(
 class Operations(pyfuse3.Operations):
     """The file system that shows `tree`."""
 
-    supports_dot_lookup = False
+    supports_dot_lookup = True  # for NFS servers, see `_look_up_number`
 
     def __init__(self, tree: Tree, ownership: Ownership) -> None:
         super().__init__()
@@ -188,11 +188,25 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        if name in (b".", b".."):
+            return await self._look_up_number(parent_inode, parent=name == b"..")
         directory = self._directory(parent_inode)
         node = await directory.child(os.fsdecode(name))
-        attributes = self._attributes(node, await node.stat(), directory.names_last())
-        self.inodes.remember(node)
-        return attributes
+        return self._looked_up(self._attributes(node, await node.stat(), directory.names_last()), node)
+
+    async def _look_up_number(self, number: int, *, parent: bool) -> pyfuse3.EntryAttributes:
+        """`.` and `..` of a node, which need not be a directory, and which the kernel may have forgotten.
+
+        So the kernel asks for what a file handle stands for (FUSE_EXPORT_SUPPORT; Linux:
+        Documentation/filesystems/nfs/exporting.rst). ENOENT becomes ESTALE there.
+        """
+        path = self.inodes.path(number)
+        node = await self._tree.at(path.rpartition("/")[0] if parent else path)
+        return self._looked_up(self._attributes(node, await node.stat(), self._lasts(node)), node)
+
+    def _looked_up(self, entry: pyfuse3.EntryAttributes, node: Node) -> pyfuse3.EntryAttributes:
+        self.inodes.remember(node, entry.st_size)
+        return entry
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, lookups in inode_list:
@@ -201,9 +215,13 @@ class Operations(pyfuse3.Operations):
     @_answers
     @_waits
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        node = self.inodes[inode].node
-        lasts = node.names_last() if isinstance(node, Directory) else self._tree.refresh
-        return self._attributes(node, await node.stat(), lasts)
+        known = self.inodes[inode]
+        entry = self._attributes(known.node, await known.node.stat(), self._lasts(known.node))
+        known.size = entry.st_size
+        return entry
+
+    def _lasts(self, node: Node) -> float:
+        return node.names_last() if isinstance(node, Directory) else self._tree.refresh
 
     @_answers
     @_waits
@@ -223,7 +241,7 @@ class Operations(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = self.inodes.number(node.path)
         entry.st_mode = self._ownership.mode(node)
-        entry.st_nlink = stat.links
+        entry.st_nlink = 1  # of directories too: "not counted", as find(1) and others take it
         entry.st_uid, entry.st_gid = self._ownership.uid, self._ownership.gid
         entry.st_size = stat.size
         entry.st_blksize = PREFERRED_IO_SIZE
@@ -266,12 +284,15 @@ class Operations(pyfuse3.Operations):
             entry.st_ino = self.inodes.number(path)
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 return
-        first = max(0, start_id - len(dots))
+        first, replied = max(0, start_id - len(dots)), []
         for position, node in enumerate(listing[first:], first + len(dots)):
             entry = self._attributes(node, await node.stat(), directory.names_last())
             if not pyfuse3.readdir_reply(token, os.fsencode(node.name), entry, position + 1):
-                return
-            self.inodes.remember(node)
+                break
+            replied.append((node, entry.st_size))
+        # At the end only: where one fails, or the program is killed, the kernel gets none of them.
+        for node, size in replied:
+            self.inodes.remember(node, size)
 
     @_answers
     async def releasedir(self, fh: int) -> None:
@@ -289,17 +310,17 @@ class Operations(pyfuse3.Operations):
         opened: _OpenImage | _OpenBlob
         if isinstance(node, ImageFile):
             image = await node.open()
-            opened, identity = _OpenImage(image), image.index.csum
+            opened, size, identity = _OpenImage(image), image.size, image.index.csum
         elif isinstance(node, BlobFile):
-            was_exact = (await node.stat()).exact
             data = await node.read()
-            opened, identity = _OpenBlob(data), node.file.csum or b""
-            if not was_exact:  # the kernel may know a wrong length: it must not cut reads to it
-                return pyfuse3.FileInfo(fh=self._new_handle(self._files, opened), direct_io=True)
+            opened, size, identity = _OpenBlob(data), len(data), node.file.csum or b""
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
         return pyfuse3.FileInfo(
             fh=self._new_handle(self._files, opened),
+            # The kernel asks for attributes that it was not to keep before it opens, so it knows the length;
+            # where it was told a wrong one all the same, it must not cut reads to that.
+            direct_io=known.size != size,
             # Zeros in the place of damage are not to outlive its repair.
             keep_cache=_is_unchanged(known, identity) and self._tree.reader.zeroed is None,
         )

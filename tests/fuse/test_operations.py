@@ -26,7 +26,7 @@ from pbsfs.fuse.operations import MAX_REPORTED, UNCHANGING, Operations, Ownershi
 from pbsfs.names import Archive, Snapshot
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.directory import DirectorySource
-from pbsfs.tree import Tree
+from pbsfs.tree import File, Stat, Tree
 from tests.support import damage, made
 from tests.support.stocked import (
     ARCHIVE,
@@ -149,7 +149,7 @@ def test_names_are_kept_as_long_as_the_listing_that_they_come_from(stocked: Stoc
 def test_a_name_that_is_not_there_is_enoent_and_logs_nothing(stocked: Stocked) -> None:
     async def work(operations: Operations) -> None:
         group = (await find(operations, "vm/100")).st_ino
-        for name in (b"2001-01-01T00:00:00Z", b"drive-scsi0.img.fidx", b"..", b"\xff", b"x" * 255):
+        for name in (b"2001-01-01T00:00:00Z", b"drive-scsi0.img.fidx", b"...", b"\xff", b"x" * 255):
             await fails_with(errno.ENOENT, operations.lookup(group, name, NOBODY))
 
     serve(stocked, work)
@@ -167,6 +167,35 @@ def test_lookups_are_counted_until_forgotten(stocked: Stocked) -> None:
         await fails_with(errno.ENOENT, operations.getattr(vm, NOBODY))
 
     serve(stocked, work)
+
+
+def test_a_number_is_found_again_after_it_was_forgotten(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        for path in ("vm", "vm/100/latest", FIRST, IMAGE, CONFIGURATION):
+            number = (await find(operations, path)).st_ino
+            parent = (await find(operations, path.rpartition("/")[0])).st_ino if "/" in path else ROOT
+            known = [number for number in operations.inodes._inodes if number != ROOT]
+            await operations.forget([(number, 1 << 20) for number in known])
+            assert len(operations.inodes) == 1
+            found = await operations.lookup(number, b".", NOBODY)
+            assert (found.st_ino, found.generation) == (number, 0)
+            assert operations.inodes[number].node.path == path
+            assert (await operations.lookup(number, b"..", NOBODY)).st_ino == parent
+        assert (await operations.lookup(ROOT, b".", NOBODY)).st_ino == ROOT
+        assert (await operations.lookup(ROOT, b"..", NOBODY)).st_ino == ROOT
+        await fails_with(errno.ENOENT, operations.lookup(12345, b".", NOBODY))
+
+    serve(stocked, work)
+
+
+def test_a_number_of_what_is_gone_is_not_found(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        number = (await find(operations, IMAGE)).st_ino
+        shutil.rmtree(stocked.path / FIRST)
+        await fails_with(errno.ENOENT, operations.lookup(number, b".", NOBODY))
+        await fails_with(errno.ENOENT, operations.lookup(number, b"..", NOBODY))
+
+    serve(stocked, work, refresh=0)
 
 
 def test_a_lookup_that_fails_is_not_counted(stocked: Stocked, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,6 +265,34 @@ def test_what_was_not_replied_is_not_counted_as_a_lookup(stocked: Stocked, liste
         before, listed.room = len(operations.inodes), 3
         await operations.readdir(fh, 0, TOKEN)
         assert len(operations.inodes) == before + 1
+
+    serve(stocked, work)
+
+
+@pytest.mark.parametrize("error", [NotFoundError("gone"), None])
+def test_a_listing_that_breaks_off_counts_no_lookups(
+    stocked: Stocked, listed: _Listed, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    async def work(operations: Operations) -> None:
+        fh = await operations.opendir((await find(operations, FIRST)).st_ino, NOBODY)
+        before, real = len(operations.inodes), File.stat
+        scope = trio.CancelScope()
+
+        async def stat(node: File) -> Stat:
+            if len(listed) < 4:
+                return await real(node)
+            if error is not None:
+                raise error
+            scope.cancel()
+            await trio.sleep_forever()
+            raise AssertionError
+
+        monkeypatch.setattr(File, "stat", stat)
+        with scope:
+            await fails_with(errno.ENOENT, operations.readdir(fh, 0, TOKEN))
+        assert scope.cancelled_caught == (error is None)
+        assert len(listed) == 4  # so two entries had been prepared
+        assert len(operations.inodes) == before
 
     serve(stocked, work)
 
