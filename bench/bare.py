@@ -89,8 +89,8 @@ class BareSession:
                         raise ConnectionError(response.body.decode(errors="replace"))
                     return response.body
 
-    def index(self, name: str) -> FixedIndex:
-        return FixedIndex(self.get(f"/download?file-name={name}"))
+    def index(self, name: str, key: Key | None = None) -> FixedIndex:
+        return FixedIndex(self.get(f"/download?file-name={name}"), key)
 
     def chunk(self, digest: bytes) -> bytes:
         """A chunk as it is stored."""

@@ -91,8 +91,8 @@ class Data:
         """Its offset and length in bytes."""
         return self.size.first_data * CHUNK, self.size.first_hole * CHUNK
 
-    def index(self, snapshot: Snapshot = PLAIN) -> FixedIndex:
-        return FixedIndex((self.datastore / str(snapshot) / INDEX).read_bytes())
+    def index(self, snapshot: Snapshot = PLAIN, key: Key | None = None) -> FixedIndex:
+        return FixedIndex((self.datastore / str(snapshot) / INDEX).read_bytes(), key)
 
     def chunk_path(self, digest: bytes) -> Path:
         return DatastoreWriter(self.datastore).chunk_path(digest)
@@ -218,7 +218,7 @@ def _measured(place: Path) -> dict[str, int]:
     data = Data(place, QUICK, (), 0, 0)
     sums: dict[str, int] = {}
     for name, snapshot, key in (("stored", PLAIN, None), ("stored_encrypted", ENCRYPTED, KEY)):
-        index = data.index(snapshot)
-        chunks = {index.digest(n) for n in range(index.count) if not index.is_hole(n, key)}
+        index = data.index(snapshot, key)
+        chunks = {index.digest(n) for n in range(index.count) if not index.is_hole(n)}
         sums[name] = sum(os.stat(data.chunk_path(digest)).st_size for digest in chunks)
     return sums

@@ -38,7 +38,7 @@ class Model:
 
     def __init__(self, access: Access, snapshot: Snapshot, key: Key | None) -> None:
         self._session = BareSession(access, snapshot)
-        self._index = self._session.index(INDEX)
+        self._index = self._session.index(INDEX, key)
         self._key = key
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self.size = self._index.size
@@ -50,7 +50,7 @@ class Model:
             start, end = self._index.span(number)
             length = min(end - offset - done, len(buffer) - done)
             at = offset + done - start
-            if self._index.is_hole(number, self._key):
+            if self._index.is_hole(number):
                 buffer[done : done + length] = bytes(length)
             else:
                 buffer[done : done + length] = self._chunk(number)[at : at + length]
@@ -69,7 +69,7 @@ class Model:
     def read_all(self) -> None:
         """Every chunk that is no hole, in order."""
         for number in range(self._index.count):
-            if not self._index.is_hole(number, self._key):
+            if not self._index.is_hole(number):
                 self._session.decoded(self._index, number, self._key)
 
 

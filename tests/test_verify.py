@@ -220,7 +220,7 @@ def data_of(found: FixedIndex | DynamicIndex) -> list[tuple[bytes, Range]]:
     """Digest and place of all chunks that are no holes."""
     spans = [found.span(number) for number in range(found.count)]
     ranges = [Range(start, end - start) for start, end in spans]
-    return [(found.digest(n), ranges[n]) for n in range(found.count) if not found.is_hole(n, None)]
+    return [(found.digest(n), ranges[n]) for n in range(found.count) if not found.is_hole(n)]
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -2,9 +2,10 @@
 
 A fixed index (images) has chunks of one size, a dynamic index (pxar archives) has chunks that end at
 given offsets; both answer the same questions, so that the reader needs to know no difference.
-Chunks are counted from 0. Digests stay in one bytes object: an image of 16 TiB has 4 million.
-Immutable, usable from any thread; parsing and verifying a large index takes a while and belongs in a
-worker thread.
+Chunks are counted from 0. What an index takes in memory: its digest table, 32 bytes a chunk (40 in a dynamic
+index) in one bytes object, and 1 byte a chunk (8) for the rest. The table alone can be dropped, and restored
+from the same stored file. Usable from any thread; parsing and restoring take a while and
+belong in a worker thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from pbsfs.errors import DamageError
+from pbsfs.errors import DamageError, SourceError
 from pbsfs.formats.blob import DIGEST_SIZE, MAX_CHUNK_SIZE, zero_digest
 from pbsfs.formats.keys import Key
 
@@ -30,23 +31,37 @@ MAX_ARCHIVE_SIZE = (1 << 63) - 1
 
 _HEADER = struct.Struct("<8s16sq32s")  # magic, uuid, ctime, index_csum
 _FIXED_HEADER = struct.Struct("<QQ")  # size, chunk_size
+_FIXED_ENTRY = struct.Struct("<32s")  # digest
 _DYNAMIC_ENTRY = struct.Struct("<Q32s")  # end offset, digest
 
 FIXED_ENTRY_SIZE = DIGEST_SIZE
 DYNAMIC_ENTRY_SIZE = _DYNAMIC_ENTRY.size
 """Bytes that a chunk takes in an index of each kind."""
 
+_STEP = 1 << 15
+"""Chunks that are looked at in one go: a search through their MiB of digests holds Python's lock (GIL) for
+0.2 ms, one through all of a large table for much longer."""
+
+
+class TableDroppedError(SourceError):
+    """The digest table of an index was dropped and has to be restored first."""
+
 
 class Index(abc.ABC):
     """What both kinds of index answer.
 
-    `size`: bytes of the archive. `count`: number of chunks. `csum`: the verified checksum (32 bytes)
-    that the manifest repeats.
+    `size`: bytes of the archive. `data_size`: those that are not in holes. `count`: number of chunks.
+    `csum`: the verified checksum (32 bytes) that the manifest repeats. `stored_size`: bytes of the stored
+    file, and of the digest table while it is there.
     """
 
     size: int
+    data_size: int
     count: int
     csum: bytes
+    stored_size: int
+    _magic: bytes
+    _raw: bytes | None  # the stored file, header and all: to cut that off would copy all of it
 
     @property
     @abc.abstractmethod
@@ -62,20 +77,47 @@ class Index(abc.ABC):
         """The first byte of `chunk`, and the first behind it."""
 
     @abc.abstractmethod
+    def find_digest(self, chunk: int) -> bytes | None:
+        """The digest of `chunk` (32 bytes); None where the table was dropped."""
+
     def digest(self, chunk: int) -> bytes:
-        """The digest of `chunk` (32 bytes)."""
+        """The digest of `chunk` (32 bytes). Raises TableDroppedError."""
+        digest = self.find_digest(chunk)
+        if digest is None:
+            raise TableDroppedError("the digest table was dropped; read again", retryable=True)
+        return digest
 
     @abc.abstractmethod
-    def run(self, chunk: int, key: Key | None, stop: int | None = None) -> tuple[bool, int]:
+    def is_hole(self, chunk: int) -> bool:
+        """Whether `chunk` is all zeros. Takes the same time whatever the index."""
+
+    @abc.abstractmethod
+    def run(self, chunk: int, stop: int | None = None) -> tuple[bool, int]:
         """Whether `chunk` is a hole, and the first chunk behind it that is not like it.
 
-        `key`: the one that encrypts the archive; the digest of a hole depends on it. `stop`: the first chunk
-        that is of no interest; the run ends there at the latest. Looking at all of a long one takes time.
+        `stop`: the first chunk that is of no interest; the run ends there at the latest.
         """
 
-    def is_hole(self, chunk: int, key: Key | None) -> bool:
-        start, end = self.span(chunk)
-        return self.digest(chunk) == zero_digest(end - start, key)
+    @property
+    def table_size(self) -> int:
+        """Bytes that the digest table takes now: none where it was dropped."""
+        return self.stored_size if self._raw is not None else 0
+
+    def drop_table(self) -> None:
+        """Frees the digest table, until `restore_table`."""
+        self._raw = None
+
+    def restore_table(self, raw: bytes) -> None:
+        """Takes the digest table from `raw`, the stored file. Raises DamageError where it is another one."""
+        if _header(raw, self._magic) != self.csum or len(raw) != self.stored_size:
+            raise DamageError("the index is not the one that was opened; open the file again")
+        self._take_table(raw)
+
+    def _take_table(self, raw: bytes) -> None:
+        if hashlib.sha256(memoryview(raw)[HEADER_SIZE:]).digest() != self.csum:
+            raise DamageError("index checksum mismatch")
+        self._raw = raw
+        self.stored_size = len(raw)
 
 
 def _header(raw: bytes, magic: bytes) -> bytes:
@@ -95,9 +137,14 @@ def _encode_header(magic: bytes, ctime: int, csum: bytes, rest: bytes = b"") -> 
 class FixedIndex(Index):
     """A `.fidx`. Look-ups are O(1)."""
 
-    def __init__(self, raw: bytes) -> None:
-        """Parses and verifies the stored file `raw`. Raises DamageError."""
-        csum = _header(raw, FIXED_MAGIC)
+    _magic = FIXED_MAGIC
+
+    def __init__(self, raw: bytes, key: Key | None = None) -> None:
+        """Parses and verifies the stored file `raw`. Raises DamageError.
+
+        `key`: the one that encrypts the archive; the digest of a hole depends on it.
+        """
+        self.csum = _header(raw, self._magic)
         self.size: int
         self._chunk_size: int
         self.size, self._chunk_size = _FIXED_HEADER.unpack_from(raw, _HEADER.size)
@@ -110,11 +157,33 @@ class FixedIndex(Index):
         expected = HEADER_SIZE + self.count * DIGEST_SIZE
         if len(raw) != expected:
             raise DamageError(f"index has {len(raw)} bytes where its header makes it {expected}")
-        self.csum = hashlib.sha256(memoryview(raw)[HEADER_SIZE:]).digest()
-        if self.csum != csum:
-            raise DamageError("index checksum mismatch")
-        # Kept whole, header and all: cutting the header off would copy 128 MiB for 16 TiB.
-        self._raw = raw
+        self._take_table(raw)
+        self._holes = self._learn_holes(raw, key)
+        self.data_size = self.size - self._holes.count(1) * chunk_size
+        if self.count and self.is_hole(self.count - 1):  # which may be shorter than the others
+            self.data_size += self.count * chunk_size - self.size
+
+    def _learn_holes(self, raw: bytes, key: Key | None) -> bytes:
+        """A byte for each chunk: 1 for a hole, 0 for data."""
+        holes = bytearray()
+        if self.count > 1:
+            zero = zero_digest(self._chunk_size, key)
+            view = memoryview(raw)
+            for first in range(0, self.count, _STEP):
+                count = min(_STEP, self.count - first)
+                start = HEADER_SIZE + first * DIGEST_SIZE
+                end = start + count * DIGEST_SIZE
+                # A search is fast, and most of an image has no holes. What it finds may lie across two
+                # digests, so then each is compared.
+                if raw.find(zero, start, end) < 0:
+                    holes += bytes(count)
+                else:
+                    holes += bytes([d == zero for (d,) in _FIXED_ENTRY.iter_unpack(view[start:end])])
+        if self.count:
+            # The last chunk may be short, and then its digest as a hole is another one.
+            start, end = self.span(self.count - 1)
+            holes[self.count - 1 :] = bytes([raw[-DIGEST_SIZE:] == zero_digest(end - start, key)])
+        return bytes(holes)
 
     @property
     def chunk_size(self) -> int:
@@ -127,62 +196,38 @@ class FixedIndex(Index):
         start = chunk * self._chunk_size
         return start, min(start + self._chunk_size, self.size)
 
-    def digest(self, chunk: int) -> bytes:
+    def find_digest(self, chunk: int) -> bytes | None:
+        raw = self._raw
         start = HEADER_SIZE + chunk * DIGEST_SIZE
-        return self._raw[start : start + DIGEST_SIZE]
+        return raw[start : start + DIGEST_SIZE] if raw is not None else None
 
-    def run(self, chunk: int, key: Key | None, stop: int | None = None) -> tuple[bool, int]:
-        hole = self.is_hole(chunk, key)
-        # The last chunk may be short, so its digest as a hole is another one: it is looked at by itself.
-        last = self.count - 1
+    def is_hole(self, chunk: int) -> bool:
+        return self._holes[chunk] == 1
+
+    def run(self, chunk: int, stop: int | None = None) -> tuple[bool, int]:
+        hole = self._holes[chunk]
         stop = self.count if stop is None else min(max(stop, chunk + 1), self.count)
-        zero = zero_digest(self._chunk_size, key)
-        search = self._zeros_end if hole else self._zeros_start
-        end = search(chunk, min(stop, last), zero)
-        if end == last < stop and self.is_hole(last, key) == hole:
-            end = self.count
-        return hole, end
-
-    def _zeros_start(self, chunk: int, stop: int, zero: bytes) -> int:
-        """The first of the chunks `chunk` … `stop` - 1 that is zero, or `stop`."""
-        base = HEADER_SIZE
-        limit = base + stop * DIGEST_SIZE
-        at = base + chunk * DIGEST_SIZE
-        while (at := self._raw.find(zero, at, limit)) >= 0:
-            if (at - base) % DIGEST_SIZE == 0:
-                return (at - base) // DIGEST_SIZE
-            at += 1  # across two digests: a made-up index, never chance
-        return stop
-
-    def _zeros_end(self, chunk: int, stop: int, zero: bytes) -> int:
-        """The first of the chunks `chunk` … `stop` - 1 that is not zero, or `stop`."""
-        # Compared in growing steps: a 16 TiB image may begin with a million holes.
-        step = 1
-        while chunk < stop and step:
-            step = min(step, stop - chunk)
-            start = HEADER_SIZE + chunk * DIGEST_SIZE
-            if self._raw[start : start + step * DIGEST_SIZE] == zero * step:
-                chunk += step
-                step = min(step * 2, 4096)
-            else:
-                step //= 2
-        return chunk
+        end = self._holes.find(1 - hole, chunk + 1, stop)
+        return hole == 1, stop if end < 0 else end
 
 
 class DynamicIndex(Index):
-    """A `.didx`. Look-ups are O(log n)."""
+    """A `.didx`. Look-ups are O(log n).
+
+    It has no holes: chunks of a stream are cut where its content says, so zero chunks have many lengths and
+    each would need a digest of its own. A pxar stream has no holes worth that.
+    """
+
+    _magic = DYNAMIC_MAGIC
 
     def __init__(self, raw: bytes) -> None:
         """Parses and verifies the stored file `raw`. Raises DamageError."""
-        csum = _header(raw, DYNAMIC_MAGIC)
+        self.csum = _header(raw, self._magic)
         body = memoryview(raw)[HEADER_SIZE:]
         if len(body) % _DYNAMIC_ENTRY.size:
             raise DamageError(f"index cut short: {len(raw)} bytes is not a whole number of entries")
-        self.csum = hashlib.sha256(body).digest()
-        if self.csum != csum:
-            raise DamageError("index checksum mismatch")
+        self._take_table(raw)
         self.count = len(body) // _DYNAMIC_ENTRY.size
-        self._raw = raw
         self._ends = array("Q")
         previous = 0
         for end, _digest in _DYNAMIC_ENTRY.iter_unpack(body):
@@ -190,7 +235,7 @@ class DynamicIndex(Index):
                 raise DamageError(f"index claims a chunk from {previous} to {end}")
             self._ends.append(end)
             previous = end
-        self.size = previous
+        self.size = self.data_size = previous
 
     @property
     def chunk_size(self) -> None:
@@ -202,17 +247,16 @@ class DynamicIndex(Index):
     def span(self, chunk: int) -> tuple[int, int]:
         return (self._ends[chunk - 1] if chunk else 0), self._ends[chunk]
 
-    def digest(self, chunk: int) -> bytes:
+    def find_digest(self, chunk: int) -> bytes | None:
+        raw = self._raw
         start = HEADER_SIZE + chunk * _DYNAMIC_ENTRY.size + 8
-        return self._raw[start : start + DIGEST_SIZE]
+        return raw[start : start + DIGEST_SIZE] if raw is not None else None
 
-    def run(self, chunk: int, key: Key | None, stop: int | None = None) -> tuple[bool, int]:
-        # Chunks of a stream are cut where its content says, so zero chunks have many lengths and each
-        # would need a digest of its own. A pxar stream has no holes worth that.
-        return False, self.count
-
-    def is_hole(self, chunk: int, key: Key | None) -> bool:
+    def is_hole(self, chunk: int) -> bool:
         return False
+
+    def run(self, chunk: int, stop: int | None = None) -> tuple[bool, int]:
+        return False, self.count if stop is None else min(max(stop, chunk + 1), self.count)
 
 
 def encode_fixed(digests: Sequence[bytes], *, size: int, chunk_size: int, ctime: int) -> tuple[bytes, bytes]:

@@ -157,14 +157,14 @@ class Image:
         end = min(offset + size, self.size)
         stop = self.index.find(end - 1) + 1 if offset < end else 0
         while offset < end:
-            hole, behind = self.index.run(self.index.find(offset), self._key, stop)
+            hole, behind = self.index.run(self.index.find(offset), stop)
             run_end = min(self.index.span(behind - 1)[1], end)
             yield Extent(offset, run_end - offset, hole)
             offset = run_end
 
     def data_size(self) -> int:
         """Bytes of the image that are not holes."""
-        return sum(extent.length for extent in self.extents(0, self.size) if not extent.hole)
+        return self.index.data_size
 
     def next_data(self, offset: int) -> int | None:
         """The first byte from `offset` on that is not in a hole; None where only a hole follows."""
@@ -183,10 +183,9 @@ class Image:
     def data_chunks(self, offset: int, size: int) -> Iterator[int]:
         """The numbers of the chunks that hold `size` bytes of data from `offset` on; holes don't count."""
         while offset < self.size and size > 0:
-            # Chunk by chunk where there is data: to find the end of a run of it takes long in a large image.
             number = self.index.find(offset)
-            if self.index.is_hole(number, self._key):
-                _hole, behind = self.index.run(number, self._key)
+            if self.index.is_hole(number):
+                _hole, behind = self.index.run(number)
                 offset = self.index.span(behind - 1)[1]
                 continue
             yield number
@@ -205,7 +204,7 @@ class Image:
 
     def _at_hand(self, number: int) -> Buffer | None:
         start, end = self.index.span(number)
-        if number in self._zero_chunks or self.index.is_hole(number, self._key):
+        if number in self._zero_chunks or self.index.is_hole(number):
             return _ZEROS[: end - start]
         data = self.store.peek(self.index.digest(number), self._key)
         # Two indexes may name one digest with different lengths; at most one of them tells the truth.

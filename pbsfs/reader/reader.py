@@ -80,7 +80,7 @@ class Reader:
             told = await self._as_in_manifest(info, file)
             encrypted = told.crypt_mode is CryptMode.ENCRYPT
             key = await self._key(info, told) if encrypted else None
-            index = await self._index(info.snapshot, told)
+            index = await self._index(info.snapshot, told, key)
             image = Image(
                 self.store,
                 info.snapshot,
@@ -212,10 +212,11 @@ class Reader:
             f"{snapshot}/{file.archive.name} is {done} with the key {named}, which was not given{given}"
         )
 
-    async def _index(self, snapshot: Snapshot, file: FileInfo) -> Index:
+    async def _index(self, snapshot: Snapshot, file: FileInfo, key: Key | None) -> Index:
         raw = await self._fetch(snapshot, file, _index_limit(file))
         try:
-            return await _work(len(raw), _parse_index, raw, file)
+            # In a thread, however small the index is: the digest of a hole may be that of 16 MiB.
+            return await trio.to_thread.run_sync(_parse_index, raw, file, key)
         except DamageError as error:
             raise DamageError(f"{snapshot}/{file.archive}: {error}") from None
 
@@ -255,8 +256,8 @@ def _index_limit(file: FileInfo) -> int:
     return min(max(HEADER_SIZE + entries, 1 << 20), MAX_INDEX_SIZE)
 
 
-def _parse_index(raw: bytes, file: FileInfo) -> Index:
-    index: Index = FixedIndex(raw) if file.archive.kind is ArchiveKind.FIXED else DynamicIndex(raw)
+def _parse_index(raw: bytes, file: FileInfo, key: Key | None) -> Index:
+    index: Index = FixedIndex(raw, key) if file.archive.kind is ArchiveKind.FIXED else DynamicIndex(raw)
     if file.csum is not None and index.csum != file.csum:
         raise DamageError("checksum differs from the manifest")
     if index.size != file.size:

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from pbsfs.errors import DamageError, PbsfsError
 from pbsfs.formats import blob
-from pbsfs.formats.index import DynamicIndex, FixedIndex, Index, encode_dynamic, encode_fixed
+from pbsfs.formats.index import (
+    DynamicIndex,
+    FixedIndex,
+    Index,
+    TableDroppedError,
+    encode_dynamic,
+    encode_fixed,
+)
 from pbsfs.formats.keys import Key
 from tests.support import byhand
 from tests.support.made import KEY
@@ -27,9 +34,9 @@ CTIME = range(24 * 8, 32 * 8)
 UNCHECKED = [*UUID, *CTIME]  # no content depends on them, and no checksum covers them
 
 
-def fixed(digests: list[bytes], tail: int = CHUNK) -> FixedIndex:
+def fixed(digests: list[bytes], tail: int = CHUNK, key: Key | None = None) -> FixedIndex:
     """An index of whole chunks, but for the last one of `tail` bytes."""
-    return FixedIndex(byhand.fixed(digests, size=(len(digests) - 1) * CHUNK + tail, chunk_size=CHUNK))
+    return FixedIndex(byhand.fixed(digests, size=(len(digests) - 1) * CHUNK + tail, chunk_size=CHUNK), key)
 
 
 def digest(seed: int) -> bytes:
@@ -140,7 +147,7 @@ def test_runs_of_holes_are_those_that_a_look_at_every_chunk_finds(
     holes = [word == "zero" for word in pattern]
     holes.append(last == "zero" or (last == "zero of a whole chunk" and tail == CHUNK))
 
-    check_runs(fixed(digests, tail), holes, range(len(holes)), key)
+    check_runs(fixed(digests, tail, key), holes, range(len(holes)), tail)
 
 
 @given(
@@ -154,37 +161,108 @@ def test_long_runs_of_holes_are_found_to_their_very_end(runs: list[tuple[bool, i
     ends = list(accumulate(count for _hole, count in runs))
     near = {at for end in [0, *ends] for at in (end - 2, end - 1, end, end + 1) if 0 <= at < len(holes)}
 
-    check_runs(fixed(digests, tail), holes, near, None)
+    check_runs(fixed(digests, tail), holes, near, tail)
 
 
-def check_runs(index: FixedIndex, holes: list[bool], chunks: range | set[int], key: Key | None) -> None:
+def check_runs(index: FixedIndex, holes: list[bool], chunks: range | set[int], tail: int) -> None:
     changes = [at for at in range(1, len(holes)) if holes[at] != holes[at - 1]] + [len(holes)]
     for chunk in chunks:
-        assert index.is_hole(chunk, key) == holes[chunk]
-        assert index.run(chunk, key) == (holes[chunk], changes[bisect_right(changes, chunk)])
+        change = changes[bisect_right(changes, chunk)]
+        assert index.is_hole(chunk) == holes[chunk]
+        assert index.run(chunk) == (holes[chunk], change)
+        assert index.run(chunk, chunk) == (holes[chunk], chunk + 1)
+        assert index.run(chunk, chunk + 7) == (holes[chunk], min(chunk + 7, change))
+    data = [chunk for chunk, hole in enumerate(holes) if not hole]
+    short = CHUNK - tail if data and data[-1] == len(holes) - 1 else 0
+    assert index.data_size == len(data) * CHUNK - short
 
 
 def test_a_zero_digest_across_two_digests_is_no_hole() -> None:
     index = fixed([DATA, DATA[:31] + ZERO[:1], ZERO[1:] + DATA[:1], ZERO, DATA])
 
-    assert index.run(0, None) == (False, 3)
-    assert index.run(3, None) == (True, 4)
+    assert index.run(0) == (False, 3)
+    assert index.run(3) == (True, 4)
 
 
 def test_the_holes_of_an_encrypted_image_are_those_of_its_key() -> None:
-    index = fixed([KEY.digest(bytes(CHUNK)), ZERO, DATA])
+    digests = [KEY.digest(bytes(CHUNK)), ZERO, DATA]
+    plain, encrypted = fixed(digests), fixed(digests, key=KEY)
 
-    assert index.run(0, KEY) == (True, 1)
-    assert index.run(0, None) == (False, 1)
-    assert index.run(1, None) == (True, 2)
-    assert index.run(1, KEY) == (False, 3)
+    assert encrypted.run(0) == (True, 1)
+    assert plain.run(0) == (False, 1)
+    assert plain.run(1) == (True, 2)
+    assert encrypted.run(1) == (False, 3)
+
+
+def test_holes_are_learned_once_and_never_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {}
+    for count in (10, 100_000):
+        asked = counts[count] = [0]
+
+        def counting(length: int, key: Key | None, asked: list[int] = asked) -> bytes:
+            asked[0] += 1
+            return blob.zero_digest(length, key)
+
+        monkeypatch.setattr("pbsfs.formats.index.zero_digest", counting)
+        index = fixed([ZERO, DATA] * (count // 2), tail=9)
+        for chunk in range(0, count, 7):
+            index.is_hole(chunk)
+            index.run(chunk)
+    assert counts == {10: [2], 100_000: [2]}  # one for whole chunks, one for the last
+
+
+# --- the table alone can be dropped
+
+
+def test_what_needs_no_digests_is_known_without_the_table() -> None:
+    plain = byhand.fixed([DATA, ZERO, DATA], size=2 * CHUNK + 5, chunk_size=CHUNK)
+    stream = byhand.dynamic([(5, DATA), (6, ZERO)])
+    for index, stored in ((FixedIndex(plain), plain), (DynamicIndex(stream), stream)):
+        assert index.table_size == index.stored_size == len(stored)
+        before = answers(index)
+        digests = [index.digest(chunk) for chunk in range(index.count)]
+        index.drop_table()
+        assert (index.table_size, index.stored_size) == (0, len(stored))
+        assert answers(index) == before
+        assert index.find_digest(0) is None
+        with pytest.raises(TableDroppedError):
+            index.digest(1)
+        index.restore_table(stored)
+        assert index.table_size == len(stored)
+        assert [index.digest(chunk) for chunk in range(index.count)] == digests
+
+
+def answers(index: Index) -> list[object]:
+    chunks = range(index.count)
+    return [
+        *(index.size, index.data_size, index.count, index.csum, index.chunk_size),
+        *([index.span(chunk), index.is_hole(chunk), index.run(chunk)] for chunk in chunks),
+        *(index.find(offset) for offset in range(0, index.size, 1000)),
+    ]
+
+
+def test_a_table_is_restored_from_the_same_index_only() -> None:
+    plain = byhand.fixed([DATA, ZERO], size=2 * CHUNK, chunk_size=CHUNK)
+    index = FixedIndex(plain)
+    index.drop_table()
+    for bit in range(4096 * 8, len(plain) * 8, 5):
+        with pytest.raises(DamageError, match="checksum mismatch"):
+            index.restore_table(byhand.flipped(plain, bit))
+    other = byhand.fixed([ZERO, DATA], size=2 * CHUNK, chunk_size=CHUNK)
+    for stored in (other, byhand.fixed([DATA], size=CHUNK, chunk_size=CHUNK)):
+        with pytest.raises(DamageError, match="not the one that was opened; open the file again"):
+            index.restore_table(stored)
+    with pytest.raises(DamageError, match="cut short"):
+        index.restore_table(plain[:100])
+    assert index.table_size == 0
 
 
 def test_a_stream_has_no_holes() -> None:
     index = DynamicIndex(byhand.dynamic([(CHUNK, ZERO), (2 * CHUNK, ZERO), (2 * CHUNK + 1, DATA)]))
 
-    assert not index.is_hole(0, None)
-    assert [index.run(chunk, None) for chunk in range(3)] == [(False, 3)] * 3
+    assert not index.is_hole(0)
+    assert [index.run(chunk) for chunk in range(3)] == [(False, 3)] * 3
+    assert index.data_size == index.size
 
 
 # --- every check
@@ -317,7 +395,7 @@ class Archive:
         for chunk in range(index.count):
             start, end = index.span(chunk)
             assert index.find(start) == index.find(end - 1) == chunk
-            if index.is_hole(chunk, None):
+            if index.is_hole(chunk):
                 parts.append(bytes(end - start))
             else:
                 name = index.digest(chunk)

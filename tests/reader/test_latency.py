@@ -1,0 +1,115 @@
+"""Nothing keeps the trio loop from its other tasks for long, however large an image is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from pbsfs.formats import blob, index
+from pbsfs.formats.manifest import CryptMode
+from pbsfs.names import Archive
+from pbsfs.reader.image import Image
+from pbsfs.reader.reader import open_reader
+from pbsfs.sources.base import FileInfo, SnapshotInfo
+from pbsfs.tree import ImageFile, Tree
+from tests.support import made
+from tests.support.sources import MemorySource
+
+TIB = 1 << 40
+CHUNK = 4 << 20
+NAME = "disk.img.fidx"
+SNAPSHOT = made.snapshot()
+DATA = b"data" * (CHUNK // 4)
+
+LIMIT = 0.05
+"""Seconds of the processor's time that one step of a task may take."""
+
+
+class _Steps(trio.abc.Instrument):
+    """Measures the processor's time of each step of a task: what else the machine does is not counted."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._since = time.thread_time()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._since = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.longest = max(self.longest, time.thread_time() - self._since)
+
+
+@contextmanager
+def measured_steps() -> Iterator[_Steps]:
+    steps = _Steps()
+    trio.lowlevel.add_instrument(steps)
+    try:
+        yield steps
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+
+
+def holding(size: int, pattern: str) -> tuple[MemorySource, SnapshotInfo]:
+    """A source with an image of `size` bytes: `pattern` ('0' a hole, 'd' data) again and again."""
+    source = MemorySource()
+    digests = {"0": blob.zero_digest(CHUNK, None), "d": source.add_chunk(DATA)}
+    count = size // CHUNK
+    body = b"".join(digests[kind] for kind in pattern) * (count // len(pattern))
+    raw, csum = index.encode_fixed([body], size=size, chunk_size=CHUNK, ctime=0)
+    source.files[SNAPSHOT, Archive(NAME)] = raw
+    file = FileInfo(Archive(NAME), size, CryptMode.NONE, csum)
+    source.infos[SNAPSHOT] = SnapshotInfo(SNAPSHOT, (file,))
+    return source, source.infos[SNAPSHOT]
+
+
+async def use(image: Image) -> None:
+    """Seeks and reads all over the image."""
+    for place in range(0, image.size, image.size // CHUNK // 50 * CHUNK):
+        data = image.next_data(place)
+        image.next_hole(place)
+        next(image.extents(place, image.size))
+        handle = image.handle()
+        if data is not None:
+            assert await handle.read(data, 512) == DATA[:512]
+        handle.close()
+        await trio.lowlevel.checkpoint()
+
+
+def test_opening_looking_at_seeking_and_reading_large_images_leaves_the_loop_free() -> None:
+    async def main(size: int, pattern: str) -> None:
+        source, _info = holding(size, pattern)
+        async with open_reader(source) as reader:
+            node = await Tree(reader).find(f"{SNAPSHOT}/disk.img")
+            assert isinstance(node, ImageFile)
+            with measured_steps() as steps:
+                share = pattern.count("d") / len(pattern)
+                assert (await node.stat()).data_size == size * share
+                await use(await node.open())
+                await node.open()
+            assert steps.longest < LIMIT, pattern
+
+    for size, pattern in ((4 * TIB, "0d"), (4 * TIB, "0"), (4 * TIB, "d"), (2 * TIB, "d0000d")):
+        trio.run(main, size - size % (CHUNK * len(pattern)), pattern)  # on a true clock, as it is measured
+
+
+def test_other_tasks_run_while_an_index_is_read() -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        source, info = holding(16 * TIB, "0d")
+        async with open_reader(source) as reader, trio.open_nursery() as nursery:
+            nursery.start_soon(tick)
+            await reader.open_image(info, info.files[0])
+            assert ticks > 20
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
