@@ -403,17 +403,21 @@ class File(Node):
 class ImageFile(File):
     """An archive with an index: a disk image or a pxar stream."""
 
-    __slots__ = ()
+    __slots__ = ("_csum",)
+
+    def __init__(self, tree: Tree, path: str, info: SnapshotInfo, file: FileInfo) -> None:
+        super().__init__(tree, path, info, file)
+        self._csum: bytes | None = None  # of the index that `_stat` was taken from
 
     async def open(self) -> Image:
-        """Raises DamageError, KeyRequiredError, SourceError."""
-        image = await self.tree.reader.open_image(self.info, self.file)
-        if self._stat is None or self._stat.data_size == image.size:
-            self._stat = self._exact(image)
+        """The present content, however old the listing. Raises DamageError, KeyRequiredError, SourceError."""
+        image = await self.tree.reader.open_image(self.info, self.file, self.tree.refresh)
+        if self._csum != image.index.csum:
+            self._stat, self._csum = self._exact(image), image.index.csum
         return image
 
     async def _look(self) -> Stat:
-        return self._exact(await self.tree.reader.open_image(self.info, self.file))
+        return self._exact(await self.tree.reader.open_image(self.info, self.file, self.tree.refresh))
 
     def _exact(self, image: Image) -> Stat:
         return Stat(image.size, image.data_size(), self.info.snapshot.time)
@@ -439,12 +443,12 @@ class BlobFile(File):
 
     async def read(self) -> bytes:
         """The decoded content. Raises DamageError, KeyRequiredError, SourceError."""
-        data = await self.tree.reader.read_blob(self.info, self.file)
+        data = await self.tree.reader.read_blob(self.info, self.file, self.tree.refresh)
         self._stat = Stat(len(data), len(data), self.info.snapshot.time)
         return data
 
     async def _look(self) -> Stat:
-        size = await self.tree.reader.blob_size(self.info, self.file)
+        size = await self.tree.reader.blob_size(self.info, self.file, self.tree.refresh)
         return Stat(size, size, self.info.snapshot.time)
 
 

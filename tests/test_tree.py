@@ -680,3 +680,23 @@ async def test_facts_of_a_file_on_a_dear_source_open_nothing() -> None:
         assert facts["size"] == str(len(CONTENT))
         assert "chunk_size" not in facts
     assert source.calls["fetch_file"] == 0
+
+
+# --- a snapshot that is made again, and a listing that does not show it
+
+
+@in_trio
+async def test_a_file_made_again_with_the_same_size_opens_with_its_new_content_after_refresh() -> None:
+    source = filled(cheap_files=False)
+    async with shown(source, refresh=5) as tree:
+        disk = await image(tree, f"vm/100/{DAYS[0]}/{IMAGE}")
+        disk.file = replace(disk.file, csum=None)  # as a server lists it
+        old = await disk.open()
+        assert await old.read(0, 1 << 20) == CONTENT
+        content = made.image(2, "0rtr", tail=512)
+        source.add(made.snapshot("100"), FILES | {f"{IMAGE}.fidx": content})
+        await trio.sleep(5)
+        new = await disk.open()
+        assert await new.read(0, 1 << 20) == content
+        assert (await disk.stat()).data_size == 3 * CHUNK_SIZE + 512
+        assert await old.read(0, 1 << 20) == CONTENT

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
 
-from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError
+from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, SourceError
 from pbsfs.formats import blob
 from pbsfs.formats.index import (
     DYNAMIC_ENTRY_SIZE,
@@ -52,8 +54,28 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@dataclass(slots=True)
+class _Kept:
+    """A snapshot's manifest as it was fetched last.
+
+    `size` (bytes) and `digest` (SHA-256): of its text. `came`: when, by the loop's clock. The task that holds
+    `asking` fetches it; the others wait for what comes.
+    """
+
+    manifest: Manifest | None = None
+    size: int = 0
+    digest: bytes = b""
+    came: float = -math.inf
+    asking: trio.Lock = field(default_factory=trio.Lock)
+
+
 class Reader:
-    """Reads the snapshots of one source."""
+    """Reads the snapshots of one source.
+
+    A snapshot may be forgotten and made again under the same time, and a server's listing does not show that
+    where the sizes are the same. So images are kept by their checksums, which the manifest has; `max_age` is
+    the seconds for which a manifest is kept.
+    """
 
     def __init__(
         self,
@@ -70,17 +92,19 @@ class Reader:
         # by snapshot, archive and checksum, for as long as anybody holds one
         self._images: WeakValueDictionary[tuple[Snapshot, Archive, bytes | None], Image]
         self._images = WeakValueDictionary()
-        self._manifests: dict[Snapshot, Manifest] = {}
+        self._manifests: dict[Snapshot, _Kept] = {}  # the one that was used last is the last
 
-    async def open_image(self, info: SnapshotInfo, file: FileInfo) -> Image:
+    async def open_image(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> Image:
         """The image or stream of `file`. Raises DamageError, KeyRequiredError, SourceError."""
+        return await self._checked(self._open_image, info, file, max_age)
+
+    async def _open_image(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> Image:
         identity = (info.snapshot, file.archive, file.csum)
         image = self._images.get(identity)
         if image is None:
-            told = await self._as_in_manifest(info, file)
-            encrypted = told.crypt_mode is CryptMode.ENCRYPT
-            key = await self._key(info, told) if encrypted else None
-            index = await self._index(info.snapshot, told, key)
+            encrypted = file.crypt_mode is CryptMode.ENCRYPT
+            key = self._key(info, file, manifest) if encrypted else None
+            index = await self._index(info.snapshot, file, key)
             image = Image(
                 self.store,
                 info.snapshot,
@@ -94,19 +118,21 @@ class Reader:
             image = self._images.setdefault(identity, image)
         return image
 
-    async def read_blob(self, info: SnapshotInfo, file: FileInfo) -> bytes:
+    async def read_blob(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> bytes:
         """The decoded content of a `.blob` file. Raises like `open_image`."""
         if file.archive == MANIFEST and self._keys:
             return (await self._verified(info.snapshot))[0]  # not fetched again: that may be another one
-        file = await self._as_in_manifest(info, file)
+        return await self._checked(self._read_blob, info, file, max_age)
+
+    async def _read_blob(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> bytes:
         encrypted: bool | None = None  # not told: a log is not in the manifest
         if file.archive == MASTER_KEY_BLOB:
             encrypted = False
         elif file.crypt_mode is not None:
             encrypted = file.crypt_mode is CryptMode.ENCRYPT
-        key = await self._key(info, file) if encrypted else None
-        if encrypted is None and self._keys:
-            key = self._key_of(await self._manifest(info.snapshot))
+        key = self._key(info, file, manifest) if encrypted else None
+        if encrypted is None and manifest is not None:
+            key = self._key_of(manifest)
         raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
         where = f"{info.snapshot}/{file.archive.name}"
         try:
@@ -116,50 +142,92 @@ class Reader:
         except KeyRequiredError:
             raise self._key_missing(info.snapshot, file, info.key_fingerprint) from None
 
-    async def blob_size(self, info: SnapshotInfo, file: FileInfo) -> int:
+    async def blob_size(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> int:
         """The decoded bytes of a `.blob` file; what is stored where only the key could tell more."""
+        if file.archive == MANIFEST:
+            return (await self._manifest(info.snapshot, max_age)).size
         try:
-            return len(await self.read_blob(info, file))
+            return len(await self.read_blob(info, file, max_age))
         except KeyRequiredError:
             raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
             kind = blob.kind_of(raw)
             return len(raw) if kind.compressed else max(0, len(raw) - kind.header_size)
 
-    async def _as_in_manifest(self, info: SnapshotInfo, file: FileInfo) -> FileInfo:
-        """`file` as the manifest has it: verified where a key is at hand.
+    async def version(self, info: SnapshotInfo, max_age: float) -> bytes:
+        """The SHA-256 of the manifest's text: another one says that the snapshot's files may be others.
 
-        Without keys, what a listing took from the manifest itself is as good.
+        Raises DamageError, SourceError.
         """
-        if file.archive == CLIENT_LOG or (file.csum is not None and not self._keys):
-            return file
+        return (await self._manifest(info.snapshot, max_age)).digest
+
+    async def _checked(
+        self,
+        work: Callable[[SnapshotInfo, FileInfo, Manifest | None], Awaitable[R]],
+        info: SnapshotInfo,
+        file: FileInfo,
+        max_age: float,
+    ) -> R:
+        """What `work` returns for `file` as the manifest has it.
+
+        Where it finds damage, the manifest is fetched once more: it may be another one by now.
+        """
+        told = await self._as_in_manifest(info, file, max_age)
+        try:
+            return await work(info, *told)
+        except DamageError:
+            now = await self._as_in_manifest(info, file, 0, anew=True)
+            if now[0] == told[0] and told[1] in (None, now[1]):
+                raise
+        return await work(info, *now)
+
+    async def _as_in_manifest(
+        self, info: SnapshotInfo, file: FileInfo, max_age: float, *, anew: bool = False
+    ) -> tuple[FileInfo, Manifest | None]:
+        """`file` as the manifest has it, and the manifest: verified where keys are given.
+
+        Without keys, what a listing took from the manifest itself is as good, unless `anew` says to fetch it.
+        """
+        if file.archive == MANIFEST:
+            return file, None
+        if file.archive == CLIENT_LOG:
+            return file, (await self._manifest(info.snapshot, max_age)).manifest if self._keys else None
         sealed = file.crypt_mode is CryptMode.ENCRYPT and file.archive != MASTER_KEY_BLOB
         if sealed and not self._keys:
             raise self._key_missing(info.snapshot, file, info.key_fingerprint)  # without asking for more
-        if file.archive == MANIFEST:
-            return file
-        manifest = await self._manifest(info.snapshot)
+        if file.csum is not None and not self._keys and not anew:
+            return file, None
+        manifest = (await self._manifest(info.snapshot, max_age)).manifest
+        assert manifest is not None
         entry = _entry(manifest, file)
-        if entry is None:  # what is kept may be out of date
-            self._manifests.pop(info.snapshot, None)
-            manifest = await self._manifest(info.snapshot)
-            entry = _entry(manifest, file)
         if entry is None:
-            raise DamageError(f"{info.snapshot}/{file.archive}: the listing and the manifest contradict")
+            if not anew:
+                return await self._as_in_manifest(info, file, 0, anew=True)
+            raise SourceError(
+                f"{info.snapshot}/{file.archive}: the manifest differs from the listing; if the snapshot was "
+                f"made again, open the file again in some seconds"
+            )
         told = FileInfo(entry.archive, entry.size, entry.crypt_mode, entry.csum)
         bound = entry.crypt_mode is not CryptMode.NONE and entry.archive != MASTER_KEY_BLOB
         if self._keys and bound and self._key_of(manifest) is None:
             # Also where it is only signed: who gives keys wants no byte that they don't vouch for.
             raise self._key_missing(info.snapshot, told, manifest.key_fingerprint)
-        return told
+        return told, manifest
 
-    async def _manifest(self, snapshot: Snapshot) -> Manifest:
-        manifest = self._manifests.get(snapshot)
-        if manifest is None:
-            _text, manifest = await self._verified(snapshot)
-            self._manifests[snapshot] = manifest
-            while len(self._manifests) > MAX_MANIFESTS:
-                del self._manifests[next(iter(self._manifests))]
-        return manifest
+    async def _manifest(self, snapshot: Snapshot, max_age: float) -> _Kept:
+        """The manifest, fetched less than `max_age` seconds ago; all who ask at once wait for one answer."""
+        kept = self._manifests.pop(snapshot, None) or _Kept()
+        self._manifests[snapshot] = kept
+        while len(self._manifests) > MAX_MANIFESTS:
+            del self._manifests[next(iter(self._manifests))]
+        came = kept.came
+        async with kept.asking:
+            came_meanwhile = kept.came != came
+            old = kept.manifest is None or trio.current_time() - kept.came >= max_age
+            if old and not came_meanwhile:
+                text, kept.manifest = await self._verified(snapshot)
+                kept.size, kept.digest = len(text), hashlib.sha256(text).digest()
+                kept.came = trio.current_time()
+        return kept
 
     async def _verified(self, snapshot: Snapshot) -> tuple[bytes, Manifest]:
         """The manifest as it is stored now, as text too; held against the keys at hand."""
@@ -192,14 +260,12 @@ class Reader:
             return self._keys.get(manifest.key_fingerprint)
         return next((key for key in self._keys.values() if manifest.is_signed_by(key)), None)
 
-    async def _key(self, info: SnapshotInfo, file: FileInfo) -> Key:
-        if self._keys:
-            manifest = await self._manifest(info.snapshot)
-            key = self._key_of(manifest)
-            if key is not None:
-                return key
-            raise self._key_missing(info.snapshot, file, manifest.key_fingerprint)
-        raise self._key_missing(info.snapshot, file, info.key_fingerprint)
+    def _key(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> Key:
+        key = None if manifest is None else self._key_of(manifest)
+        if key is None:
+            named = info if manifest is None else manifest
+            raise self._key_missing(info.snapshot, file, named.key_fingerprint)
+        return key
 
     def _key_missing(self, snapshot: Snapshot, file: FileInfo, fingerprint: str | None) -> KeyRequiredError:
         done = "signed" if file.crypt_mode is CryptMode.SIGN_ONLY else "encrypted"

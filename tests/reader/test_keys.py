@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from pbsfs.credentials import Secret
-from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError
+from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError, SourceError
 from pbsfs.formats import blob
 from pbsfs.formats.blob import BlobKind
 from pbsfs.formats.index import FixedIndex
@@ -747,7 +747,7 @@ async def test_a_listing_that_lies_changes_nothing(name: str, lie: Callable[[Fil
 
 
 @in_trio
-async def test_a_listing_that_names_what_the_manifest_has_not_is_damage() -> None:
+async def test_what_is_listed_otherwise_than_the_manifest_has_it_is_refused() -> None:
     source, info = stored()
     evil = blob.encode(b"evil")
     source.files[NEWER, Archive("evil.blob")] = evil
@@ -758,7 +758,7 @@ async def test_a_listing_that_names_what_the_manifest_has_not_is_damage() -> Non
     told = replace(info, files=(more, size, other))
     async with open_reader(source, keys=ring(KEY)) as reader:
         for name in ("evil.blob", DISK, CONF):
-            with pytest.raises(DamageError, match="the listing and the manifest contradict"):
+            with pytest.raises(SourceError, match="the manifest differs from the listing"):
                 await read(reader, told, name)
 
 

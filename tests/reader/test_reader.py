@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -37,6 +39,91 @@ def stored(mode: CryptMode = CryptMode.NONE) -> tuple[MemorySource, SnapshotInfo
 
 
 # --- images
+
+
+def listed_by_a_server(info: SnapshotInfo) -> SnapshotInfo:
+    """`info` without checksums, which a server's listing does not have."""
+    return replace(info, files=tuple(replace(file, csum=None) for file in info.files))
+
+
+@in_trio
+async def test_ten_who_open_an_image_at_once_fetch_the_manifest_once() -> None:
+    source, info = stored()
+    info = listed_by_a_server(info)
+    for max_age in (math.inf, 5.0, 0.0):
+        source.calls.clear()
+        gate = source.hold("fetch_file")
+        async with open_reader(source) as reader, trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(reader.open_image, info, file_of(info, NAME), max_age)
+            await wait_all_tasks_blocked()
+            assert source.calls["fetch_file"] == 1
+            gate.set()
+
+
+@in_trio
+async def test_who_gives_up_waiting_for_a_manifest_does_not_spoil_it_for_the_others() -> None:
+    source, info = stored()
+    info = listed_by_a_server(info)
+    gate = source.hold("fetch_file")
+    async with open_reader(source) as reader, trio.open_nursery() as nursery:
+        with trio.move_on_after(1) as scope:
+            await reader.open_image(info, file_of(info, NAME))
+        assert scope.cancelled_caught
+        nursery.start_soon(reader.open_image, info, file_of(info, NAME))
+        await wait_all_tasks_blocked()
+        gate.set()
+
+
+@in_trio
+async def test_a_manifest_is_kept_for_the_given_age() -> None:
+    source, info = stored()
+    info = listed_by_a_server(info)
+    async with open_reader(source) as reader:
+        image = await reader.open_image(info, file_of(info, NAME), 5)
+        await trio.sleep(4.9)
+        assert await reader.open_image(info, file_of(info, NAME), 5) is image
+        assert source.calls["fetch_file"] == 2  # manifest and index
+        await trio.sleep(0.1)
+        assert await reader.open_image(info, file_of(info, NAME), 5) is image
+        assert source.calls["fetch_file"] == 3  # the manifest, and it is the same
+        assert await reader.open_image(info, file_of(info, NAME)) is image
+        assert source.calls["fetch_file"] == 3
+
+
+@pytest.mark.parametrize("age", [0.0, 1.0, 5.0])
+@in_trio
+async def test_a_snapshot_that_was_made_again_with_the_same_sizes_opens_with_its_new_content(
+    age: float,
+) -> None:
+    source, info = stored()
+    info = listed_by_a_server(info)
+    size, text = len(CONTENT), (b"cores: 2\n" * 50).swapcase()
+    async with open_reader(source) as reader:
+        old = await reader.open_image(info, file_of(info, NAME), 5)
+        assert await reader.read_blob(info, file_of(info, CONF), 5) == text.swapcase()
+        contents = {NAME: random.Random(5).randbytes(size), CONF: text}
+        again = listed_by_a_server(source.add(SNAPSHOT, contents))
+        assert all(file_of(again, name) == file_of(info, name) for name in contents)
+        await trio.sleep(age)
+        assert await reader.read_blob(info, file_of(info, CONF), 5) == text
+        new = await reader.open_image(info, file_of(info, NAME), 5)
+        assert await new.read(0, size) == contents[NAME]
+        assert await old.read(0, size) == CONTENT  # what is open goes on
+
+
+@in_trio
+async def test_an_index_that_is_damaged_is_compared_with_the_present_manifest_before_it_is_called_so() -> (
+    None
+):
+    source, info = stored()
+    raw = source.files[SNAPSHOT, Archive(NAME)]
+    source.files[SNAPSHOT, Archive(NAME)] = raw[:-1] + bytes([raw[-1] ^ 1])
+    info = listed_by_a_server(info)
+    async with open_reader(source) as reader:
+        with pytest.raises(DamageError, match="checksum"):
+            await reader.open_image(info, file_of(info, NAME))
+        assert source.calls["fetch_file"] == 3  # the manifest twice, and the index
 
 
 @in_trio
@@ -104,6 +191,7 @@ async def test_an_index_that_differs_from_the_manifest_is_refused(
 ) -> None:
     source, info = stored()
     file = replace(file_of(info, NAME), **change)  # type: ignore[arg-type]
+    source.set_manifest(SNAPSHOT, [file], None)
     async with open_reader(source) as reader:
         with pytest.raises(DamageError, match=text) as caught:
             await reader.open_image(info, file)

@@ -56,12 +56,13 @@ _MAX_INDEX = (1 << 30) + 4096
 class _Reader:
     """A session and the indexes that were downloaded in it: the server gives no chunk of any other.
 
-    `retiring`: it takes no new users, because another snapshot waits for its place.
+    `indexes`: length and checksum of each. `retiring`: it takes no new users, because another snapshot waits
+    for its place, or its own snapshot was made again since it was opened.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.indexes: set[Archive] = set()
+        self.indexes: dict[Archive, tuple[int, bytes]] = {}
         self.downloading: dict[Archive, trio.Lock] = {}
         self.users = 0
         self.retiring = False
@@ -104,13 +105,13 @@ class SessionPool:
     async def chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         """The stored bytes of a chunk of `archive`. Raises SourceError and its kin, and DamageError."""
         async with self._reader(snapshot) as reader:
-            if archive not in reader.indexes:
+            if not self._has_index(reader, snapshot, archive):
                 async with reader.downloading.setdefault(archive, trio.Lock()):
-                    if archive not in reader.indexes:
+                    if not self._has_index(reader, snapshot, archive):
                         await self._download(reader, snapshot, archive, None)
             answer = await reader.session.get(f"/chunk?digest={digest.hex()}", limit)
             if answer.status == 401:  # not for who we are, which is looked at when a session is opened
-                raise DamageError(f"the server's index does not name it: {_words(answer)}")
+                raise _replaced(snapshot, archive)
             if answer.status in (400, 404):
                 # The server names the chunk's file and what is wrong with it.
                 raise DamageError(f"the server can't read it: {_words(answer)}")
@@ -161,10 +162,24 @@ class SessionPool:
         body = self._body(answer)
         found = len(body), await trio.to_thread.run_sync(_sum, body)
         if again and known not in (None, found):
-            raise DamageError(f"{snapshot}/{archive}: the index on the server is not the one it was")
+            raise _replaced(snapshot, archive)
+        if known not in (None, found):
+            self._retire(snapshot)
         self._sums[snapshot, archive] = found
-        reader.indexes.add(archive)
+        reader.indexes[archive] = found
         return body
+
+    def _has_index(self, reader: _Reader, snapshot: Snapshot, archive: Archive) -> bool:
+        """Whether the index as it was read last was downloaded in this session."""
+        return reader.indexes.get(archive, ()) == self._sums.get((snapshot, archive))
+
+    def _retire(self, snapshot: Snapshot) -> None:
+        """Ends the sessions to `snapshot` when their requests are answered: their lock is that of a snapshot
+        that was forgotten, and does not protect the one that was made in its place."""
+        for reader in list(self._readers.get(snapshot, ())):
+            reader.retiring = True
+            if reader.users == 0:
+                self._drop(snapshot, reader)
 
     @asynccontextmanager
     async def _reader(self, snapshot: Snapshot) -> AsyncIterator[_Reader]:
@@ -348,6 +363,13 @@ def snapshot_query(store: str, snapshot: Snapshot) -> dict[str, str]:
     if snapshot.group.namespace.parts:
         query["ns"] = str(snapshot.group.namespace)
     return query
+
+
+def _replaced(snapshot: Snapshot, archive: Archive) -> SourceError:
+    return SourceError(
+        f"{snapshot}/{archive}: the index on the server is not the one that was opened; "
+        f"if the snapshot was made again, open the file again"
+    )
 
 
 def _sum(data: bytes) -> bytes:

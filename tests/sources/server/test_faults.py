@@ -397,7 +397,9 @@ def test_a_snapshot_that_stays_locked_is_an_error_that_says_so(server: Reference
         read_through(server, retry_timeout=0.05)
 
 
-def test_an_index_that_changed_while_we_were_away_is_damage(own: ReferenceServer, tmp_path: Path) -> None:
+def test_an_index_that_changed_while_we_were_away_is_an_error_and_not_damage(
+    own: ReferenceServer, tmp_path: Path
+) -> None:
     file = stored(tmp_path) / IMAGE.filename
     original = file.read_bytes()
 
@@ -410,12 +412,12 @@ def test_an_index_that_changed_while_we_were_away_is_damage(own: ReferenceServer
             file.write_bytes(other)
             own.drop_connections()
             for _turn in range(2):
-                with pytest.raises(DamageError, match="is not the one it was"):
+                with pytest.raises(SourceError, match=r"not the one that was opened; .* open the file again"):
                     await image.read(5 * CHUNK, CHUNK)
             for content in (original[:-32], original + bytes(32)):
                 file.write_bytes(content)
                 own.drop_connections()
-                with pytest.raises((DamageError, NotFoundError)):
+                with pytest.raises((SourceError, DamageError, NotFoundError)):
                     await image.read(5 * CHUNK, CHUNK)
             file.write_bytes(original)
             assert await read_all(image) == CONTENT

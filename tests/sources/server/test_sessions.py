@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -592,3 +593,35 @@ def test_idle_sessions_over_and_over_leave_no_descriptor(
             assert max(counts[5:]) <= max(counts[:5]) + 3
 
     trio.run(main)
+
+
+# --- a snapshot that is forgotten and made again
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_snapshot_made_again_is_read_through_new_sessions(tmp_path: Path, connections: int) -> None:
+    path = serving.fill(tmp_path / "datastore")
+    content = made.image(71, "r" * 16, tail=777)
+
+    async def main(server: ReferenceServer) -> None:
+        async with reading(source_of(server, connections=connections)) as reader:
+            info = await serving.info_of(reader)
+            file = next(file for file in info.files if file.archive == IMAGE)
+            old = await reader.open_image(info, file, 0)
+            assert await old.read(0, 9 * CHUNK) == CONTENT[: 9 * CHUNK]
+            await until(lambda: len(server.open_sessions()) == connections)
+            before = server.sessions.all()
+            shutil.rmtree(path / str(FIRST))
+            DatastoreWriter(path).add_snapshot(FIRST, {IMAGE.filename: content}, chunk_size=CHUNK)
+            new = await reader.open_image(info, file, 0)
+            async with trio.open_nursery() as nursery:
+                for number in range(16):
+                    nursery.start_soon(new.read, number * CHUNK, CHUNK)
+            assert await read_all(new) == content
+            await until(lambda: not any(session in before for session in server.open_sessions()))
+            # The server refuses chunks that only the old index has: that is not damage.
+            with pytest.raises(SourceError, match="if the snapshot was made again, open the file again"):
+                await old.read(10 * CHUNK, CHUNK)
+
+    with serving.served(path) as server:
+        trio.run(main, server)

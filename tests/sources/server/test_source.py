@@ -15,10 +15,10 @@ import trio
 
 from pbsfs.errors import (
     AuthError,
-    DamageError,
     ForbiddenError,
     KeyRequiredError,
     NotFoundError,
+    SourceError,
     UnknownDatastoreError,
 )
 from pbsfs.formats.manifest import CryptMode
@@ -379,7 +379,7 @@ def test_an_encrypted_snapshot_reads_with_its_key_and_not_without(tmp_path: Path
     trio.run(main)
 
 
-def test_a_list_that_contradicts_the_manifest_is_damage_and_never_believed(server: ReferenceServer) -> None:
+def test_a_list_that_contradicts_the_manifest_is_an_error_and_never_believed(server: ReferenceServer) -> None:
     size = f'"size":{len(serving.CONTENT)}'.encode()
     spaced = size.replace(b":", b": ")
 
@@ -391,7 +391,7 @@ def test_a_list_that_contradicts_the_manifest_is_damage_and_never_believed(serve
 
     async def main() -> None:
         async with reading(source_of(server)) as reader:
-            with pytest.raises(DamageError, match="contradict"):
+            with pytest.raises(SourceError, match="the manifest differs from the listing"):
                 await serving.image_of(reader)
 
     trio.run(main)
