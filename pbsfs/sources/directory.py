@@ -3,6 +3,10 @@
 Nothing is ever written or locked, so a read-only medium and the disk of a dead server do. Blocking
 file I/O runs in worker threads that are abandoned when the storage below does not answer in time: a
 reader gets an error then, and the mount stays alive.
+
+The directory may also be a copy or mount of what a server keeps in an object store (metadata below
+`.cnt`), or the directory that such a server keeps beside it: that has all metadata, but of the chunks only
+those in the server's cache. The others are not damaged, they are not here.
 """
 
 from __future__ import annotations
@@ -11,10 +15,12 @@ import errno
 import functools
 import logging
 import os
+import re
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +41,7 @@ from pbsfs.names import (
     parse_time,
 )
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Source
+from pbsfs.sources.beneath import Steps, enter, exists, joined, read_file, scanned
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +64,28 @@ _MEDIUM_ERRORS = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.
 MAX_SMALL_FILE = 64 << 10
 """Bytes of an owner or notes file that are read."""
 
+MAX_LOOKS = 500
+"""Snapshots that one listing of groups looks into for a manifest, beyond the newest of each group: a cold
+disk takes up to 10 ms for each."""
+
+MAX_NAMED = 3
+"""Names that a message gives as examples."""
+
+_SAMPLE_AT_START = (64, 256)
+_SAMPLE_ON_FAULT = (4096, 4096)
+"""Directories and files of the chunk store that are looked at to tell whether it is a cache. The first costs
+a moment of each start; the second comes once, before a chunk is called damaged."""
+
+_EVICTED_SHARE = 8
+_LEAST_EVICTED = 3
+"""The chunk store is a cache where one chunk file in so many is empty, and at least so many are. A power loss
+leaves some empty files on an ordinary datastore, too."""
+
+_CHUNK_NAME = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_BACKUP_FILE = re.compile(r".*(\.(fidx|didx|blob)|~\d+\.(fid|did|blo))", re.ASCII | re.IGNORECASE)
+_NEARLY_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d.*", re.ASCII)
+_TRASHED = ".trashed"
+
 
 def is_datastore(path: Path) -> bool:
     """Whether `path` looks like a datastore: it has the chunk store that every datastore has."""
@@ -69,28 +98,62 @@ class DirectorySource(Source):
     cheap_files = True
 
     def __init__(self, path: Path) -> None:
-        """Raises SourceError where `path` is no datastore."""
+        """Raises SourceError where `path` is not a datastore."""
         self.path = path
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         # manifest's identity on disk -> what was parsed from it
         self._parsed: OrderedDict[Snapshot, tuple[tuple[int, ...], SnapshotInfo]] = OrderedDict()
         self._reported: set[str] = set()
         self._lock = threading.Lock()  # guards these two, which worker threads share
+        self._chunks = f"{path}/.chunks"
+        self._metadata = str(path)
         self._check()
+        if (path / ".cnt").is_dir():  # what a server keeps in an object store: metadata apart from chunks
+            self._metadata = f"{path}/.cnt"
+        self._is_cache: bool | None = None  # not decided yet
+        self._deciding = threading.Lock()
 
     def __str__(self) -> str:
         return f"datastore directory {self.path}"
 
+    async def open(self, nursery: trio.Nursery) -> None:
+        try:
+            is_cache = await self._in_thread(lambda: self._looks_like_a_cache(*_SAMPLE_AT_START))
+        except SourceError as error:  # reading will say so, if it fails too
+            log.debug("%s: %s", self, error)
+            return
+        if is_cache:
+            self._is_cache = True
+            self._report(
+                f"{self} is the cache of a datastore in an object store: only some of its chunks are here; "
+                "read it through the server, or from a copy of the bucket"
+            )
+
     def _check(self) -> None:
         try:
-            if is_datastore(self.path):
+            if is_datastore(self.path) and os.path.isdir(self._metadata):
                 return
             kind = os.stat(self.path)
         except OSError as error:
             raise SourceError(f"cannot read datastore {self.path}: {error.strerror}") from None
         if not stat.S_ISDIR(kind.st_mode):
             raise SourceError(f"{self.path} is not a directory: name the datastore's directory")
-        raise SourceError(f"{self.path} is not a datastore: it has no directory '.chunks'")
+        if is_datastore(self.path):
+            raise SourceError(f"{self.path} is not a datastore: its directory '.cnt' is gone")
+        raise SourceError(
+            f"{self.path} is not a datastore: it has no directory '.chunks'{self._datastore_nearby()}"
+        )
+
+    def _datastore_nearby(self) -> str:
+        """What to name instead, where that is easy to tell: a part of a datastore, or a bucket of them."""
+        try:
+            if is_datastore(self.path.parent):
+                return f"; name {self.path.parent}"
+            with os.scandir(self.path) as entries:
+                inside = sorted(e.name for e in islice(entries, 1000) if is_datastore(Path(e.path)))
+        except OSError:
+            return ""
+        return f"; name a datastore in it: {_some(inside)}" if inside else ""
 
     async def aclose(self) -> None:
         with self._lock:
@@ -106,13 +169,12 @@ class DirectorySource(Source):
         return await self._in_thread(lambda: self._snapshots(group))
 
     async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
-        path = self._snapshot_path(snapshot) / archive.filename
-        return await self._in_thread(lambda: _read(path, limit))
+        steps = (*_steps(snapshot), archive.filename)
+        return await self._in_thread(lambda: read_file(self._metadata, steps, limit))
 
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         name = digest.hex()
-        path = self.path / ".chunks" / name[:4] / name
-        return await self._in_thread(lambda: self._read_chunk(path, limit))
+        return await self._in_thread(lambda: self._read_chunk(name, limit))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Runs blocking `work`; every OSError becomes a SourceError, and so does a stuck file system."""
@@ -140,99 +202,172 @@ class DirectorySource(Source):
 
     # --- blocking: below here everything runs in a worker thread
 
-    def _namespace_path(self, namespace: Namespace) -> Path:
-        return self.path.joinpath(*(step for part in namespace.parts for step in ("ns", part)))
-
-    def _group_path(self, group: Group) -> Path:
-        return self._namespace_path(group.namespace) / group.type / group.id
-
-    def _snapshot_path(self, snapshot: Snapshot) -> Path:
-        return self._group_path(snapshot.group) / snapshot.time_text
-
-    def _enter(self, path: Path) -> None:
-        """Makes sure that `path` is there: what does not exist is not something empty."""
-        if not stat.S_ISDIR(os.stat(path).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    def _enter(self, steps: Steps) -> None:
+        """Makes sure that a directory is there: what does not exist is not something empty."""
+        enter(self._metadata, steps)
         self._check()  # and an empty directory where a disk was mounted is not 'no backups'
 
-    def _enter_namespace(self, namespace: Namespace) -> Path:
+    def _enter_namespace(self, namespace: Namespace) -> Steps:
         """The directory of a namespace. Raises NotFoundError where there is none."""
-        path = self._namespace_path(namespace)
+        steps = _namespace_steps(namespace)
         try:
-            self._enter(path)
+            self._enter(steps)
         except (FileNotFoundError, NotADirectoryError):
             self._check()  # a datastore that is away is not one without this namespace
             raise NotFoundError(f"{self}: there is no namespace '{namespace}'") from None
-        return path
+        return steps
 
     def _namespaces(self, parent: Namespace) -> list[Namespace]:
-        path = self._enter_namespace(parent)
+        steps = self._enter_namespace(parent)
         if len(parent.parts) == MAX_NAMESPACE_DEPTH:
             return []
-        return sorted(_valid(parent.child, _directories(path / "ns")))
+        return sorted(_valid(parent.child, self._directories((*steps, "ns"))).values())
 
     def _groups(self, namespace: Namespace) -> list[GroupInfo]:
-        path = self._enter_namespace(namespace)
-        return [
-            self._group_info(group)
+        steps = self._enter_namespace(namespace)
+        looks = iter(range(MAX_LOOKS))
+        infos = [
+            self._group_info(group, looks)
             for backup_type in BACKUP_TYPES
-            for group in sorted(
-                _valid(functools.partial(Group, namespace, backup_type), _directories(path / backup_type))
-            )
+            for group in self._group_names(namespace, backup_type, (*steps, backup_type))
         ]
+        return [info for info in infos if info is not None]
 
-    def _group_info(self, group: Group) -> GroupInfo:
-        path = self._group_path(group)
+    def _group_names(self, namespace: Namespace, backup_type: str, steps: Steps) -> list[Group]:
+        names = self._directories(steps)
+        groups = _valid(functools.partial(Group, namespace, backup_type), names)
+        self._report_mangled(steps, names - groups.keys(), _NEARLY_TIME, "backup ids", "100")
+        return sorted(groups.values())
+
+    def _group_info(self, group: Group, looks: Iterator[int]) -> GroupInfo | None:
+        """What the group's directory says; None in the trash. `looks`: one for each snapshot that may be
+        looked into once the newest is known; those beyond count as finished."""
+        steps = _group_steps(group)
+        if self._is_there((*steps, _TRASHED)):
+            log.info("%s: left out, it is in the trash", group)
+            return None
+        times = []
         try:
-            times = _valid(parse_time, _directories(path))
-        except OSError as error:  # listed all the same, as its neighbours are: looking into it fails
-            self._report(f"{group}: cannot read {error.filename or path}: {error.strerror}")
-            times = []
+            times = self._times(group)
+        except DamageError:
+            pass  # reported already
+        except (OSError, SourceError) as error:
+            # Listed all the same, as its neighbours are: looking into it fails.
+            self._report(f"{group}: {_problem(error, joined(self._metadata, steps))}")
+        newest: int | None = None
+        unfinished = 0
+        for time in reversed(times):
+            if newest is not None and next(looks, None) is None:
+                break
+            snapshot = _steps(group.snapshot(time))
+            if self._is_there((*snapshot, MANIFEST.filename)) and not self._is_there((*snapshot, _TRASHED)):
+                newest = time if newest is None else newest
+            else:
+                unfinished += 1
         return GroupInfo(
             group=group,
-            last_backup=max(times, default=None),
-            snapshot_count=len(times),
-            owner=_first_line(path / "owner"),
-            notes=_small_text(path / "notes"),
+            last_backup=newest,
+            snapshot_count=len(times) - unfinished,
+            owner=_first_line(self._small_text((*steps, "owner"))),
+            notes=self._small_text((*steps, "notes")),
         )
 
-    def _snapshots(self, group: Group) -> list[SnapshotInfo]:
-        path = self._group_path(group)
-        self._enter(path)
-        owner = _first_line(path / "owner")
-        found = (
-            self._snapshot_info(Snapshot(group, time), owner)
-            for time in sorted(_valid(parse_time, _directories(path)))
+    def _times(self, group: Group) -> list[int]:
+        """The times of the group's snapshots, in order. Raises DamageError where it has some, and the names
+        of all of them are spoilt."""
+        steps = _group_steps(group)
+        names = self._directories(steps)
+        times = _valid(parse_time, names)
+        mangled = self._report_mangled(
+            steps, names - times.keys(), _BACKUP_FILE, "times", "2023-11-14T22:13:20Z"
         )
+        if mangled is not None and not times:
+            raise DamageError(f"{group}: {mangled}")
+        return sorted(times.values())
+
+    def _report_mangled(
+        self, steps: Steps, names: set[str], holding: re.Pattern[str], what: str, form: str
+    ) -> str | None:
+        """Warns of directories that look like backups by what is `holding` in them, but not by their names:
+        copying to another file system or through another system changes ':' and cuts names short."""
+        mangled = [name for name in sorted(names) if self._holds((*steps, name), holding)]
+        if not mangled:
+            return None
+        text = (
+            f"left out {len(mangled)} directories ({_some(mangled)}) that hold backups, but whose names are "
+            f"not {what}: copying changed them; rename them (to the form {form})"
+        )
+        self._report(f"{joined(self._metadata, steps)}: {text}")
+        return text
+
+    def _holds(self, steps: Steps, pattern: re.Pattern[str]) -> bool:
+        """Whether something in a directory has a name like that; looks at the first hundred."""
+        try:
+            with scanned(self._metadata, steps) as entries:
+                return any(pattern.fullmatch(entry.name) for entry in islice(entries, 100))
+        except (OSError, SourceError):
+            return False
+
+    def _directories(self, steps: Steps) -> set[str]:
+        """The names of the directories in a directory; none where there is no such directory."""
+        try:
+            with scanned(self._metadata, steps) as entries:
+                found = set()
+                for entry in entries:
+                    if not _is(entry.is_symlink):
+                        if _is(functools.partial(entry.is_dir, follow_symlinks=False)):
+                            found.add(entry.name)
+                    elif _leads_to_directory(entry):
+                        path = joined(self._metadata, (*steps, entry.name))
+                        self._report(
+                            f"{path}: left out, it is a symbolic link; use a bind mount in its place"
+                        )
+                return found
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
+    def _is_there(self, steps: Steps) -> bool:
+        """Whether something has that name, as far as that can be looked at."""
+        return _is(lambda: exists(self._metadata, steps))
+
+    def _snapshots(self, group: Group) -> list[SnapshotInfo]:
+        steps = _group_steps(group)
+        self._enter(steps)
+        owner = _first_line(self._small_text((*steps, "owner")))
+        found = (self._snapshot_info(Snapshot(group, time), owner) for time in self._times(group))
         return [info for info in found if info is not None]
 
     def _snapshot_info(self, snapshot: Snapshot, owner: str | None) -> SnapshotInfo | None:
-        """What the snapshot's directory says; None while it is not finished."""
-        path = self._snapshot_path(snapshot)
+        """What the snapshot's directory says; None while it is not finished, and in the trash."""
+        steps = _steps(snapshot)
         try:
-            entries = {entry.name: entry for entry in os.scandir(path) if _is(entry.is_file)}
-            if MANIFEST.filename not in entries:
-                self._report(f"{snapshot}: left out, it has no manifest (unfinished or abandoned backup)")
-                return None
-            manifest = entries[MANIFEST.filename].stat()
+            with scanned(self._metadata, steps) as entries:
+                names = {entry.name: entry for entry in entries}
+                if _TRASHED in names:
+                    log.info("%s: left out, it is in the trash", snapshot)
+                    return None
+                if MANIFEST.filename not in names:
+                    self._report(f"{snapshot}: left out, it has no manifest (unfinished or abandoned backup)")
+                    return None
+                manifest = names[MANIFEST.filename].stat(follow_symlinks=False)
+                client_log = names.get(CLIENT_LOG.filename)
+                log_size = client_log.stat(follow_symlinks=False).st_size if client_log is not None else None
             identity = (
                 manifest.st_mtime_ns,
                 manifest.st_size,
                 manifest.st_ino,
-                hash((owner, tuple(sorted(entries)))),
+                hash((owner, log_size, tuple(sorted(names)))),
             )
             with self._lock:
                 known = self._parsed.get(snapshot)
                 if known is not None and known[0] == identity:
                     self._parsed.move_to_end(snapshot)
                     return known[1]
-            info = self._parse(snapshot, owner, path, entries)
+            info = self._parse(snapshot, owner, set(names), log_size)
         except FileNotFoundError:
             return None  # forgotten while we looked
-        except OSError as error:
-            info = SnapshotInfo(
-                snapshot, (), owner, error=f"cannot read {error.filename or path}: {error.strerror}"
-            )
+        except (OSError, SourceError) as error:
+            info = SnapshotInfo(snapshot, (), owner, error=_problem(error, joined(self._metadata, steps)))
             self._report(f"{snapshot}: {info.error}")
             return info
         with self._lock:
@@ -242,10 +377,13 @@ class DirectorySource(Source):
         return info
 
     def _parse(
-        self, snapshot: Snapshot, owner: str | None, path: Path, entries: dict[str, os.DirEntry[str]]
+        self, snapshot: Snapshot, owner: str | None, names: set[str], log_size: int | None
     ) -> SnapshotInfo:
+        """What the manifest says. `names`: of the files that are there; `log_size`: bytes of the client's
+        log, if there is one."""
         try:
-            raw = _read(path / MANIFEST.filename, blob.stored_limit(MAX_MANIFEST_SIZE))
+            steps = (*_steps(snapshot), MANIFEST.filename)
+            raw = read_file(self._metadata, steps, blob.stored_limit(MAX_MANIFEST_SIZE))
             manifest = Manifest.parse(blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False))
         except PbsfsError as error:
             self._report(f"{snapshot}: unreadable manifest: {error}")
@@ -258,42 +396,128 @@ class DirectorySource(Source):
             if file.archive not in (MANIFEST, CLIENT_LOG)
         ]
         for file in files:
-            if file.archive.filename not in entries:
+            if file.archive.filename not in names:
                 self._report(f"{snapshot}: {file.archive} is in the manifest, but missing")
         files.append(FileInfo(MANIFEST, len(raw), CryptMode.NONE))
-        if CLIENT_LOG.filename in entries:
-            files.append(FileInfo(CLIENT_LOG, entries[CLIENT_LOG.filename].stat().st_size, None))
+        if log_size is not None:
+            files.append(FileInfo(CLIENT_LOG, log_size, None))
         return SnapshotInfo(
             snapshot=snapshot,
             files=tuple(files),
             owner=owner,
-            protected=".protected" in entries,
+            protected=".protected" in names,
             key_fingerprint=manifest.key_fingerprint,
             notes=manifest.notes,
             verify_state=manifest.verify_state,
         )
 
-    def _read_chunk(self, path: Path, limit: int) -> bytes:
+    def _small_text(self, steps: Steps) -> str | None:
         try:
-            return _read(path, limit)
+            return read_file(self._metadata, steps, MAX_SMALL_FILE).decode(errors="replace")
+        except (OSError, SourceError, DamageError):
+            return None
+
+    def _read_chunk(self, name: str, limit: int) -> bytes:
+        steps = (name[:4], name)
+        path = joined(self._chunks, steps)
+        try:
+            data = read_file(self._chunks, steps, limit)
         except (FileNotFoundError, NotADirectoryError):
-            self._check()
-            bad = sorted(path.parent.glob(f"{path.name}.*.bad")) if path.parent.is_dir() else []
-            reason = f"a verification found it damaged ({bad[0].name})" if bad else "missing"
-            raise DamageError(f"chunk file {path}: {reason}") from None
+            raise self._absent(name, "missing") from None
         except OSError as error:
             if error.errno not in _MEDIUM_ERRORS:
                 raise
             self._check()  # the disk is there: it is this file that it can't read
             raise DamageError(f"chunk file {path}: {error.strerror}") from None
+        if not data:
+            raise self._absent(name, "it is empty")
+        return data
+
+    def _absent(self, name: str, problem: str) -> DamageError | SourceError:
+        """The error of a chunk of which nothing is here: damage, unless it is kept elsewhere."""
+        self._check()
+        with os.scandir(self._chunks) as entries:
+            if next(entries, None) is None:
+                return SourceError(
+                    f"{self._chunks} is empty: the disk with the chunks is not mounted there?", retryable=True
+                )
+        if self._is_only_a_cache(name):
+            return SourceError(
+                f"chunk {name} is not here: the chunks of {self} are in an object store; read it through the "
+                "server, or from a copy of the bucket"
+            )
+        bad = self._beside(name, re.compile(rf"{name}\.\d\.bad"))
+        if bad is not None:
+            problem = f"a verification found it damaged ({bad})"
+        return DamageError(f"chunk file {joined(self._chunks, (name[:4], name))}: {problem}")
+
+    def _beside(self, name: str, pattern: re.Pattern[str]) -> str | None:
+        """The first name in the directory of a chunk that is like that."""
+        try:
+            with scanned(self._chunks, (name[:4],)) as entries:
+                return min((e.name for e in entries if pattern.fullmatch(e.name)), default=None)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _is_only_a_cache(self, name: str) -> bool:
+        """Whether chunks that are not here are in an object store. Decided once."""
+        with self._deciding:
+            if self._is_cache is None:
+                self._is_cache = self._looks_like_a_cache(*_SAMPLE_ON_FAULT)
+            return self._is_cache
+
+    def _looks_like_a_cache(self, directories: int, files: int) -> bool:
+        """Looks at so many directories and files of the chunk store.
+
+        A server that keeps its chunks in an object store leaves an empty file where it took a chunk out of
+        its cache, and an empty `DIGEST.using` for one that never was in it (proxmox-backup 4.2.3,
+        pbs-datastore/src/chunk_store.rs). Nothing else in the directory tells of the object store.
+        """
+        if self._metadata != str(self.path):
+            return False  # a copy of the bucket itself
+        with scanned(self._chunks, ()) as entries:
+            folders = [entry.name for entry in islice(entries, directories)]
+        seen = empty = 0
+        for folder in folders:
+            try:
+                with scanned(self._chunks, (folder,)) as entries:
+                    for entry in entries:
+                        if entry.name.endswith(".using"):
+                            return True
+                        if _CHUNK_NAME.fullmatch(entry.name) and seen < files:
+                            seen += 1
+                            empty += entry.stat(follow_symlinks=False).st_size == 0
+            except (OSError, SourceError):
+                continue  # what it holds counts neither way
+            if seen >= files:
+                break
+        return empty >= _LEAST_EVICTED and empty * _EVICTED_SHARE >= seen
 
 
-def _directories(path: Path) -> list[str]:
-    """The names of the directories in `path`; none where there is no such directory."""
-    try:
-        return [entry.name for entry in os.scandir(path) if _is(entry.is_dir)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def _namespace_steps(namespace: Namespace) -> Steps:
+    return tuple(step for part in namespace.parts for step in ("ns", part))
+
+
+def _group_steps(group: Group) -> Steps:
+    return (*_namespace_steps(group.namespace), group.type, group.id)
+
+
+def _steps(snapshot: Snapshot) -> Steps:
+    return (*_group_steps(snapshot.group), snapshot.time_text)
+
+
+def _problem(error: OSError | SourceError, path: str) -> str:
+    """What was wrong, as text; `path` for an error that does not name one."""
+    return (
+        f"cannot read {error.filename or path}: {error.strerror}"
+        if isinstance(error, OSError)
+        else str(error)
+    )
+
+
+def _some(names: list[str]) -> str:
+    """Some of `names`, as a message can show them."""
+    return ", ".join(map(ascii, names[:MAX_NAMED])) + (", …" if len(names) > MAX_NAMED else "")
 
 
 def _is(kind: Callable[[], bool]) -> bool:
@@ -301,53 +525,29 @@ def _is(kind: Callable[[], bool]) -> bool:
     an error of its own, it neither hides its neighbours nor is hidden itself."""
     try:
         return kind()
-    except OSError:
+    except (OSError, SourceError):
         return True
 
 
-def _valid(make: Callable[[str], T], names: Iterable[str]) -> list[T]:
-    """`make(name)` for those names for which it is not refused: others are no part of a datastore."""
-    made = []
+def _leads_to_directory(link: os.DirEntry[str]) -> bool:
+    """Whether there may be a directory at the end of a link."""
+    try:
+        return link.is_dir()
+    except OSError as error:
+        return error.errno != errno.ELOOP
+
+
+def _valid(make: Callable[[str], T], names: Iterable[str]) -> dict[str, T]:
+    """`make(name)` by name, for those for which it is not refused: others are no part of a datastore."""
+    made = {}
     for name in names:
         try:
-            made.append(make(name))
+            made[name] = make(name)
         except UsageError:
             continue
     return made
 
 
-def _read(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file; DamageError where it has more than `limit`."""
-    # O_NONBLOCK: a FIFO in the place of a file must not hang the reader.
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
-            raise DamageError(f"{path} is not a regular file")
-        if found.st_size > limit:
-            raise DamageError(f"{path} has {found.st_size} bytes where {limit} is the most")
-        data = os.read(file, found.st_size)
-        while len(data) < found.st_size:
-            more = os.read(file, found.st_size - len(data))
-            if not more:
-                raise DamageError(f"{path} got shorter while it was read")
-            data += more
-        return data
-    except OSError as error:
-        error.filename = str(path)  # read(2) does not know it, and the message needs it
-        raise
-    finally:
-        os.close(file)
-
-
-def _small_text(path: Path) -> str | None:
-    try:
-        return _read(path, MAX_SMALL_FILE).decode(errors="replace")
-    except (OSError, DamageError):
-        return None
-
-
-def _first_line(path: Path) -> str | None:
-    text = _small_text(path)
+def _first_line(text: str | None) -> str | None:
     lines = text.split("\n", 1) if text else []
     return lines[0].strip() or None if lines else None
