@@ -1,10 +1,11 @@
-"""The repository string: which server, as whom, and which datastore.
+"""A repository: which server, as whom, and which datastore.
 
 `[[user@realm[!token]@]host[:port]:]datastore`, as proxmox-backup-client has it.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -34,20 +35,48 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> Repository:
-        """Raises UsageError where `text` is no repository."""
+        """Raises UsageError where `text` is not a repository."""
+        if "://" in text:
+            raise UsageError(f"a repository is not a URL: {_form_of_url(text)}")
         if ":" in text.rpartition("@")[0]:  # not shown: it is a password, most likely
             raise UsageError(
                 f"a repository has no ':' before its '@': a password belongs in PBS_PASSWORD; {_FORM}"
             )
         rest, colon, store = text.rpartition(":")
-        if not _STORE.fullmatch(store):
-            raise UsageError(f"'{text}' is not a repository: no valid datastore at its end; {_FORM}")
-        if not colon:
-            return cls(DEFAULT_USER, None, DEFAULT_HOST, DEFAULT_PORT, store)
         auth, at, place = rest.rpartition("@")
-        user, token = _parse_auth(auth, text) if at else (DEFAULT_USER, None)
-        host, port = _parse_place(place, text)
+        if (form := _form_of_address(text)) is not None:
+            raise UsageError(f"'{text}' is not a repository: an IPv6 address needs brackets; write {form}")
+        try:
+            if not _STORE.fullmatch(store):
+                raise UsageError("no valid datastore at its end")
+            if not colon:
+                return cls(DEFAULT_USER, None, DEFAULT_HOST, DEFAULT_PORT, store)
+            user, token = _parse_auth(auth) if at else (DEFAULT_USER, None)
+            host, port = _parse_place(place)
+        except UsageError as error:
+            raise UsageError(f"'{text}' is not a repository: {error}; {_FORM}") from None
         return cls(user, token, host, port, store)
+
+    @classmethod
+    def of_parts(
+        cls, auth_id: str | None, server: str | None, port: int | None, datastore: str
+    ) -> Repository:
+        """From the parts that the vendor's client takes one by one; None means its default.
+
+        `server`: a name or an address, an IPv6 address with or without brackets. Raises UsageError.
+        """
+        user, token = _parse_auth(auth_id) if auth_id else (DEFAULT_USER, None)
+        if not _STORE.fullmatch(datastore):
+            raise UsageError(f"'{datastore}' is not the name of a datastore")
+        host = DEFAULT_HOST
+        if server:
+            is_address = _is_address6(server)
+            if not is_address and ":" in server.partition("]")[2 if server.startswith("[") else 0]:
+                raise UsageError(
+                    f"'{server}' is not a server's name or address; its port goes into --port or PBS_PORT"
+                )
+            host = _parse_place(f"[{server}]" if is_address else server)[0]
+        return cls(user, token, host, DEFAULT_PORT if port is None else port, datastore)
 
     @property
     def auth_id(self) -> str:
@@ -68,20 +97,27 @@ class Repository:
         return f"{self.auth_id}@{self.address}:{self.store}"
 
 
-def _parse_auth(auth: str, text: str) -> tuple[str, str | None]:
+def parse_port(text: str) -> int:
+    """A TCP port in decimal digits. Raises UsageError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
+        raise UsageError(f"'{text}' is not a port")
+    return int(text)
+
+
+def _parse_auth(auth: str) -> tuple[str, str | None]:
     name, _at, rest = auth.rpartition("@")  # names of users may hold both signs
     realm, bang, token = rest.partition("!")
     user = f"{name}@{realm}"
     if not _USER.fullmatch(user):
-        raise UsageError(f"'{text}' is not a repository: '{user}' is not user@realm; {_FORM}")
+        raise UsageError(f"'{user}' is not user@realm")
     if bang and not _TOKEN.fullmatch(token):
-        raise UsageError(f"'{text}' is not a repository: '{token}' is not a token's name; {_FORM}")
+        raise UsageError(f"'{token}' is not a token's name")
     if bang and not user.isascii():
-        raise UsageError(f"'{text}': servers take no token of a user whose name is not plain ASCII")
+        raise UsageError("servers take no token of a user whose name is not plain ASCII")
     return user, token if bang else None
 
 
-def _parse_place(place: str, text: str) -> tuple[str, int]:
+def _parse_place(place: str) -> tuple[str, int]:
     if place.startswith("["):
         host, bracket, port = place[1:].partition("]")
         valid = bool(bracket) and _ADDRESS6.fullmatch(host) is not None and (not port or port.startswith(":"))
@@ -91,7 +127,38 @@ def _parse_place(place: str, text: str) -> tuple[str, int]:
         valid = _HOST.fullmatch(host) is not None
         port = port if colon else str(DEFAULT_PORT)
     if not valid:
-        raise UsageError(f"'{text}' is not a repository: '{place}' is not a host; {_FORM}")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
-        raise UsageError(f"'{text}' is not a repository: '{port}' is not a port; {_FORM}")
-    return host, int(port)
+        raise UsageError(f"'{place}' is not a host")
+    return host, parse_port(port)
+
+
+def _is_address6(text: str) -> bool:
+    """Whether `text` is an IPv6 address without brackets, with or without a zone."""
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return _ADDRESS6.fullmatch(text) is not None
+
+
+def _form_of_address(text: str) -> str | None:
+    """How to write a repository whose IPv6 address has no brackets; None for any other."""
+    auth, at, place = text.rpartition("@")
+    address, _colon, store = place.rpartition(":")
+    if _is_address6(place):
+        return f"{auth}{at}[{place}]:DATASTORE"
+    return f"{auth}{at}[{address}]:{store}" if _is_address6(address) else None
+
+
+def _form_of_url(text: str) -> str:
+    """How to write what was given as `https://…`; a password in it is not repeated."""
+    rest = text.partition("://")[2].partition("/")[0]
+    if ":" in rest.rpartition("@")[0]:
+        return f"a password belongs in PBS_PASSWORD; {_FORM}"
+    _host, colon, last = rest.rpartition("@")[2].rpartition(":")
+    if not colon or last.isdigit() or last.endswith("]"):
+        rest += ":DATASTORE"
+    try:
+        Repository.parse(rest)
+    except UsageError:
+        return _FORM
+    return f"write {rest}"

@@ -24,14 +24,24 @@ CONNECT_TIMEOUT = 15.0
 """Seconds for a TCP connection, and again for each step of the TLS handshake."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HASH_NAME = re.compile(r"sha-?256(?:\s+fingerprint)?\s*[:=]", re.IGNORECASE)
 MAX_FINGERPRINTS_FILE = 1 << 20
 
 
 def parse_fingerprint(text: str) -> str:
-    """A SHA-256 fingerprint, colons and case ignored, as 64 lower-case hex digits. Raises UsageError."""
-    digits = text.strip().replace(":", "").lower()
+    """A SHA-256 fingerprint as 64 lower-case hex digits. Raises UsageError.
+
+    Colons and case are ignored, and so is the name of the hash in front: `openssl x509 -fingerprint -sha256`
+    prints `sha256 Fingerprint=AA:BB:…`.
+    """
+    shown = text.strip()
+    name = _HASH_NAME.match(shown)
+    digits = shown[name.end() if name else 0 :].strip().replace(":", "").lower()
     if not _FINGERPRINT.fullmatch(digits):
-        raise UsageError(f"'{text}' is not a fingerprint: they are 32 pairs of hex digits with ':' between")
+        raise UsageError(
+            f"'{shown}' is not a fingerprint of SHA-256: that is 32 pairs of hex digits with ':' between, "
+            "as the server's dashboard shows it"
+        )
     return digits
 
 

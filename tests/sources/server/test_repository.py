@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 from hypothesis import example, given
@@ -70,7 +71,7 @@ def test_a_repository_string_is_read_as_the_vendors_client_does(
         ("hőst:store", "is not a host"),
         ("host/x:store", "is not a host"),
         ("[ff80::51:store", "is not a host"),
-        ("ff80::51:store", "is not a port"),
+        ("ff80::51:store", r"needs brackets; write \[ff80::51\]:store"),
         ("[]:store", "is not a host"),
         ("[x]:store", "is not a host"),
         ("[::1]x:store", "is not a host"),
@@ -87,6 +88,66 @@ def test_a_repository_string_is_read_as_the_vendors_client_does(
 def test_what_is_no_repository_is_refused_with_a_word_why(text: str, wrong: str) -> None:
     with pytest.raises(UsageError, match=wrong):
         Repository.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("https://user@pbs@host:store", "write user@pbs@host:store"),
+        ("https://host:8007", "write host:8007:DATASTORE"),
+        ("https://host:8007/", "write host:8007:DATASTORE"),
+        ("https://pbs.example.com", "write pbs.example.com:DATASTORE"),
+        ("https://[fd00::1]", "write [fd00::1]:DATASTORE"),
+        ("https://[fd00::1]:8007/#datastore", "write [fd00::1]:8007:DATASTORE"),
+        ("https://", "they look like user@realm!token@host:8007:datastore"),
+        ("fd00::1", "needs brackets; write [fd00::1]:DATASTORE"),
+        ("u@pbs@fd00::1:store", "needs brackets; write u@pbs@[fd00::1]:store"),
+    ],
+)
+def test_other_forms_are_answered_with_the_right_one(text: str, form: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(form)):
+        Repository.parse(text)
+
+
+def test_a_password_in_a_url_is_not_repeated() -> None:
+    with pytest.raises(UsageError, match="belongs in PBS_PASSWORD") as caught:
+        Repository.parse("https://u@pbs:hunter2@host:store")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ((None, None, None, "s"), "s"),
+        ((None, "host", None, "s"), "host:s"),
+        (("u@pbs!t", "host", 1234, "s"), "u@pbs!t@host:1234:s"),
+        ((None, "fd00::1", 1234, "s"), "[fd00::1]:1234:s"),
+        ((None, "[fd00::1]", None, "s"), "[fd00::1]:s"),
+        ((None, "fe80::1%eth0", None, "s"), "[fe80::1%eth0]:s"),
+    ],
+)
+def test_parts_make_the_same_repository(
+    parts: tuple[str | None, str | None, int | None, str], text: str
+) -> None:
+    assert Repository.of_parts(*parts) == Repository.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("parts", "wrong"),
+    [
+        (("u", "host", None, "s"), "is not user@realm"),
+        ((None, "host", None, "a/b"), "'a/b' is not the name of a datastore"),
+        ((None, "host:8007", None, "s"), "its port goes into --port or PBS_PORT"),
+        ((None, "[::1]:8007", None, "s"), "its port goes into --port or PBS_PORT"),
+        ((None, "https://host", None, "s"), "is not a server's name or address"),
+        ((None, "ho st", None, "s"), "is not a host"),
+    ],
+)
+def test_a_part_that_is_wrong_is_named(
+    parts: tuple[str | None, str | None, int | None, str], wrong: str
+) -> None:
+    with pytest.raises(UsageError, match=wrong):
+        Repository.of_parts(*parts)
 
 
 @given(

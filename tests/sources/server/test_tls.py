@@ -85,7 +85,14 @@ def refuses(peer: Peer, trust: Trust, host: str = "127.0.0.1") -> str:
 
 
 @pytest.mark.parametrize(
-    "text", [OTHER, SHOWN_OTHER, SHOWN_OTHER.upper(), f"  {SHOWN_OTHER}\n", "AB:" * 31 + "ab", OTHER.upper()]
+    "text",
+    [
+        *(OTHER, SHOWN_OTHER, SHOWN_OTHER.upper(), f"  {SHOWN_OTHER}\n", "AB:" * 31 + "ab", OTHER.upper()),
+        f"sha256 Fingerprint={SHOWN_OTHER.upper()}\n",  # openssl 3
+        f"SHA256 Fingerprint={SHOWN_OTHER}",  # openssl 1
+        f"SHA256:{OTHER}",
+        f"sha-256: {SHOWN_OTHER}",
+    ],
 )
 def test_a_fingerprint_is_read_whatever_its_case_and_colons(text: str) -> None:
     assert parse_fingerprint(text) == OTHER
@@ -93,7 +100,18 @@ def test_a_fingerprint_is_read_whatever_its_case_and_colons(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ab", OTHER + "ab", OTHER[1:], "xy" * 32, "ab " * 32, "sha256:" + OTHER]
+    "text",
+    [
+        "",
+        "ab",
+        OTHER + "ab",
+        OTHER[1:],
+        "xy" * 32,
+        "ab " * 32,
+        "sha1:" + OTHER,
+        "sha256" + OTHER,
+        "SHA256:" + "A" * 43,
+    ],
 )
 def test_what_is_no_fingerprint_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a fingerprint"):
