@@ -41,6 +41,7 @@ _find_pbsfs()
 
 try:
     from pbsfs import __version__, process
+    from pbsfs.credentials import take_secrets
     from pbsfs.errors import PbsfsError
     from pbsfs.logs import set_up_logging
     from pbsfs.nbd.exports import Export, Server, nbd_errno
@@ -59,11 +60,12 @@ def _silenced() -> bool:
 
 
 process.use_one_arena()
+process.keep_memory_private()
 set_up_logging("warning", None)
 _was_silenced = _silenced()
 
 with open("/proc/self/cmdline", encoding="utf-8", errors="replace") as _file:
-    _parameters = Parameters(arguments=_file.read().split("\0"))
+    _parameters = Parameters(take_secrets(os.environ), _file.read().split("\0"))
 _servers: list[Server] = []
 
 _format_exception: Any = traceback.format_exception

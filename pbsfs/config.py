@@ -6,18 +6,27 @@ Synchronous. Secrets come in here and go to the source that needs them, nowhere 
 from __future__ import annotations
 
 import abc
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pbsfs.credentials import Secret, find_credential, find_secret
-from pbsfs.errors import TrustError, UsageError
+from pbsfs.credentials import (
+    FORMS,
+    KEY_PASSWORD_VARIABLE,
+    PASSWORD_VARIABLE,
+    Secret,
+    find_secret,
+    find_setting,
+    has_credential,
+)
+from pbsfs.errors import SourceError, TrustError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.keyring import KeyRing, read_keys
-from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.repository import Repository, parse_port
 from pbsfs.sources.server.tls import (
     Trust,
     connect,
@@ -32,10 +41,15 @@ from pbsfs.sources.server.tls import (
 if TYPE_CHECKING:
     from pbsfs.sources.base import Source
 
+log = logging.getLogger(__name__)
+
 REPOSITORY_VARIABLE = "PBS_REPOSITORY"
-PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
 FINGERPRINT_VARIABLE = "PBS_FINGERPRINT"
-KEY_PASSWORD_VARIABLE = "PBS_ENCRYPTION_PASSWORD"  # noqa: S105 - a name
+NAMESPACE_VARIABLE = "PBS_NAMESPACE"
+DIRECTORY_VARIABLE = "PBSFS_DATASTORE_DIR"
+
+PARTS = {"server": "PBS_SERVER", "port": "PBS_PORT", "datastore": "PBS_DATASTORE", "auth_id": "PBS_AUTH_ID"}
+"""The parts of a repository: the fields of `SourceOptions`, and the variables that complete them."""
 
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -46,9 +60,10 @@ MIN_CACHE_SIZE = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What the options say of the source; what they leave open, the environment may tell.
+    """What the options say about the source; `resolve` completes it from the environment.
 
-    `retry_timeout` None: as long as the server source has it.
+    `server`, `port`, `datastore`, `auth_id`: the parts of a repository, instead of `repository`.
+    `namespace`: the one to start at. `retry_timeout` None: the default of the server source.
     """
 
     repository: str | None = None
@@ -58,6 +73,19 @@ class SourceOptions:
     connections: int | None = None
     keyfiles: tuple[Path, ...] = ()
     keyfd: int | None = None
+    server: str | None = None
+    port: int | None = None
+    datastore: str | None = None
+    auth_id: str | None = None
+    namespace: str | None = None
+
+    def names_source(self) -> bool:
+        """Whether these options say which source is meant."""
+        return bool(self._given())
+
+    def _given(self) -> list[str]:
+        fields = ("repository", *PARTS, "datastore_dir")
+        return [name for name in fields if getattr(self, name) is not None]
 
 
 class Terminal(abc.ABC):
@@ -81,19 +109,110 @@ class ServerAccess:
     trust: Trust
 
 
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def names_source(environment: Mapping[str, str]) -> bool:
+    """Whether the environment says which source is meant; reads nothing."""
+    repositories = [REPOSITORY_VARIABLE + form for form in FORMS]
+    wanted = (DIRECTORY_VARIABLE, PARTS["datastore"], *repositories)
+    return any(environment.get(name) for name in wanted) or has_credential("repository", environment)
+
+
+def resolve(
+    options: SourceOptions, environment: Mapping[str, str], option: Callable[[str], str] = _option
+) -> SourceOptions:
+    """`options`, completed from the environment: with `repository` or `datastore_dir`, and `namespace`.
+
+    The first of these that is given: a directory, a repository or its parts as options (the variables
+    complete the parts); PBSFS_DATASTORE_DIR; PBS_REPOSITORY, or the systemd credential; the parts as
+    variables. The rules for the server are those of proxmox-backup-client 4.1.8. `option`: how the caller's
+    users write a field of `SourceOptions`. Raises UsageError.
+    """
+    given = options._given()
+    kinds = {"parts" if name in PARTS else name: name for name in reversed(given)}
+    if len(kinds) > 1:
+        raise UsageError(f"{' and '.join(map(option, reversed(kinds.values())))} exclude each other")
+    if options.namespace is None:
+        options = replace(options, namespace=environment.get(NAMESPACE_VARIABLE, ""))
+    if options.datastore_dir is not None:
+        return replace(options, datastore_dir=Path(os.path.abspath(options.datastore_dir)))
+    if not given and environment.get(DIRECTORY_VARIABLE):
+        return replace(options, datastore_dir=_directory_of(environment))
+    text = options.repository
+    if not given:
+        text = find_setting(REPOSITORY_VARIABLE, "repository", environment)
+    repository = Repository.parse(text) if text is not None else _of_parts(options, environment, option)
+    fingerprint = options.fingerprint
+    if fingerprint is None:
+        fingerprint = find_setting(FINGERPRINT_VARIABLE, "fingerprint", environment)
+    return replace(
+        options,
+        repository=str(repository),
+        fingerprint=fingerprint or "",  # looked for: a descriptor or command is not to be read again
+        server=None,
+        port=None,
+        datastore=None,
+        auth_id=None,
+    )
+
+
+def _directory_of(environment: Mapping[str, str]) -> Path:
+    """The directory that the environment names. Raises SourceError where it is not one."""
+    directory = Path(os.path.abspath(environment[DIRECTORY_VARIABLE]))
+    others = [name for name in (REPOSITORY_VARIABLE, PARTS["datastore"]) if environment.get(name)]
+    unused = (
+        f"; as long as it is set, {' and '.join(others)} {'are' if others[1:] else 'is'} not used"
+        if others
+        else ""
+    )
+    if not directory.is_dir():
+        raise SourceError(f"{DIRECTORY_VARIABLE}: {directory} is not a directory{unused}")
+    log.info("%s names the source: %s%s", DIRECTORY_VARIABLE, directory, unused)
+    return directory
+
+
+def _of_parts(
+    options: SourceOptions, environment: Mapping[str, str], option: Callable[[str], str]
+) -> Repository:
+    """The repository whose parts the options give, or else the variables."""
+    parts: dict[str, Any] = {}
+    for name, variable in PARTS.items():
+        parts[name] = getattr(options, name)
+        if parts[name] == "":
+            raise UsageError(f"{option(name)} is empty; leave it out, or give a value")
+        parts[name] = parts[name] or environment.get(variable)
+    if not parts["datastore"]:
+        if any(parts.values()):
+            raise UsageError(
+                "no source: the server's datastore is not named; "
+                f"name it with {option('datastore')} or {PARTS['datastore']}"
+            )
+        raise UsageError(
+            f"no source: name a server with {option('repository')} or {REPOSITORY_VARIABLE}, "
+            f"or a datastore's directory with {option('datastore_dir')} or {DIRECTORY_VARIABLE}"
+        )
+    port = parts["port"]
+    try:
+        number = parse_port(port) if isinstance(port, str) else port
+    except UsageError as error:
+        raise UsageError(f"{PARTS['port']}: {error}") from None
+    return Repository.of_parts(parts["auth_id"], parts["server"], number, parts["datastore"])
+
+
 def open_source(
     options: SourceOptions, environment: Mapping[str, str] = os.environ, terminal: Terminal | None = None
 ) -> Source:
     """The source that the options name, or else the environment. Raises UsageError, SourceError."""
-    if options.repository is not None and options.datastore_dir is not None:
-        raise UsageError("--repository and --datastore-dir exclude each other")
+    resolved = resolve(options, environment)
     # Sources come with trio and HTTP/2, which a `mount` that starts a process for the background does
     # without: half of its time would be importing.
-    if options.datastore_dir is not None:
+    if resolved.datastore_dir is not None:
         from pbsfs.sources.directory import DirectorySource  # noqa: PLC0415
 
-        return DirectorySource(Path(os.path.abspath(options.datastore_dir)))
-    access = find_access(options, environment, terminal)
+        return DirectorySource(resolved.datastore_dir)
+    access = find_access(resolved, environment, terminal)
     from pbsfs.sources.server.retry import DEFAULT_LIMIT  # noqa: PLC0415
     from pbsfs.sources.server.source import ServerSettings, ServerSource  # noqa: PLC0415
 
@@ -105,15 +224,12 @@ def open_source(
 def find_access(
     options: SourceOptions, environment: Mapping[str, str], terminal: Terminal | None
 ) -> ServerAccess:
-    """Which server, with which secret, trusted by what. Raises UsageError, and what connecting raises."""
-    text = options.repository or environment.get(REPOSITORY_VARIABLE)
-    text = text or find_credential("repository", environment)
-    if not text:
-        raise UsageError(
-            "no source: name a server with --repository or PBS_REPOSITORY, "
-            "or a datastore's directory with --datastore-dir DIR"
-        )
-    repository = Repository.parse(text)
+    """Which server, with which secret, trusted by what; `options` have a repository.
+
+    Raises UsageError, and what connecting raises.
+    """
+    assert options.repository is not None
+    repository = Repository.parse(options.repository)
     # Before the password: who has to be asked for it should see that the server is the right one.
     trust = _find_trust(options, repository, environment, terminal)
     secret = find_secret(PASSWORD_VARIABLE, "password", environment)
@@ -134,10 +250,8 @@ def find_access(
 def _find_trust(
     options: SourceOptions, repository: Repository, environment: Mapping[str, str], terminal: Terminal | None
 ) -> Trust:
-    pinned = options.fingerprint or environment.get(FINGERPRINT_VARIABLE)
-    pinned = pinned or find_credential("fingerprint", environment)
-    if pinned:
-        return Trust(pinned=parse_fingerprint(pinned))
+    if options.fingerprint:
+        return Trust(pinned=parse_fingerprint(options.fingerprint))
     file = fingerprints_file(_config_home(environment))
     trust = Trust(known=known_fingerprint(file, repository.host))
     if trust.known is not None or terminal is None:

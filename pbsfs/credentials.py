@@ -1,4 +1,4 @@
-"""Secrets: where users keep them, and a value that does not show itself.
+"""Secrets: where users keep them, and a value that does not show itself. Some settings are kept the same way.
 
 The rules are those of proxmox-backup-client, whose users have all of this set up already: a variable,
 or with `_FD`, `_FILE` or `_CMD` behind its name a descriptor, file or command that gives it; the first
@@ -12,10 +12,14 @@ import os
 import shlex
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
 from pbsfs.errors import UsageError
+
+PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
+KEY_PASSWORD_VARIABLE = "PBS_ENCRYPTION_PASSWORD"  # noqa: S105 - a name
+MASTER_PASSWORD_VARIABLE = "PBS_MASTER_KEY_PASSWORD"  # noqa: S105 - a name
 
 CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
 _CREDENTIAL_PREFIX = "proxmox-backup-client."
@@ -48,16 +52,28 @@ def find_secret(variable: str, credential: str, environment: Mapping[str, str]) 
     `credential`: its name there, without the vendor's prefix. Raises UsageError where a place is named
     that can't be read; the error names the place and never what was in it.
     """
+    found = _find(variable, environment)
+    if found is None:
+        found = find_credential(credential, environment)
+    return None if found is None else Secret(found)
+
+
+def find_setting(variable: str, credential: str, environment: Mapping[str, str]) -> str | None:
+    """The same for what is not a secret (`PBS_REPOSITORY`). What is empty is not set."""
+    return _find(variable, environment) or find_credential(credential, environment) or None
+
+
+def _find(variable: str, environment: Mapping[str, str]) -> str | None:
+    """What the first form of `variable` that is set gives."""
     for suffix, read in _FORMS.items():
         name = variable + suffix
         value = environment.get(name)
         if value is not None:
             try:
-                return Secret(_first_line(read(value)))
+                return _first_line(read(value, environment))
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 raise UsageError(f"{name}: {_reason(error)}") from None
-    found = find_credential(credential, environment)
-    return None if found is None else Secret(found)
+    return None
 
 
 def find_credential(name: str, environment: Mapping[str, str]) -> str | None:
@@ -74,7 +90,13 @@ def find_credential(name: str, environment: Mapping[str, str]) -> str | None:
         raise UsageError(f"credential {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _read_descriptor(text: str) -> bytes:
+def has_credential(name: str, environment: Mapping[str, str]) -> bool:
+    """Whether there is such a systemd credential."""
+    directory = environment.get(CREDENTIALS_DIRECTORY)
+    return bool(directory) and os.path.lexists(Path(directory or "") / (_CREDENTIAL_PREFIX + name))
+
+
+def _read_descriptor(text: str, _environment: Mapping[str, str]) -> bytes:
     # Read to its end and closed: who gave it is done with it, and no child is to inherit it.
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise ValueError(text)
@@ -103,25 +125,43 @@ def _read_all(fd: int) -> bytes:
     return data
 
 
-def _run_command(command: str) -> bytes:
+def _run_command(command: str, environment: Mapping[str, str]) -> bytes:
     arguments = shlex.split(command)
     if not arguments:
         raise ValueError("no command")
     # What it says on standard error is for the user; what it prints is not for anybody else.
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, env=dict(environment)
+    )
     return done.stdout[:MAX_SECRET]
 
 
-_FORMS = {
-    "": lambda value: value.encode("utf-8", "surrogateescape"),
+_FORMS: dict[str, Callable[[str, Mapping[str, str]], bytes]] = {
+    "": lambda value, _environment: value.encode("utf-8", "surrogateescape"),
     "_FD": _read_descriptor,
-    "_FILE": _read_file,
+    "_FILE": lambda path, _environment: _read_file(path),
     "_CMD": _run_command,
 }
 
 
-SECRET_FORMS = tuple(_FORMS)
+FORMS = tuple(_FORMS)
 """What may stand behind a variable's name."""
+
+SECRETS = (PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE)
+
+
+def take_secrets(environment: MutableMapping[str, str]) -> dict[str, str]:
+    """Removes the secrets, in all of their forms, from `environment`; returns what it was before.
+
+    Called with `os.environ` before anything else is done: so no process that is started later inherits
+    them, whatever starts it. Numbers of descriptors go too: they mean nothing in another process.
+    """
+    before = dict(environment)
+    secret = {name + form for name in SECRETS for form in FORMS}
+    for name in before:
+        if name in secret or (name.startswith("PBS_") and name.endswith("_FD")):
+            del environment[name]
+    return before
 
 
 def _first_line(data: bytes) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.credentials import MAX_SECRET, Secret, find_credential, find_secret
+from pbsfs.credentials import MAX_SECRET, Secret, find_credential, find_secret, take_secrets
 from pbsfs.errors import UsageError
 
 SECRET = "hunter2 with spaces"
@@ -292,3 +292,14 @@ def test_a_traceback_with_all_its_variables_does_not_show_a_secret_that_was_foun
     frames = [line for line in trace.format() if "SECRET" not in line]
     assert any("secret = Secret(" in line for line in frames)
     assert "hunter2" not in "".join(frames)
+
+
+def test_secrets_leave_the_environment_before_any_process_is_started() -> None:
+    secret = [f"PBS_{name}{form}" for name in SECRET_NAMES for form in ("", "_FD", "_FILE", "_CMD")]
+    environment = dict.fromkeys([*secret, "PBS_REPOSITORY_FD", "PBS_REPOSITORY", "PATH"], "x")
+    before = dict(environment)
+    assert take_secrets(environment) == before
+    assert set(environment) == {"PBS_REPOSITORY", "PATH"}
+
+
+SECRET_NAMES = ("PASSWORD", "ENCRYPTION_PASSWORD", "MASTER_KEY_PASSWORD")

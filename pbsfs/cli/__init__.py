@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from pbsfs import __version__, process
+from pbsfs.credentials import take_secrets
 from pbsfs.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
 
 _COMMANDS = {
@@ -98,11 +99,13 @@ def cli() -> None:
 def main() -> NoReturn:
     """Runs the command line of this process and ends it."""
     process.use_one_arena()
+    process.keep_memory_private()
+    environment = take_secrets(os.environ)
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _terminated)
     try:
-        status = cli.main(prog_name="pbsfs", standalone_mode=False)
+        status = cli.main(prog_name="pbsfs", standalone_mode=False, obj=environment)
         # Only now is it known whether all output could be written.
         sys.stdout.flush()
     except click.exceptions.Exit as error:

@@ -15,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from pbsfs import machine as machines
-from pbsfs import process
 from pbsfs.cli.nbd import served
 from pbsfs.cli.options import FilePath, PassingOn, passed_on, source_options
 from pbsfs.config import SourceOptions
@@ -72,7 +71,6 @@ def command(
     memory: int | None,
     kvm: bool | None,
     source: SourceOptions,
-    namespace: str,
 ) -> None:
     """Boot the snapshot or image at PATH in QEMU, without restoring it.
 
@@ -86,7 +84,6 @@ def command(
       pbsfs boot vm/100/latest/drive-scsi0.img -nographic
       pbsfs boot --keep overlay.qcow2 vm/100/latest -nic user,model=virtio
     """
-    process.keep_memory_private()
     path, *qemu_options = passed_on(words) or [""]
     if not path or path.startswith("-"):
         raise UsageError("name the snapshot or image to boot; QEMU's options follow it")
@@ -95,9 +92,7 @@ def command(
         raise HelperError("QEMU is not installed: apt install qemu-system-x86 qemu-utils")
     with ExitStack() as stack:
         address = stack.enter_context(launch.private_socket())
-        serving = stack.enter_context(
-            served(path, _find, address, ["--exit-with-parent"], source=source, namespace=namespace)
-        )
+        serving = stack.enter_context(served(path, _find, address, ["--exit-with-parent"], source=source))
         backup = serving.found
         machine = _fitted(backup.machine, firmware, memory)
         drives = _Drives(backup, address, keep)
@@ -108,8 +103,7 @@ def command(
             arguments += _uefi(machine, drives, stack)
         _tell(backup, machine, keep)
         command_line = [*_ending_with_us(), qemu, "-name", path, *arguments, *qemu_options]
-        # Without the secrets: a guest that breaks out of QEMU should not find them there.
-        child = subprocess.Popen(command_line, env=serving.environment)
+        child = subprocess.Popen(command_line)
         stack.callback(launch.stop, child)
         status = child.wait()
     if status != 0:

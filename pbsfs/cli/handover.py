@@ -11,18 +11,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from pbsfs.cli.options import find_terminal
-from pbsfs.config import (
-    KEY_PASSWORD_VARIABLE,
-    PASSWORD_VARIABLE,
-    SourceOptions,
-    find_access,
-    open_keys,
-)
-from pbsfs.credentials import SECRET_FORMS, Secret
-from pbsfs.errors import UsageError
+from pbsfs.cli.options import environment, find_terminal
+from pbsfs.config import SourceOptions, find_access, open_keys, resolve
+from pbsfs.credentials import Secret
 from pbsfs.keyring import KeyRing
 
 
@@ -33,13 +25,6 @@ class Handover:
     source: SourceOptions
     password: Secret | None
     keys: KeyRing
-
-    def environment(self) -> dict[str, str]:
-        """The environment of this process without secrets."""
-        secret = {KEY_PASSWORD_VARIABLE + suffix for suffix in SECRET_FORMS}
-        if self.password is not None:
-            secret |= {PASSWORD_VARIABLE + suffix for suffix in SECRET_FORMS}
-        return {name: value for name, value in os.environ.items() if name not in secret}
 
     @contextmanager
     def descriptors(self) -> Iterator[tuple[int, int | None]]:
@@ -58,16 +43,12 @@ class Handover:
 
 def hand_over(source: SourceOptions) -> Handover:
     """Raises UsageError, KeyFileError, PasswordError, and what connecting to the server raises."""
-    keys = open_keys(source, os.environ, find_terminal(), ask_for_default=True)
-    source = replace(source, keyfiles=(), keyfd=None)
+    keys = open_keys(source, environment(), find_terminal(), ask_for_default=True)
+    source = replace(resolve(source, environment()), keyfiles=(), keyfd=None)
     if source.datastore_dir is not None:
-        if source.repository is not None:
-            raise UsageError("--repository and --datastore-dir exclude each other")
-        directory = Path(os.path.abspath(source.datastore_dir))
-        return Handover(replace(source, datastore_dir=directory), None, keys)
-    access = find_access(source, os.environ, find_terminal())
-    found = replace(source, repository=str(access.repository), fingerprint=access.trust.pinned)
-    return Handover(found, access.secret, keys)
+        return Handover(source, None, keys)
+    access = find_access(source, environment(), find_terminal())
+    return Handover(replace(source, fingerprint=access.trust.pinned or ""), access.secret, keys)
 
 
 def _pipe_with(data: bytes) -> int:

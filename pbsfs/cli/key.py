@@ -10,21 +10,20 @@ import click
 
 from pbsfs.cli.options import (
     FilePath,
+    environment,
     find_terminal,
     logging_options,
     printable,
     run_on_tree,
     source_options,
 )
-from pbsfs.config import KEY_PASSWORD_VARIABLE
-from pbsfs.credentials import Secret, find_secret
+from pbsfs.credentials import KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE, Secret, find_secret
 from pbsfs.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.logs import set_up_logging
 from pbsfs.names import MASTER_KEY_BLOB
 from pbsfs.tree import BlobFile, SnapshotDirectory, Tree
 
-MASTER_PASSWORD_VARIABLE = "PBS_MASTER_KEY_PASSWORD"  # noqa: S105 - a name
 MAX_PEM_SIZE = 1 << 20
 
 
@@ -164,7 +163,7 @@ def _decrypt(sealed: bytes, pem: bytes, name: Path) -> bytes:
 
 def _master_password(name: Path) -> Secret:
     for variable in (MASTER_PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE):
-        found = find_secret(variable, variable.removeprefix("PBS_").lower().replace("_", "-"), os.environ)
+        found = find_secret(variable, variable.removeprefix("PBS_").lower().replace("_", "-"), environment())
         if found is not None:
             return found
     terminal = find_terminal()

@@ -11,30 +11,30 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pbsfs import process
 from pbsfs.cli.handover import hand_over
 from pbsfs.cli.options import (
     SECONDS,
     FilePath,
     damage_option,
+    environment,
     find_terminal,
     logging_options,
     source_options,
 )
 from pbsfs.config import (
-    PASSWORD_VARIABLE,
     FuseOptions,
     SourceOptions,
     open_keys,
     open_source,
     parse_cache_size,
+    resolve,
 )
+from pbsfs.credentials import PASSWORD_VARIABLE
 from pbsfs.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.fuse.mountpoint import check_usable
 from pbsfs.keyring import KeyRing
@@ -75,7 +75,6 @@ if TYPE_CHECKING:
 def command(
     mountpoint: Path,
     source: SourceOptions,
-    namespace: str,
     fuse_options: tuple[str, ...],
     foreground: bool,
     cache_size: str,
@@ -98,16 +97,14 @@ def command(
       pbsfs mount --datastore-dir /srv/store1 --ns prod -o allow_other,gid=100 /mnt/pbs
       pbsfs umount /mnt/pbs
     """
-    process.keep_memory_private()  # before there are keys in it
     options = FuseOptions.parse(fuse_options)
     parse_cache_size(cache_size)
-    Namespace.parse(namespace)
-    if source.datastore_dir is not None:
-        source = replace(source, datastore_dir=Path(os.path.abspath(source.datastore_dir)))
+    source = resolve(source, environment())
+    Namespace.parse(source.namespace or "")
     place = check_usable(mountpoint, datastore=_existing(source.datastore_dir), nonempty=options.nonempty)
     if not foreground:
         set_up_logging(log_level, log_file)  # here too: a log file that can't be written is told at once
-        arguments = ["--ns", namespace, "--cache-size", cache_size, "--refresh", str(refresh)]
+        arguments = ["--cache-size", cache_size, "--refresh", str(refresh)]
         arguments += ["--log-level", log_level, "--on-damage", "fail" if on_damage is None else "zero"]
         arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
         arguments += [f"-o{text}" for text in fuse_options if text]
@@ -116,13 +113,11 @@ def command(
     set_up_logging(log_level, log_file, background=ready_fd is not None)
     report = _Report(ready_fd)
     try:
-        opened = open_source(source, os.environ, find_terminal())
+        opened = open_source(source, environment(), find_terminal())
         keys = _taken_over(keys_fd)
         if keys is None:
-            keys = open_keys(source, os.environ, find_terminal(), ask_for_default=True)
-        _serve(
-            opened, keys, place, namespace, options, parse_cache_size(cache_size), refresh, on_damage, report
-        )
+            keys = open_keys(source, environment(), find_terminal(), ask_for_default=True)
+        _serve(opened, keys, place, source, options, parse_cache_size(cache_size), refresh, on_damage, report)
     except PbsfsError as error:
         if ready_fd is None:
             raise
@@ -144,10 +139,10 @@ def _taken_over(fd: int | None) -> KeyRing | None:
 
 
 def _serve(
-    source: Source,
+    opened: Source,
     keys: KeyRing,
     place: Path,
-    namespace: str,
+    source: SourceOptions,
     options: FuseOptions,
     cache_size: int,
     refresh: float,
@@ -166,12 +161,12 @@ def _serve(
         flags=frozenset(options.flags),
         refresh=refresh,
         cache_size=cache_size,
-        namespace=Namespace.parse(namespace),
+        namespace=Namespace.parse(source.namespace or ""),
         keys=keys,
         zeroed=zeroed,
     )
 
-    trio.run(serve, source, mount_options, report.ready)
+    trio.run(serve, opened, mount_options, report.ready)
 
 
 class _Report:
@@ -210,7 +205,8 @@ class _BackgroundError(PbsfsError):
 
 
 def _source_arguments(source: SourceOptions) -> list[str]:
-    arguments = [f"--retry-timeout={source.retry_timeout}"] if source.retry_timeout is not None else []
+    arguments = [f"--ns={source.namespace}"]
+    arguments += [f"--retry-timeout={source.retry_timeout}"] if source.retry_timeout is not None else []
     arguments += [f"--connections={source.connections}"] if source.connections is not None else []
     arguments += [f"--datastore-dir={source.datastore_dir}"] if source.datastore_dir is not None else []
     arguments += [f"--repository={source.repository}"] if source.repository is not None else []
@@ -220,7 +216,7 @@ def _source_arguments(source: SourceOptions) -> list[str]:
 
 def _start_in_background(arguments: list[str], source: SourceOptions, place: Path) -> None:
     handed_over = hand_over(source)
-    environment = handed_over.environment()
+    child_environment = dict(os.environ)
     reading, writing = os.pipe()
     # -P: not from the current directory, where anybody may have put a module of some name.
     command_line = [sys.executable, "-P", "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
@@ -228,12 +224,12 @@ def _start_in_background(arguments: list[str], source: SourceOptions, place: Pat
         with handed_over.descriptors() as (keys, password):
             command_line += [f"--keys-fd={keys}", *_source_arguments(handed_over.source), *arguments]
             if password is not None:
-                environment[f"{PASSWORD_VARIABLE}_FD"] = str(password)
+                child_environment[f"{PASSWORD_VARIABLE}_FD"] = str(password)
             child = subprocess.Popen(
                 [*command_line, "--", str(place)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[fd for fd in (writing, keys, password) if fd is not None],
-                env=environment,
+                env=child_environment,
                 start_new_session=True,
             )
         os.close(writing)

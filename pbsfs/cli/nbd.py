@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 
 import click
 
-from pbsfs import process
 from pbsfs.cli.handover import Handover, hand_over
 from pbsfs.cli.options import FilePath, PassingOn, damage_option, passed_on, run_on_opened, source_options
 from pbsfs.config import SourceOptions, open_source, parse_cache_size
@@ -64,7 +63,6 @@ def command(
     cache_size: str,
     on_damage: ZeroedRanges | None,
     source: SourceOptions,
-    namespace: str,
 ) -> None:
     """Serve the image at PATH as a network block device, read-only, until Ctrl-C; prints its URI.
 
@@ -78,7 +76,11 @@ def command(
       pbsfs nbd --cow vm/100/latest/drive-scsi0.img --filter=partition partition=1
       pbsfs nbd vm/100/latest/drive-scsi0.img --run 'qemu-img convert "$uri" -O qcow2 disk.qcow2'
     """
-    process.keep_memory_private()
+    if source.port is not None:
+        raise UsageError(
+            "--port: where to listen is said with --listen HOST:PORT; the server's port belongs into "
+            "--repository or PBS_PORT"
+        )
     path, options = _split(passed_on(words), everything)
     if cow:
         options = ["--filter=cow", *options]
@@ -97,7 +99,6 @@ def command(
                 address,
                 options,
                 source=source,
-                namespace=namespace,
                 cache_size=cache_size,
                 on_damage=on_damage,
             )
@@ -106,7 +107,7 @@ def command(
         if run is not None:
             # Not with nbdkit's own --run: a signal in the middle leaves its server running, and spinning.
             shell = ["/bin/sh", "-c", run]
-            child = subprocess.Popen(shell, env=serving.environment | _variables(address, uri))
+            child = subprocess.Popen(shell, env=os.environ | _variables(address, uri))
             stack.callback(launch.stop, child)
             status = child.wait()
             raise click.exceptions.Exit(status if status >= 0 else 128 - status)
@@ -173,12 +174,10 @@ def _requires_tls(options: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Serving(Generic[T]):
-    """nbdkit as it runs. `found`: what was looked up of what it serves; `environment`: that of this process
-    without secrets, for others that are started beside it."""
+    """nbdkit as it runs. `found`: what was looked up of what it serves."""
 
     found: T
     child: subprocess.Popen[bytes]
-    environment: dict[str, str]
 
 
 @contextmanager
@@ -189,7 +188,6 @@ def served(
     options: Sequence[str],
     *,
     source: SourceOptions,
-    namespace: str,
     cache_size: str = "256M",
     on_damage: ZeroedRanges | None = None,
 ) -> Iterator[Serving[T]]:
@@ -202,13 +200,12 @@ def served(
     nbdkit = launch.find_nbdkit()
     cache = parse_cache_size(cache_size)
     handed_over = hand_over(source)
-    root = Namespace.parse(namespace)
+    root = Namespace.parse(handed_over.source.namespace or "")
     served_path, found = run_on_opened(
         lambda tree: find(tree, path), _open(handed_over), keys=handed_over.keys, root=root
     )
     parameters = [f"path={served_path}", f"cache_size={cache}"]
     parameters += [] if on_damage is None else ["on_damage=zero"]
-    parameters += [f"namespace={namespace}"] if namespace else []
     with handed_over.descriptors() as (keys, password), ExitStack() as stack:
         reading, writing = os.pipe()
         stack.callback(os.close, reading)
@@ -217,15 +214,15 @@ def served(
         arguments = launch.command_line(nbdkit, address, options, parameters)
         descriptors = [fd for fd in (keys, password, writing) if fd is not None]
         try:
-            child = stack.enter_context(launch.running(arguments, handed_over.environment(), descriptors))
+            child = stack.enter_context(launch.running(arguments, descriptors))
         finally:
             os.close(writing)
         launch.wait_until_ready(child, reading)
-        yield Serving(found, child, handed_over.environment())
+        yield Serving(found, child)
 
 
 def _open(handed_over: Handover) -> Source:
-    environment = handed_over.environment()
+    environment = dict(os.environ)
     if handed_over.password is not None:
         environment = with_password(environment, handed_over.password)
     return open_source(handed_over.source, environment)
@@ -236,6 +233,7 @@ def _parameters(source: SourceOptions) -> list[str]:
         "repo": source.repository,
         "datastore_dir": source.datastore_dir,
         "fingerprint": source.fingerprint,
+        "namespace": source.namespace,
         "retry_timeout": source.retry_timeout,
         "connections": source.connections,
     }

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from pbsfs.config import SourceOptions, Terminal, open_keys, open_source
+from pbsfs.config import SourceOptions, Terminal, open_keys, open_source, resolve
 from pbsfs.credentials import Secret
 from pbsfs.names import Namespace
 from pbsfs.reader.damage import ZeroedRanges
@@ -76,29 +76,21 @@ SECONDS = _Seconds(min=0)
 def source_options(command: F) -> F:
     """Which source, and how to get at it: the same for every command that reads.
 
-    They come in as one argument, `source` (SourceOptions), and `namespace`.
+    They come in as one argument, `source` (SourceOptions).
     """
 
+    names = [field.name for field in fields(SourceOptions)]
+
     @functools.wraps(command)
-    def with_source(
-        *args: Any,
-        repository: str | None,
-        datastore_dir: Path | None,
-        fingerprint: str | None,
-        retry_timeout: float | None,
-        connections: int | None,
-        keyfiles: tuple[Path, ...],
-        keyfd: int | None,
-        **others: Any,
-    ) -> Any:
-        source = SourceOptions(
-            repository, datastore_dir, fingerprint, retry_timeout, connections, keyfiles, keyfd
-        )
-        return command(*args, source=source, **others)
+    def with_source(*args: Any, **given: Any) -> Any:
+        source = SourceOptions(**{name: given.pop(name) for name in names})
+        return command(*args, source=source, **given)
 
     wrapped: Callable[..., Any] = with_source
     for option in (
-        click.option("--ns", "namespace", metavar="NAMESPACE", default="", help="Start at this namespace."),
+        click.option(
+            "--ns", "namespace", metavar="NAMESPACE", help="Start at this namespace (or PBS_NAMESPACE)."
+        ),
         click.option("--keyfd", metavar="FD", type=int, help="Read a key file from this descriptor."),
         click.option(
             "--keyfile",
@@ -130,7 +122,27 @@ def source_options(command: F) -> F:
             "--datastore-dir",
             metavar="DIR",
             type=FilePath(),
-            help="Read the datastore in this directory (of a dead server, a copy, a disk at hand).",
+            help="Read the datastore in this directory, without a server (or PBSFS_DATASTORE_DIR).",
+        ),
+        click.option(
+            "--auth-id",
+            metavar="USER@REALM[!TOKEN]",
+            help="Who logs in to --server (or PBS_AUTH_ID; default: root@pam).",
+        ),
+        click.option(
+            "--datastore", metavar="NAME", help="The datastore of --server to read (or PBS_DATASTORE)."
+        ),
+        click.option(
+            "--port",
+            metavar="NUMBER",
+            type=click.IntRange(1, 65535),
+            help="The port of --server (or PBS_PORT; default: 8007).",
+        ),
+        click.option(
+            "--server",
+            metavar="HOST",
+            help="Read from this server: the parts of a repository one by one (or PBS_SERVER; default: "
+            "localhost).",
         ),
         click.option(
             "--repository",
@@ -175,11 +187,19 @@ def logging_options(command: F) -> F:
     return command
 
 
+def environment() -> Mapping[str, str]:
+    """The environment that this command was started with, secrets included: `os.environ` has none of them.
+
+    Only within a command; see `take_secrets`.
+    """
+    found: Mapping[str, str] = click.get_current_context().find_root().obj
+    return found
+
+
 def run_on_tree(
     work: Callable[[Tree], Awaitable[R]],
     *,
     source: SourceOptions,
-    namespace: str,
     zeroed: ZeroedRanges | None = None,
     reads_much: bool = False,
 ) -> R:
@@ -189,9 +209,10 @@ def run_on_tree(
 
     SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
     """
-    root = Namespace.parse(namespace)
-    opened = open_source(source, os.environ, find_terminal())
-    keys = open_keys(source, os.environ, find_terminal(), ask_for_default=reads_much)
+    source = resolve(source, environment())
+    root = Namespace.parse(source.namespace or "")
+    opened = open_source(source, environment(), find_terminal())
+    keys = open_keys(source, environment(), find_terminal(), ask_for_default=reads_much)
     return run_on_opened(work, opened, keys=keys, root=root, zeroed=zeroed)
 
 

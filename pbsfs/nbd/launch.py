@@ -143,12 +143,10 @@ def plugin_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def running(
-    arguments: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]
-) -> Iterator[subprocess.Popen[bytes]]:
+def running(arguments: Sequence[str], descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
     """nbdkit as a child, which is stopped in the end if it has not ended by itself."""
     child = subprocess.Popen(
-        list(arguments), stdin=None, pass_fds=list(descriptors), env=plugin_environment(environment)
+        list(arguments), stdin=None, pass_fds=list(descriptors), env=plugin_environment(os.environ)
     )
     try:
         yield child

@@ -11,21 +11,20 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 from pbsfs.config import (
-    FINGERPRINT_VARIABLE,
-    PASSWORD_VARIABLE,
-    REPOSITORY_VARIABLE,
+    ServerAccess,
     SourceOptions,
     find_access,
     open_keys,
     open_source,
     parse_cache_size,
+    resolve,
 )
-from pbsfs.credentials import MAX_SECRET, SECRET_FORMS, Secret, find_credential
+from pbsfs.credentials import FORMS, MAX_SECRET, PASSWORD_VARIABLE, Secret, find_credential
 from pbsfs.errors import UsageError
 from pbsfs.keyring import KeyRing
 from pbsfs.names import BACKUP_TYPES, Namespace
@@ -36,7 +35,8 @@ from pbsfs.sources.base import Source
 log = logging.getLogger(__name__)
 
 NAMES = (
-    *("repo", "password", "fingerprint", "namespace", "datastore_dir", "keyfile"),
+    *("repo", "server", "port", "datastore", "auth_id", "password", "fingerprint"),
+    *("namespace", "datastore_dir", "keyfile"),
     *("type", "id", "vmid", "timestamp", "image", "path"),
     *("cache_size", "connections", "retry_timeout", "on_damage"),
 )
@@ -103,7 +103,6 @@ class Parameters:
     def settings(self) -> Settings:
         """All of them together. Raises UsageError, KeyFileError, PasswordError, and what connecting does."""
         given = self._given
-        namespace = Namespace.parse(given.get("namespace", ""))
         path, missing = self._path()
         options = SourceOptions(
             repository=given.get("repo") or None,
@@ -112,12 +111,23 @@ class Parameters:
             retry_timeout=self._number("retry_timeout", 0, 1e9),
             connections=self._whole("connections", 1, 16),
             keyfiles=tuple(self._keyfiles),
+            port=self._whole("port", 1, 65535),
+            namespace=given.get("namespace"),
+            server=given.get("server") or None,
+            datastore=given.get("datastore") or None,
+            auth_id=given.get("auth_id") or None,
         )
         cache_size = parse_cache_size(given["cache_size"]) if "cache_size" in given else DEFAULT_CACHE_SIZE
         on_damage = given.get("on_damage", "fail")
         if on_damage not in ("fail", "zero"):
             raise UsageError(f"on_damage={on_damage}: it is fail or zero")
-        environment = self._secret_environment(options)
+        options = resolve(options, self._environment, _parameter)
+        namespace = Namespace.parse(options.namespace or "")
+        environment = dict(self._environment)
+        if options.repository is not None:
+            access = self._access(options)
+            options = replace(options, fingerprint=access.trust.pinned or "")
+            environment = with_password(environment, access.secret)
         return Settings(
             options=options,
             environment=environment,
@@ -166,35 +176,19 @@ class Parameters:
         # nbdkit changes its directory when it goes into the background
         return Path(os.path.abspath(self._given["datastore_dir"]))
 
-    def _secret_environment(self, options: SourceOptions) -> dict[str, str]:
-        """The environment, with the password that was given, or that can be read only once."""
-        environment = dict(self._environment)
-        if options.datastore_dir is not None:
-            if options.repository is not None:
-                raise UsageError("repo= and datastore_dir= exclude each other")
-            return environment
-        if not (
-            options.repository
-            or environment.get(REPOSITORY_VARIABLE)
-            or find_credential("repository", environment)
-        ):
-            raise UsageError(
-                "no source: name a server with repo= or PBS_REPOSITORY, "
-                "or a datastore's directory with datastore_dir="
-            )
+    def _access(self, options: SourceOptions) -> ServerAccess:
+        """How to get at the server: with the password that was given, or with that of the environment."""
+        environment = self._environment
         if self._password is not None:
             environment = with_password(environment, self._password)
-        elif not any(PASSWORD_VARIABLE + suffix in environment for suffix in SECRET_FORMS) and (
+        elif not any(PASSWORD_VARIABLE + form in environment for form in FORMS) and (
             find_credential("password", environment) is None
         ):
             raise UsageError(
                 "no password: give password=+FILE, password=- to be asked for it, or set PBS_PASSWORD "
                 "(or PBS_PASSWORD_FD, _FILE, _CMD); for an API token it is the token's secret"
             )
-        access = find_access(options, environment, None)
-        if access.trust.pinned is not None:
-            environment[FINGERPRINT_VARIABLE] = access.trust.pinned
-        return with_password(environment, access.secret)
+        return find_access(options, environment, None)
 
     def _keys(self, options: SourceOptions) -> KeyRing:
         fd = self._whole("keys_fd", 0, 1 << 20)
@@ -222,6 +216,11 @@ class Parameters:
         return number
 
 
+def _parameter(name: str) -> str:
+    """How a field of `SourceOptions` is written here."""
+    return "repo=" if name == "repository" else f"{name}="
+
+
 def filters_of(arguments: Sequence[str]) -> frozenset[str]:
     """The names of the filters on nbdkit's command line: `--filter=cow`, `--filter cow`, or by path; the
     option's name may be shortened, as that of every long option."""
@@ -236,7 +235,7 @@ def filters_of(arguments: Sequence[str]) -> frozenset[str]:
 
 def with_password(environment: Mapping[str, str], secret: Secret) -> dict[str, str]:
     """`environment` with the password in the one form that can be read again and again."""
-    forms = {PASSWORD_VARIABLE + suffix for suffix in SECRET_FORMS}
+    forms = {PASSWORD_VARIABLE + suffix for suffix in FORMS}
     kept = {name: value for name, value in environment.items() if name not in forms}
     return {**kept, PASSWORD_VARIABLE: secret.reveal()}
 

@@ -187,11 +187,14 @@ def test_qemu_gets_no_secrets(writer: DatastoreWriter, tmp_path: Path, disk: Boo
     with serving(writer.path) as server:
         told = access(server)
         told = told | {"PATH": f"{folder}:{told['PATH']}", "PBS_ENCRYPTION_PASSWORD": "geheim"}
+        told |= {"PBS_MASTER_KEY_PASSWORD": "geheim", "PBS_PASSWORD_FILE": "/geheim"}
         done = pbsfs("boot", path, env=told)
-    assert done.returncode == 0
-    assert "PBS_REPOSITORY=" in done.stdout
-    assert "PBS_PASSWORD" not in done.stdout
-    assert "geheim" not in done.stdout
+        own = pbsfs("boot", "--datastore-dir", writer.path, path, env=told)
+    for output in (done.stdout, own.stdout):
+        assert "PBS_REPOSITORY=" in output
+        assert "PBS_PASSWORD" not in output
+        assert "geheim" not in output
+    assert (done.returncode, own.returncode) == (0, 0)
 
 
 # --- a guest that writes

@@ -47,7 +47,7 @@ def test_wrong_options_are_status_2(
 
 def test_a_source_has_to_be_named(tmp_path: Path) -> None:
     (place := tmp_path / "m").mkdir()
-    assert "--datastore-dir DIR" in error_of(pbsfs("mount", place), 2)
+    assert "--datastore-dir or PBSFS_DATASTORE_DIR" in error_of(pbsfs("mount", place), 2)
 
 
 @pytest.mark.mount

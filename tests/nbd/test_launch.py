@@ -243,7 +243,7 @@ def test_only_the_first_two_numbers_of_the_version_count(fake_nbdkit: Path) -> N
 def test_a_child_that_ends_before_it_serves_is_told_with_its_status() -> None:
     reading, writing = os.pipe()
     try:
-        with launch.running(["sh", "-c", "exit 3"], os.environ, [writing]) as child:
+        with launch.running(["sh", "-c", "exit 3"], [writing]) as child:
             os.close(writing)
             with pytest.raises(HelperError, match="nbdkit ended with status 3 before it served"):
                 launch.wait_until_ready(child, reading)
@@ -255,7 +255,7 @@ def test_a_child_that_gives_its_word_is_not_waited_for_any_longer() -> None:
     reading, writing = os.pipe()
     try:
         command = ["sh", "-c", f"echo 1 >/dev/fd/{writing}; exec sleep 600"]
-        with launch.running(command, os.environ, [writing]) as child:
+        with launch.running(command, [writing]) as child:
             os.close(writing)
             launch.wait_until_ready(child, reading)
             assert child.poll() is None
@@ -266,7 +266,7 @@ def test_a_child_that_gives_its_word_is_not_waited_for_any_longer() -> None:
 
 def test_a_child_that_does_not_end_by_itself_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "STOP_TIME", 0.05)
-    with launch.running(["sh", "-c", "trap '' TERM; exec sleep 600"], os.environ, []) as child:
+    with launch.running(["sh", "-c", "trap '' TERM; exec sleep 600"], []) as child:
         comm = Path(f"/proc/{child.pid}/comm")
         wait_until(lambda: comm.read_text() == "sleep\n", "it ignores SIGTERM")
     assert child.returncode == -signal.SIGKILL

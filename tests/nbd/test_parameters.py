@@ -20,6 +20,7 @@ from tests.support.keyfiles import key_file
 
 PASSWORD = 'geh€im: p"a%s'
 REPOSITORY = "reader@pbs!laptop@pbs.example.com:store1"
+CANONICAL = "reader@pbs!laptop@pbs.example.com:8007:store1"
 FINGERPRINT = ":".join(["EE", "2f"] * 16)
 SERVER = {"PBS_REPOSITORY": REPOSITORY, "PBS_FINGERPRINT": FINGERPRINT}
 DIRECTORY = "datastore_dir=/srv/datastore"
@@ -81,11 +82,30 @@ def test_a_server_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> No
         "connections=4",
         "retry_timeout=2.5",
     )
-    assert settings.options.repository == REPOSITORY
-    assert settings.options.fingerprint == FINGERPRINT
+    assert settings.options.repository == CANONICAL
+    assert settings.options.fingerprint == FINGERPRINT.replace(":", "").lower()
     assert settings.namespace == Namespace(("prod", "db"))
     assert (settings.options.connections, settings.options.retry_timeout) == (4, 2.5)
     assert password_of(settings) == PASSWORD
+
+
+def test_a_server_is_named_part_by_part(told: Tells) -> None:
+    words = ("server=fd00::1", "port=8443", "datastore=store2", "auth_id=reader@pbs!laptop", "namespace=")
+    settings = told(*words, PBS_PASSWORD=PASSWORD, PBS_NAMESPACE="prod", PBS_SERVER="other")
+    assert settings.options.repository == "reader@pbs!laptop@[fd00::1]:8443:store2"
+    assert settings.namespace == Namespace(())
+    settings = told("datastore=store2", PBS_PASSWORD=PASSWORD, PBS_NAMESPACE="prod", PBS_SERVER="other")
+    assert settings.options.repository == "root@pam@other:8007:store2"
+    assert settings.namespace == Namespace(("prod",))
+    with pytest.raises(UsageError, match="repo= and server= exclude each other"):
+        told("server=host", f"repo={REPOSITORY}")
+    with pytest.raises(UsageError, match="name it with datastore= or PBS_DATASTORE"):
+        told("server=host")
+
+
+def test_the_environment_names_a_directory(told: Tells) -> None:
+    settings = told(PBSFS_DATASTORE_DIR="/usr", PBS_REPOSITORY=REPOSITORY)
+    assert settings.options.datastore_dir == Path("/usr")
 
 
 def test_names_may_have_hyphens(told: Tells) -> None:
@@ -225,7 +245,7 @@ def test_the_parameter_goes_before_the_environment(told: Tells, tmp_path: Path) 
         PBS_PASSWORD_FILE="/nowhere",
     )
     assert password_of(settings) == PASSWORD
-    assert settings.options.repository == "other@pbs@host:store2"
+    assert settings.options.repository == "other@pbs@host:8007:store2"
 
 
 @pytest.mark.parametrize("wrong", ["vmid=1 id=2", "cache_size=x", "on_damage=x", "fingerprint=x", "x=x"])
@@ -250,7 +270,7 @@ def test_a_password_shows_itself_nowhere(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("nonsense=1", "'nonsense' is not known; there are repo, password, "),
+        ("nonsense=1", "'nonsense' is not known; there are repo, server, "),
         ("Image=x", "'Image' is not known"),
         ("vmid=1 vmid=1", "vmid= was given twice"),
         ("cache_size=64M cache-size=64M", "cache-size= was given twice"),
@@ -293,7 +313,7 @@ def test_no_directory_at_all_is_one(told: Tells) -> None:
 
 
 def test_without_a_source_it_is_said_how_to_name_one(told: Tells) -> None:
-    with pytest.raises(UsageError, match=r"repo= or PBS_REPOSITORY, or a datastore's directory"):
+    with pytest.raises(UsageError, match=r"repo= or PBS_REPOSITORY, or a .* datastore_dir= or PBSFS_"):
         told("vmid=100")
 
 
