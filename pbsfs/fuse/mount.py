@@ -73,7 +73,7 @@ async def serve(source: Source, options: MountOptions, ready: Callable[[], None]
             operations = Operations(tree, options.ownership)
             pbsfs.fuse.shim.install(operations.seek)
             with _mounted(operations, options, str(source)):
-                await _serve_until_stopped(options.mountpoint, signals, ready)
+                await _serve_until_stopped(operations, options.mountpoint, signals, ready)
     if options.zeroed is not None:
         options.zeroed.log_all()
 
@@ -108,7 +108,7 @@ def _fsname(source: str) -> str:
 
 
 async def _serve_until_stopped(
-    mountpoint: Path, signals: AsyncIterator[int], ready: Callable[[], None]
+    operations: Operations, mountpoint: Path, signals: AsyncIterator[int], ready: Callable[[], None]
 ) -> None:
     failure: MountError | None = None
 
@@ -154,6 +154,7 @@ async def _serve_until_stopped(
         nursery.start_soon(wait_for_unmount)
         nursery.start_soon(wait_for_signal)
         nursery.start_soon(check_answers)
+        nursery.start_soon(operations.space.keep)
     if failure is not None:
         raise failure
 

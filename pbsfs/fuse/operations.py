@@ -25,6 +25,7 @@ import trio
 
 from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, SourceError, errno_of
 from pbsfs.fuse.inodes import Inode, InodeTable
+from pbsfs.fuse.space import Space
 from pbsfs.reader.image import Buffer, Handle
 from pbsfs.tree import (
     XATTR_PREFIX,
@@ -48,6 +49,7 @@ UNCHANGING = 3600.0
 """Seconds for which the kernel may keep what never changes: the attributes of files in snapshots."""
 
 BLOCK_SIZE = 512  # the unit of st_blocks
+SPACE_UNIT = 4096  # the unit in which the file system's size is given
 PREFERRED_IO_SIZE = 1 << 20
 """What `st_blksize` tells programs to read at a time: the largest read that FUSE passes on whole."""
 
@@ -173,6 +175,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, tree: Tree, ownership: Ownership) -> None:
         super().__init__()
         self.inodes = InodeTable(tree.root)
+        self.space = Space(tree.reader.source)
         self._tree = tree
         self._ownership = ownership
         self._reporter = _Reporter()
@@ -377,11 +380,15 @@ class Operations(pyfuse3.Operations):
 
     @_answers
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        # No I/O: df(1) must answer when the storage below does not. There is no space to speak of.
         answer = pyfuse3.StatvfsData()
-        answer.f_bsize = answer.f_frsize = BLOCK_SIZE
-        answer.f_files = len(self.inodes)
+        answer.f_bsize = answer.f_frsize = SPACE_UNIT
         answer.f_namemax = 255
+        usage = self.space.last()
+        if usage is not None:
+            answer.f_blocks = usage.total // SPACE_UNIT
+            answer.f_bfree = max(0, usage.total - usage.used) // SPACE_UNIT
+            answer.f_bavail = usage.available // SPACE_UNIT
+        # Inodes are not counted: 0 of 0, which df(1) and others show as "-".
         return answer
 
     # --- writing: the kernel refuses most of it before it gets here, as the mount is read-only

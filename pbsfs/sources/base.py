@@ -60,6 +60,16 @@ class SnapshotInfo:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The space of a datastore in bytes, as statvfs(3) has it. `available`: what its owner may still use;
+    with `used` it may be less than `total`."""
+
+    total: int
+    used: int
+    available: int
+
+
 class Source(abc.ABC):
     """Somewhere that backups can be read from."""
 
@@ -95,6 +105,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         """The stored blob of a chunk that the index `archive` names; DamageError above `limit` bytes."""
+
+    async def usage(self) -> Usage | None:
+        """The space of the datastore; None where the source does not tell."""
+        return None
 
     @abc.abstractmethod
     async def aclose(self) -> None:

@@ -40,7 +40,7 @@ from pbsfs.names import (
     Snapshot,
     parse_time,
 )
-from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Source
+from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.beneath import Steps, enter, exists, joined, read_file, scanned
 
 log = logging.getLogger(__name__)
@@ -175,6 +175,9 @@ class DirectorySource(Source):
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         name = digest.hex()
         return await self._in_thread(lambda: self._read_chunk(name, limit))
+
+    async def usage(self) -> Usage:
+        return await self._in_thread(self._usage)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Runs blocking `work`; every OSError becomes a SourceError, and so does a stuck file system."""
@@ -409,6 +412,15 @@ class DirectorySource(Source):
             key_fingerprint=manifest.key_fingerprint,
             notes=manifest.notes,
             verify_state=manifest.verify_state,
+        )
+
+    def _usage(self) -> Usage:
+        self._check()  # what is at the place of a disk that is away has another size
+        found = os.statvfs(self.path)
+        return Usage(
+            total=found.f_blocks * found.f_frsize,
+            used=(found.f_blocks - found.f_bfree) * found.f_frsize,
+            available=found.f_bavail * found.f_frsize,
         )
 
     def _small_text(self, steps: Steps) -> str | None:

@@ -25,6 +25,7 @@ from pbsfs.fuse.inodes import ROOT
 from pbsfs.fuse.operations import MAX_REPORTED, UNCHANGING, Operations, Ownership
 from pbsfs.names import Archive, Snapshot
 from pbsfs.reader.reader import open_reader
+from pbsfs.sources.base import Usage
 from pbsfs.sources.directory import DirectorySource
 from pbsfs.tree import File, Stat, Tree
 from tests.support import damage, made
@@ -445,9 +446,31 @@ def test_statfs_asks_nothing_of_the_source(stocked: Stocked) -> None:
         shutil.rmtree(stocked.path)
         answer = await operations.statfs(NOBODY)
         assert (answer.f_blocks, answer.f_bfree, answer.f_bavail) == (0, 0, 0)
-        assert (answer.f_files, answer.f_namemax) == (1, 255)
+        assert (answer.f_bsize, answer.f_frsize, answer.f_namemax) == (4096, 4096, 255)
 
     serve(stocked, work)
+
+
+class _Measured(DirectorySource):
+    """A source whose space is known."""
+
+    async def usage(self) -> Usage:
+        return Usage(total=10 << 40, used=(4 << 40) + 1, available=5 << 40)
+
+
+def test_statfs_has_the_space_of_the_source_and_no_inodes(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(operations.space.keep)
+            await trio.testing.wait_all_tasks_blocked()
+            answer = await operations.statfs(NOBODY)
+            assert answer.f_blocks * answer.f_frsize == 10 << 40
+            assert answer.f_bfree * answer.f_frsize == (6 << 40) - 4096
+            assert answer.f_bavail * answer.f_frsize == 5 << 40
+            assert (answer.f_files, answer.f_ffree, answer.f_favail) == (0, 0, 0)
+            nursery.cancel_scope.cancel()
+
+    serve(stocked, work, source=_Measured)
 
 
 # --- errors

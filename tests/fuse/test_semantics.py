@@ -753,12 +753,28 @@ def test_the_kernel_keeps_what_was_read(own: Stocked, tmp_path: Path) -> None:
 
 
 def test_statfs_needs_no_storage(own: Stocked, tmp_path: Path) -> None:
-    with mounted(own.path, tmp_path / "m", *SOON) as mount:
-        own.path.rename(tmp_path / "away")
-        found = os.statvfs(mount.place)
-        assert (found.f_blocks, found.f_bfree, found.f_bavail, found.f_namemax) == (0, 0, 0, 255)
+    def is_told(mount: Mounted) -> bool:
+        found, real = os.statvfs(mount.place), os.statvfs(own.path)
+        assert (found.f_files, found.f_ffree, found.f_namemax) == (0, 0, 255)
         assert found.f_flag & os.ST_RDONLY
+        if found.f_blocks == 0:
+            assert (found.f_bfree, found.f_bavail) == (0, 0)
+            return False
+        assert found.f_blocks * found.f_frsize == real.f_blocks * real.f_frsize // 4096 * 4096
+        assert 0 < found.f_bavail <= found.f_bfree <= found.f_blocks
+        return True
+
+    with mounted(own.path, tmp_path / "m", *SOON) as mount:
+        wait_until(lambda: is_told(mount), "the space is known")
+        shown = output_of("df", "--output=itotal,iused,iavail,ipcent", str(mount.place))
+        assert shown.splitlines()[1].split() == ["0", "0", "0", "-"]
+        before = os.statvfs(mount.place)
+        own.path.rename(tmp_path / "away")
+        assert os.statvfs(mount.place) == before
         assert not mount.log_lines()
+        (tmp_path / "away").rename(own.path)
+    with serving(own.path) as server, mounted(access(server), tmp_path / "m2") as mount:
+        wait_until(lambda: is_told(mount), "the space is known")
 
 
 def test_read_ahead_is_raised(mount: Mounted) -> None:

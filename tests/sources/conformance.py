@@ -8,6 +8,7 @@ interface, and they only make promises that hold for all kinds.
 from __future__ import annotations
 
 import abc
+import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -82,6 +83,15 @@ class SourceConformance(abc.ABC):
                 return await work(source)
 
         return trio.run(main)
+
+    # --- space
+
+    def test_the_space_is_that_of_the_file_system_below(self, writer: DatastoreWriter) -> None:
+        found, real = self.use(writer, lambda s: s.usage()), os.statvfs(writer.path)
+        assert found is not None
+        assert found.total == real.f_blocks * real.f_frsize
+        assert 0 < found.used < found.total
+        assert 0 < found.available <= found.total
 
     # --- listing
 

@@ -13,7 +13,7 @@ from pbsfs.errors import DamageError, PbsfsError, SourceError
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
-from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
+from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
 
 T = TypeVar("T")
 
@@ -76,6 +76,17 @@ def parse_snapshot(group: Group, entry: dict[str, Any]) -> SnapshotInfo | None:
         notes=_optional(entry, "comment"),
         verify_state=_optional(verification, "state") if isinstance(verification, dict) else None,
     )
+
+
+def parse_usage(data: object) -> Usage | None:
+    """A datastore's status. None where the server does not tell this user: all is 0 then.
+
+    Raises DamageError for what is not a status.
+    """
+    if not isinstance(data, dict):
+        raise DamageError("the server's answer is not a status")
+    found = Usage(_number(data, "total"), _number(data, "used"), _number(data, "avail"))
+    return found if found.total else None
 
 
 def _file(entry: dict[str, Any]) -> FileInfo | None:

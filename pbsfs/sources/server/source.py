@@ -23,7 +23,7 @@ from pbsfs.errors import (
     UnknownDatastoreError,
 )
 from pbsfs.names import BACKUP_TYPES, Archive, ArchiveKind, Group, Namespace, Snapshot
-from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
+from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.pool import SessionPool, snapshot_query
@@ -162,6 +162,10 @@ class ServerSource(Source):
         return await self._retried(
             f"{snapshot}/{archive.name}", lambda: self.pool.chunk(snapshot, archive, digest, limit)
         )
+
+    async def usage(self) -> Usage | None:
+        # Not tried again: it is asked in the background, and a later one will do.
+        return listing.parse_usage(await self._ask("status", {}))
 
     async def _ask(self, what: str, query: dict[str, str]) -> Any:
         return await self.api.get(f"/admin/datastore/{self.repository.store}/{what}", query)

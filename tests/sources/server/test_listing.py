@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from pbsfs.errors import DamageError, PbsfsError, SourceError
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import CLIENT_LOG, ROOT_NAMESPACE, Archive, Group, Namespace, Snapshot
-from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
+from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
 from pbsfs.sources.server.listing import (
     parse_group,
     parse_list,
     parse_namespace,
     parse_snapshot,
     parse_store,
+    parse_usage,
 )
 from tests.support import golden
 
@@ -331,3 +332,18 @@ def test_refusals_are_errors_of_ours() -> None:
         parse_store({})
     with pytest.raises(DamageError, match="no valid 'ns'"):
         parse_namespace({"ns": 7})
+
+
+def test_a_status_has_the_space_of_the_datastore() -> None:
+    status = {"total": 1000, "used": 400, "avail": 550, "gc-status": {"upid": None}}
+    assert parse_usage(status) == Usage(total=1000, used=400, available=550)
+
+
+def test_a_status_of_zeros_is_one_that_this_user_is_not_told() -> None:
+    assert parse_usage({"total": 0, "used": 0, "avail": 0}) is None
+
+
+@pytest.mark.parametrize("data", [None, [], "x", {}, {"total": 1, "used": -1, "avail": 0}, {"total": "1"}])
+def test_what_is_not_a_status_is_refused(data: object) -> None:
+    with pytest.raises(DamageError):
+        parse_usage(data)
