@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -50,6 +50,12 @@ T = TypeVar("T")
 IO_TIMEOUT = 60.0
 """Seconds that one file operation may take. A sick disk answers within its own retries (tens of
 seconds); a network file system whose server is gone never does."""
+
+STUCK_TIMEOUT = 2.0
+STUCK_PAUSE = 10.0
+"""While an operation is stuck for longer than IO_TIMEOUT, another one is given up after the first of these
+(seconds), and then all others fail at once for the second: a listing of many files must not wait for each.
+What can be read all the same, because only one file of the disk is sick, is read."""
 
 MAX_THREADS = 32
 """Threads that may be in file operations at once. They mostly wait for the disk; stuck ones must not
@@ -92,6 +98,23 @@ def is_datastore(path: Path) -> bool:
     return (path / ".chunks").is_dir()
 
 
+class _Operation(Generic[T]):
+    """Blocking `work` for a thread. `is_running`: whether a thread is in it; written by that thread only."""
+
+    __slots__ = ("_work", "is_running")
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self.is_running = False
+
+    def __call__(self) -> T:
+        self.is_running = True
+        try:
+            return self._work()
+        finally:
+            self.is_running = False
+
+
 class DirectorySource(Source):
     """The datastore in the directory `path`."""
 
@@ -101,6 +124,8 @@ class DirectorySource(Source):
         """Raises SourceError where `path` is not a datastore."""
         self.path = path
         self._threads = trio.CapacityLimiter(MAX_THREADS)
+        self._stuck: list[_Operation[Any]] = []  # given up, and still in a thread
+        self._try_at = float("-inf")  # while there are such: trio's time before which others fail at once
         # manifest's identity on disk -> what was parsed from it
         self._parsed: OrderedDict[Snapshot, tuple[tuple[int, ...], SnapshotInfo]] = OrderedDict()
         self._reported: set[str] = set()
@@ -181,19 +206,19 @@ class DirectorySource(Source):
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Runs blocking `work`; every OSError becomes a SourceError, and so does a stuck file system."""
-        with trio.move_on_after(IO_TIMEOUT):
-            try:
-                return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                # A missing file is only told from a missing datastore by looking at the datastore.
-                await trio.to_thread.run_sync(self._check, limiter=self._threads, abandon_on_cancel=True)
-                raise NotFoundError(f"{error.filename} does not exist") from None
-            except OSError as error:
-                raise SourceError(
-                    f"cannot read {error.filename or self.path}: {error.strerror}",
-                    retryable=not isinstance(error, PermissionError),
-                ) from None
-        raise SourceError(f"no answer from {self} within {IO_TIMEOUT:.0f} s", retryable=True)
+        self._stuck = [operation for operation in self._stuck if operation.is_running]
+        if self._stuck and trio.current_time() < self._try_at:
+            raise SourceError(f"no answer from {self}: earlier reads of it are stuck", retryable=True)
+        limit = STUCK_TIMEOUT if self._stuck else IO_TIMEOUT
+        operation = _Operation(lambda: self._attempt(work))
+        with trio.move_on_after(limit):
+            result = await trio.to_thread.run_sync(operation, limiter=self._threads, abandon_on_cancel=True)
+            self._try_at = float("-inf")
+            return result
+        if operation.is_running:
+            self._stuck.append(operation)
+        self._try_at = trio.current_time() + STUCK_PAUSE
+        raise SourceError(f"no answer from {self} within {limit:.0f} s", retryable=True)
 
     def _report(self, text: str) -> None:
         """Logs a warning about the datastore, once however often the same is met."""
@@ -204,6 +229,19 @@ class DirectorySource(Source):
             log.warning("%s", text)
 
     # --- blocking: below here everything runs in a worker thread
+
+    def _attempt(self, work: Callable[[], T]) -> T:
+        """What `work` returns; an OSError becomes a NotFoundError or a SourceError."""
+        try:
+            return work()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._check()  # a missing file is only told from a missing datastore by looking at the datastore
+            raise NotFoundError(f"{error.filename} does not exist") from None
+        except OSError as error:
+            raise SourceError(
+                f"cannot read {error.filename or self.path}: {error.strerror}",
+                retryable=not isinstance(error, PermissionError),
+            ) from None
 
     def _enter(self, steps: Steps) -> None:
         """Makes sure that a directory is there: what does not exist is not something empty."""

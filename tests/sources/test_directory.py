@@ -23,7 +23,7 @@ from pbsfs.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Namespace
 from pbsfs.sources import beneath, directory
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.beneath import Steps, joined, read_file
-from pbsfs.sources.directory import IO_TIMEOUT, MAX_THREADS, DirectorySource
+from pbsfs.sources.directory import IO_TIMEOUT, MAX_THREADS, STUCK_PAUSE, STUCK_TIMEOUT, DirectorySource
 from pbsfs.writer import DatastoreWriter
 from tests.sources.conformance import (
     CONFIG,
@@ -640,13 +640,21 @@ def test_a_chunk_that_the_disk_cannot_read_any_more_is_damage(
 
 
 class Stuck:
-    """A file system that does not answer until it is released."""
+    """A file system that does not answer until it is released: files called `name`, or all.
+
+    `clock`, where it is set, runs only while a thread is stuck.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._answers = threading.Event()
+        self.name: str | None = None
+        self.clock: MockClock | None = None
 
         def read(root: str, steps: Steps, limit: int) -> bytes:
-            self._answers.wait()
+            if self.name in (None, steps[-1]) and not self._answers.is_set():
+                if self.clock is not None:
+                    trio.from_thread.run_sync(setattr, self.clock, "autojump_threshold", 0)
+                self._answers.wait()
             return read_file(root, steps, limit)
 
         monkeypatch.setattr(directory, "read_file", read)
@@ -703,10 +711,51 @@ def test_more_stuck_calls_than_threads_all_get_their_error_and_later_ones_their_
         with trio.fail_after(10):
             assert await trio.to_thread.run_sync(lambda: "decoded") == "decoded"
         stuck.release()
+        with trio.fail_after(10):
+            while any(operation.is_running for operation in source._stuck):
+                await trio.lowlevel.checkpoint()
         return await source.fetch_file(FIRST, CONFIG, LIMIT)
 
     assert trio.run(main) == stored(writer, CONFIG)
     assert len(errors) == calls
+
+
+def test_while_an_operation_is_stuck_others_fail_fast(writer: DatastoreWriter, stuck: Stuck) -> None:
+    add(writer)
+    source = DirectorySource(writer.path)
+
+    clock = stuck.clock = MockClock()
+
+    async def waited() -> float:
+        start = trio.current_time()
+        with pytest.raises(SourceError, match="no answer from datastore directory") as caught:
+            await source.fetch_file(FIRST, CONFIG, LIMIT)
+        assert caught.value.retryable
+        clock.autojump_threshold = float("inf")
+        return trio.current_time() - start
+
+    async def main() -> list[float]:
+        found = [await waited() for _ in range(3)]
+        clock.jump(STUCK_PAUSE)
+        return found + [await waited() for _ in range(3)]
+
+    assert trio.run(main, clock=clock) == pytest.approx([IO_TIMEOUT, 0, 0, STUCK_TIMEOUT, 0, 0])
+
+
+def test_what_can_be_read_beside_a_stuck_operation_is_read(writer: DatastoreWriter, stuck: Stuck) -> None:
+    add(writer)
+    source = DirectorySource(writer.path)
+    clock, stuck.name = MockClock(), IMAGE.filename
+    stuck.clock = clock
+
+    async def main() -> list[bytes]:
+        with pytest.raises(SourceError, match="within 60 s"):
+            await source.fetch_file(FIRST, IMAGE, LIMIT)
+        clock.autojump_threshold = float("inf")
+        clock.jump(STUCK_PAUSE)
+        return [await source.fetch_file(FIRST, CONFIG, LIMIT) for _ in range(3)]
+
+    assert trio.run(main, clock=clock) == [stored(writer, CONFIG)] * 3
 
 
 def test_a_missing_file_is_not_reported_as_a_vanished_datastore(writer: DatastoreWriter) -> None:
