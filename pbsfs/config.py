@@ -26,6 +26,7 @@ from pbsfs.credentials import (
 from pbsfs.errors import SourceError, TrustError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.keyring import KeyRing, read_keys
+from pbsfs.sources.server.proxy import Proxy, find_proxy
 from pbsfs.sources.server.repository import Repository, parse_port
 from pbsfs.sources.server.tls import (
     Trust,
@@ -107,6 +108,7 @@ class ServerAccess:
     repository: Repository
     secret: Secret
     trust: Trust
+    proxy: Proxy | None
 
 
 def _option(name: str) -> str:
@@ -218,7 +220,7 @@ def open_source(
 
     patience = DEFAULT_LIMIT if options.retry_timeout is None else options.retry_timeout
     settings = ServerSettings(patience, options.connections)
-    return ServerSource(access.repository, access.secret, access.trust, settings)
+    return ServerSource(access.repository, access.secret, access.trust, settings, access.proxy)
 
 
 def find_access(
@@ -230,8 +232,9 @@ def find_access(
     """
     assert options.repository is not None
     repository = Repository.parse(options.repository)
+    proxy = find_proxy(repository, environment)
     # Before the password: who has to be asked for it should see that the server is the right one.
-    trust = _find_trust(options, repository, environment, terminal)
+    trust = _find_trust(options, repository, proxy, environment, terminal)
     secret = find_secret(PASSWORD_VARIABLE, "password", environment)
     if secret is not None and not secret.reveal():
         secret = None  # a variable that is set to nothing
@@ -244,11 +247,15 @@ def find_access(
         what = "password" if repository.token is None else "secret"
         secret = terminal.password(f"{what} of {repository.auth_id} at {repository.address}")
     assert secret is not None
-    return ServerAccess(repository, secret, trust)
+    return ServerAccess(repository, secret, trust, proxy)
 
 
 def _find_trust(
-    options: SourceOptions, repository: Repository, environment: Mapping[str, str], terminal: Terminal | None
+    options: SourceOptions,
+    repository: Repository,
+    proxy: Proxy | None,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
 ) -> Trust:
     if options.fingerprint:
         return Trust(pinned=parse_fingerprint(options.fingerprint))
@@ -257,9 +264,9 @@ def _find_trust(
     if trust.known is not None or terminal is None:
         return trust
     try:
-        connect(repository, trust).socket.close()
+        connect(repository, trust, proxy).socket.close()
     except TrustError:
-        found = peek_fingerprint(repository)
+        found = peek_fingerprint(repository, proxy)
         shown = show_fingerprint(found)
         if not terminal.confirm(
             f"{repository.address} is not known yet. The SHA-256 fingerprint of its certificate is\n"

@@ -21,6 +21,10 @@ settings.register_profile("pbsfs", derandomize=True, deadline=None, max_examples
 settings.load_profile("pbsfs")
 
 
+# Whoever runs the tests may have a proxy, which none of them should use.
+for variable in [name for name in os.environ if name.lower() in ("https_proxy", "all_proxy", "no_proxy")]:
+    del os.environ[variable]
+
 # What is started by tests inherits it: under nohup, no program would end when its terminal does.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

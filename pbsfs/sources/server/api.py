@@ -34,6 +34,7 @@ from pbsfs.errors import (
     SourceError,
     UnknownRealmError,
 )
+from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Trust, connect
 
@@ -86,9 +87,17 @@ class _Answer:
 class Api:
     """The API of one server, as one user."""
 
-    def __init__(self, repository: Repository, secret: Secret, trust: Trust, threads: int = 8) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        secret: Secret,
+        trust: Trust,
+        proxy: Proxy | None = None,
+        threads: int = 8,
+    ) -> None:
         self.repository = repository
         self.trust = trust
+        self.proxy = proxy
         self._secret = secret
         self._threads = trio.CapacityLimiter(threads)
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
@@ -276,7 +285,7 @@ class Api:
         call = _Call(connection)
 
         def work() -> tuple[_Answer, http.client.HTTPConnection]:
-            with call.connection(self.repository, self.trust) as used:
+            with call.connection(self.repository, self.trust, self.proxy) as used:
                 return _exchange(used, method, target, headers, body, limit), used
 
         try:
@@ -305,9 +314,11 @@ class _Call:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def connection(self, repository: Repository, trust: Trust) -> Iterator[http.client.HTTPConnection]:
+    def connection(
+        self, repository: Repository, trust: Trust, proxy: Proxy | None
+    ) -> Iterator[http.client.HTTPConnection]:
         """The connection to use, a new one where there is none; for the thread."""
-        used = self._connection or _open(repository, trust)
+        used = self._connection or _open(repository, trust, proxy)
         try:
             with self._lock:
                 self._check()
@@ -338,9 +349,9 @@ class _Call:
                     socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
 
 
-def _open(repository: Repository, trust: Trust) -> http.client.HTTPConnection:
+def _open(repository: Repository, trust: Trust, proxy: Proxy | None) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection(repository.host, repository.port)
-    connection.sock = connect(repository, trust).socket
+    connection.sock = connect(repository, trust, proxy).socket
     connection.sock.settimeout(STALL_TIMEOUT)
     return connection
 

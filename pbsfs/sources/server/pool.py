@@ -322,6 +322,7 @@ class SessionPool:
             session = Session(
                 self._api.repository,
                 self._api.trust,
+                self._api.proxy,
                 snapshot_query(self._api.repository.store, snapshot),
                 headers,
                 stall_timeout=self._stall_timeout,

@@ -31,6 +31,7 @@ import trio
 
 from pbsfs.errors import ConnectError, NotPbsError, PbsfsError, SourceError
 from pbsfs.sources.server.protocol import ReaderProtocol, RefusedStreamError, Response
+from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Connection, Trust, connect
 
@@ -138,6 +139,7 @@ class Session:
         self,
         repository: Repository,
         trust: Trust,
+        proxy: Proxy | None,
         query: Mapping[str, str],
         headers: Mapping[str, str],
         *,
@@ -147,6 +149,7 @@ class Session:
     ) -> None:
         self._repository = repository
         self._trust = trust
+        self._proxy = proxy
         self._query = dict(query)
         self._headers = dict(headers)
         self._stall_timeout = stall_timeout
@@ -224,7 +227,7 @@ class Session:
         connection: Connection | None = None
         failure: Exception = ConnectError("the session was closed")
         try:
-            connection = connect(self._repository, self._trust)
+            connection = connect(self._repository, self._trust, self._proxy)
             self._connected = True
             started = time.monotonic()
             early = self._upgrade(connection.socket)

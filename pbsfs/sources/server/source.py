@@ -27,6 +27,7 @@ from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.pool import SessionPool, snapshot_query
+from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.retry import DEFAULT_LIMIT, Outage, retried
 from pbsfs.sources.server.tls import Trust
@@ -68,11 +69,16 @@ class ServerSource(Source):
     cheap_files = False
 
     def __init__(
-        self, repository: Repository, secret: Secret, trust: Trust, settings: ServerSettings | None = None
+        self,
+        repository: Repository,
+        secret: Secret,
+        trust: Trust,
+        settings: ServerSettings | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         self.repository = repository
         self.settings = settings or ServerSettings()
-        self.api = Api(repository, secret, trust)
+        self.api = Api(repository, secret, trust, proxy)
         self.pool = SessionPool(
             self.api,
             connections=self.settings.connections,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pbsfs.errors import ConnectError, NotPbsError, ResolveError, SourceError, TrustError, UsageError
+from pbsfs.sources.server.proxy import Proxy, open_tunnel
 from pbsfs.sources.server.repository import Repository
 
 CONNECT_TIMEOUT = 15.0
@@ -70,19 +71,22 @@ class Connection:
     round_trip: float
 
 
-def connect(repository: Repository, trust: Trust) -> Connection:
-    """A connection to a server that is trusted. Raises ResolveError, ConnectError, TrustError."""
+def connect(repository: Repository, trust: Trust, proxy: Proxy | None = None) -> Connection:
+    """A connection to a server that is trusted, through `proxy` if there is one.
+
+    Raises ResolveError, ConnectError, TrustError, and what `open_tunnel` raises.
+    """
     accepted = trust.pinned or trust.known
     if accepted is None:
-        return _connect(repository, ssl.create_default_context())
-    connection = _connect(repository, _unverified())
+        return _connect(repository, ssl.create_default_context(), proxy)
+    connection = _connect(repository, _unverified(), proxy)
     found = _fingerprint_of(connection.socket)
     if found == accepted:
         return connection
     connection.socket.close()
     if trust.pinned is None:
         with contextlib.suppress(TrustError):  # it has a new certificate; a CA may vouch for that one
-            return _connect(repository, ssl.create_default_context())
+            return _connect(repository, ssl.create_default_context(), proxy)
     raise TrustError(
         f"{repository.address} shows a certificate that is not the expected one. Expected fingerprint: "
         f"{show_fingerprint(accepted)}; found: {show_fingerprint(found)}. If the server's certificate was "
@@ -90,18 +94,18 @@ def connect(repository: Repository, trust: Trust) -> Connection:
     )
 
 
-def peek_fingerprint(repository: Repository) -> str:
+def peek_fingerprint(repository: Repository, proxy: Proxy | None = None) -> str:
     """The fingerprint of whatever certificate the server shows; nothing is sent to it."""
-    connection = _connect(repository, _unverified())
+    connection = _connect(repository, _unverified(), proxy)
     try:
         return _fingerprint_of(connection.socket)
     finally:
         connection.socket.close()
 
 
-def _connect(repository: Repository, context: ssl.SSLContext) -> Connection:
+def _connect(repository: Repository, context: ssl.SSLContext, proxy: Proxy | None) -> Connection:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    plain, round_trip = _connect_tcp(repository)
+    plain, round_trip = _connect_tcp(repository, proxy)
     wrapped: ssl.SSLSocket | None = None
     try:
         # Not in one step: of a connection that is lost already, the one step would make something that
@@ -112,7 +116,7 @@ def _connect(repository: Repository, context: ssl.SSLContext) -> Connection:
         _close(plain, wrapped)
         raise TrustError(
             f"{repository.address}: the certificate is not trusted ({error.verify_message}). "
-            f"{_how_to_accept(repository)}"
+            f"{_how_to_accept(repository, proxy)}"
         ) from None
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # it restarts, or somebody in between lost it
         _close(plain, wrapped)
@@ -138,13 +142,29 @@ def _close(plain: socket.socket, wrapped: ssl.SSLSocket | None) -> None:
         wrapped.close()
 
 
-def _connect_tcp(repository: Repository) -> tuple[socket.socket, float]:
+def _connect_tcp(repository: Repository, proxy: Proxy | None) -> tuple[socket.socket, float]:
+    """What leads to the server, and the seconds that the TCP handshake took."""
+    if proxy is None:
+        return _dial(repository.host, repository.port, "the name", repository.address, "")
+    check = f"; check {proxy.variable}"
+    plain, round_trip = _dial(proxy.host, proxy.port, "the proxy's name", f"the proxy {proxy.address}", check)
     try:
-        addresses = socket.getaddrinfo(repository.host, repository.port, type=socket.SOCK_STREAM)
+        open_tunnel(plain, proxy, repository)
+        plain.settimeout(CONNECT_TIMEOUT)
+    except BaseException:
+        plain.close()
+        raise
+    return plain, round_trip
+
+
+def _dial(host: str, port: int, name: str, address: str, advice: str) -> tuple[socket.socket, float]:
+    """A TCP connection. `name`, `address`, `advice`: words for errors."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        raise ResolveError(f"the name '{repository.host}' does not resolve: {_words(error)}") from None
+        raise ResolveError(f"{name} '{host}' does not resolve: {_words(error)}{advice}") from None
     failure: OSError | None = None
-    for family, kind, protocol, _name, address in addresses:
+    for family, kind, protocol, _name, place in addresses:
         try:
             plain = socket.socket(family, kind, protocol)
         except OSError as error:  # a family that this system has not
@@ -153,7 +173,7 @@ def _connect_tcp(repository: Repository) -> tuple[socket.socket, float]:
         plain.settimeout(CONNECT_TIMEOUT)
         started = time.monotonic()
         try:
-            plain.connect(address)
+            plain.connect(place)
             round_trip = time.monotonic() - started
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
@@ -162,7 +182,7 @@ def _connect_tcp(repository: Repository) -> tuple[socket.socket, float]:
             continue
         return plain, round_trip
     assert failure is not None  # getaddrinfo gives at least one address
-    raise ConnectError(f"cannot connect to {repository.address}: {_words(failure)}") from None
+    raise ConnectError(f"cannot connect to {address}: {_words(failure)}{advice}") from None
 
 
 def _unverified() -> ssl.SSLContext:
@@ -180,9 +200,9 @@ def _fingerprint_of(connection: ssl.SSLSocket) -> str:
     return hashlib.sha256(certificate).hexdigest()
 
 
-def _how_to_accept(repository: Repository) -> str:
+def _how_to_accept(repository: Repository, proxy: Proxy | None) -> str:
     try:
-        found = show_fingerprint(peek_fingerprint(repository))
+        found = show_fingerprint(peek_fingerprint(repository, proxy))
     except SourceError:
         return "Give its fingerprint with --fingerprint or PBS_FINGERPRINT"
     return (

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pbsfs.errors import ConnectError, NotPbsError, ResolveError, TrustError, UsageError
 from pbsfs.sources.server import tls
+from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import (
     Trust,
@@ -171,7 +172,7 @@ def test_a_stranger_is_refused_with_its_fingerprint_and_told_nothing(self_signed
 def test_a_stranger_that_is_gone_again_is_refused_all_the_same(
     self_signed: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(_repository: Repository) -> str:
+    def gone(_repository: Repository, _proxy: Proxy | None) -> str:
         raise ConnectError("gone")
 
     monkeypatch.setattr(tls, "peek_fingerprint", gone)
@@ -252,8 +253,8 @@ def test_a_connection_that_was_lost_before_the_handshake_is_never_taken_for_a_ve
 ) -> None:
     make = tls._connect_tcp
 
-    def lost(repository: Repository) -> tuple[socket.socket, float]:
-        plain, round_trip = make(repository)
+    def lost(repository: Repository, proxy: Proxy | None) -> tuple[socket.socket, float]:
+        plain, round_trip = make(repository, proxy)
         poll = select.poll()
         poll.register(plain, 0)  # tells of the reset, which nobody asks for
         assert poll.poll(20_000)

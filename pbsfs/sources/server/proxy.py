@@ -1,0 +1,198 @@
+"""An HTTP proxy between here and the server: which one the environment names, and the tunnel through it.
+
+The rules are curl's for an `https` URL. The proxy resolves the server's name and passes bytes on; TLS and the
+check of the certificate are with the server itself, through the tunnel. Called by `config`, when a source is
+made, and by `tls`, from worker threads and session threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+import socket
+import time
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pbsfs.credentials import Secret
+from pbsfs.errors import AuthError, ConnectError, ForbiddenError, NotPbsError, SourceError, UsageError
+from pbsfs.sources.server.repository import Repository
+
+VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+EXCEPTIONS = ("no_proxy", "NO_PROXY")
+"""The variables that count, in curl's order; one that is set to nothing is not set."""
+
+DEFAULT_PORT = 1080
+
+TUNNEL_TIMEOUT = 30.0
+"""Seconds that the proxy may take for its answer, which comes when it has reached the server."""
+
+MAX_ANSWER = 64 << 10
+"""Bytes of the proxy's answer; real ones have some hundreds."""
+
+_FORM = "it looks like http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"
+_OTHER_SCHEMES = ("https", "socks", "socks4", "socks4a", "socks5", "socks5h")
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+", re.ASCII)
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([^\r\n]*))?\r?\n")
+_END = re.compile(rb"\r?\n\r?\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """`host` has no brackets. `variable`: the one that names it. `password`: with a `user` only."""
+
+    host: str
+    port: int
+    variable: str
+    user: str | None = None
+    password: Secret | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port`, with brackets where they are needed."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def find_proxy(repository: Repository, environment: Mapping[str, str]) -> Proxy | None:
+    """The proxy that the environment names for this server; None to connect directly.
+
+    Raises UsageError for one that pbsfs can't use. Its text does not show the variable's value, which may
+    hold a password.
+    """
+    variable = next((name for name in VARIABLES if environment.get(name)), None)
+    if variable is None:
+        return None
+    exceptions = next((environment[name] for name in EXCEPTIONS if environment.get(name)), "")
+    if is_excepted(repository.host, exceptions):
+        return None
+    return _parse(variable, environment[variable])
+
+
+def is_excepted(host: str, exceptions: str) -> bool:
+    """Whether a NO_PROXY list names `host`.
+
+    A name stands for itself and all names below it, with a dot in front or without; an address for itself
+    or, as `192.0.2.0/24`, for a network; a `*` alone for everything. Source: curl's CURLOPT_NOPROXY(3).
+    """
+    if exceptions.strip() == "*":
+        return True
+    entries = [entry for entry in re.split(r"[,\s]+", exceptions) if entry]
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        name = host.rstrip(".").lower()
+        ends = [entry.strip(".").lower() for entry in entries]
+        return any(end and (name == end or name.endswith(f".{end}")) for end in ends)
+    return any(_contains(entry, address) for entry in entries)
+
+
+def _contains(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    try:
+        return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:  # a name
+        return False
+
+
+def _parse(variable: str, text: str) -> Proxy:
+    scheme, colon, rest = text.strip().partition("://")
+    if not colon:
+        scheme, rest = "http", text.strip()
+    if scheme.lower() in _OTHER_SCHEMES:
+        raise UsageError(
+            f"{variable}: {scheme.lower()}:// proxies are not supported, only http:// ones; "
+            "name such a one, or except the server with NO_PROXY"
+        )
+    wrong = UsageError(f"{variable}: not the address of a proxy; {_FORM}")
+    try:
+        parts = urllib.parse.urlsplit(f"//{rest}")
+        host, port = parts.hostname or "", DEFAULT_PORT if parts.port is None else parts.port
+    except ValueError:
+        raise wrong from None
+    if scheme.lower() != "http" or not _HOST.fullmatch(host) or port == 0:
+        raise wrong
+    if parts.username is None:
+        return Proxy(host, port, variable)
+    password = Secret(urllib.parse.unquote(parts.password or ""))
+    return Proxy(host, port, variable, urllib.parse.unquote(parts.username), password)
+
+
+def open_tunnel(connection: socket.socket, proxy: Proxy, repository: Repository) -> None:
+    """Has the proxy pass on what comes over `connection`, which leads to it, to the server.
+
+    Raises ConnectError, and AuthError, ForbiddenError and NotPbsError for a proxy that refuses or is not one.
+    Source: RFC 9110, 9.3.6 (CONNECT) and 11.7 (Proxy-Authorization); RFC 7617 (Basic).
+    """
+    lines = [f"CONNECT {repository.address} HTTP/1.1", f"Host: {repository.address}"]
+    if proxy.user is not None and proxy.password is not None:
+        pair = f"{proxy.user}:{proxy.password.reveal()}".encode("utf-8", "surrogateescape")
+        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}")
+    request = "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+    try:
+        connection.settimeout(TUNNEL_TIMEOUT)
+        connection.sendall(request)
+        answer = _answer(connection, proxy)
+    except TimeoutError:
+        raise ConnectError(f"the proxy {proxy.address}: no answer within {TUNNEL_TIMEOUT:.0f} s") from None
+    except OSError as error:
+        raise ConnectError(f"the proxy {proxy.address}: connection lost: {error.strerror or error}") from None
+    status_line = _STATUS_LINE.match(answer)
+    if status_line is None:
+        raise _no_proxy(proxy)
+    status, reason = int(status_line[1]), _shown(status_line[2] or b"")
+    if not 200 <= status < 300:
+        raise _refusal(proxy, repository, status, reason)
+
+
+def _answer(connection: socket.socket, proxy: Proxy) -> bytes:
+    """The proxy's answer up to its empty line, behind which nothing comes: the server waits for TLS."""
+    deadline = time.monotonic() + TUNNEL_TIMEOUT
+    received = b""
+    while not (end := _END.search(received)):
+        if len(received) > MAX_ANSWER or not received.startswith(b"HTTP/1."[: len(received)]):
+            raise _no_proxy(proxy)
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        more = connection.recv(4096)
+        if not more:
+            raise ConnectError(f"the proxy {proxy.address}: closed the connection")
+        received += more
+    status_line = _STATUS_LINE.match(received)
+    if len(received) > end.end() and status_line is not None and status_line[1].startswith(b"2"):
+        raise _no_proxy(proxy)
+    return received
+
+
+def _no_proxy(proxy: Proxy) -> NotPbsError:
+    return NotPbsError(
+        f"{proxy.address} does not answer as an HTTP proxy does; check {proxy.variable}, "
+        "or except the server with NO_PROXY"
+    )
+
+
+def _refusal(proxy: Proxy, repository: Repository, status: int, reason: str) -> SourceError:
+    said = f"status {status} {reason}".rstrip()
+    if status == 407:
+        what = (
+            "asks for a user and password" if proxy.user is None else "does not accept the user and password"
+        )
+        return AuthError(
+            f"the proxy {proxy.address} {what} ({said}); give them in {proxy.variable}, "
+            "as in http://USER:PASSWORD@HOST:PORT, with special characters as %XX"
+        )
+    if status in (401, 403):
+        return ForbiddenError(
+            f"the proxy {proxy.address} refuses connections to {repository.address} ({said}); "
+            "have its administrator allow them, or except the server with NO_PROXY"
+        )
+    if status in (408, 429) or (status >= 500 and status not in (501, 505)):
+        return ConnectError(f"the proxy {proxy.address} can't reach {repository.address} ({said})")
+    return NotPbsError(
+        f"{proxy.address} opens no tunnel to {repository.address} ({said}); check {proxy.variable}, "
+        "or except the server with NO_PROXY"
+    )
+
+
+def _shown(text: bytes) -> str:
+    """The proxy's words, fit for a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text.decode(errors="replace"))[:200].strip()
