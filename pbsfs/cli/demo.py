@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from pbsfs.errors import PbsfsError, UsageError
+from pbsfs.errors import MountError, PbsfsError, UsageError
 from pbsfs.fuse.mountpoint import mounted_at, unmount
 from pbsfs.names import ROOT_NAMESPACE, Group
 from pbsfs.writer import DatastoreWriter
@@ -29,6 +29,11 @@ PARTITION_START = 1 << 20  # sector 2048, where partitioning tools put the first
 FIRST_BACKUP = 1_700_000_000  # 2023-11-14T22:13:20Z
 DAY = 86_400
 GREETING = "Hello from inside the backup.\n"
+
+_PBSFS = [sys.executable, "-P", "-m", "pbsfs"]
+
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+"""Where programs are looked for: mke2fs and debugfs are not on the PATH of a Debian user."""
 
 _CONFIGURATION = b"""\
 name: demo
@@ -57,14 +62,14 @@ def command(keep: bool) -> None:
       pbsfs demo
       pbsfs demo --keep
     """
-    if shutil.which("mke2fs") is None:
+    if shutil.which("mke2fs", path=_PATH) is None:
         raise UsageError("the demo needs mke2fs; install the package e2fsprogs")
     base = Path(tempfile.mkdtemp(prefix="pbsfs-demo-"))
     with ExitStack() as stack:
         if keep:
             click.echo(f"The datastore stays in {base / 'datastore'}; remove {base} when done.")
         else:
-            stack.callback(shutil.rmtree, base)
+            stack.callback(shutil.rmtree, base, ignore_errors=True)
         disks = _make_disks(base)
         _make_datastore(base / "datastore", disks)
         _show(base, disks, stack)
@@ -87,7 +92,7 @@ def _make_disks(base: Path) -> list[Path]:
             file.write(_partition_table())
         partition = f"offset={PARTITION_START}"
         size = f"{(DISK_SIZE - PARTITION_START) >> 10}k"
-        _quiet(["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(content), "-E", partition, str(disk), size])
+        _output_of(["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(content), "-E", partition, str(disk), size])
         disks.append(disk)
     return disks
 
@@ -122,20 +127,19 @@ def _show(base: Path, disks: list[Path], stack: ExitStack) -> None:
     mountpoint = base / "mnt"
     mountpoint.mkdir()
     _say("Mounting")
-    pbsfs = [sys.executable, "-P", "-m", "pbsfs"]
-    _run([*pbsfs, "mount", "--datastore-dir", str(base / "datastore"), str(mountpoint)])
+    _run([*_PBSFS, "mount", "--datastore-dir", str(base / "datastore"), str(mountpoint)])
     stack.callback(_unmount_quietly, mountpoint)
     _run(["ls", "-l", str(mountpoint / "vm" / "100"), f"{mountpoint}/vm/100/latest/"])
 
     group = mountpoint / "vm" / "100"
     latest = group / "latest" / "drive-scsi0.img"
     _say("Copying the newest state with cp, the oldest with dd")
-    copy = base / "copy.img"
-    _run(["cp", "--sparse=auto", str(latest), str(copy)])
-    _compare(copy, disks[-1])
+    newest_copy, oldest_copy = base / "newest.img", base / "oldest.img"
+    _run(["cp", "--sparse=auto", str(latest), str(newest_copy)])
+    _compare(newest_copy, disks[-1])
     oldest = min(group.iterdir()) / "drive-scsi0.img"
-    _run(["dd", "bs=1M", "status=none", f"if={oldest}", f"of={copy}"])
-    _compare(copy, disks[0])
+    _run(["dd", "bs=1M", "status=none", f"if={oldest}", f"of={oldest_copy}"])
+    _compare(oldest_copy, disks[0])
 
     _say("Holes are holes")
     _run(["du", "--apparent-size", "-h", str(latest)])
@@ -147,7 +151,7 @@ def _show(base: Path, disks: list[Path], stack: ExitStack) -> None:
     _look_inside(latest, base, stack)
 
     _say("Unmounting")
-    _run([*pbsfs, "umount", str(mountpoint)])
+    _run([*_PBSFS, "umount", str(mountpoint)])
 
 
 def _look_inside(image: Path, base: Path, stack: ExitStack) -> None:
@@ -161,7 +165,7 @@ def _look_inside(image: Path, base: Path, stack: ExitStack) -> None:
         _run(["umount", str(inside)])
     else:
         click.echo(
-            "(mounting it takes root and a loop device, which are not to be had here; debugfs does without)"
+            "(mounting it needs root and a loop device, which you do not have here; debugfs needs neither)"
         )
         _expect_greeting(_run(["debugfs", "-R", "cat /hello.txt", f"{image}?offset={PARTITION_START}"]))
 
@@ -200,30 +204,46 @@ def _say(text: str) -> None:
 
 def _run(arguments: list[str]) -> str:
     """Shows a command, runs it, and shows and returns what it prints."""
-    shown = [Path(arguments[0]).name, *arguments[1:]]
-    if arguments[:4] == [sys.executable, "-P", "-m", "pbsfs"]:
-        shown = ["pbsfs", *arguments[4:]]
-    click.secho(f"$ {' '.join(shown)}", fg="cyan")
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    click.echo(done.stdout, nl=False)
+    click.secho(f"$ {' '.join(_as_typed(arguments))}", fg="cyan")
+    output = _output_of(arguments)
+    click.echo(output, nl=False)
+    return output
+
+
+def _output_of(arguments: list[str]) -> str:
+    """What a command prints. Raises DemoError where it fails."""
+    done = _ended(arguments)
     if done.returncode != 0:
-        raise DemoError(f"{shown[0]} ended with status {done.returncode}: {done.stderr.strip()}")
+        name = _as_typed(arguments)[0]
+        raise DemoError(f"{name} ended with status {done.returncode}: {done.stderr.strip()}")
     return done.stdout
 
 
-def _quiet(arguments: list[str]) -> None:
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise DemoError(f"{arguments[0]} ended with status {done.returncode}: {done.stderr.strip()}")
+def _as_typed(arguments: list[str]) -> list[str]:
+    """A command as a user would type it."""
+    return ["pbsfs", *arguments[4:]] if arguments[:4] == _PBSFS else arguments
 
 
 def _may(arguments: list[str]) -> bool:
     """Runs a command that may fail; whether it did not."""
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    return done.returncode == 0
+    return _ended(arguments).returncode == 0
+
+
+def _ended(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": _PATH},
+    )
 
 
 def _unmount_quietly(mountpoint: Path) -> None:
     """Clears up after a step that failed; after a good end there is nothing to do."""
     if mounted_at(mountpoint) is not None:
-        unmount(mountpoint, lazy=True)
+        try:
+            unmount(mountpoint, lazy=True)
+        except MountError as error:  # what failed before is the error that ends the demo
+            click.echo(f"{mountpoint} stays mounted ({error}); run: pbsfs umount {mountpoint}", err=True)
