@@ -159,8 +159,9 @@ def _address(socket: Path | None, listen: str | None, stack: ExitStack) -> Addre
         if not socket.is_socket():
             raise UsageError(f"--socket {socket}: there is a file of that name; name a path that is free")
         raise UsageError(f"--socket {socket}: exists; remove it if nothing listens there any more")
+    address = Address.of_socket(Path(os.path.abspath(socket)))
     stack.callback(_remove, socket)
-    return Address(socket=Path(os.path.abspath(socket)))
+    return address
 
 
 def _remove(path: Path) -> None:

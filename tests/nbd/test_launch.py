@@ -85,7 +85,7 @@ NAMES = (
 @pytest.mark.parametrize("name", NAMES)
 def test_any_export_name_reaches_the_server_as_it_is(place: Path, name: str) -> None:
     need("nbdkit", "nbdcopy", "qemu-img")
-    address = Address(socket=place / "a socket & more")
+    address = Address.of_socket(place / "a socket; more? #+='")
     command = ["nbdkit", "--foreground", "--exit-with-parent", *address.arguments(), "info", "exportname"]
     with subprocess.Popen(command) as server:
         try:
@@ -96,6 +96,12 @@ def test_any_export_name_reaches_the_server_as_it_is(place: Path, name: str) -> 
             server.terminate()
     assert (place / "by libnbd").read_bytes() == name.encode()
     assert (place / "by qemu").read_bytes().rstrip(b"\0") == name.encode()  # which has whole sectors
+
+
+@pytest.mark.parametrize("name", ["a&b", "50%", "a%20b"])
+def test_a_socket_that_qemu_would_not_find_is_refused(place: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="name another path"):
+        Address.of_socket(place / name)
 
 
 def _listens(address: Address) -> bool:
