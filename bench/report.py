@@ -98,12 +98,9 @@ def summary(results: list[Result]) -> str:
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=CHECKOUT, capture_output=True, text=True, check=False
-    )
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "cores": len(os.sched_getaffinity(0)),
         "cpu": model[0].partition(":")[2].strip() if model else "",
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -113,6 +110,16 @@ def machine() -> dict[str, Any]:
         "openssl": ssl.OPENSSL_VERSION,
         "root": os.geteuid() == 0,
     }
+
+
+def _commit() -> str:
+    """What was measured; empty where git is not installed, or this is not a clone."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
 
 
 def as_json(results: list[Result], about: dict[str, Any]) -> str:

@@ -25,8 +25,10 @@ settings.load_profile("pbsfs")
 for variable in [name for name in os.environ if name.lower() in ("https_proxy", "all_proxy", "no_proxy")]:
     del os.environ[variable]
 
-# What is started by tests inherits it: under nohup, no program would end when its terminal does.
+# Programs that tests start inherit what is ignored: under nohup none would end when its terminal does, and
+# started in the background by a shell's script, none would end by Ctrl-C.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,9 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pytest
+
+from bench import report
 from tests.support.program import run
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -30,6 +33,11 @@ def test_one_runs_on_small_data(tmp_path: Path) -> None:
     assert "pbsfs export" in said
     assert all(sample["seconds"] > 0 for samples in result["samples"].values() for sample in samples)
     assert ET.parse(tmp_path / "plots/export.svg").getroot().tag.endswith("svg")
+
+
+def test_they_run_where_git_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report.machine()["commit"] == ""
 
 
 def test_all_of_them_are_listed() -> None:

@@ -315,6 +315,8 @@ class Client:
     def disconnect(self) -> None:
         """Says goodbye, and waits until the server has closed; nothing may come after all was answered."""
         self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, DISCONNECT, 0, 0, 0))
+        # Some versions of nbdkit wait until the client has closed its side.
+        self._socket.shutdown(socket.SHUT_WR)
         rest = self._socket.recv(1)
         assert rest == b"", "there is more than was asked for"
         self._socket.close()
@@ -429,6 +431,7 @@ def exports_of(place: Path) -> list[tuple[str, str]]:
             (length,) = struct.unpack(">I", data[:4])
             found.append((data[4 : 4 + length].decode(), data[4 + length :].decode()))
         assert list(_option(connection, ABORT, b"")) == []
+        connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
         return found
 
