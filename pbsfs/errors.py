@@ -103,10 +103,14 @@ class UnknownRealmError(AuthError):
 
 
 class KeyRequiredError(PbsfsError):
-    """Data is encrypted and the key for it is not at hand."""
+    """Data is encrypted or signed, and its key was not given. `fingerprint`: of that key, if it is known."""
 
     errno = errno.EACCES
     exit_status = 5
+
+    def __init__(self, message: str, *, fingerprint: str | None = None) -> None:
+        super().__init__(message)
+        self.fingerprint = fingerprint
 
 
 class PasswordError(PbsfsError):

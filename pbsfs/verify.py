@@ -40,13 +40,15 @@ class Damage:
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `chunks`, `size`: what was read, each chunk once. `unverified`: why not, by path."""
+    """What was found. `chunks`, `size`: what was read, each chunk once. `unverified`: why not, by path;
+    `missing_keys`: the paths of these by the fingerprint of the key, None where it is not known."""
 
     files: int = 0
     chunks: int = 0
     size: int = 0
     damaged: list[Damage] = field(default_factory=list)
     unverified: dict[str, str] = field(default_factory=dict)
+    missing_keys: dict[str | None, list[str]] = field(default_factory=dict)
 
 
 class Verification:
@@ -105,6 +107,7 @@ class Verification:
                 self.report.damaged.append(Damage(file.path, str(error)))
             except KeyRequiredError as error:
                 self.report.unverified[file.path] = str(error)
+                self.report.missing_keys.setdefault(error.fingerprint, []).append(file.path)
             self._advance(end - self._done)  # holes that a listing does not know, and what can't be read
         return self.report
 

@@ -11,10 +11,13 @@ import click
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
 from pbsfs.cli.progress import shown
 from pbsfs.config import parse_size
-from pbsfs.errors import DamageError, KeyRequiredError, UsageError, exit_status_of
+from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
 from pbsfs.logs import set_up_logging
 from pbsfs.tree import File, Tree
 from pbsfs.verify import Report, Verification
+
+SOME_PATHS = 3
+"""Paths that are named as examples where many files need one key."""
 
 
 @click.command("verify")
@@ -37,7 +40,7 @@ def command(
 
     Each chunk is read once, however many images share it. Damaged files are listed with the ranges that
     are damaged. Exit status 6: damage was found; 5: there was none, but something could not be checked for
-    want of its key.
+    want of its key; 3: there is nothing to check in the whole datastore.
 
     \b
     Examples:
@@ -53,8 +56,15 @@ def command(
     async def work(tree: Tree) -> Report:
         files: dict[str, File] = {}
         verification = Verification(rate=rate)
-        for path in paths or ("",):
-            files |= {file.path: file for file in await verification.collect(await tree.find(path))}
+        nodes = [await tree.find(path) for path in paths or ("",)]
+        for node in nodes:
+            files |= {file.path: file for file in await verification.collect(node)}
+        named = tree.root.namespace.parts or any(node is not tree.root for node in nodes)
+        if not (files or verification.report.damaged or named):
+            raise NotFoundError(
+                f"{tree.reader.source}: it holds no backups, so nothing was checked; name another place, "
+                "or a group or namespace that may be empty"
+            )
         total = sum([(await file.stat()).data_size for file in files.values()])
         with shown(progress, "verify", total) as advance:
             return await verification.run(list(files.values()), advance)
@@ -89,7 +99,11 @@ def _as_text(report: Report) -> str:
     for damage in sorted(report.damaged, key=lambda damage: damage.path):
         where = ", ".join(f"bytes {r.offset} to {r.offset + r.length - 1}" for r in damage.ranges)
         lines.append(f"damaged: {damage.path}: {where + ': ' if where else ''}{damage.reason}")
-    lines += [f"not checked: {reason}" for path, reason in sorted(report.unverified.items())]
+    for fingerprint, paths in sorted(report.missing_keys.items(), key=lambda item: item[1]):
+        key = f"the key {fingerprint}" if fingerprint else "a key that the manifest does not name"
+        more = f", … ({len(paths)} files)" if len(paths) > SOME_PATHS else ""
+        shown = ", ".join(sorted(paths)[:SOME_PATHS])
+        lines.append(f"not checked: {key} was not given (--keyfile): {shown}{more}")
     lines.append(
         f"{report.files} files, {report.chunks} chunks, {report.size} bytes read; "
         f"{len(report.damaged)} damaged, {len(report.unverified)} not checked"

@@ -275,7 +275,8 @@ class Reader:
         )
         given = f"; given: {some}" if self._keys else "; give its key file (--keyfile, or keyfile= of nbdkit)"
         return KeyRequiredError(
-            f"{snapshot}/{file.archive.name} is {done} with the key {named}, which was not given{given}"
+            f"{snapshot}/{file.archive.name} is {done} with the key {named}, which was not given{given}",
+            fingerprint=_shown(fingerprint) if fingerprint else None,
         )
 
     async def _index(self, snapshot: Snapshot, file: FileInfo, key: Key | None) -> Index:

@@ -335,8 +335,8 @@ class DirectorySource(Source):
         if not mangled:
             return None
         text = (
-            f"left out {len(mangled)} directories ({_some(mangled)}) that hold backups, but whose names are "
-            f"not {what}: copying changed them; rename them (to the form {form})"
+            f"left out directories that hold backups, but whose names are not {what}: {_some(mangled)}; "
+            f"copying changed them: rename them (to the form {form})"
         )
         self._report(f"{joined(self._metadata, steps)}: {text}")
         return text
@@ -567,7 +567,8 @@ def _problem(error: OSError | SourceError, path: str) -> str:
 
 def _some(names: list[str]) -> str:
     """Some of `names`, as a message can show them."""
-    return ", ".join(map(ascii, names[:MAX_NAMED])) + (", …" if len(names) > MAX_NAMED else "")
+    more = f", … ({len(names)} in all)" if len(names) > MAX_NAMED else ""
+    return ", ".join(map(ascii, names[:MAX_NAMED])) + more
 
 
 def _is(kind: Callable[[], bool]) -> bool:

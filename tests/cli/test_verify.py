@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import MANIFEST
+from pbsfs.writer import DatastoreWriter
 from tests.support import damage, golden, made
 from tests.support.keyfiles import key_file
 from tests.support.program import PBSFS, environment, error_of, pbsfs
@@ -106,12 +108,67 @@ def test_the_json_has_the_same(stocked: Stocked) -> None:
 def test_what_can_not_be_checked_without_its_key_is_status_5(stocked: Stocked) -> None:
     *lines, summary = verify(stocked, 5)
     assert len(lines) == 1
-    assert lines[0].startswith(f"not checked: {ENCRYPTED} ")
-    assert made.KEY.fingerprint in lines[0]
+    needed = f"not checked: the key {made.KEY.fingerprint} was not given (--keyfile): "
+    assert lines == [needed + ENCRYPTED]
     assert summary.endswith("0 damaged, 1 not checked")
     (entry,) = report_of(stocked, 5)["unverified"]
     assert entry["path"] == ENCRYPTED
     assert made.KEY.fingerprint in entry["reason"]
+
+
+def test_files_that_need_one_key_are_one_line(tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "datastore")
+    snapshots = [made.snapshot(str(number)) for number in range(105, 99, -1)]
+    for snapshot in snapshots:
+        key = made.OTHER_KEY if snapshot.group.id == "103" else made.KEY
+        content = {"a.img.fidx": b"a" * 4096}
+        writer.add_snapshot(snapshot, content, chunk_size=4096, crypt_mode=CryptMode.ENCRYPT, key=key)
+    done = pbsfs("verify", "--datastore-dir", tmp_path / "datastore")
+    assert (done.returncode, done.stderr) == (5, "")
+    paths = [f"vm/{number}/{snapshots[0].time_text}/a.img" for number in (100, 101, 102, 103)]
+    some = f"{', '.join(paths[:3])}, … (5 files)"
+    assert done.stdout.splitlines()[:-1] == [
+        f"not checked: the key {made.KEY.fingerprint} was not given (--keyfile): {some}",
+        f"not checked: the key {made.OTHER_KEY.fingerprint} was not given (--keyfile): {paths[3]}",
+    ]
+    listed = pbsfs("verify", "--json", "--datastore-dir", tmp_path / "datastore")
+    assert len(json.loads(listed.stdout)["unverified"]) == 6
+
+
+def test_nothing_at_all_is_not_success(tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "datastore")
+    done = pbsfs("verify", "--datastore-dir", writer.path)
+    assert f"datastore directory {writer.path}: it holds no backups, so nothing was checked" in error_of(
+        done, 3
+    )
+    assert done.stdout == ""
+    for path in ("/", "vm/100"):
+        assert error_of(pbsfs("verify", "--datastore-dir", writer.path, path), 3)
+    writer.group_path(
+        made.snapshot().group
+    ).mkdir()  # whoever asks for a group by name knows that it is right
+    assert error_of(pbsfs("verify", "--datastore-dir", writer.path), 3)
+    done = pbsfs("verify", "--datastore-dir", writer.path, "vm/100")
+    assert (done.returncode, done.stdout) == (0, f"0 files, 0 chunks, 0 bytes read; {WHOLE}\n")
+
+
+def test_what_is_not_here_ends_it_with_status_4(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    for path in own.path.glob(".chunks/*/*"):
+        os.truncate(path, 0)
+    done = pbsfs("verify", "--datastore-dir", own.path, "vm/100", "--log-level", "error")
+    assert "are in an object store; read it through the server" in error_of(done, 4)
+    assert done.stdout == ""
+
+
+@pytest.mark.golden
+def test_the_golden_bucket_is_whole_with_its_key() -> None:
+    key = golden.ROOT / "keys" / "plain.json"
+    bucket = golden.ROOT / "bucket" / "gbucket"
+    done = pbsfs("verify", "--datastore-dir", bucket, "--keyfile", key)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"{WHOLE}\n")
+    assert not done.stdout.startswith("0 files")
 
 
 def test_damage_is_listed_by_file_and_range_and_is_status_6(spoiled: Stocked) -> None:
