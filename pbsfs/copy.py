@@ -4,8 +4,9 @@ Reading and writing overlap: one task reads in order, with the read-ahead of an 
 over to one that writes in a worker thread. Called by `pbsfs export`.
 
 A regular file is written under `<name>.part` and gets its name when it is complete, so that a file of
-the final name is always whole. On failure the part is removed; what a killed process leaves is marked
-by its name, and is not continued. Who writes a part holds a lock on it, so that no other export takes it for
+the final name is always whole. Where a symbolic link is to be overwritten, the file it points to is, as with
+cp, and the part lies beside that. On failure the part is removed; what a killed process leaves is marked by
+its name, and is not continued. Who writes a part holds a lock on it, so that no other export takes it for
 such a left-over.
 """
 
@@ -84,12 +85,12 @@ class _FileTarget(Target):
     """A regular file: holes stay holes."""
 
     def __init__(self, path: Path, size: int, *, force: bool) -> None:
-        self._path = path
-        self._part = path.with_name(path.name + ".part")
-        self._force = force
         self.map_file = path.with_name(path.name + ".map")
         if not force:
             refuse_existing(path)
+        self._path = path = _followed(path)
+        self._part = path.with_name(path.name + ".part")
+        self._force = force
         with self._left_over():
             if not force and os.path.lexists(self._part):
                 raise OutputError(_exists(self._part, "is what is left of an earlier export"))
@@ -201,6 +202,15 @@ class _StreamTarget(Target):
 
     def finish(self) -> None:
         pass
+
+
+def _followed(path: Path) -> Path:
+    """The file that is at the end of a symbolic link: the link stays, and what it points to is written."""
+    if not path.is_symlink():
+        return path
+    if not path.exists():
+        raise OutputError(f"{path} is a symbolic link to nothing; remove it, or make the file it points to")
+    return path.resolve()
 
 
 def refuse_existing(path: Path) -> None:

@@ -194,6 +194,45 @@ async def test_force_writes_through_no_link_that_a_part_may_be(tmp_path: Path) -
 
 
 @in_trio
+async def test_force_writes_to_what_a_link_points_to_and_keeps_the_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (there := tmp_path / "there" / "disk").write_bytes(b"old")
+    (tmp_path / "inner").symlink_to("there/disk")
+    (link := tmp_path / "link").symlink_to("inner")
+    with pytest.raises(OutputError, match="link exists; remove it, or overwrite it with --force"):
+        await export(CONTENT, link)
+    async with an_image(CONTENT) as image:
+        with open_target(link, NAME, image.size, force=True) as target:
+            assert (there.with_name("disk.part")).exists()
+            assert target.map_file == tmp_path / "link.map"
+            await copy_image(image, target, nobody_asks)
+    assert link.is_symlink()
+    assert (tmp_path / "inner").is_symlink()
+    assert there.read_bytes() == CONTENT
+    assert is_clean(tmp_path, "there", "inner", "link")
+    assert is_clean(tmp_path / "there", "disk")
+
+
+@pytest.mark.parametrize("end", ["nowhere", "link"])
+@in_trio
+async def test_force_makes_nothing_where_a_link_leads_nowhere(tmp_path: Path, end: str) -> None:
+    (link := tmp_path / "link").symlink_to(end)
+    with pytest.raises(OutputError, match="link is a symbolic link to nothing; remove it"):
+        await export(CONTENT, link, force=True)
+    assert is_clean(tmp_path, "link")
+    assert link.is_symlink()
+
+
+@pytest.mark.root
+def test_force_writes_to_the_device_that_a_link_points_to(device: Path, tmp_path: Path) -> None:
+    (link := tmp_path / "link").symlink_to(device)
+    run(lambda: export(CONTENT, link, force=True))
+    assert link.is_symlink()
+    with device.open("rb") as file:
+        assert file.read(len(CONTENT)) == CONTENT
+
+
+@in_trio
 async def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputError, match="exists"):

@@ -26,7 +26,9 @@ from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 @click.argument("path")
 @click.argument("dest", type=FilePath(allow_dash=True))
 @click.option(
-    "--force", is_flag=True, help="Overwrite DEST: an existing file, or the whole of a block device."
+    "--force",
+    is_flag=True,
+    help="Overwrite DEST: an existing file (for a link, the file it points to), or all of a block device.",
 )
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
 @damage_option
