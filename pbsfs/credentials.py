@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
 from pbsfs.errors import UsageError
+from pbsfs.service import NOTIFY_SOCKET
 
 PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
 KEY_PASSWORD_VARIABLE = "PBS_ENCRYPTION_PASSWORD"  # noqa: S105 - a name
@@ -129,9 +130,10 @@ def _run_command(command: str, environment: Mapping[str, str]) -> bytes:
     arguments = shlex.split(command)
     if not arguments:
         raise ValueError("no command")
+    inherited = {name: value for name, value in environment.items() if name != NOTIFY_SOCKET}
     # What it says on standard error is for the user; what it prints is not for anybody else.
     done = subprocess.run(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, env=dict(environment)
+        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, env=inherited
     )
     return done.stdout[:MAX_SECRET]
 

@@ -303,3 +303,11 @@ def test_secrets_leave_the_environment_before_any_process_is_started() -> None:
 
 
 SECRET_NAMES = ("PASSWORD", "ENCRYPTION_PASSWORD", "MASTER_KEY_PASSWORD")
+
+
+def test_a_command_is_not_what_the_service_manager_listens_to() -> None:
+    command = f"{sys.executable} -c 'import os; print(sorted(os.environ))'"
+    names = found(PBS_PASSWORD_CMD=command, NOTIFY_SOCKET="/run/notify", KEPT="1")
+    assert names is not None
+    assert "KEPT" in names
+    assert "NOTIFY_SOCKET" not in names

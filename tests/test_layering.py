@@ -14,7 +14,7 @@ PACKAGE = Path(pbsfs.__file__).parent
 
 LAYERS = (
     ("",),  # the package itself: its version
-    ("errors", "process"),
+    ("errors", "process", "service"),
     ("names", "credentials", "logs", "machine"),
     ("formats",),
     ("sources", "writer", "keyring"),

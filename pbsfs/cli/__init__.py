@@ -16,6 +16,7 @@ import click
 from pbsfs import __version__, process
 from pbsfs.credentials import take_secrets
 from pbsfs.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
+from pbsfs.service import NOTIFY_SOCKET
 
 _COMMANDS = {
     "mount": "Show backups as files in a directory.",
@@ -101,6 +102,7 @@ def main() -> NoReturn:
     process.use_one_arena()
     process.keep_memory_private()
     environment = take_secrets(os.environ)
+    os.environ.pop(NOTIFY_SOCKET, None)  # the service manager listens to this process alone
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _terminated)

@@ -41,6 +41,7 @@ from pbsfs.keyring import KeyRing
 from pbsfs.logs import set_up_logging
 from pbsfs.names import Namespace
 from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.service import NOTIFY_SOCKET, ServiceManager
 
 if TYPE_CHECKING:
     from pbsfs.sources.base import Source
@@ -111,7 +112,8 @@ def command(
         _start_in_background(arguments, source, place)
         return
     set_up_logging(log_level, log_file, background=ready_fd is not None)
-    report = _Report(ready_fd)
+    service = ServiceManager(environment().get(NOTIFY_SOCKET) if ready_fd is None else None)
+    report = _Report(ready_fd, service, place)
     try:
         opened = open_source(source, environment(), find_terminal())
         keys = _taken_over(keys_fd)
@@ -166,17 +168,23 @@ def _serve(
         zeroed=zeroed,
     )
 
-    trio.run(serve, opened, mount_options, report.ready)
+    trio.run(serve, opened, mount_options, report.ready, report.stopping)
 
 
 class _Report:
-    """Tells the waiting process how starting went; without one, does nothing."""
+    """Tells the service manager, or the waiting process, how it goes; without either, does nothing."""
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, service: ServiceManager, place: Path) -> None:
         self._fd = fd
+        self._service = service
+        self._place = place
 
-    def ready(self) -> None:
-        """The mount answers: lets go of the terminal, the caller's pipes and its directory."""
+    def ready(self, source: str) -> None:
+        """The mount of `source` answers.
+
+        A process in the background lets go of the terminal, the caller's pipes and its directory.
+        """
+        self._service.ready(f"{source} is mounted at {self._place}")
         if self._fd is None:
             return
         os.chdir("/")
@@ -185,6 +193,10 @@ class _Report:
             os.dup2(null, fd)
         os.close(null)
         self._send("0")
+
+    def stopping(self) -> None:
+        """The mount is about to end."""
+        self._service.stopping()
 
     def failed(self, error: PbsfsError) -> None:
         self._send(f"{exit_status_of(error)} {error}")

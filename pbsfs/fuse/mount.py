@@ -57,8 +57,12 @@ class MountOptions:
     zeroed: ZeroedRanges | None
 
 
-async def serve(source: Source, options: MountOptions, ready: Callable[[], None]) -> None:
-    """Mounts `source` and serves it until the mount ends; calls `ready` when the mount answers.
+async def serve(
+    source: Source, options: MountOptions, ready: Callable[[str], None], stopping: Callable[[], None]
+) -> None:
+    """Mounts `source` and serves it until the mount ends.
+
+    Calls `ready` with the source's name when the mount answers, and `stopping` when it is about to end.
 
     Raises MountError where it can't be mounted, NotFoundError where there is no such namespace, and
     SourceError where the source can't be read.
@@ -73,7 +77,12 @@ async def serve(source: Source, options: MountOptions, ready: Callable[[], None]
             operations = Operations(tree, options.ownership)
             pbsfs.fuse.shim.install(operations.seek)
             with _mounted(operations, options, str(source)):
-                await _serve_until_stopped(operations, options.mountpoint, signals, ready)
+                try:
+                    await _serve_until_stopped(
+                        operations, options.mountpoint, signals, lambda: ready(str(source))
+                    )
+                finally:
+                    stopping()
     if options.zeroed is not None:
         options.zeroed.log_all()
 

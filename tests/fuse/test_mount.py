@@ -12,7 +12,9 @@ import pytest
 
 from pbsfs.errors import NotFoundError, SourceError
 from pbsfs.fuse.mountpoint import mounted_at
-from tests.support.mounts import cleaned_up, is_free, mounted
+from tests.support.foreground import foreground
+from tests.support.manager import manager
+from tests.support.mounts import cleaned_up, is_free, mounted, serving
 from tests.support.needs import need, need_fuse
 from tests.support.program import PBSFS, environment, error_of, pbsfs, run
 from tests.support.stocked import CONFIGURATION, IMAGE, Stocked, stock
@@ -42,6 +44,40 @@ def test_the_mount_table_tells_what_is_mounted(stocked: Stocked, tmp_path: Path)
         assert kind == "fuse.pbsfs"
         assert options >= {"ro", "nosuid", "nodev", "default_permissions"}
         assert "allow_other" not in options
+
+
+def test_a_service_manager_is_told_when_the_mount_answers_and_when_it_ends(
+    stocked: Stocked, tmp_path: Path
+) -> None:
+    need_fuse()
+    (place := tmp_path / "m").mkdir()
+    command = ("mount", "--foreground", "--datastore-dir", stocked.path, place)
+    with manager(tmp_path) as listening, cleaned_up(place):
+        env = environment(NOTIFY_SOCKET=listening.address)
+        with foreground(*command, env=env) as running:
+            status = f"STATUS=datastore directory {stocked.path} is mounted at {place}"
+            assert listening.told() == ["READY=1", status]
+            assert (place / CONFIGURATION).read_bytes() == stocked.contents[CONFIGURATION]
+            assert running.stop() == 0
+            assert listening.told() == ["STOPPING=1"]
+            assert running.errors() == []
+
+
+def test_what_a_service_manager_is_told_is_not_for_children(stocked: Stocked, tmp_path: Path) -> None:
+    with manager(tmp_path) as listening:
+        told = environment(NOTIFY_SOCKET=listening.address)
+        need_fuse()
+        (place := tmp_path / "m").mkdir()
+        with cleaned_up(place):
+            done = pbsfs(
+                "mount", "--datastore-dir", stocked.path, "--log-file", tmp_path / "log", place, env=told
+            )
+            assert done.returncode == 0
+            (process,) = serving(place)
+            assert b"NOTIFY_SOCKET" not in Path(f"/proc/{process}/environ").read_bytes()
+            assert pbsfs("umount", place).returncode == 0
+            wait_until(lambda: is_free(place), "it ends")
+        assert (tmp_path / "log").read_text() == ""
 
 
 def test_mount_options_are_passed_on(stocked: Stocked, tmp_path: Path) -> None:

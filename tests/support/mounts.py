@@ -92,7 +92,7 @@ def mounted(
         done = pbsfs("mount", "--log-file", log, *options, place, env=told)
         said = (done.returncode, done.stdout, done.stderr)
         assert said == (0, "", ""), f"not mounted in silence: {said}"
-        (pid,) = _serving(place)
+        (pid,) = serving(place)
         mount = Mounted(place, log, pid)
         watchdog = threading.Timer(lifetime, mount.signal, [signal.SIGKILL])
         watchdog.daemon = True
@@ -117,9 +117,9 @@ def cleaned_up(place: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for pid in _serving(place):
+        for pid in serving(place):
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not _serving(place), f"no process serves {place}")
+        wait_until(lambda: not serving(place), f"no process serves {place}")
         while count() > before:
             command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
             subprocess.run([*command, place], check=True, timeout=30)
@@ -170,7 +170,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def _serving(place: Path) -> list[int]:
+def serving(place: Path) -> list[int]:
     """The processes that serve a mount at `place`, by their command lines."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
@@ -185,4 +185,4 @@ def _serving(place: Path) -> list[int]:
 
 def is_free(place: Path) -> bool:
     """Whether nothing is mounted at `place`, and no process is about to."""
-    return not _serving(place) and not mounted_at(place)
+    return not serving(place) and not mounted_at(place)
