@@ -26,6 +26,7 @@ from pbsfs.credentials import (
 from pbsfs.errors import SourceError, TrustError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.keyring import KeyRing, read_keys
+from pbsfs.places import config_home
 from pbsfs.sources.server.proxy import Proxy, find_proxy
 from pbsfs.sources.server.repository import Repository, parse_port
 from pbsfs.sources.server.tls import (
@@ -259,8 +260,9 @@ def _find_trust(
 ) -> Trust:
     if options.fingerprint:
         return Trust(pinned=parse_fingerprint(options.fingerprint))
-    file = fingerprints_file(_config_home(environment))
-    trust = Trust(known=known_fingerprint(file, repository.host))
+    home = config_home(environment)
+    file = None if home is None else fingerprints_file(home)
+    trust = Trust(known=None if file is None else known_fingerprint(file, repository.host))
     if trust.known is not None or terminal is None:
         return trust
     try:
@@ -273,7 +275,12 @@ def _find_trust(
             f"{shown}\nIs that what its dashboard shows? Connect, and remember it"
         ):
             raise
-        remember_fingerprint(file, repository.host, found)
+        try:
+            if file is None:
+                raise UsageError("cannot remember the fingerprint: this user has no home directory")
+            remember_fingerprint(file, repository.host, found)
+        except UsageError as error:
+            log.warning("%s; give it with --fingerprint or PBS_FINGERPRINT next time", error)
         return Trust(known=found)
     return trust
 
@@ -313,14 +320,8 @@ def open_keys(
         password=password,
         ask=ask,
         ask_for_default=ask_for_default and terminal is not None,
-        config_home=_config_home(environment),
+        config_home=config_home(environment),
     )
-
-
-def _config_home(environment: Mapping[str, str]) -> Path:
-    """Where the vendor's client keeps its settings (the XDG base directory for them)."""
-    home = environment.get("XDG_CONFIG_HOME", "")
-    return Path(home) if home.startswith("/") else Path(environment.get("HOME") or Path.home()) / ".config"
 
 
 def parse_size(text: str) -> int:

@@ -9,8 +9,23 @@ import sys
 from pathlib import Path
 
 from pbsfs.errors import UsageError
+from pbsfs.places import state_home
 
 _SYSLOG_SOCKET = Path("/dev/log")
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line of text that can be shown: names and answers come from anywhere."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = shown(record.message)
+        return super().formatMessage(record)
+
+
+def shown(text: str) -> str:
+    """`text` in one line, with escapes in the place of what is not to be shown: control characters, which a
+    terminal would obey, and what came from bytes that are not text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def set_up_logging(level: str, file: Path | None, *, background: bool = False) -> None:
@@ -21,7 +36,7 @@ def set_up_logging(level: str, file: Path | None, *, background: bool = False) -
     handler: logging.Handler
     if file is not None:
         try:
-            handler = logging.FileHandler(file)
+            handler = _file_handler(file)
         except OSError as error:
             raise UsageError(f"cannot write the log file {file}: {error.strerror}") from None
     elif background:
@@ -35,13 +50,22 @@ def set_up_logging(level: str, file: Path | None, *, background: bool = False) -
         form = "%(asctime)s %(levelname)s %(message)s"
     else:
         form = "pbsfs: %(levelname)s: %(message)s"
-    logging.basicConfig(level=level.upper(), format=form, handlers=[handler], force=True)
+    handler.setFormatter(_OneLine(form))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for chatty in ("h2", "hpack", "pyfuse3"):  # each header and request: of no use even for debugging
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def _file_handler(file: Path) -> logging.Handler:
+    return logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+
+
 def _background_handler() -> logging.Handler:
-    """Syslog (which journald collects too), or where there is none a file of the user's."""
+    """Syslog (which journald collects too), or where there is none a file of the user's.
+
+    Where there is neither, standard error, which a background mount keeps only until it serves: so what goes
+    wrong at the start is seen, and that nothing is logged afterwards is said there.
+    """
     if _SYSLOG_SOCKET.exists():
         try:
             return logging.handlers.SysLogHandler(
@@ -49,6 +73,18 @@ def _background_handler() -> logging.Handler:
             )
         except OSError:
             pass
-    import platformdirs  # noqa: PLC0415 - only where it is needed
-
-    return logging.FileHandler(platformdirs.user_log_path("pbsfs", ensure_exists=True) / "mount.log")
+    state = state_home(os.environ)
+    reason = "this user has no home directory"
+    if state is not None:
+        file = state / "pbsfs" / "log" / "mount.log"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return _file_handler(file)
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}"
+    if sys.stderr is not None:
+        sys.stderr.write(
+            f"pbsfs: the log goes nowhere: there is no syslog, and no file can be written ({reason}); "
+            "name one with --log-file\n"
+        )
+    return logging.StreamHandler(sys.stderr)

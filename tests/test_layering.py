@@ -15,6 +15,7 @@ PACKAGE = Path(pbsfs.__file__).parent
 LAYERS = (
     ("",),  # the package itself: its version
     ("errors", "process", "service"),
+    ("places",),
     ("names", "credentials", "logs", "machine"),
     ("formats",),
     ("sources", "writer", "keyring"),
@@ -31,7 +32,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 IO = {
     *("asyncio", "concurrent", "fcntl", "glob", "http", "io", "logging", "mmap", "multiprocessing", "os"),
     *("pathlib", "select", "selectors", "shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile"),
-    *("time", "trio", "urllib", "click", "rich", "platformdirs", "pyfuse3"),
+    *("time", "trio", "urllib", "click", "rich", "pwd", "pyfuse3"),
 }
 """Modules that touch the world; no part of `pbsfs.formats` has any business with them."""
 

@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import importlib
+import io
+import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -16,7 +20,10 @@ import click
 from pbsfs import __version__, process
 from pbsfs.credentials import take_secrets
 from pbsfs.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
+from pbsfs.logs import shown
 from pbsfs.service import NOTIFY_SOCKET
+
+log = logging.getLogger(__name__)
 
 _COMMANDS = {
     "mount": "Show backups as files in a directory.",
@@ -106,10 +113,11 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _terminated)
+    _take_standard_streams()
     try:
         status = cli.main(prog_name="pbsfs", standalone_mode=False, obj=environment)
-        # Only now is it known whether all output could be written.
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # only now is it known whether all output could be written
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -118,22 +126,67 @@ def main() -> NoReturn:
     except click.ClickException as error:
         usage = error.ctx.get_usage() if isinstance(error, click.UsageError) and error.ctx else ""
         text = " ".join(f"{error.format_message()} {usage}".split())
-        click.echo(f"pbsfs: {text}", err=True)
+        _tell(text)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED_EXIT_STATUS
     except BrokenPipeError:
         status = _reader_left()
-    except OSError as error:
-        if error.filename is not None:  # not what writing to an open file fails with
-            raise
-        _drop_output()
-        click.echo(f"pbsfs: cannot write standard output: {error.strerror}", err=True)
-        status = OutputError.exit_status
     except PbsfsError as error:
-        click.echo(f"pbsfs: {error}", err=True)
+        _tell(str(error))
+        status = exit_status_of(error)
+    except OSError as error:  # of the system, where nobody expected it: no memory, no descriptors
+        log.debug("failed", exc_info=True)
+        what = f"{error.filename}: " if error.filename is not None else ""
+        _tell(f"{what}{error.strerror or error}; --log-level debug shows where")
         status = exit_status_of(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _tell(text: str) -> None:
+    """The one line about what went wrong."""
+    click.echo(f"pbsfs: {shown(text)}", err=True)
+
+
+class _StandardOutput(io.TextIOWrapper):
+    """Standard output: what its locale can't show is replaced, and what it does not take is an OutputError.
+
+    So no other failure of the system can be taken for one of standard output.
+    """
+
+    def write(self, text: str) -> int:
+        with self._failing():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._failing():
+            super().flush()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _drop_output()
+            raise OutputError(f"cannot write standard output: {error.strerror}") from None
+
+
+def _take_standard_streams() -> None:
+    """Makes standard output and error fit for any text, and for any way in which they were given."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:  # closed: nothing else is to be opened under this number, and be written to
+            os.open(os.devnull, os.O_RDWR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        plain, at_once = sys.stdout, sys.stdout.isatty()
+        sys.stdout = _StandardOutput(
+            plain.detach(), encoding=plain.encoding, errors="replace", line_buffering=at_once
+        )
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
 
 
 def _reader_left() -> int:

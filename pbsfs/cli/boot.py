@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from pbsfs.errors import HelperError, NotFoundError, OutputError, UsageError
 from pbsfs.machine import Machine
 from pbsfs.nbd import launch
 from pbsfs.nbd.launch import Address
+from pbsfs.places import private_directory
 from pbsfs.tree import BlobFile, Directory, ImageFile, SnapshotDirectory, Tree
 
 QEMU = "qemu-system-x86_64"
@@ -239,7 +239,7 @@ def _uefi(machine: Machine, drives: _Drives, stack: ExitStack) -> list[str]:
     arguments = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={_escaped(str(code))}"]
     if stored in _FIRMWARE:
         return [*arguments, "-drive", ",".join(["if=pflash,unit=1", *drives.of_image(machines.EFI_DISK)])]
-    fresh = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pbsfs-"))) / "variables.fd"
+    fresh = stack.enter_context(private_directory()) / "variables.fd"
     shutil.copyfile(folder / pattern.format("VARS"), fresh)
     return [*arguments, "-drive", f"if=pflash,unit=1,format=raw,file={_escaped(str(fresh))}"]
 

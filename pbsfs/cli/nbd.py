@@ -28,7 +28,7 @@ from pbsfs.tree import Directory, Tree
 
 T = TypeVar("T")
 
-_ADDRESSES = ("--unix", "--port", "--ipaddr", "--ip-addr", "--single", "--stdin", "--vsock")
+_ADDRESSES = ("--unix", "--ipaddr", "--ip-addr", "--single", "--stdin", "--vsock")
 _TAKEN = ("-U", "-p", "-i", "-s")
 
 

@@ -99,7 +99,7 @@ def source_options(command: F) -> F:
             type=FilePath(),
             multiple=True,
             help="A key file, or a directory of them; more than once for more keys. Default: the key of "
-            "proxmox-backup-client, and those of Proxmox VE's storages.",
+            "proxmox-backup-client, and those of Proxmox VE and Proxmox Backup Server on this machine.",
         ),
         click.option(
             "--connections",

@@ -13,7 +13,6 @@ import logging
 import os
 import select
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ async def serve(
 @contextmanager
 def _mounted(operations: Operations, options: MountOptions, source: str) -> Iterator[None]:
     flags = set(options.flags) | {"ro", "default_permissions", "subtype=pbsfs", f"fsname={_fsname(source)}"}
-    with tempfile.TemporaryFile() as messages:
+    with open(os.memfd_create("messages"), "w+b") as messages:  # there may be no directory to write to
         # libfuse and fusermount3 say what is wrong on standard error only.
         kept = os.dup(2)
         os.dup2(messages.fileno(), 2)

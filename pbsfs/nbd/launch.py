@@ -11,7 +11,6 @@ import select
 import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pbsfs.errors import HelperError, UsageError
+from pbsfs.places import private_directory
 
 STOP_TIME = 10.0
 """Seconds that nbdkit and QEMU get to end by themselves; they wait for requests that are under way."""
@@ -85,14 +85,9 @@ class Address:
 
 @contextmanager
 def private_socket() -> Iterator[Address]:
-    """A Unix socket that only this user can reach; it is gone in the end."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = runtime if runtime and os.access(runtime, os.W_OK) else None
-    directory = tempfile.mkdtemp(prefix="pbsfs-", dir=base)
-    try:
-        yield Address.of_socket(Path(directory) / "nbd.sock")
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    """A Unix socket that only this user can reach; it is gone in the end. Raises HelperError."""
+    with private_directory() as directory:
+        yield Address.of_socket(directory / "nbd.sock")
 
 
 def find_nbdkit() -> str:

@@ -259,11 +259,16 @@ def test_wrong_usage_is_status_2(stocked: Stocked, arguments: list[str], reason:
 
 
 @pytest.mark.parametrize(
-    "word", ["-U", "--unix=/tmp/s", "-p1", "--port=1", "-i", "--ipaddr=::", "--ip-addr", "-s", "--vsock"]
+    "word", ["-U", "--unix=/tmp/s", "-p1", "-i", "--ipaddr=::", "--ip-addr", "-s", "--vsock"]
 )
 def test_nbdkits_own_ways_to_listen_are_refused_for_ours(stocked: Stocked, word: str) -> None:
     text = refused(stocked, 2, IMAGE, word, "1")
     assert text == f"{word}: where to listen is said with --socket PATH or --listen HOST:PORT"
+
+
+def test_a_port_is_the_servers_elsewhere_and_refused_here(stocked: Stocked) -> None:
+    text = refused(stocked, 2, IMAGE, "--port", "1")
+    assert text.startswith("--port: where to listen is said with --listen HOST:PORT; the server's port")
 
 
 # --- many images
