@@ -22,8 +22,9 @@ from pbsfs.formats.keys import Key
 
 log = logging.getLogger(__name__)
 
-PVE_KEYS = Path("/etc/pve/priv/storage")
-"""Where Proxmox VE keeps the key of each storage, as `<storage>.enc`."""
+KEY_DIRECTORIES = (Path("/etc/pve/priv/storage"), Path("/etc/proxmox-backup/encryption-keys"))
+"""Where Proxmox VE keeps the key of each storage, as `<storage>.enc`, and Proxmox Backup Server (from 4.1.9)
+the keys with which it encrypts what it copies to other servers, as `<id>.enc`."""
 
 MAX_KEYS = 1000
 """Keys at once: more than hosts share a server, and all of them fit into the buffer of a pipe."""
@@ -66,7 +67,7 @@ def read_keys(
     password: Secret | None,
     ask: Ask,
     ask_for_default: bool = False,
-    config_home: Path,
+    config_home: Path | None,
 ) -> KeyRing:
     """The keys in `files` (key files, or directories of some), or else those in the usual places.
 
@@ -85,11 +86,13 @@ def read_keys(
         else:
             keys.append(_unlock(path, _parse(path, _read(path)), password, ask))
     if given is None and not named:
-        default = config_home / "proxmox-backup" / "encryption-key.json"
-        if os.path.lexists(default):
-            keys += _default(default, password, ask if ask_for_default else None)
-        with contextlib.suppress(OSError):  # not there, or not for this user: no key of theirs
-            keys += _usual(_in_directory(PVE_KEYS), password)[0]
+        if config_home is not None:
+            default = config_home / "proxmox-backup" / "encryption-key.json"
+            if os.path.lexists(default):
+                keys += _default(default, password, ask if ask_for_default else None)
+        for directory in KEY_DIRECTORIES:
+            with contextlib.suppress(OSError):  # not there, or not for this user: no key of theirs
+                keys += _usual(_in_directory(directory), password)[0]
     if len(keys) > MAX_KEYS:
         raise KeyFileError(f"{len(keys)} keys are too many; {MAX_KEYS} is the most")
     return KeyRing(keys)

@@ -28,7 +28,8 @@ OTHER_PASSWORD = "another one"
 @pytest.fixture(autouse=True)
 def config_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the vendor's client would have its key. Proxmox VE's place is not this machine's either."""
-    monkeypatch.setattr(keyring, "PVE_KEYS", tmp_path / "etc" / "pve" / "priv" / "storage")
+    places = tuple(tmp_path / place.relative_to("/") for place in keyring.KEY_DIRECTORIES)
+    monkeypatch.setattr(keyring, "KEY_DIRECTORIES", places)
     return tmp_path / "config"
 
 
@@ -38,10 +39,11 @@ def default_place(config_home: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def pve_place() -> Path:
-    keyring.PVE_KEYS.mkdir(parents=True)
-    return keyring.PVE_KEYS
+@pytest.fixture(params=[0, 1], ids=["Proxmox VE", "Proxmox Backup Server"])
+def vendors_place(request: pytest.FixtureRequest) -> Path:
+    place: Path = keyring.KEY_DIRECTORIES[request.param]
+    place.mkdir(parents=True)
+    return place
 
 
 class Asked:
@@ -255,10 +257,10 @@ def test_a_name_that_no_file_can_have_is_an_error(config_home: Path, tmp_path: P
 
 
 def test_where_files_are_named_nothing_else_is_read(
-    config_home: Path, default_place: Path, pve_place: Path, tmp_path: Path
+    config_home: Path, default_place: Path, vendors_place: Path, tmp_path: Path
 ) -> None:
     stored(default_place, OTHER_KEY)
-    stored(pve_place / "store.enc", THIRD_KEY)
+    stored(vendors_place / "store.enc", THIRD_KEY)
     assert names(read(config_home, stored(tmp_path / "a"))) == fingerprints(KEY)
     assert names(read(config_home, given=key_file())) == fingerprints(KEY)
 
@@ -388,14 +390,14 @@ def test_more_keys_than_can_be_passed_on_are_refused(
 
 
 def test_the_usual_places_are_the_clients_and_proxmox_ves(
-    config_home: Path, default_place: Path, pve_place: Path
+    config_home: Path, default_place: Path, vendors_place: Path
 ) -> None:
     assert len(read(config_home)) == 0
     stored(default_place, KEY)
     assert names(read(config_home)) == fingerprints(KEY)
-    stored(pve_place / "store1.enc", OTHER_KEY)
-    stored(pve_place / "store2.enc", THIRD_KEY)
-    stored(pve_place / "store1.pw", Key(bytes(32)))
+    stored(vendors_place / "store1.enc", OTHER_KEY)
+    stored(vendors_place / "store2.enc", THIRD_KEY)
+    stored(vendors_place / "store1.pw", Key(bytes(32)))
     assert names(read(config_home)) == fingerprints(KEY, OTHER_KEY, THIRD_KEY)
 
 
@@ -403,16 +405,16 @@ def test_the_usual_places_are_those_of_the_vendor() -> None:
     assert Path("/etc/pve/priv/storage") == KEYS_OF_PVE
 
 
-KEYS_OF_PVE = keyring.PVE_KEYS
+KEYS_OF_PVE = keyring.KEY_DIRECTORIES[0]
 """Before any test has put another place there."""
 
 
 @pytest.mark.parametrize("kind", ["scrypt", "pbkdf2"])
 def test_a_protected_key_in_a_usual_place_takes_the_password_but_asks_nobody(
-    config_home: Path, default_place: Path, pve_place: Path, kind: str, caplog: pytest.LogCaptureFixture
+    config_home: Path, default_place: Path, vendors_place: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     stored(default_place, KEY, kind)
-    stored(pve_place / "store.enc", OTHER_KEY, kind, OTHER_PASSWORD)
+    stored(vendors_place / "store.enc", OTHER_KEY, kind, OTHER_PASSWORD)
     assert names(read(config_home, password=PASSWORD)) == fingerprints(KEY)
     ask = Asked()
     with caplog.at_level(logging.INFO, "pbsfs"):
@@ -421,20 +423,20 @@ def test_a_protected_key_in_a_usual_place_takes_the_password_but_asks_nobody(
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
     assert f"{default_place}: it needs a password" in told[0]
-    assert f"{pve_place / 'store.enc'}: it needs a password" in told[1]
+    assert f"{vendors_place / 'store.enc'}: it needs a password" in told[1]
 
 
 def test_what_is_unusable_in_a_usual_place_is_told_and_left_out(
-    config_home: Path, default_place: Path, pve_place: Path, caplog: pytest.LogCaptureFixture
+    config_home: Path, default_place: Path, vendors_place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     default_place.write_text("{}")
-    (pve_place / "bad.enc").write_bytes(key_file(fingerprint=OTHER_KEY.fingerprint))
-    stored(pve_place / "good.enc", THIRD_KEY)
+    (vendors_place / "bad.enc").write_bytes(key_file(fingerprint=OTHER_KEY.fingerprint))
+    stored(vendors_place / "good.enc", THIRD_KEY)
     with caplog.at_level(logging.DEBUG, "pbsfs"):
         assert names(read(config_home)) == fingerprints(THIRD_KEY)
     assert [(record.levelname, record.getMessage().split(": ")[:2]) for record in caplog.records] == [
         ("INFO", ["not used", f"key file {default_place}"]),
-        ("INFO", ["not used", f"key file {pve_place / 'bad.enc'}"]),
+        ("INFO", ["not used", f"key file {vendors_place / 'bad.enc'}"]),
     ]
 
 
