@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -185,7 +185,7 @@ class Server:
         return self._run_task(self._exports.list)
 
     def default(self) -> str:
-        """The name of the export that a client gets that names none. Raises NotFoundError."""
+        """The name of the export that a client gets that names none; empty where there is none such."""
         return self._run_task(self._exports.default)
 
     def open(self, name: str) -> Export:
@@ -274,6 +274,7 @@ class _Exports:
         self._settings = settings
         self._path = path
         self._open: dict[str, _Open] = {}
+        self._locked: tuple[str, ...] = ()  # the exports that were logged as not listed
         self.stopping = False
 
     async def serve(self, tree: Tree, ready: Callable[[], None]) -> None:
@@ -309,20 +310,42 @@ class _Exports:
         if isinstance(node, ImageFile):
             return [("", _description(node))]
         # What most people look for comes first, and so is there if not all are.
-        images = sorted(await _images(node), key=lambda named: LATEST not in named[0].split("/"))
+        found = sorted(await _images(node), key=lambda named: LATEST not in named[0].split("/"))
+        images = self._with_key(found)
         if len(images) > MAX_EXPORTS:
             log.warning("%d of %d images are listed; all can be opened", MAX_EXPORTS, len(images))
         return [(name, _description(image)) for name, image in images[:MAX_EXPORTS]]
 
+    def _with_key(self, images: Sequence[tuple[str, ImageFile]]) -> Sequence[tuple[str, ImageFile]]:
+        """The images without those whose key was not given.
+
+        A client that lists asks about each export in turn, and nbdkit logs every one that does not open. So
+        these are left out, and logged together: again only when they are others.
+        """
+        lacks_key = self._tree.reader.lacks_key
+        locked = [(name, image) for name, image in images if lacks_key(image.info, image.file)]
+        names = tuple(name for name, _image in locked)
+        if names != self._locked:
+            self._locked = names
+            if names:
+                keys = sorted({_short(image.info.key_fingerprint) for _name, image in locked})
+                log.warning(
+                    "exports that are not listed, as their keys were not given: %d (%s), with the keys %s; "
+                    "give the key files with --keyfile (keyfile= of nbdkit)",
+                    len(names),
+                    _some(names, 3),
+                    _some(keys, 3),
+                )
+        return [(name, image) for name, image in images if name not in set(names)] if names else images
+
     async def default(self) -> str:
+        """The default export; no name, which opens nothing, where there is none."""
         node = await self._tree.find(self._path)
-        if isinstance(node, ImageFile):
-            return ""
         if isinstance(node, SnapshotDirectory):
             images = await _images(node)
             if len(images) == 1:
                 return images[0][0]
-        raise NotFoundError(f"name an export, as in nbd://localhost/NAME; {await _what_there_is(node)}")
+        return ""
 
     async def open(self, name: str) -> tuple[Handle, str]:
         """A handle of its own on the export, and what it is."""
@@ -343,6 +366,8 @@ class _Exports:
             return node
         # By its path from there, or by its whole path.
         inside = name.strip("/").removeprefix(f"{self._path}/")
+        if not inside:
+            raise NotFoundError(f"name an export, as in nbd://localhost/NAME; {await _what_there_is(node)}")
         return await _image_in(await self._tree.find(f"{self._path}/{inside}"), name)
 
     def close(self, name: str, handle: Handle) -> None:
@@ -417,7 +442,14 @@ async def choose(tree: Tree, path: str, *, missing: str | None = None, filters: 
     if missing is not None:
         raise UsageError(f"{missing}= is missing; {await _what_there_is(node)}")
     if not isinstance(node, Directory):
-        await (await _image_in(node, path)).open()
+        image = await _image_in(node, path)
+        await image.open()
+        if image.file.archive.kind is not ArchiveKind.FIXED:
+            log.warning(
+                "%s is an archive of files, not a disk: clients get the bytes of the archive; "
+                "to have it as a file, use `pbsfs export`",
+                node,
+            )
         return node
     await node.children()
     sharing = sorted(ONE_FOR_ALL.intersection(filters))
@@ -442,8 +474,19 @@ async def _what_there_is(node: Node) -> str:
         names = [name for name, _image in await _images(node)]
     else:
         names = list(await node.children()) if isinstance(node, Directory) else []
-    shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
-    return f"{node} has {shown or 'nothing'}"
+    return f"{node} has {_some(names, 8) or 'nothing'}"
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    """The first `most` of `names`."""
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
+def _short(fingerprint: str | None) -> str:
+    """A key's fingerprint as a manifest tells it: its first bytes, printable."""
+    if fingerprint is None:
+        return "without a name"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in fingerprint[:23])
 
 
 async def _images(node: Node) -> list[tuple[str, ImageFile]]:

@@ -94,6 +94,13 @@ class Reader:
         self._images = WeakValueDictionary()
         self._manifests: dict[Snapshot, _Kept] = {}  # the one that was used last is the last
 
+    def lacks_key(self, info: SnapshotInfo, file: FileInfo) -> bool:
+        """Whether `open_image` is known to fail for want of a key, by the listing alone."""
+        if not self._keys:
+            return file.crypt_mode is CryptMode.ENCRYPT
+        sealed = file.crypt_mode in (CryptMode.ENCRYPT, CryptMode.SIGN_ONLY)
+        return sealed and info.key_fingerprint is not None and info.key_fingerprint not in self._keys
+
     async def open_image(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> Image:
         """The image or stream of `file`. Raises DamageError, KeyRequiredError, SourceError."""
         return await self._checked(self._open_image, info, file, max_age)

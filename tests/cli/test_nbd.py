@@ -125,8 +125,10 @@ def test_the_uri_is_printed_as_soon_as_clients_can_come(stocked: Stocked) -> Non
 
 
 def test_an_archive_is_served_where_it_is_named(stocked: Stocked) -> None:
-    with served(stocked.path, ARCHIVE) as (_, uri):
+    with served(stocked.path, ARCHIVE) as (command, uri):
         assert read(uri) == stocked.contents[ARCHIVE]
+        (line,) = command.errors()
+        assert f"{ARCHIVE} is an archive of files, not a disk" in line
 
 
 def test_latest_is_what_it_was_when_it_started(own: Stocked) -> None:
@@ -275,8 +277,8 @@ def test_a_port_is_the_servers_elsewhere_and_refused_here(stocked: Stocked) -> N
 
 
 def exports(uri: str) -> set[str]:
-    """Their names, also of those that nbdinfo is told more about only with a key."""
-    lines = run(["nbdinfo", "--list", uri]).stdout.splitlines()
+    """Their names: of those that nbdinfo can open."""
+    lines = output_of("nbdinfo", "--list", uri).splitlines()
     return {line.partition("=")[2].strip('":') for line in lines if line.startswith("export=")}
 
 

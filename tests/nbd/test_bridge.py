@@ -316,8 +316,10 @@ def test_a_write_is_refused_and_changes_nothing(stocked: Stocked) -> None:
         assert "write request on readonly connection" in line
 
 
-def test_disk_images_are_listed_and_the_latest_come_first(everything: Nbdkit) -> None:
-    listed = exports_of(everything.socket)
+def test_disk_images_are_listed_and_the_latest_come_first(stocked: Stocked, tmp_path: Path) -> None:
+    (key := tmp_path / "key.json").write_bytes(key_file())
+    with nbdkit(stocked.path, f"keyfile={key}") as server:
+        listed = exports_of(server.socket)
     names = [name for name, _description in listed]
     assert len(set(names)) == len(names)
     latest = [name for name in names if "/latest/" in name]
@@ -333,6 +335,16 @@ def test_disk_images_are_listed_and_the_latest_come_first(everything: Nbdkit) ->
     assert told[IMAGE] == f"{IMAGE}, 513.5 KiB: before the upgrade"
     assert told[ENCRYPTED].endswith(", encrypted")
     assert told["vm/100/latest/drive-scsi0.img"] == told[NEWER_IMAGE]
+
+
+def test_images_without_their_keys_are_not_listed_and_logged_in_one_line(stocked: Stocked) -> None:
+    names = {"vm/101/latest/drive-scsi0.img", ENCRYPTED}
+    with nbdkit(stocked.path) as server:
+        for _turn in range(2):
+            assert not names & {name for name, _description in exports_of(server.socket)}
+        (line,) = server.log_lines()
+    assert f"keys were not given: 2 (vm/101/latest/drive-scsi0.img, {ENCRYPTED})" in line
+    assert f"keys {made.KEY.fingerprint[:23]}; give the key files" in line
 
 
 @pytest.mark.parametrize(
