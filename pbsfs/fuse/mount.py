@@ -89,24 +89,42 @@ async def serve(
 @contextmanager
 def _mounted(operations: Operations, options: MountOptions, source: str) -> Iterator[None]:
     flags = set(options.flags) | {"ro", "default_permissions", "subtype=pbsfs", f"fsname={_fsname(source)}"}
-    with open(os.memfd_create("messages"), "w+b") as messages:  # there may be no directory to write to
-        # libfuse and fusermount3 say what is wrong on standard error only.
-        kept = os.dup(2)
-        os.dup2(messages.fileno(), 2)
-        try:
-            pyfuse3.init(operations, str(options.mountpoint), flags)
-        except RuntimeError as error:
-            messages.seek(0)
-            said = messages.read().decode(errors="replace").strip().splitlines()
-            reason = said[-1] if said else str(error)
-            raise MountError(f"cannot mount on {options.mountpoint}: {reason}") from None
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+    said: list[str] = []
     try:
+        pbsfs.fuse.shim.check_libfuse()
+        with _standard_error_in(said):
+            pyfuse3.init(operations, str(options.mountpoint), flags)
+    except RuntimeError as error:
+        reason = said[-1] if said else str(error)
+        raise MountError(f"cannot mount on {options.mountpoint}: {reason}") from None
+    for line in said:
+        log.warning("%s: %s", options.mountpoint, line)
+    try:
+        try:
+            pbsfs.fuse.shim.session_fd()
+        except RuntimeError as error:
+            raise MountError(f"cannot mount on {options.mountpoint}: {error}") from None
         yield
     finally:
         pyfuse3.close(unmount=True)
+
+
+@contextmanager
+def _standard_error_in(said: list[str]) -> Iterator[None]:
+    """Puts the lines into `said` that are written to standard error meanwhile.
+
+    Libfuse and fusermount3 say what is wrong there only. In memory: there may be no directory to write to.
+    """
+    with open(os.memfd_create("standard-error"), "w+b") as messages:
+        kept = os.dup(2)
+        os.dup2(messages.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            messages.seek(0)
+            said += messages.read().decode(errors="replace").strip().splitlines()
 
 
 def _fsname(source: str) -> str:

@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
 
 if "pyfuse3" in sys.modules:
@@ -29,13 +29,15 @@ try:
 finally:
     sys.setdlopenflags(_flags)
 
-__all__ = ["Request", "install", "last_request", "session_fd"]
+__all__ = ["Request", "check_libfuse", "install", "last_request", "session_fd"]
 
 logger = logging.getLogger(__name__)
 
 # What a FUSE reply can carry. The kernel rejects a reply beyond either, and the caller would hang.
 _MAX_ERRNO = 511
 _MAX_OFFSET = 2**63 - 1
+
+_REINSTALL = "build pyfuse3 on this system: pip install --force-reinstall --no-binary pyfuse3 pyfuse3"
 
 _handler: Callable[[int, int, int, int], int] | None = None
 _waiting: dict[int, Callable[[], None]] = {}
@@ -118,8 +120,31 @@ def last_request() -> int:
 
 
 def session_fd() -> int:
-    """The descriptor of the connection to the kernel, between `pyfuse3.init` and `pyfuse3.close`."""
-    return lib.pbsfs_session_fd()
+    """The descriptor of the connection to the kernel, between `pyfuse3.init` and `pyfuse3.close`.
+
+    Raises RuntimeError where there is no session that was made through the extension.
+    """
+    fd = lib.pbsfs_session_fd()
+    if fd < 0:
+        raise RuntimeError(f"pyfuse3 did not call the extension of pbsfs; {_REINSTALL}")
+    return fd
+
+
+def check_libfuse() -> None:
+    """Makes sure that pyfuse3 and the extension use the same libfuse: a session of one is not one of another.
+
+    Call it before `pyfuse3.init`. Raises RuntimeError.
+    """
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        found = _libfuses(maps)
+    if len(found) > 1:
+        raise RuntimeError(f"pyfuse3 and pbsfs use different libraries: {', '.join(found)}; {_REINSTALL}")
+
+
+def _libfuses(maps: Iterable[str]) -> list[str]:
+    """The files of libfuse 3 among the lines of /proc/PID/maps (proc(5)): the path is the sixth field."""
+    paths = {line.split(maxsplit=5)[5].strip() for line in maps if len(line.split(maxsplit=5)) == 6}
+    return sorted(path for path in paths if path.rpartition("/")[2].startswith("libfuse3"))
 
 
 def _is_ending(caller: int) -> bool:

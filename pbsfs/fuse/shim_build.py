@@ -90,12 +90,13 @@ static int64_t pbsfs_caller(uint64_t request)
     return fuse_req_ctx((fuse_req_t)(uintptr_t)request)->pid;
 }
 
-/* The connection to the kernel of the session that was made last. */
+/* The session that was made last. NULL too where pyfuse3 made it past this extension. */
 static struct fuse_session *last_session;
 
+/* Its connection to the kernel; -1 without a session. */
 static int pbsfs_session_fd(void)
 {
-    return fuse_session_fd(last_session);
+    return last_session == NULL ? -1 : fuse_session_fd(last_session);
 }
 
 static void interrupted(fuse_req_t req, void *data)
