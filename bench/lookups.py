@@ -14,7 +14,7 @@ from typing import cast
 
 from bench.data import CHUNK, INDEX, PLAIN
 from bench.measures import MIB
-from pbsfs.formats.index import FixedIndex, encode_fixed
+from pbsfs.formats.index import FixedIndex, Index, encode_fixed
 from pbsfs.names import Archive
 from pbsfs.reader.image import Image
 from pbsfs.reader.store import ChunkStore
@@ -28,11 +28,16 @@ def _index(what: str) -> FixedIndex:
     return FixedIndex(encode_fixed([digests], size=size, chunk_size=CHUNK, ctime=0)[0])
 
 
+async def _nothing(_index: Index) -> None:
+    pass
+
+
 def _timed(what: str, count: int) -> dict[str, float]:
     """`FixedIndex.find` and `Image.extents` of 32 MiB at random places."""
     index = _index(what)
     # Neither fetches anything: no store is needed.
-    image = Image(cast("ChunkStore", None), PLAIN, Archive(INDEX), index, encrypted=False, key=None)
+    store = cast("ChunkStore", None)
+    image = Image(store, PLAIN, Archive(INDEX), index, encrypted=False, key=None, restore=_nothing)
     source = random.Random(6)
     places = [source.randrange(index.size) for _ in range(count)]
     for _extent in image.extents(0, 1):  # what only the first one pays: the digest of a chunk of zeros

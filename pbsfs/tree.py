@@ -39,6 +39,7 @@ from pbsfs.names import (
     parse_time,
 )
 from pbsfs.reader.image import Image
+from pbsfs.reader.opened import Blob
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
 
@@ -441,11 +442,15 @@ class BlobFile(File):
 
     __slots__ = ()
 
+    async def open(self) -> Blob:
+        """The decoded content, shared. Raises DamageError, KeyRequiredError, SourceError."""
+        blob = await self.tree.reader.open_blob(self.info, self.file, self.tree.refresh)
+        self._stat = Stat(len(blob.data), len(blob.data), self.info.snapshot.time)
+        return blob
+
     async def read(self) -> bytes:
-        """The decoded content. Raises DamageError, KeyRequiredError, SourceError."""
-        data = await self.tree.reader.read_blob(self.info, self.file, self.tree.refresh)
-        self._stat = Stat(len(data), len(data), self.info.snapshot.time)
-        return data
+        """The decoded content. Raises like `open`."""
+        return (await self.open()).data
 
     async def _look(self) -> Stat:
         size = await self.tree.reader.blob_size(self.info, self.file, self.tree.refresh)

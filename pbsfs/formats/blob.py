@@ -158,7 +158,7 @@ def decode(raw: bytes, *, max_size: int, key: Key | None = None, encrypted: bool
     if envelope.kind.encrypted:
         if key is None:
             raise KeyRequiredError("encrypted, and no key was given")
-        data = key.decrypt(envelope.iv, envelope.tag, bytes(envelope.data))
+        data = key.decrypt(envelope.iv, envelope.tag, envelope.data)
     if envelope.kind.compressed:
         return _decompress(data, max_size)
     if len(data) > max_size:

@@ -63,12 +63,12 @@ class Key:
         """The key's public name: 32 hex pairs with colons between them."""
         return self.digest(_FINGERPRINT_INPUT).hex(":")
 
-    def decrypt(self, iv: bytes, tag: bytes, data: bytes) -> bytes:
+    def decrypt(self, iv: bytes, tag: bytes, data: bytes | memoryview) -> bytes:
         """Authenticated decryption. Raises DamageError where the tag does not fit."""
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415
 
         try:
-            return self._cipher.decrypt(iv, data + tag, None)
+            return self._cipher.decrypt(iv, b"".join((data, tag)), None)
         except InvalidTag:
             raise DamageError("decryption failed: damaged data or a wrong key") from None
 

@@ -27,6 +27,7 @@ from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsErro
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
 from pbsfs.reader.image import Buffer, Handle
+from pbsfs.reader.opened import Blob
 from pbsfs.tree import (
     XATTR_PREFIX,
     BlobFile,
@@ -78,8 +79,9 @@ class Ownership:
 class _OpenBlob:
     """An open file whose content is in memory."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, blob: Blob) -> None:
+        self._blob = blob  # shared for as long as somebody holds it
+        self._data = blob.data
 
     def read_cached(self, offset: int, size: int) -> Buffer:
         return self._data[offset : offset + size]
@@ -315,8 +317,8 @@ class Operations(pyfuse3.Operations):
             image = await node.open()
             opened, size, identity = _OpenImage(image), image.size, image.index.csum
         elif isinstance(node, BlobFile):
-            data = await node.read()
-            opened, size, identity = _OpenBlob(data), len(data), node.file.csum or b""
+            blob = await node.open()
+            opened, size, identity = _OpenBlob(blob), len(blob.data), node.file.csum or b""
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
         return pyfuse3.FileInfo(

@@ -182,15 +182,15 @@ class Server:
 
     def list(self) -> list[tuple[str, str]]:
         """Names and descriptions of the exports. Raises PbsfsError."""
-        return self._run_task(self._exports.list)
+        return self.call(self._exports.list)
 
     def default(self) -> str:
         """The name of the export that a client gets that names none; empty where there is none such."""
-        return self._run_task(self._exports.default)
+        return self.call(self._exports.default)
 
     def open(self, name: str) -> Export:
         """The export `name`, for one connection. Raises PbsfsError."""
-        handle, description = self._run_task(
+        handle, description = self.call(
             lambda: self._exports.open(name),
             # For a client that is gone meanwhile nbdkit closes nothing.
             unwanted=lambda opened: self._exports.close(name, opened[0]),
@@ -220,20 +220,12 @@ class Server:
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(guarded)
 
-    def call(self, work: Callable[[], R]) -> R:
-        """The result of `work`, called in the loop; the calling thread waits for it."""
-
-        async def call() -> R:
-            return work()
-
-        return self._run_task(call)
-
     def check(self) -> None:
         """Raises StoppedError where nobody waits for the answer to the request of the calling thread."""
         if not self._wanted():
             raise StoppedError("nobody waits for it any more")
 
-    def _run_task(
+    def call(
         self, work: Callable[[], Awaitable[R]], unwanted: Callable[[R], object] = lambda _result: None
     ) -> R:
         """The result of the task `work`; `unwanted` gets it, in the loop, where nobody waits any more."""
@@ -411,7 +403,7 @@ class Export:
             image = self.handle.image
             for number in image.data_chunks(offset, min(size, image.store.window_limit)):
                 behind = image.index.span(number)[0] >= offset + size  # holes don't count
-                if behind or not image.store.prefetch(image.chunk(number)):
+                if behind or not image.prefetch(number):
                     break
 
         self._server.post(start)

@@ -9,8 +9,10 @@ bytes, or raises.
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -38,6 +40,9 @@ _LIBC.memcpy.restype = _LIBC.memset.restype = None
 
 R = TypeVar("R")
 
+_READS = itertools.count()
+"""Numbers the reads of all images, in order. Usable from any thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:
@@ -62,8 +67,8 @@ class Loop(Protocol):
 
     patience: float
 
-    def call(self, work: Callable[[], R]) -> R:
-        """The result of `work`, called in the loop."""
+    def call(self, work: Callable[[], Awaitable[R]]) -> R:
+        """The result of `work`, a task in the loop."""
 
     def post(self, work: Callable[[], object]) -> None:
         """Has `work` called in the loop, soon."""
@@ -84,15 +89,20 @@ class Image:
         *,
         encrypted: bool,
         key: Key | None,
+        restore: Callable[[Index], Awaitable[None]],
         zeroed: ZeroedRanges | None = None,
     ) -> None:
-        """`key`: the archive's key where it is encrypted, else None. `zeroed`: where damaged chunks are to
-        read as zeros, what takes note of them."""
+        """`key`: the archive's key where it is encrypted, else None. `restore`: gives the index its digest
+        table again when that was dropped. `zeroed`: where damaged chunks are to read as zeros, what takes
+        note of them.
+        """
         self.store = store
         self.snapshot = snapshot
         self.archive = archive
         self.index = index
         self.size = index.size
+        self.last_read = next(_READS)
+        self._restore = restore
         self._encrypted = encrypted
         self._key = key
         self._zeroed = zeroed
@@ -107,6 +117,7 @@ class Image:
 
     def read_cached(self, offset: int, size: int) -> Buffer | None:
         """The bytes `offset` … `offset + size`, cut at the end; None where some would have to be fetched."""
+        self.last_read = next(_READS)
         parts: list[Buffer] = []
         for piece in self._pieces(offset, size):
             data = self._at_hand(piece.chunk)
@@ -121,7 +132,32 @@ class Image:
         All chunks of the range are fetched side by side, so callers bound `size` (doors pass what
         one request of theirs may ask for). Raises DamageError and SourceError.
         """
+        await self.load()
         return await self._finish(self._start(offset, size))
+
+    async def load(self) -> None:
+        """Sees to it that the index has its digest table, until the caller waits for something.
+
+        Raises DamageError and SourceError.
+        """
+        self.last_read = next(_READS)
+        while not self.index.table_size:  # another image may have needed the memory meanwhile
+            await self._restore(self.index)
+
+    async def request(self, numbers: Iterable[int]) -> dict[int, Flight]:
+        """What brings these chunks. Raises like `load`."""
+        await self.load()
+        return {number: self.store.request_or_kept(self.chunk(number)) for number in numbers}
+
+    def under_way(self, number: int) -> Flight | None:
+        """What brings chunk `number`, if it is under way and known to be. From any thread."""
+        digest = self.index.find_digest(number)
+        return None if digest is None else self.store.under_way(self._chunk(number, digest))
+
+    def prefetch(self, number: int) -> bool:
+        """Has the store fetch chunk `number`; False where there is no room for it now, or no digest table."""
+        digest = self.index.find_digest(number)
+        return digest is not None and self.store.prefetch(self._chunk(number, digest))
 
     def _start(self, offset: int, size: int) -> list[tuple[_Piece, Buffer | Flight]]:
         """Asks for all chunks of a range: each piece with its chunk's bytes, or with what brings them."""
@@ -175,9 +211,11 @@ class Image:
         return next((e.offset for e in self.extents(offset, self.size) if e.hole), self.size)
 
     def chunk(self, number: int) -> Chunk:
-        """What the store needs to know of chunk `number`."""
+        """What the store needs to know of chunk `number`. Raises TableDroppedError."""
+        return self._chunk(number, self.index.digest(number))
+
+    def _chunk(self, number: int, digest: bytes) -> Chunk:
         start, end = self.index.span(number)
-        digest = self.index.digest(number)
         return Chunk(self.snapshot, self.archive, digest, end - start, self._encrypted, self._key)
 
     def data_chunks(self, offset: int, size: int) -> Iterator[int]:
@@ -206,11 +244,15 @@ class Image:
         start, end = self.index.span(number)
         if number in self._zero_chunks or self.index.is_hole(number):
             return _ZEROS[: end - start]
-        data = self.store.peek(self.index.digest(number), self._key)
+        digest = self.index.find_digest(number)
+        if digest is None:
+            return None
+        data = self.store.peek(digest, self._key)
         # Two indexes may name one digest with different lengths; at most one of them tells the truth.
         if data is not None and len(data) != end - start:
-            digest = self.index.digest(number).hex()
-            wrong = DamageError(f"chunk {digest}: holds {len(data)} bytes, the index says {end - start}")
+            wrong = DamageError(
+                f"chunk {digest.hex()}: holds {len(data)} bytes, the index says {end - start}"
+            )
             return self._zeros_for(number, self._damage(number, wrong))
         return data
 
@@ -244,9 +286,10 @@ def _copy(target: memoryview, at: int, source: Buffer, start: int, length: int) 
     if isinstance(source, bytes):
         origin = ctypes.cast(ctypes.c_char_p(source), ctypes.c_void_p).value or 0
         _LIBC.memcpy(place, origin + start, length)
-    else:
-        assert source.obj is _ZEROS.obj, "a view of anything but a hole"
+    elif source.obj is _ZEROS.obj:
         _LIBC.memset(place, 0, length)
+    else:
+        raise TypeError("a chunk's bytes are neither bytes nor a view of the zeros of a hole")
 
 
 def _join(parts: list[Buffer]) -> Buffer:
@@ -281,6 +324,7 @@ class Handle:
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Like `Image.read`."""
+        await self.image.load()
         # What is asked for takes off first; what may be asked for next, right behind it.
         started = self.image._start(offset, size)
         if self.observe(offset, size):
@@ -297,19 +341,19 @@ class Handle:
         size = len(buffer)
         if offset + size > image.size:
             raise UsageError(f"{image}: a read of {size} bytes at {offset} goes beyond the end")
+        image.last_read = next(_READS)
         pieces = [(piece, image._at_hand(piece.chunk)) for piece in image._pieces(offset, size)]
         flights: dict[int, Flight] = {}
-        wanted: dict[int, Chunk] = {}
+        wanted: list[int] = []
         for piece, data in pieces:
             if data is None:
-                chunk = image.chunk(piece.chunk)
-                flight = image.store.under_way(chunk)
+                flight = image.under_way(piece.chunk)
                 if flight is None:
-                    wanted[piece.chunk] = chunk
+                    wanted.append(piece.chunk)
                 else:
                     flights[piece.chunk] = flight
         if wanted:
-            flights |= loop.call(lambda: {n: image.store.request_or_kept(c) for n, c in wanted.items()})
+            flights |= loop.call(functools.partial(image.request, wanted))
         if self.observe(offset, size):
             loop.post(self.fetch_ahead)
         done = 0
@@ -340,7 +384,7 @@ class Handle:
             for number in self.image.data_chunks(position, min(wanted, store.window_limit)):
                 if number < self._next_chunk:
                     continue
-                if not store.prefetch(self.image.chunk(number)):
+                if not self.image.prefetch(number):
                     return  # there is no room now, but there may be at the next read
                 self._next_chunk = number + 1
             self._launched = self._chunk_at(position), wanted

@@ -1,7 +1,7 @@
 """Opens what a snapshot holds: indexes become images, blobs become bytes.
 
-The entry of the reader layer. One `Reader` serves a whole mount; images that are open are shared, so
-a thousand open files of one image hold its index once. Called from tasks of one trio loop.
+The entry of the reader layer. One `Reader` serves a whole mount; what is open is shared, so a thousand
+open files of one image hold its index once. Called from tasks of one trio loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
-from weakref import WeakValueDictionary
 
 import trio
 
@@ -33,12 +32,15 @@ from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest, Manif
 from pbsfs.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
+from pbsfs.reader.opened import DEFAULT_OPEN_LIMIT, Blob, OpenFiles
 from pbsfs.reader.store import DEFAULT_CACHE_SIZE, ChunkStore
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 
 MAX_INDEX_SIZE = HEADER_SIZE + (1 << 30)
-"""Most bytes of a stored index: 128 TiB in chunks of 4 MiB. It is held in memory while an image is open."""
+"""Most bytes of a stored index: 128 TiB in chunks of 4 MiB."""
 
+USUAL_CHUNK = 4 << 20
+"""Bytes of a chunk as the vendor's clients cut them."""
 
 LEAST_AVERAGE_CHUNK = 256
 """Bytes of a stream for each entry of its index, at least; writers cut pieces of some MiB. A stream of less
@@ -81,6 +83,7 @@ class Reader:
         self,
         source: Source,
         store: ChunkStore,
+        opened: OpenFiles,
         keys: Mapping[str, Key],
         zeroed: ZeroedRanges | None = None,
     ) -> None:
@@ -89,9 +92,7 @@ class Reader:
         self.store = store
         self.zeroed = zeroed
         self._keys = keys
-        # by snapshot, archive and checksum, for as long as anybody holds one
-        self._images: WeakValueDictionary[tuple[Snapshot, Archive, bytes | None], Image]
-        self._images = WeakValueDictionary()
+        self._opened = opened
         self._manifests: dict[Snapshot, _Kept] = {}  # the one that was used last is the last
 
     def lacks_key(self, info: SnapshotInfo, file: FileInfo) -> bool:
@@ -106,32 +107,43 @@ class Reader:
         return await self._checked(self._open_image, info, file, max_age)
 
     async def _open_image(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> Image:
-        identity = (info.snapshot, file.archive, file.csum)
-        image = self._images.get(identity)
-        if image is None:
-            encrypted = file.crypt_mode is CryptMode.ENCRYPT
-            key = self._key(info, file, manifest) if encrypted else None
-            index = await self._index(info.snapshot, file, key)
-            image = Image(
+        encrypted = file.crypt_mode is CryptMode.ENCRYPT
+        key = self._key(info, file, manifest) if encrypted else None
+
+        async def make() -> Image:
+            return Image(
                 self.store,
                 info.snapshot,
                 file.archive,
-                index,
+                await self._index(info.snapshot, file, key),
                 encrypted=encrypted,
                 key=key,
                 zeroed=self.zeroed,
+                restore=functools.partial(self._restore, info.snapshot, file.archive),
             )
-            # Another task may have opened it meanwhile: the first one stays.
-            image = self._images.setdefault(identity, image)
-        return image
+
+        identity = (info.snapshot, file.archive, file.csum)
+        return await self._opened.image(identity, _usual_index_size(file), make)
+
+    async def open_blob(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> Blob:
+        """A `.blob` file, decoded. Raises like `open_image`, and TooMuchOpenError."""
+        return await self._checked(self._open_blob, info, file, max_age)
+
+    async def _open_blob(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> Blob:
+        return await self._opened.blob(
+            f"{info.snapshot}/{file.archive.name}",
+            file,
+            min(2 * file.size, blob.MAX_BLOB_SIZE) if file.size else blob.MAX_BLOB_SIZE,
+            lambda: self._read_blob(info, file, manifest),
+        )
 
     async def read_blob(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> bytes:
-        """The decoded content of a `.blob` file. Raises like `open_image`."""
-        if file.archive == MANIFEST and self._keys:
-            return (await self._verified(info.snapshot))[0]  # not fetched again: that may be another one
-        return await self._checked(self._read_blob, info, file, max_age)
+        """The decoded content of a `.blob` file. Raises like `open_blob`."""
+        return (await self.open_blob(info, file, max_age)).data
 
     async def _read_blob(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> bytes:
+        if file.archive == MANIFEST and self._keys:
+            return (await self._verified(info.snapshot))[0]  # not fetched again: that may be another one
         encrypted: bool | None = None  # not told: a log is not in the manifest
         if file.archive == MASTER_KEY_BLOB:
             encrypted = False
@@ -294,6 +306,23 @@ class Reader:
         except DamageError as error:
             raise DamageError(f"{snapshot}/{file.archive}: {error}") from None
 
+    async def _restore(self, snapshot: Snapshot, archive: Archive, index: Index) -> None:
+        """Has an open image's index take its digest table again."""
+
+        async def fetch() -> bytes:
+            try:
+                return await self.source.fetch_file(snapshot, archive, index.stored_size)
+            except NotFoundError:  # which is no damage
+                raise SourceError(
+                    f"{snapshot}/{archive}: the index is missing, the snapshot may have been forgotten; "
+                    f"close the file"
+                ) from None
+
+        try:
+            await self._opened.restore(index, fetch)
+        except DamageError as error:
+            raise DamageError(f"{snapshot}/{archive}: {error}") from None
+
     async def _fetch(self, snapshot: Snapshot, file: FileInfo, limit: int) -> bytes:
         try:
             return await self.source.fetch_file(snapshot, file.archive, limit)
@@ -330,6 +359,11 @@ def _index_limit(file: FileInfo) -> int:
     return min(max(HEADER_SIZE + entries, 1 << 20), MAX_INDEX_SIZE)
 
 
+def _usual_index_size(file: FileInfo) -> int:
+    """Bytes of the stored index of an archive of this size with chunks as they usually are."""
+    return min(HEADER_SIZE + -(-file.size // USUAL_CHUNK) * DYNAMIC_ENTRY_SIZE, _index_limit(file))
+
+
 def _parse_index(raw: bytes, file: FileInfo, key: Key | None) -> Index:
     index: Index = FixedIndex(raw, key) if file.archive.kind is ArchiveKind.FIXED else DynamicIndex(raw)
     if file.csum is not None and index.csum != file.csum:
@@ -353,15 +387,20 @@ async def open_reader(
     source: Source,
     *,
     cache_size: int = DEFAULT_CACHE_SIZE,
+    open_limit: int = DEFAULT_OPEN_LIMIT,
     keys: Mapping[str, Key] | None = None,
     zeroed: ZeroedRanges | None = None,
 ) -> AsyncIterator[Reader]:
-    """A reader of `source`; leaving it ends all reading and closes the source."""
+    """A reader of `source`; leaving it ends all reading and closes the source.
+
+    `cache_size`: bytes of chunks that are kept. `open_limit`: bytes that open files may take besides.
+    """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
             await source.open(nursery)
-            yield Reader(source, ChunkStore(source, nursery, cache_size), keys or {}, zeroed)
+            store = ChunkStore(source, nursery, cache_size)
+            yield Reader(source, store, OpenFiles(nursery, open_limit), keys or {}, zeroed)
         except Exception as error:
             failure = error  # raised outside, so that the nursery does not wrap it in a group
         finally:

@@ -17,8 +17,6 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -27,6 +25,7 @@ from pbsfs.errors import DamageError, PbsfsError, SourceError
 from pbsfs.formats import blob
 from pbsfs.formats.keys import Key
 from pbsfs.names import Archive, Snapshot
+from pbsfs.reader.budget import Budget
 from pbsfs.reader.cache import ChunkCache
 from pbsfs.sources.base import Source
 
@@ -118,45 +117,6 @@ class Flight:
         return self._data
 
 
-class _Budget:
-    """Bytes that may be taken at once; first come, first served. One that is too large goes alone."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.taken = 0
-        self._waiting: deque[tuple[int, trio.Event]] = deque()
-
-    @asynccontextmanager
-    async def take(self, amount: int) -> AsyncIterator[None]:
-        if self._waiting or not self._fits(amount):
-            turn = trio.Event()
-            self._waiting.append((amount, turn))
-            try:
-                await turn.wait()
-            except trio.Cancelled:
-                if not turn.is_set():
-                    self._waiting.remove((amount, turn))
-                    amount = 0
-                self._give_back(amount)  # those behind may have waited for this one only
-                raise
-        else:
-            self.taken += amount
-        try:
-            yield
-        finally:
-            self._give_back(amount)
-
-    def _fits(self, amount: int) -> bool:
-        return self.taken == 0 or self.taken + amount <= self.capacity
-
-    def _give_back(self, amount: int) -> None:
-        self.taken -= amount
-        while self._waiting and self._fits(self._waiting[0][0]):
-            next_amount, turn = self._waiting.popleft()
-            self.taken += next_amount
-            turn.set()
-
-
 class ChunkStore:
     """All chunks of one source; shared by every image that is read from it."""
 
@@ -172,7 +132,7 @@ class ChunkStore:
         self._departing: deque[tuple[Chunk, Flight, bool]] = deque()
         self._prefetching = 0
         self.sequential_readers = 0
-        self._budget = _Budget(FLIGHT_BUDGET)
+        self._budget = Budget(FLIGHT_BUDGET)
         self._decoders = trio.CapacityLimiter(len(os.sched_getaffinity(0)) + SPARE_DECODERS)
 
     def peek(self, digest: bytes, key: Key | None) -> bytes | None:

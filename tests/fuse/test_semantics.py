@@ -30,6 +30,7 @@ from pbsfs.writer import DatastoreWriter
 from tests.support import damage, made, mounts
 from tests.support.handles import FileHandle, drop_caches
 from tests.support.keyfiles import PASSWORD, key_file
+from tests.support.large import large_images
 from tests.support.mounts import Mounted, cleaned_up, fails_with, mounted, opened, read_at, refusal
 from tests.support.needs import need, need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
@@ -784,6 +785,12 @@ def test_read_ahead_is_raised(mount: Mounted) -> None:
     assert Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").read_text().strip() == "1024"
 
 
+def peak_of(pid: int) -> int:
+    """Bytes of memory that a process took at most."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
 def test_memory_is_bounded(writer: DatastoreWriter, tmp_path: Path) -> None:
     cache, extra, chunk, count = 32 << 20, 150 << 20, 4 << 20, 110
     assert count * chunk > cache + extra  # else reading it all could not break the promise
@@ -794,9 +801,25 @@ def test_memory_is_bounded(writer: DatastoreWriter, tmp_path: Path) -> None:
     writer.add_snapshot(made.snapshot(), {"drive-scsi0.img.fidx": image})
     with mounted(writer.path, tmp_path / "m", "--cache-size", "32M") as mount:
         output_of("dd", f"if={mount / IMAGE}", f"of={os.devnull}", "bs=1M")
-        status = Path(f"/proc/{mount.pid}/status").read_text()
-        peak = int(status.partition("VmHWM:")[2].split()[0]) << 10
-        assert peak < cache + extra, f"{peak >> 20} MiB"
+        assert peak_of(mount.pid) < cache + extra, f"{peak_of(mount.pid) >> 20} MiB"
+
+
+def test_memory_of_open_files_is_bounded(writer: DatastoreWriter, tmp_path: Path) -> None:
+    cache, extra, limit, count, size = 32 << 20, 150 << 20, 256 << 20, 150, 1 << 40
+    data = b"data" * (1 << 20)
+    places = large_images(writer, data, size=size, count=count)
+    assert count * size // len(data) * 32 > 2 * (cache + extra + limit)
+    with mounted(writer.path, tmp_path / "m", "--cache-size", "32M") as mount:
+        files = [os.open(mount / place, os.O_RDONLY) for place in places]
+        try:
+            for offset in (5, size - 5000):  # all tables were dropped and fetched again by the second
+                for file in files:
+                    assert os.pread(file, 4, offset) == (data * 2)[offset % 4 :][:4]
+                    assert os.lseek(file, 0, os.SEEK_HOLE) == size
+        finally:
+            for file in files:
+                os.close(file)
+        assert peak_of(mount.pid) < cache + extra + limit, f"{peak_of(mount.pid) >> 20} MiB"
 
 
 # --- from mount to umount

@@ -60,7 +60,11 @@ def test_an_export_whose_client_goes_while_it_is_opened_is_not_kept(
     clients.there = True
     go_on.set()
     wait_until(opened.is_set, "it is opened for nobody")
-    wait_until(lambda: not server.call(lambda: server._exports._open), "it is closed")
+
+    async def still_open() -> bool:
+        return bool(server._exports._open)
+
+    wait_until(lambda: not server.call(still_open), "it is closed")
 
 
 def test_what_fails_in_the_loop_does_not_end_it(server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -74,7 +78,7 @@ def test_what_fails_in_the_loop_does_not_end_it(server: Server, caplog: pytest.L
 
 
 def test_a_failure_that_is_a_time_limit_is_told(server: Server) -> None:
-    def fail() -> None:
+    async def fail() -> None:
         raise TimeoutError("too late")
 
     with pytest.raises(TimeoutError, match="too late"):

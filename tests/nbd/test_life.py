@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pbsfs import __version__
 from pbsfs.writer import DatastoreWriter
 from tests.nbd.disks import MIB, ONE, Disk
 from tests.support import made
+from tests.support.large import large_images
 from tests.support.mounts import is_running
 from tests.support.nbd import (
     AT_ONCE,
@@ -295,6 +297,20 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Disk:
     )
     (base / "image").unlink()
     return Disk(base / "datastore", b"")
+
+
+def test_memory_is_bounded_however_many_exports_are_open(writer: DatastoreWriter) -> None:
+    count, size, limit = 110, 1 << 40, 256 * MIB
+    data = b"data" * MIB
+    names = large_images(writer, data, size=size, count=count)
+    assert count * size // len(data) * 32 > 2 * (32 * MIB + PROGRAM_BUDGET + limit)
+    with nbdkit(writer.path, "cache_size=32M", "path=/") as found, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(found.connect(name)) for name in names]
+        for offset in (5, size - 5000):  # all tables were dropped and fetched again by the second
+            for client in clients:
+                assert client.read(offset, 4) == (data * 2)[offset % 4 :][:4]
+        peak = found.status("VmHWM") << 10
+    assert peak < 32 * MIB + PROGRAM_BUDGET + limit, f"{peak / MIB:.0f} MiB"
 
 
 @pytest.mark.parametrize("source", ["directory", "server"])

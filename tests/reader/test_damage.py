@@ -502,7 +502,7 @@ async def test_an_image_that_met_damage_is_let_go_as_any_other() -> None:
         except DamageError:
             failed = True
         assert failed
-        assert len(reader._images) == 0
+        assert len(reader._opened._images) == 0
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -157,10 +157,10 @@ async def test_an_image_that_nobody_holds_any_more_is_let_go() -> None:
     source, info = stored()
     async with open_reader(source) as reader:
         image = await reader.open_image(info, file_of(info, NAME))
-        assert len(reader._images) == 1
+        assert len(reader._opened._images) == 1
         del image
         gc.collect()
-        assert len(reader._images) == 0
+        assert len(reader._opened._images) == 0
         await reader.open_image(info, file_of(info, NAME))
     assert source.calls["fetch_file"] == 2
 

@@ -14,6 +14,7 @@ from pbsfs.errors import DamageError, PbsfsError, SourceError
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import Archive
 from pbsfs.reader import store as store_module
+from pbsfs.reader.budget import Budget
 from pbsfs.reader.store import Chunk, ChunkStore
 from tests.support import made
 from tests.support.run import in_trio
@@ -341,7 +342,7 @@ class Taker:
         self.enough = trio.Event()
         self.scope = trio.CancelScope()
 
-    async def run(self, budget: store_module._Budget) -> None:
+    async def run(self, budget: Budget) -> None:
         with self.scope:
             async with budget.take(self.amount):
                 self.has = True
@@ -352,8 +353,8 @@ class Taker:
 
 
 @asynccontextmanager
-async def takers(capacity: int, *amounts: int) -> AsyncIterator[tuple[store_module._Budget, list[Taker]]]:
-    budget = store_module._Budget(capacity)
+async def takers(capacity: int, *amounts: int) -> AsyncIterator[tuple[Budget, list[Taker]]]:
+    budget = Budget(capacity)
     made_takers = [Taker(amount) for amount in amounts]
     async with trio.open_nursery() as nursery:
         for taker in made_takers:
