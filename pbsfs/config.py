@@ -6,6 +6,8 @@ Synchronous. Secrets come in here and go to the source that needs them, nowhere 
 from __future__ import annotations
 
 import abc
+import contextlib
+import json
 import logging
 import os
 import re
@@ -23,7 +25,7 @@ from pbsfs.credentials import (
     find_setting,
     has_credential,
 )
-from pbsfs.errors import SourceError, TrustError, UsageError
+from pbsfs.errors import MountError, SourceError, TrustError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.keyring import KeyRing, read_keys
 from pbsfs.places import config_home
@@ -202,6 +204,36 @@ def _of_parts(
     except UsageError as error:
         raise UsageError(f"{PARTS['port']}: {error}") from None
     return Repository.of_parts(parts["auth_id"], parts["server"], number, parts["datastore"])
+
+
+SOURCE_ATTRIBUTE = "user.pbs.source"
+"""The extended attribute in which a mount tells what it shows."""
+
+
+def describe(options: SourceOptions) -> bytes:
+    """What a mount tells of its source, which is resolved: a JSON object, and no secrets.
+
+    It has `repository` and `fingerprint`, or `datastore_dir`; and `namespace`.
+    """
+    facts = {name: getattr(options, name) for name in ("repository", "fingerprint", "datastore_dir")}
+    kept = {name: str(value) for name, value in facts.items() if value}
+    return json.dumps(kept | {"namespace": options.namespace or ""}).encode()
+
+
+def named_by(description: bytes) -> SourceOptions:
+    """The inverse of `describe`. Raises MountError where it is not one."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        facts = json.loads(description)
+        directory = facts.get("datastore_dir")
+        options = SourceOptions(
+            repository=facts.get("repository"),
+            datastore_dir=None if directory is None else Path(directory),
+            fingerprint=facts.get("fingerprint"),
+            namespace=str(facts.get("namespace", "")),
+        )
+        if options.names_source():
+            return options
+    raise MountError(f"{SOURCE_ATTRIBUTE}: the mount does not tell its source")
 
 
 def open_source(

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from pbsfs import machine as machines
+from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.nbd import served
 from pbsfs.cli.options import FilePath, PassingOn, passed_on, source_options
 from pbsfs.config import SourceOptions
@@ -87,6 +88,7 @@ def command(
     path, *qemu_options = passed_on(words) or [""]
     if not path or path.startswith("-"):
         raise UsageError("name the snapshot or image to boot; QEMU's options follow it")
+    source, (path,) = from_mounts(source, [path])
     qemu = shutil.which(QEMU)
     if qemu is None or shutil.which("qemu-img") is None:
         raise HelperError("QEMU is not installed: apt install qemu-system-x86 qemu-utils")

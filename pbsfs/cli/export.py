@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import (
     FilePath,
     damage_option,
@@ -15,6 +16,7 @@ from pbsfs.cli.options import (
     source_options,
 )
 from pbsfs.cli.progress import shown
+from pbsfs.config import SourceOptions
 from pbsfs.copy import check_map_file, copy_blob, copy_image, open_target, write_map
 from pbsfs.errors import DamageError, UsageError
 from pbsfs.logs import set_up_logging
@@ -50,7 +52,7 @@ def command(
     map_file: Path | None,
     log_level: str,
     log_file: Path | None,
-    **source: Any,
+    source: SourceOptions,
 ) -> None:
     """Copy the image at PATH to DEST: a file, a directory, a block device, or - for standard output.
 
@@ -64,6 +66,7 @@ def command(
       pbsfs export --datastore-dir /srv/store1 ct/200/latest/root.pxar - | pxar list
     """
     set_up_logging(log_level, log_file)
+    source, (path,) = from_mounts(source, [path])
     if map_file is not None and on_damage is None:
         raise UsageError("--map-file goes with --on-damage zero: without it there is nothing to map")
 
@@ -88,7 +91,7 @@ def command(
         elif isinstance(node, Directory):
             raise UsageError(f"{node} is a directory; name one of its files: {_names(await node.children())}")
 
-    run_on_tree(work, zeroed=on_damage, reads_much=True, **source)
+    run_on_tree(work, zeroed=on_damage, reads_much=True, source=source)
 
 
 def _tell_damage(zeros: list[Range], size: int, map_file: Path | None, *, force: bool) -> None:

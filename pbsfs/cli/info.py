@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
+from pbsfs.config import SourceOptions
 from pbsfs.logs import set_up_logging
 from pbsfs.tree import File, SnapshotDirectory, Tree
 
@@ -18,7 +20,7 @@ from pbsfs.tree import File, SnapshotDirectory, Tree
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @source_options
 @logging_options
-def command(path: str, as_json: bool, log_level: str, log_file: Path | None, **source: Any) -> None:
+def command(path: str, as_json: bool, log_level: str, log_file: Path | None, source: SourceOptions) -> None:
     """Tell what is known of the group, snapshot or file at PATH.
 
     \b
@@ -28,6 +30,7 @@ def command(path: str, as_json: bool, log_level: str, log_file: Path | None, **s
       pbsfs info --datastore-dir /srv/store1 --json vm/100/latest/drive-scsi0.img
     """
     set_up_logging(log_level, log_file)
+    source, (path,) = from_mounts(source, [path])
 
     async def work(tree: Tree) -> None:
         node = await tree.find(path)
@@ -43,4 +46,4 @@ def command(path: str, as_json: bool, log_level: str, log_file: Path | None, **s
             text = ", ".join(value) if isinstance(value, list) else printable(value)
             click.echo(f"{name + ':':<17}" + text.replace("\n", "\n" + " " * 17))
 
-    run_on_tree(work, **source)
+    run_on_tree(work, source=source)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
+from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import (
     FilePath,
     environment,
@@ -17,6 +17,7 @@ from pbsfs.cli.options import (
     run_on_tree,
     source_options,
 )
+from pbsfs.config import SourceOptions
 from pbsfs.credentials import KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE, Secret, find_secret
 from pbsfs.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
@@ -77,7 +78,7 @@ def show(file: Path) -> None:
 @source_options
 @logging_options
 def recover(
-    snapshot: str, out: Path, master_key: Path, log_level: str, log_file: Path | None, **source: Any
+    snapshot: str, out: Path, master_key: Path, log_level: str, log_file: Path | None, source: SourceOptions
 ) -> None:
     """Take the key of SNAPSHOT out of it, with the master key it was made with, and write it to OUT.json.
 
@@ -88,6 +89,7 @@ def recover(
       pbsfs key recover --master-key private.pem vm/106/latest key.json
     """
     set_up_logging(log_level, log_file)
+    source, (snapshot,) = from_mounts(source, [snapshot])
     pem = _read(master_key, MAX_PEM_SIZE)
     if os.path.lexists(out):
         raise OutputError(f"{out} exists; remove it, or name another file")
@@ -101,7 +103,7 @@ def recover(
                 return await child.read()
         raise NotFoundError(f"{node} holds no key for a master key (no {MASTER_KEY_BLOB})")
 
-    sealed = run_on_tree(work, **source)
+    sealed = run_on_tree(work, source=source)
     text = _decrypt(sealed, pem, master_key)
     try:
         fingerprint = _fingerprint(KeyFile.parse(text))

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.config import SourceOptions
 from pbsfs.errors import DamageError
 from pbsfs.logs import set_up_logging
 from pbsfs.names import format_time
@@ -29,7 +31,7 @@ def command(
     as_json: bool,
     log_level: str,
     log_file: Path | None,
-    **source: Any,
+    source: SourceOptions,
 ) -> None:
     """List what is at PATH, as a mount would show it.
 
@@ -40,6 +42,7 @@ def command(
       pbsfs ls --datastore-dir /srv/store1 --ns prod -R --json
     """
     set_up_logging(log_level, log_file)
+    source, (path,) = from_mounts(source, [path])
 
     async def work(tree: Tree) -> None:
         node = await tree.find(path)
@@ -54,7 +57,7 @@ def command(
         for row in rows:
             click.echo(_line(row) if long else row["name"])
 
-    run_on_tree(work, **source)
+    run_on_tree(work, source=source)
 
 
 async def _collect(

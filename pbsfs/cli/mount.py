@@ -27,8 +27,10 @@ from pbsfs.cli.options import (
     source_options,
 )
 from pbsfs.config import (
+    SOURCE_ATTRIBUTE,
     FuseOptions,
     SourceOptions,
+    describe,
     open_keys,
     open_source,
     parse_cache_size,
@@ -166,6 +168,7 @@ def _serve(
         namespace=Namespace.parse(source.namespace or ""),
         keys=keys,
         zeroed=zeroed,
+        attributes={SOURCE_ATTRIBUTE: describe(source)},
     )
 
     trio.run(serve, opened, mount_options, report.ready, report.stopping)

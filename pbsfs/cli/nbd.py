@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import click
 
 from pbsfs.cli.handover import Handover, hand_over
+from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import FilePath, PassingOn, damage_option, passed_on, run_on_opened, source_options
 from pbsfs.config import SourceOptions, open_source, parse_cache_size
 from pbsfs.errors import HelperError, UsageError
@@ -82,6 +83,8 @@ def command(
             "--repository or PBS_PORT"
         )
     path, options = _split(passed_on(words), everything)
+    if not everything:
+        source, (path,) = from_mounts(source, [path])
     if cow:
         options = ["--filter=cow", *options]
     options += ["--exit-with-parent"]

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
 from pbsfs.cli.progress import shown
-from pbsfs.config import parse_size
+from pbsfs.config import SourceOptions, parse_size
 from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
 from pbsfs.logs import set_up_logging
 from pbsfs.tree import File, Tree
@@ -34,7 +35,7 @@ def command(
     progress: bool | None,
     log_level: str,
     log_file: Path | None,
-    **source: Any,
+    source: SourceOptions,
 ) -> None:
     """Read and check all that is at and below each PATH, or everything.
 
@@ -49,6 +50,7 @@ def command(
       pbsfs verify --datastore-dir /srv/store1 --keyfile key.json --json vm/101
     """
     set_up_logging(log_level, log_file)
+    source, places = from_mounts(source, paths or ("",))
     rate = None if limit_rate is None else parse_size(limit_rate)
     if rate == 0:
         raise UsageError("--limit-rate 0 would never end")
@@ -56,7 +58,7 @@ def command(
     async def work(tree: Tree) -> Report:
         files: dict[str, File] = {}
         verification = Verification(rate=rate)
-        nodes = [await tree.find(path) for path in paths or ("",)]
+        nodes = [await tree.find(path) for path in places]
         for node in nodes:
             files |= {file.path: file for file in await verification.collect(node)}
         named = tree.root.namespace.parts or any(node is not tree.root for node in nodes)
@@ -69,7 +71,7 @@ def command(
         with shown(progress, "verify", total) as advance:
             return await verification.run(list(files.values()), advance)
 
-    report = run_on_tree(work, reads_much=True, **source)
+    report = run_on_tree(work, reads_much=True, source=source)
     click.echo(json.dumps(_as_json(report), indent=2) if as_json else printable(_as_text(report)))
     if report.damaged:
         raise click.exceptions.Exit(exit_status_of(DamageError("")))

@@ -15,7 +15,7 @@ import select
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyfuse3
@@ -44,7 +44,8 @@ ANSWER_TIMEOUT = 30.0
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """How to mount. `flags`: options for the kernel and libfuse, as they stand. `zeroed`: where damage is to
-    read as zeros, what notes it."""
+    read as zeros, what notes it.
+    `attributes`: see `Operations`."""
 
     mountpoint: Path
     ownership: Ownership
@@ -54,6 +55,7 @@ class MountOptions:
     namespace: Namespace
     keys: Mapping[str, Key]
     zeroed: ZeroedRanges | None
+    attributes: Mapping[str, bytes] = field(default_factory=dict)
 
 
 async def serve(
@@ -73,7 +75,7 @@ async def serve(
         ) as reader:
             await source.namespaces(options.namespace)  # else the mount would show errors only
             tree = Tree(reader, options.namespace, refresh=options.refresh)
-            operations = Operations(tree, options.ownership)
+            operations = Operations(tree, options.ownership, options.attributes)
             pbsfs.fuse.shim.install(operations.seek)
             with _mounted(operations, options, str(source)):
                 try:

@@ -19,7 +19,12 @@ from pathlib import Path
 from pbsfs.errors import MountError
 
 FS_TYPE = "fuse.pbsfs"
+
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+"""The errnos of a mount whose process has ended."""
+
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_OWNER = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 UNMOUNT_PATIENCE = 10.0
@@ -28,12 +33,16 @@ UNMOUNT_PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of the mount table. `device`: major:minor. `root`: what of the file system is seen there."""
+    """A line of the mount table. `device`: major:minor. `root`: what of the file system is seen there.
+
+    `owner`: of a FUSE mount the user who made it, as the kernel knows it; None for others.
+    """
 
     device: str
     root: Path
     path: Path
     type: str
+    owner: int | None
 
 
 def mounts() -> Iterator[Mount]:
@@ -42,7 +51,9 @@ def mounts() -> Iterator[Mount]:
         fields = line.split(b" ")
         behind = fields[fields.index(b"-", 6) + 1 :]
         root, path = (_unescaped(field) for field in fields[3:5])
-        yield Mount(fields[2].decode(), root, path, os.fsdecode(behind[0]))
+        owner = _OWNER.search(behind[2])
+        uid = None if owner is None else int(owner[1])
+        yield Mount(fields[2].decode(), root, path, os.fsdecode(behind[0]), uid)
 
 
 def _unescaped(field: bytes) -> Path:
@@ -52,6 +63,12 @@ def _unescaped(field: bytes) -> Path:
 def mounted_at(path: Path) -> Mount | None:
     """What is mounted at the absolute path `path` (on top, where there are several)."""
     return next((mount for mount in reversed(list(mounts())) if mount.path == path), None)
+
+
+def mount_of(path: Path) -> Mount | None:
+    """The mount in which the absolute path `path`, without symbolic links, lies."""
+    table = {mount.path: mount for mount in mounts()}  # of several at one place the last is on top
+    return next((table[parent] for parent in (path, *path.parents) if parent in table), None)
 
 
 def resolve(path: Path) -> Path:
@@ -70,7 +87,7 @@ def check_usable(path: Path, *, datastore: Path | None, nonempty: bool) -> Path:
     try:
         found = os.stat(place)
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        if error.errno in DEAD:
             raise MountError(
                 f"{place}: a mount of a process that has died is left here; "
                 f"clear it with: pbsfs umount {place}   (or: {_umount_command(place)})"
@@ -119,8 +136,7 @@ def _is_within(inner: Path, outer: Path) -> bool:
 
 def _location(path: Path) -> tuple[str, Path]:
     """The file system's device, and the place within it, whichever mount shows it."""
-    table = {mount.path: mount for mount in mounts()}  # of several at one place the last is on top
-    mount = next((table[parent] for parent in (path, *path.parents) if parent in table), None)
+    mount = mount_of(path)
     return (mount.device, mount.root / path.relative_to(mount.path)) if mount else ("", path)
 
 

@@ -16,7 +16,7 @@ import os
 import stat as stat_bits
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
@@ -174,8 +174,13 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True  # for NFS servers, see `_look_up_number`
 
-    def __init__(self, tree: Tree, ownership: Ownership) -> None:
+    def __init__(
+        self, tree: Tree, ownership: Ownership, attributes: Mapping[str, bytes] | None = None
+    ) -> None:
+        """`attributes`: extended attributes of the mount as a whole: listed for its root, and told for every
+        inode, since a bind mount may show a part without the root."""
         super().__init__()
+        self._own_attributes = attributes or {}
         self.inodes = InodeTable(tree.root)
         self.space = Space(tree.reader.source)
         self._tree = tree
@@ -369,6 +374,8 @@ class Operations(pyfuse3.Operations):
     @_waits
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         wanted = os.fsdecode(name)
+        if wanted in self._own_attributes:
+            return self._own_attributes[wanted]
         if wanted.startswith(XATTR_PREFIX):
             facts = await self.inodes[inode].node.facts()
             if (value := facts.get(wanted.removeprefix(XATTR_PREFIX))) is not None:
@@ -378,7 +385,9 @@ class Operations(pyfuse3.Operations):
     @_answers
     @_waits
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return [f"{XATTR_PREFIX}{name}".encode() for name in await self.inodes[inode].node.facts()]
+        own = list(self._own_attributes) if inode == pyfuse3.ROOT_INODE else []
+        facts = await self.inodes[inode].node.facts()
+        return [name.encode() for name in (*own, *(f"{XATTR_PREFIX}{fact}" for fact in facts))]
 
     @_answers
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

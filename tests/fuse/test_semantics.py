@@ -515,6 +515,22 @@ def test_others_stay_outside(own: Stocked, tmp_path: Path) -> None:
             assert is_let_in or "Permission denied" in done.stderr
 
 
+def test_a_mount_tells_its_source(mount: Mounted, stocked: Stocked, tmp_path: Path) -> None:
+    told = {"datastore_dir": str(stocked.path), "namespace": ""}
+    name = "user.pbs.source"
+    assert os.listxattr(mount.place)[0] == name
+    for path in ("", "vm", IMAGE):
+        assert json.loads(os.getxattr(mount / path, name)) == told
+        assert name not in os.listxattr(mount / path) or not path
+    with serving(stocked.path) as server, mounted(access(server), tmp_path / "m", "--ns=prod") as other:
+        told = {
+            "repository": server.repository("reader@pbs"),
+            "fingerprint": server.fingerprint.replace(":", "").lower(),
+            "namespace": "prod",
+        }
+        assert json.loads(os.getxattr(other.place, name)) == told
+
+
 def test_attributes_tell_of_the_backup(mount: Mounted, stocked: Stocked) -> None:
     def attributes(path: str) -> dict[str, str]:
         names = os.listxattr(mount / path)
