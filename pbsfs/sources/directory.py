@@ -486,7 +486,7 @@ class DirectorySource(Source):
     def _absent(self, name: str, problem: str) -> DamageError | SourceError:
         """The error of a chunk of which nothing is here: damage, unless it is kept elsewhere."""
         self._check()
-        with os.scandir(self._chunks) as entries:
+        with scanned(self._chunks, ()) as entries:
             if next(entries, None) is None:
                 return SourceError(
                     f"{self._chunks} is empty: the disk with the chunks is not mounted there?", retryable=True

@@ -153,6 +153,21 @@ def test_damage_fails_only_what_touches_it(own: Stocked, tmp_path: Path) -> None
         assert IMAGE in line  # which is the snapshot and the image's name
 
 
+def test_chunks_that_are_elsewhere_are_not_damage(own: Stocked, tmp_path: Path) -> None:
+    kept = own.writer.chunk_path(hashlib.sha256(own.contents[IMAGE][:CHUNK]).digest())
+    for chunk in own.path.glob(".chunks/*/*"):
+        if chunk != kept:
+            os.truncate(chunk, 0)
+    with mounted(own.path, tmp_path / "m", "--on-damage", "zero") as mount:
+        assert read_at(mount / IMAGE, 0, 4096) == own.contents[IMAGE][:4096]
+        assert fails_with(errno.EIO, (mount / IMAGE).read_bytes)
+        assert (mount / CONFIGURATION).read_bytes() == own.contents[CONFIGURATION]
+        assert os.getxattr(mount / IMAGE, "user.pbs.damaged_ranges") == b""
+        lines = mount.log_lines()
+        assert "is the cache of a datastore in an object store" in lines[0]
+        assert any("is not here" in line for line in lines[1:])
+
+
 def test_encrypted_files_need_their_key(own: Stocked, tmp_path: Path) -> None:
     with mounted(own.path, tmp_path / "m") as mount:
         assert (mount / ENCRYPTED).stat().st_size == 2 * CHUNK + 5
@@ -402,6 +417,8 @@ def test_unfinished_backups_are_not_shown(own: Stocked, tmp_path: Path) -> None:
     with mounted(own.path, tmp_path / "m", *SOON) as mount:
         assert sorted(os.listdir(mount / "vm/100")) == ["2023-11-14T22:13:20Z", "latest"]
         assert not (mount / SECOND).exists()
+        assert os.getxattr(mount / "vm/100", "user.pbs.last_backup") == b"2023-11-14T22:13:20Z"
+        assert os.getxattr(mount / "vm/100", "user.pbs.backup_count") == b"1"
         assert (mount / "vm/100/latest").readlink() == Path("2023-11-14T22:13:20Z")
         (line,) = mount.log_lines()
         assert SECOND in line
@@ -421,6 +438,35 @@ def test_broken_snapshots_hide_nothing(own: Stocked, tmp_path: Path) -> None:
         lines = mount.log_lines()
         assert len([line for line in lines if SECOND in line and "unreadable manifest" in line]) == 1
         assert any(IN_NAMESPACE in line and "missing" in line for line in lines)
+
+
+def test_changed_names_hide_no_backup(own: Stocked, tmp_path: Path) -> None:
+    for path in (SECOND, "ct/200/2023-11-14T22:13:20Z"):
+        (own.path / path).rename(own.path / path.replace(":", "_"))
+    with mounted(own.path, tmp_path / "m", *SOON) as mount:
+        for _ in range(2):
+            assert sorted(os.listdir(mount / "vm/100")) == ["2023-11-14T22:13:20Z", "latest"]
+            assert fails_with(errno.EIO, lambda: os.listdir(mount / "ct/200"))
+        lines = [line for line in mount.log_lines() if "copying changed them" in line]
+        assert len([line for line in lines if f"{own.path}/vm/100: " in line]) == 1
+        assert len([line for line in lines if f"{own.path}/ct/200: " in line]) == 1
+        (own.path / SECOND.replace(":", "_")).rename(own.path / SECOND)
+        wait_until((mount / SECOND).exists, "the name is right again")
+
+
+def test_links_in_a_datastore_are_not_followed(own: Stocked, tmp_path: Path) -> None:
+    other = stock(tmp_path / "other")
+    for path in (SECOND, "ct/200", f"{CONFIGURATION}.blob"):
+        (own.path / path).rename(tmp_path / path.replace("/", "-"))
+        (own.path / path).symlink_to(other.path / path)
+    with mounted(own.path, tmp_path / "m") as mount:
+        assert not (mount / SECOND).exists()
+        assert not (mount / "ct").exists()
+        assert fails_with(errno.EIO, (mount / CONFIGURATION).read_bytes)
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        lines = mount.log_lines()
+        for path in (SECOND, "ct/200", f"{CONFIGURATION}.blob"):
+            assert any(f"{own.path / path}" in line and "symbolic link" in line for line in lines)
 
 
 def test_inode_numbers_are_stable(own: Stocked, tmp_path: Path) -> None:
@@ -561,6 +607,22 @@ def test_attributes_tell_of_the_backup(mount: Mounted, stocked: Stocked) -> None
 
 
 # --- what changes while it is mounted
+
+
+def test_reading_leaves_no_trace(own: Stocked, tmp_path: Path) -> None:
+    places = [own.path, *own.path.rglob("*")]
+    for place in places:
+        os.utime(place, ns=(10**18, 10**18 + 1))  # so old that every access counts, unless none does
+    before = [place.lstat() for place in places]
+    with mounted(own.path, tmp_path / "m") as mount:
+        for path, content in own.contents.items():
+            assert (mount / path).read_bytes() == content
+        assert len(list(mount.place.rglob("*"))) > len(own.contents)
+    after = [place.lstat() for place in places]
+    for place, old, new in zip(places, before, after, strict=True):
+        assert (place, new.st_atime_ns) == (place, 10**18)
+        assert (place, new.st_mtime_ns, new.st_ctime_ns) == (place, old.st_mtime_ns, old.st_ctime_ns)
+    assert [own.path, *own.path.rglob("*")] == places
 
 
 def test_new_backups_appear_within_refresh(own: Stocked, tmp_path: Path) -> None:
