@@ -274,3 +274,14 @@ def test_sectors_at_the_end_of_an_image_are_exact(mount: Mounted, disk: Path) ->
     for offset in (len(content) - 1536, len(content) - 1, len(content) - 5000):
         assert read_at(mount / DISK, offset, 1 << 20) == content[offset:]
     assert read_at(mount / DISK, len(content), 10) == b""
+
+
+def test_a_bucket_is_mounted_like_any_datastore(tmp_path: Path) -> None:
+    bucket, key = golden.ROOT / "bucket", golden.ROOT / "keys" / "plain.json"
+    with mounted(bucket / "gbucket", tmp_path / "m", "--keyfile", str(key)) as mount:
+        for row in (bucket / "checksums.tsv").read_text().splitlines():
+            wanted, size, path, *_rest = row.split("\t")
+            assert (mount / path).stat().st_size == int(size)
+            assert sum_of(mount / path) == wanted
+        assert os.listdir(mount / "ns/prod/ns/void") == []
+        assert (mount / "host/pad/latest/home.pxar").read_bytes()  # encrypted
