@@ -5,10 +5,11 @@ names. Nodes are made when their directory is listed and belong to one `Tree`. A
 is kept for a few seconds; when it is listed again, a child that did not change stays the same object,
 and so does what was learned about it. Used from tasks of one trio loop.
 
-What a stat costs is decided here: sizes come with the listing, but which chunks are holes, and how
-long a compressed blob is, takes reading the index or blob. A source with cheap files is asked at
-once; with any other the file has to be opened first, and until then its `Stat` says that it is not
-exact.
+What a stat costs is decided here. The sizes of images come with the listing; how long a blob is, and which
+chunks of an image are holes, takes reading the blob or index. A source with cheap files is asked for both.
+With any other, a stat of a blob fetches all blobs of its snapshot, side by side, and what was learned is kept
+as long as the manifest is the same; holes are learned when the image is opened, and until then its `Stat`
+says that it is not exact.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ log = logging.getLogger(__name__)
 DEFAULT_REFRESH = 5.0
 """Seconds for which a listing is kept: new backups appear within this time."""
 
+BLOBS_AT_ONCE = 4
+"""Blobs of a snapshot that are fetched side by side for their sizes. Each is in memory meanwhile."""
+
 LATEST = "latest"
 NAMESPACES = "ns"
 XATTR_PREFIX = "user.pbs."
@@ -83,6 +87,10 @@ class Node(abc.ABC):
     @abc.abstractmethod
     async def stat(self) -> Stat:
         """Never raises for damage: a node that was listed can be seen, whatever is behind it."""
+
+    async def glance(self) -> Stat:
+        """`stat`, but what takes a request of its own for the node is left out, and then it is not exact."""
+        return await self.stat()
 
     def shows(self, info: object) -> bool:
         """Whether the node is still right when its directory is listed anew and `info` is found."""
@@ -287,12 +295,15 @@ class GroupDirectory(Directory):
 class SnapshotDirectory(Directory):
     """A snapshot: its files."""
 
-    __slots__ = ("_group", "info")
+    __slots__ = ("_group", "_looked_until", "_looking", "_version", "info")
 
     def __init__(self, group: GroupDirectory, path: str, info: SnapshotInfo) -> None:
         super().__init__(group.tree, path)
         self._group = group
         self.info = info
+        self._looking = trio.Lock()
+        self._looked_until = float("-inf")
+        self._version = b""  # the manifest that goes with the sizes of the blobs
         self._children = {node.name: node for node in self._files()}
 
     def shows(self, info: object) -> bool:
@@ -307,9 +318,33 @@ class SnapshotDirectory(Directory):
             name = file.archive.name
             if name in taken or name in stored:
                 name = file.archive.filename
-            kind = BlobFile if file.archive.kind is ArchiveKind.BLOB else ImageFile
-            taken[name] = kind(self.tree, f"{self.path}/{name}", self.info, file)
+            path = f"{self.path}/{name}"
+            if file.archive.kind is ArchiveKind.BLOB:
+                taken[name] = BlobFile(self, path, file)
+            else:
+                taken[name] = ImageFile(self.tree, path, self.info, file)
         return list(taken.values())
+
+    async def look_at_blobs(self) -> None:
+        """Learns how long the blobs are, from a source without cheap files. What can't be read stays as it
+        was listed, and is tried again by those who ask after the refresh time."""
+        async with self._looking:  # the first who comes asks for all who do
+            if trio.current_time() < self._looked_until:
+                return
+            blobs = [node for node in self._children.values() if isinstance(node, BlobFile)]
+            try:
+                version = await self.tree.reader.version(self.info.snapshot, self.tree.refresh)
+                if version != self._version:
+                    for node in blobs:
+                        node.forget_size()
+                    self._version = version
+                limiter = trio.CapacityLimiter(BLOBS_AT_ONCE)
+                async with trio.open_nursery() as nursery:
+                    for node in blobs:
+                        nursery.start_soon(node.learn_size, limiter)
+            except PbsfsError as error:
+                log.debug("%s: the sizes of its blobs are not known: %s", self, error)
+            self._looked_until = trio.current_time() + self.tree.refresh
 
     async def children(self) -> dict[str, Node]:
         # A snapshot never changes, so its files need no refreshing: where they do differ (a manifest
@@ -374,15 +409,22 @@ class File(Node):
 
     async def stat(self) -> Stat:
         if self._stat is None and self.tree.reader.source.cheap_files:
-            try:
-                self._stat = await self._look()
-            except (DamageError, KeyRequiredError) as error:
-                # Seen all the same, as the listing has it: opening it says what is wrong.
-                log.debug("%s", error)
-                self._stat = self._listed(exact=True)
-            except PbsfsError as error:
-                log.debug("%s", error)
+            await self._learn()
+        return self.known()
+
+    def known(self) -> Stat:
+        """The stat as far as it is known, without asking."""
         return self._stat or self._listed(exact=False)
+
+    async def _learn(self) -> None:
+        try:
+            self._stat = await self._look()
+        except (DamageError, KeyRequiredError) as error:
+            # Seen all the same, as the listing has it: opening it says what is wrong.
+            log.debug("%s", error)
+            self._stat = self._listed(exact=True)
+        except PbsfsError as error:
+            log.debug("%s", error)
 
     def _listed(self, *, exact: bool) -> Stat:
         return Stat(self.file.size, self.file.size, self.info.snapshot.time, exact=exact)
@@ -440,10 +482,36 @@ class ImageFile(File):
 class BlobFile(File):
     """A small file that is stored whole: a configuration, the manifest, a log."""
 
-    __slots__ = ()
+    __slots__ = ("_snapshot",)
+
+    def __init__(self, snapshot: SnapshotDirectory, path: str, file: FileInfo) -> None:
+        super().__init__(snapshot.tree, path, snapshot.info, file)
+        self._snapshot = snapshot
+
+    async def stat(self) -> Stat:
+        if self.tree.reader.source.cheap_files:
+            return await super().stat()
+        await self._snapshot.look_at_blobs()
+        return self.known()
+
+    async def glance(self) -> Stat:
+        return await self.stat() if self.tree.reader.source.cheap_files else self.known()
+
+    def forget_size(self) -> None:
+        self._stat = None
+
+    async def learn_size(self, limiter: trio.CapacityLimiter) -> None:
+        """Learns the size, unless it is known. Where the blob can't be read, the next call tries again."""
+        async with limiter:
+            if self._stat is None:
+                try:
+                    self._stat = await self._look()
+                except PbsfsError as error:  # opening it says what is wrong
+                    log.debug("%s", error)
 
     async def open(self) -> Blob:
-        """The decoded content, shared. Raises DamageError, KeyRequiredError, SourceError."""
+        """The present content, however old the listing; shared. Raises DamageError, KeyRequiredError,
+        SourceError."""
         blob = await self.tree.reader.open_blob(self.info, self.file, self.tree.refresh)
         self._stat = Stat(len(blob.data), len(blob.data), self.info.snapshot.time)
         return blob

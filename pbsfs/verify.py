@@ -95,7 +95,7 @@ class Verification:
         self._advance = done
         for file in files:
             self.report.files += 1
-            end = self._done + (await file.stat()).data_size
+            end = self._done + (await file.glance()).data_size
             try:
                 if isinstance(file, ImageFile):
                     image = await file.open()

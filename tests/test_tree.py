@@ -395,15 +395,99 @@ async def test_a_namespace_is_asked_for_its_groups_once_however_many_types_are_l
 
 
 @in_trio
-async def test_what_is_in_a_snapshot_and_its_facts_cost_nothing_once_the_group_is_listed() -> None:
+async def test_what_is_in_a_snapshot_and_its_images_cost_nothing_once_the_group_is_listed() -> None:
     source = filled(cheap_files=False)
     async with shown(source) as tree:
         await names(tree, "vm/100")
         before = dict(source.calls)
         for child in (await (await directory(tree, f"vm/100/{DAYS[0]}")).children()).values():
-            await child.stat()
-            await child.facts()
+            await child.glance()
+            if isinstance(child, ImageFile):
+                await child.stat()
+                await child.facts()
         assert source.calls == before
+
+
+@in_trio
+async def test_the_blobs_of_a_snapshot_are_asked_for_once_and_side_by_side() -> None:
+    source = filled(cheap_files=False)
+    source.add(made.snapshot("100"), FILES | {"a.blob": b"a" * 999, "b.blob": b"b" * 999})
+    async with shown(source) as tree:
+        children = (await (await directory(tree, f"vm/100/{DAYS[0]}")).children()).values()
+        blobs = [node for node in children if isinstance(node, BlobFile)]
+        assert len(blobs) == 4
+        await tree.reader.version(made.snapshot("100"), 5)
+        assert source.calls["fetch_file"] == 1  # the manifest
+        gate = source.hold("fetch_file")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(blobs[0].stat)
+            await wait_all_tasks_blocked()
+            assert source.calls["fetch_file"] == 4  # and the three others
+            for node in blobs:
+                nursery.start_soon(node.stat)
+            await wait_all_tasks_blocked()
+            gate.set()
+        assert source.calls["fetch_file"] == 4
+        for node in blobs:
+            stat = await node.stat()
+            assert (stat.exact, stat.size) == (True, len(await node.read()))
+
+
+@in_trio
+async def test_the_sizes_of_blobs_are_kept_as_long_as_the_manifest_is_the_same() -> None:
+    source = filled(cheap_files=False)
+    async with shown(source, refresh=5) as tree:
+        conf = await small_file(tree, f"vm/100/{DAYS[0]}/qemu-server.conf")
+        assert (await conf.stat()).size == len(CONF)
+        assert source.calls["fetch_file"] == 2
+        await trio.sleep(5)
+        assert (await conf.stat()).size == len(CONF)
+        assert source.calls["fetch_file"] == 3  # the manifest, which is the same
+        source.add(made.snapshot("100"), FILES | {"qemu-server.conf.blob": b"x" * 2000})
+        stored = source.files[made.snapshot("100"), conf.file.archive]
+        conf.file = replace(conf.file, size=len(stored), csum=None)  # as where the sizes are the same
+        assert (await conf.stat()).size == len(CONF)
+        await trio.sleep(5)
+        assert (await conf.stat()).size == 2000
+
+
+@in_trio
+async def test_who_gives_up_a_stat_does_not_spoil_it_for_the_others() -> None:
+    source = filled(cheap_files=False)
+    async with shown(source) as tree:
+        conf = await small_file(tree, f"vm/100/{DAYS[0]}/qemu-server.conf")
+        gate = source.hold("fetch_file")
+        with trio.move_on_after(1) as scope:
+            await conf.stat()
+        assert scope.cancelled_caught
+        gate.set()
+        assert (await conf.stat()).size == len(CONF)
+
+
+@in_trio
+async def test_a_blob_that_cannot_be_read_has_its_listed_size_and_is_tried_again_after_refresh() -> None:
+    source = filled(cheap_files=False)
+    async with shown(source, refresh=5) as tree:
+        conf = await small_file(tree, f"vm/100/{DAYS[0]}/qemu-server.conf")
+        place = made.snapshot("100"), conf.file.archive
+        for broken in (b"rubbish", None):
+            whole = source.files.pop(place)
+            if broken is not None:
+                source.files[place] = broken
+            await trio.sleep(5)
+            for _ in range(3):
+                assert await conf.stat() == Stat(conf.file.size, conf.file.size, TIME, exact=False)
+            with pytest.raises(DamageError):
+                await conf.read()
+            source.files[place] = whole
+        await trio.sleep(5)
+        source.fail("fetch_file", SourceError("no answer"))
+        assert not (await conf.stat()).exact
+        calls = source.calls["fetch_file"]
+        assert not (await conf.stat()).exact
+        assert source.calls["fetch_file"] == calls  # a source that is away is not asked at every stat
+        await trio.sleep(5)
+        assert await conf.stat() == Stat(len(CONF), len(CONF), TIME)
 
 
 @in_trio
@@ -470,19 +554,23 @@ async def test_a_cheap_source_tells_exact_sizes_at_once_and_is_asked_once() -> N
 
 
 @in_trio
-async def test_a_dear_source_is_asked_when_the_file_is_opened_and_until_then_stats_are_not_exact() -> None:
+async def test_a_dear_source_is_asked_for_blobs_at_a_stat_and_for_images_when_they_are_opened() -> None:
     source = filled(cheap_files=False)
     async with shown(source) as tree:
         disk = await image(tree, f"vm/100/{DAYS[0]}/{IMAGE}")
         conf = await small_file(tree, f"vm/100/{DAYS[0]}/qemu-server.conf")
+        manifest = await small_file(tree, f"vm/100/{DAYS[0]}/index.json")
+        log = await small_file(tree, f"host/9/{DAYS[0]}/client.log")
         assert await disk.stat() == Stat(len(CONTENT), len(CONTENT), TIME, exact=False)
         stored = conf.file.size
-        assert await conf.stat() == Stat(stored, stored, TIME, exact=False)
+        assert await conf.glance() == Stat(stored, stored, TIME, exact=False)
         assert source.calls["fetch_file"] == 0
+        assert await conf.stat() == await conf.glance() == Stat(len(CONF), len(CONF), TIME)
+        size = len(await manifest.read())
+        assert await manifest.stat() == Stat(size, size, TIME)
+        assert await log.stat() == Stat(4, 4, TIME)
         await disk.open()
-        await conf.read()
         assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
-        assert await conf.stat() == Stat(len(CONF), len(CONF), TIME)
 
 
 @pytest.mark.parametrize("filename", [f"{IMAGE}.fidx", "qemu-server.conf.blob"])

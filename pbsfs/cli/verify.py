@@ -67,7 +67,7 @@ def command(
                 f"{tree.reader.source}: it holds no backups, so nothing was checked; name another place, "
                 "or a group or namespace that may be empty"
             )
-        total = sum([(await file.stat()).data_size for file in files.values()])
+        total = sum([(await file.glance()).data_size for file in files.values()])
         with shown(progress, "verify", total) as advance:
             return await verification.run(list(files.values()), advance)
 

@@ -13,7 +13,7 @@ import hashlib
 from collections import OrderedDict
 
 from pbsfs.errors import NotFoundError
-from pbsfs.tree import Node
+from pbsfs.tree import File, Node
 
 ROOT = 1
 _FIRST_FREE = 16  # small numbers have meanings: 0 is none, 1 the root
@@ -25,17 +25,18 @@ MAX_FORGOTTEN = 1 << 16
 class Inode:
     """A node that the kernel knows.
 
-    `size`: the length in bytes that the kernel was told last. `opened`: checksum of what was opened under
-    this number last.
+    `size`: the length in bytes that the kernel was told last. `opened`: checksum of what the kernel's page
+    cache has under this number. `readers`: the open files that are read through it.
     """
 
-    __slots__ = ("lookups", "node", "opened", "size")
+    __slots__ = ("lookups", "node", "opened", "readers", "size")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.lookups = 0
         self.size = 0
         self.opened: bytes | None = None
+        self.readers = 0
 
 
 class InodeTable:
@@ -68,8 +69,12 @@ class InodeTable:
         except KeyError:
             raise NotFoundError(f"inode {number} is not known") from None
 
-    def number(self, path: str) -> int:
-        """The inode number of the node at `path`."""
+    def number(self, path: str, node: Node | None = None) -> int:
+        """The inode number of the node at `path`.
+
+        Another one than usual where `node` is a file that was made again while the former is open: what
+        is open keeps its size and content.
+        """
         if not path:
             return ROOT
         salt = 0
@@ -77,14 +82,15 @@ class InodeTable:
             digest = hashlib.blake2b(path.encode(), digest_size=8, salt=salt.to_bytes(2, "little")).digest()
             number = int.from_bytes(digest, "little") >> 1  # 63 bits: some programs keep it signed
             taken = self._inodes.get(number)
-            if number >= _FIRST_FREE and (taken is None or taken.node.path == path):
+            mine = taken is None or (taken.node.path == path and not _is_open_otherwise(taken, node))
+            if number >= _FIRST_FREE and mine:
                 return number
             salt += 1
 
-    def remember(self, node: Node, size: int) -> int:
-        """Counts a look-up of `node` by the kernel, which is told that it has `size` bytes; returns its
-        inode number."""
-        number = self.number(node.path)
+    def remember(self, node: Node, size: int, number: int | None = None) -> int:
+        """Counts a look-up of `node` by the kernel, which is told that it has `size` bytes, and, some time
+        ago perhaps, its `number`; returns that."""
+        number = self.number(node.path, node) if number is None else number
         inode = self._inodes.get(number)
         if inode is None:
             inode = self._inodes[number] = Inode(node)
@@ -104,3 +110,11 @@ class InodeTable:
                 self._forgotten[number] = inode.node.path
                 if len(self._forgotten) > MAX_FORGOTTEN:
                     self._forgotten.popitem(last=False)
+
+
+def _is_open_otherwise(inode: Inode, node: Node | None) -> bool:
+    """Whether `inode` is a file that is open, and `node` is listed as another one."""
+    known = inode.node
+    return (
+        bool(inode.readers) and isinstance(known, File) and isinstance(node, File) and known.file != node.file
+    )

@@ -11,6 +11,7 @@ import pbsfs.fuse.shim  # before pyfuse3, see there
 
 import errno
 import functools
+import hashlib
 import logging
 import os
 import stat as stat_bits
@@ -28,6 +29,7 @@ from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
 from pbsfs.reader.image import Buffer, Handle
 from pbsfs.reader.opened import Blob
+from pbsfs.reader.reader import SMALL
 from pbsfs.tree import (
     XATTR_PREFIX,
     BlobFile,
@@ -45,9 +47,6 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-UNCHANGING = 3600.0
-"""Seconds for which the kernel may keep what never changes: the attributes of files in snapshots."""
 
 BLOCK_SIZE = 512  # the unit of st_blocks
 SPACE_UNIT = 4096  # the unit in which the file system's size is given
@@ -188,6 +187,7 @@ class Operations(pyfuse3.Operations):
         self._reporter = _Reporter()
         self._mounted_at = int(time.time())
         self._files: dict[int, _OpenImage | _OpenBlob] = {}
+        self._inode_of: dict[int, Inode] = {}  # of the files that are read through the page cache
         self._listings: dict[int, tuple[Directory, list[Node]]] = {}
         self._next_handle = 1
 
@@ -215,7 +215,7 @@ class Operations(pyfuse3.Operations):
         return self._looked_up(self._attributes(node, await node.stat(), self._lasts(node)), node)
 
     def _looked_up(self, entry: pyfuse3.EntryAttributes, node: Node) -> pyfuse3.EntryAttributes:
-        self.inodes.remember(node, entry.st_size)
+        self.inodes.remember(node, entry.st_size, entry.st_ino)
         return entry
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -225,8 +225,10 @@ class Operations(pyfuse3.Operations):
     @_answers
     @_waits
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        known = self.inodes[inode]
-        entry = self._attributes(known.node, await known.node.stat(), self._lasts(known.node))
+        known, stat = self.inodes[inode], None
+        if isinstance(known.node, File) and known.node.known().exact:
+            stat = known.node.known()  # without asking whether that changed: a look-up of the name does
+        entry = self._attributes(known.node, stat or await known.node.stat(), self._lasts(known.node))
         known.size = entry.st_size
         return entry
 
@@ -249,7 +251,7 @@ class Operations(pyfuse3.Operations):
     def _attributes(self, node: Node, stat: Stat, lasts: float) -> pyfuse3.EntryAttributes:
         """`lasts`: seconds for which the kernel may keep the name, and what can change about the node."""
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = self.inodes.number(node.path)
+        entry.st_ino = self.inodes.number(node.path, node)
         entry.st_mode = self._ownership.mode(node)
         entry.st_nlink = 1  # of directories too: "not counted", as find(1) and others take it
         entry.st_uid, entry.st_gid = self._ownership.uid, self._ownership.gid
@@ -262,7 +264,7 @@ class Operations(pyfuse3.Operations):
         # forgotten and made again, and what is known about it (notes, the verify state) changes. They go
         # out of date with the listing that they come from: times to live must not add up on the way down.
         entry.entry_timeout = lasts
-        entry.attr_timeout = 0 if not stat.exact else UNCHANGING if isinstance(node, File) else lasts
+        entry.attr_timeout = lasts if stat.exact else 0
         return entry
 
     def _directory(self, inode: int) -> Directory:
@@ -296,13 +298,15 @@ class Operations(pyfuse3.Operations):
                 return
         first, replied = max(0, start_id - len(dots)), []
         for position, node in enumerate(listing[first:], first + len(dots)):
-            entry = self._attributes(node, await node.stat(), directory.names_last())
+            # A program that lists names only costs no request. What is not exact the kernel may not keep: for
+            # a program that wants attributes too, or opens the file, it asks for them again.
+            entry = self._attributes(node, await node.glance(), directory.names_last())
             if not pyfuse3.readdir_reply(token, os.fsencode(node.name), entry, position + 1):
                 break
-            replied.append((node, entry.st_size))
+            replied.append((node, entry))
         # At the end only: where one fails, or the program is killed, the kernel gets none of them.
-        for node, size in replied:
-            self.inodes.remember(node, size)
+        for node, entry in replied:
+            self.inodes.remember(node, entry.st_size, entry.st_ino)
 
     @_answers
     async def releasedir(self, fh: int) -> None:
@@ -323,17 +327,20 @@ class Operations(pyfuse3.Operations):
             opened, size, identity = _OpenImage(image), image.size, image.index.csum
         elif isinstance(node, BlobFile):
             blob = await node.open()
-            opened, size, identity = _OpenBlob(blob), len(blob.data), node.file.csum or b""
+            opened, size, identity = _OpenBlob(blob), len(blob.data), await _digest(blob.data)
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        return pyfuse3.FileInfo(
-            fh=self._new_handle(self._files, opened),
-            # The kernel asks for attributes that it was not to keep before it opens, so it knows the length;
-            # where it was told a wrong one all the same, it must not cut reads to that.
-            direct_io=known.size != size,
-            # Zeros in the place of damage are not to outlive its repair.
-            keep_cache=_is_unchanged(known, identity) and self._tree.reader.zeroed is None,
-        )
+        # The kernel asks for attributes that it was not to keep before it opens, so it knows the length;
+        # where it was told a wrong one all the same, it must not cut reads to that. And while files are open
+        # that have the content of before, they keep the page cache to themselves: it belongs to the inode.
+        fh, unchanged = self._new_handle(self._files, opened), known.opened in (None, identity)
+        if known.size != size or (known.readers and not unchanged):
+            return pyfuse3.FileInfo(fh=fh, direct_io=True)
+        known.opened = identity
+        known.readers += 1
+        self._inode_of[fh] = known
+        # Zeros in the place of damage are not to outlive its repair.
+        return pyfuse3.FileInfo(fh=fh, keep_cache=unchanged and self._tree.reader.zeroed is None)
 
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer does
         # Without the guard's wrapper on the fast path: it is half the cost of a small cached read.
@@ -357,6 +364,8 @@ class Operations(pyfuse3.Operations):
     @_answers
     async def release(self, fh: int) -> None:
         self._files.pop(fh).close()
+        if (inode := self._inode_of.pop(fh, None)) is not None:
+            inode.readers -= 1
 
     def seek(self, inode: int, offset: int, whence: int, fh: int) -> int:
         """SEEK_DATA and SEEK_HOLE, called by the shim; raises OSError."""
@@ -411,8 +420,8 @@ class Operations(pyfuse3.Operations):
     setxattr = removexattr = _refuse
 
 
-def _is_unchanged(inode: Inode, identity: bytes) -> bool:
-    """Whether the kernel may keep what it has cached of this inode: it shows what it showed before."""
-    unchanged = inode.opened in (None, identity)
-    inode.opened = identity
-    return unchanged
+async def _digest(data: bytes) -> bytes:
+    """SHA-256; in a thread where it takes longer than going there."""
+    if len(data) <= SMALL:
+        return hashlib.sha256(data).digest()
+    return (await trio.to_thread.run_sync(hashlib.sha256, data)).digest()

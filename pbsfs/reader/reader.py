@@ -172,12 +172,12 @@ class Reader:
             kind = blob.kind_of(raw)
             return len(raw) if kind.compressed else max(0, len(raw) - kind.header_size)
 
-    async def version(self, info: SnapshotInfo, max_age: float) -> bytes:
+    async def version(self, snapshot: Snapshot, max_age: float) -> bytes:
         """The SHA-256 of the manifest's text: another one says that the snapshot's files may be others.
 
         Raises DamageError, SourceError.
         """
-        return (await self._manifest(info.snapshot, max_age)).digest
+        return (await self._manifest(snapshot, max_age)).digest
 
     async def _checked(
         self,

@@ -11,6 +11,7 @@ import random
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +23,10 @@ from trio.testing import MockClock
 from pbsfs.errors import DamageError, NotFoundError
 from pbsfs.fuse import operations as door
 from pbsfs.fuse.inodes import ROOT
-from pbsfs.fuse.operations import MAX_REPORTED, UNCHANGING, Operations, Ownership
-from pbsfs.names import Archive, Snapshot
+from pbsfs.fuse.operations import MAX_REPORTED, Operations, Ownership
+from pbsfs.names import Archive, Group, Snapshot
 from pbsfs.reader.reader import open_reader
-from pbsfs.sources.base import Usage
+from pbsfs.sources.base import SnapshotInfo, Usage
 from pbsfs.sources.directory import DirectorySource
 from pbsfs.tree import File, Stat, Tree
 from tests.support import damage, made
@@ -119,7 +120,8 @@ def test_attributes_are_those_of_the_tree(stocked: Stocked) -> None:
         assert (image.st_mode, image.st_uid, image.st_gid, image.st_nlink) == (0o100440, 11, 22, 1)
         assert (image.st_size, image.st_blocks) == (8 * CHUNK + 1536, (5 * CHUNK + 1536) // 512)
         assert image.st_mtime_ns == image.st_ctime_ns == image.st_atime_ns == made.TIME * 10**9
-        assert (image.st_blksize, image.attr_timeout) == (1 << 20, UNCHANGING)
+        assert image.st_blksize == 1 << 20
+        assert 0 < image.attr_timeout <= REFRESH
         again = await operations.getattr(image.st_ino, NOBODY)
         assert (again.st_ino, again.st_size) == (image.st_ino, image.st_size)
         group = await find(operations, "vm/100")
@@ -138,7 +140,7 @@ def test_names_are_kept_as_long_as_the_listing_that_they_come_from(stocked: Stoc
         await find(operations, FIRST)  # the group is listed only now
         clock.jump(1)
         image = await find(operations, IMAGE)
-        assert (image.entry_timeout, image.attr_timeout) == (REFRESH - 1, UNCHANGING)
+        assert (image.entry_timeout, image.attr_timeout) == (REFRESH - 1, REFRESH - 1)
         snapshot = await find(operations, FIRST)
         assert (snapshot.entry_timeout, snapshot.attr_timeout) == (REFRESH - 1, REFRESH - 1)
         group = await find(operations, "vm/100")
@@ -345,20 +347,79 @@ def test_content_is_kept_in_the_kernel_unless_it_changed(stocked: Stocked) -> No
     async def work(operations: Operations) -> None:
         for path in (IMAGE, CONFIGURATION, ARCHIVE):
             for _ in range(2):
-                _fh, info = await open_file(operations, path)
+                fh, info = await open_file(operations, path)
                 assert info.keep_cache
                 assert not info.direct_io
-        shutil.rmtree(stocked.path / FIRST)
-        stocked.writer.add_snapshot(
-            made.snapshot(), {"drive-scsi0.img.fidx": b"other", "qemu-server.conf.blob": b"other"}
-        )
+                await operations.release(fh)
+        replace_first(stocked)
         for path in (IMAGE, CONFIGURATION):
             fh, info = await open_file(operations, path)
             assert not info.keep_cache
+            assert not info.direct_io
             assert await operations.read(fh, 0, 100) == b"other"
             assert (await open_file(operations, path))[1].keep_cache
 
     serve(stocked, work, refresh=0)
+
+
+def replace_first(stocked: Stocked) -> None:
+    shutil.rmtree(stocked.path / FIRST)
+    stocked.writer.add_snapshot(
+        made.snapshot(), {"drive-scsi0.img.fidx": b"other", "qemu-server.conf.blob": b"other"}
+    )
+
+
+def test_a_file_that_is_open_when_it_is_made_again_keeps_its_inode(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        before = await find(operations, IMAGE)
+        info = await operations.open(before.st_ino, os.O_RDONLY, NOBODY)
+        replace_first(stocked)
+        new = await find(operations, IMAGE)
+        assert new.st_ino != before.st_ino
+        assert (await operations.getattr(before.st_ino, NOBODY)).st_size == before.st_size
+        assert (await operations.getattr(new.st_ino, NOBODY)).st_size == len(b"other")
+        fh, opened = await open_file(operations, IMAGE)
+        assert (opened.direct_io, opened.keep_cache) == (False, True)
+        assert await operations.read(fh, 0, 100) == b"other"
+        assert await operations.read(info.fh, 0, 100) == stocked.contents[IMAGE][:100]
+        await operations.release(info.fh)
+        again = await find(operations, IMAGE)
+        assert again.st_ino == before.st_ino  # as ever
+        known = len(operations.inodes)
+        await operations.forget([(before.st_ino, 2), (new.st_ino, 2)])
+        assert len(operations.inodes) == known - 2
+
+    serve(stocked, work, refresh=0)
+
+
+def test_the_page_cache_is_left_to_files_that_are_open_with_the_content_of_before(stocked: Stocked) -> None:
+    path = stocked.path / f"{CONFIGURATION}.blob"
+
+    async def work(operations: Operations) -> None:
+        before, _info = await open_file(operations, CONFIGURATION)
+        second, _info = await open_file(operations, CONFIGURATION)
+        content = stocked.contents[CONFIGURATION].swapcase()
+        again_first(stocked, content)
+        new, info = await open_file(operations, CONFIGURATION)
+        assert info.direct_io
+        assert await operations.read(new, 0, 1 << 20) == content
+        assert await operations.read(before, 0, 1 << 20) == stocked.contents[CONFIGURATION]
+        await operations.release(before)
+        assert (await open_file(operations, CONFIGURATION))[1].direct_io
+        await operations.release(second)
+        info = (await open_file(operations, CONFIGURATION))[1]
+        assert (info.direct_io, info.keep_cache) == (False, False)
+        assert (await open_file(operations, CONFIGURATION))[1].keep_cache
+
+    def again_first(stocked: Stocked, content: bytes) -> None:
+        """As a server lists it: nothing shows that it is another one."""
+        size = path.stat().st_size
+        shutil.rmtree(stocked.path / FIRST)
+        files = {"drive-scsi0.img.fidx": stocked.contents[IMAGE], "qemu-server.conf.blob": content}
+        stocked.writer.add_snapshot(made.snapshot(), files, chunk_size=CHUNK)
+        assert path.stat().st_size == size
+
+    serve(stocked, work, source=_LikeServer, refresh=0)
 
 
 class _Remote(DirectorySource):
@@ -367,26 +428,93 @@ class _Remote(DirectorySource):
     cheap_files = False
 
 
-def test_what_a_stat_does_not_know_yet_is_not_kept_and_exact_after_open(stocked: Stocked) -> None:
+class _LikeServer(_Remote):
+    """One that lists no checksums either."""
+
+    async def snapshots(self, group: Group) -> list[SnapshotInfo]:
+        return [
+            replace(info, files=tuple(replace(file, csum=None) for file in info.files), notes=None)
+            for info in await super().snapshots(group)
+        ]
+
+
+def test_the_holes_of_an_image_are_known_when_it_was_opened(stocked: Stocked) -> None:
     async def work(operations: Operations) -> None:
         image = await find(operations, IMAGE)
-        assert (image.st_size, image.st_blocks, image.attr_timeout) == (
-            8 * CHUNK + 1536,
-            (8 * CHUNK + 1536) // 512,
-            0,
-        )
-        await open_file(operations, IMAGE)
+        size = 8 * CHUNK + 1536
+        assert (image.st_size, image.st_blocks, image.attr_timeout) == (size, size // 512, 0)
+        _fh, info = await open_file(operations, IMAGE)
+        assert not info.direct_io
         image = await operations.getattr(image.st_ino, NOBODY)
-        assert (image.st_blocks, image.attr_timeout) == ((5 * CHUNK + 1536) // 512, UNCHANGING)
+        assert (image.st_size, image.st_blocks) == (size, (5 * CHUNK + 1536) // 512)
+        assert image.attr_timeout == REFRESH
+
+    serve(stocked, work, source=_Remote)
+
+
+def test_a_blob_that_is_looked_up_has_its_exact_size(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        for path in (CONFIGURATION, LOG):
+            entry = await find(operations, path)
+            assert entry.st_size == len(stocked.contents[path])
+            assert entry.attr_timeout > 0
+            fh, info = await open_file(operations, path)
+            assert not info.direct_io
+            assert await operations.read(fh, 0, 1 << 20) == stocked.contents[path]
+
+    serve(stocked, work, source=_Remote)
+
+
+def test_a_blob_that_is_only_listed_is_not_asked_for_and_its_attributes_are_not_kept(
+    stocked: Stocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, pyfuse3.EntryAttributes] = {}
+
+    def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, _next_id: int) -> bool:
+        found[name.decode()] = entry
+        return True
+
+    async def work(operations: Operations) -> None:
+        fetched: list[Archive] = []
+        source = operations._tree.reader.source
+        fetch_file = source.fetch_file
+
+        async def noted(snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
+            fetched.append(archive)
+            return await fetch_file(snapshot, archive, limit)
+
+        monkeypatch.setattr(source, "fetch_file", noted)
+        monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+        directory = (await find(operations, FIRST)).st_ino
+        for known in (False, True):
+            fh = await operations.opendir(directory, NOBODY)
+            await operations.readdir(fh, 0, TOKEN)
+            await operations.releasedir(fh)
+            assert bool(fetched) is known
+            entry = found["qemu-server.conf"]
+            assert (entry.attr_timeout > 0) is known
+            assert (entry.st_size == len(stocked.contents[CONFIGURATION])) is known
+            entry = await operations.getattr(entry.st_ino, NOBODY)
+            assert entry.st_size == len(stocked.contents[CONFIGURATION])
+        assert len(fetched) == 3
+
+    serve(stocked, work, source=_Remote)
+
+
+def test_a_blob_that_was_told_with_a_wrong_size_is_read_past_the_page_cache(stocked: Stocked) -> None:
+    path = stocked.path / f"{CONFIGURATION}.blob"
+    whole = path.read_bytes()
+
+    async def work(operations: Operations) -> None:
+        damage.flip_bit(path, 8 * 20)
+        entry = await find(operations, CONFIGURATION)
+        assert (entry.st_size, entry.attr_timeout) == (len(whole), 0)  # as it was listed
+        damage.replace(path, whole)
+        fh = await operations.open(entry.st_ino, os.O_RDONLY, NOBODY)
+        assert fh.direct_io
         content = stocked.contents[CONFIGURATION]
-        configuration = await find(operations, CONFIGURATION)
-        assert configuration.st_size != len(content)  # compressed
-        assert configuration.attr_timeout == 0
-        fh, info = await open_file(operations, CONFIGURATION)
-        assert info.direct_io  # or the kernel would cut reads at the wrong length
-        assert await operations.read(fh, 0, 1 << 20) == content
-        configuration = await operations.getattr(configuration.st_ino, NOBODY)
-        assert (configuration.st_size, configuration.attr_timeout) == (len(content), UNCHANGING)
+        assert await operations.read(fh.fh, 0, 1 << 20) == content
+        assert (await operations.getattr(entry.st_ino, NOBODY)).st_size == len(content)
 
     serve(stocked, work, source=_Remote)
 

@@ -39,10 +39,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def walk(node: Directory) -> int:
-    """Lists all below a directory and asks for its stat, as `ls -lR` does; returns how many there are."""
+    """Lists all below a directory, as `find` does; returns how many there are."""
     count = 0
     for child in (await node.children()).values():
-        await child.stat()
+        await child.glance()
         count += 1 + (await walk(child) if isinstance(child, Directory) else 0)
     return count
 
