@@ -45,6 +45,13 @@ class SourceError(PbsfsError):
         self.retryable = retryable
 
 
+class UnavailableError(SourceError):
+    """The server answers, and says that it can't give this for now: a lock, or maintenance."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=True)
+
+
 class AuthError(SourceError):
     """The server does not accept the user, token, password or secret."""
 

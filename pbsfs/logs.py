@@ -11,6 +11,9 @@ from pathlib import Path
 from pbsfs.errors import UsageError
 from pbsfs.places import state_home
 
+STARTING = logging.getLogger("pbsfs.starting")
+"""For what whoever starts a program has to know while it does: it goes to standard error besides the log."""
+
 _SYSLOG_SOCKET = Path("/dev/log")
 
 
@@ -52,6 +55,11 @@ def set_up_logging(level: str, file: Path | None, *, background: bool = False) -
         form = "pbsfs: %(levelname)s: %(message)s"
     handler.setFormatter(_OneLine(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    STARTING.handlers.clear()
+    if file is not None or background:
+        also = logging.StreamHandler(sys.stderr)
+        also.setFormatter(_OneLine("pbsfs: %(levelname)s: %(message)s"))
+        STARTING.addHandler(also)
     for chatty in ("h2", "hpack", "pyfuse3"):  # each header and request: of no use even for debugging
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -13,7 +13,7 @@ import logging
 import os
 import select
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,27 +65,58 @@ async def serve(
 
     Calls `ready` with the source's name when the mount answers, and `stopping` when it is about to end.
 
-    Raises MountError where it can't be mounted, NotFoundError where there is no such namespace, and
-    SourceError where the source can't be read.
+    Raises MountError where it can't be mounted, NotFoundError where there is no such namespace,
+    SourceError where the source can't be read, and KeyboardInterrupt where a signal ends it before the mount
+    answers.
     """
+    failure: Exception | None = None
+    stopped = answered = False
+
+    def answers() -> None:
+        nonlocal answered
+        answered = True
+        ready(str(source))
+
     # Signals are caught from before the mount exists, so that none of them can leave it behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_reader(
-            source, cache_size=options.cache_size, keys=options.keys, zeroed=options.zeroed
-        ) as reader:
-            await source.namespaces(options.namespace)  # else the mount would show errors only
-            tree = Tree(reader, options.namespace, refresh=options.refresh)
-            operations = Operations(tree, options.ownership, options.attributes)
-            pbsfs.fuse.shim.install(operations.seek)
-            with _mounted(operations, options, str(source)):
-                try:
-                    await _serve_until_stopped(
-                        operations, options.mountpoint, signals, lambda: ready(str(source))
-                    )
-                finally:
-                    stopping()
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for_signal() -> None:
+                nonlocal stopped
+                async for number in signals:
+                    log.info("%s: unmounting on %s", options.mountpoint, signal.Signals(number).name)
+                    stopped = True
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for_signal)
+            try:
+                await _open_and_serve(source, options, answers, stopping)
+            except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if stopped and not answered:
+        raise KeyboardInterrupt
     if options.zeroed is not None:
         options.zeroed.log_all()
+
+
+async def _open_and_serve(
+    source: Source, options: MountOptions, ready: Callable[[], None], stopping: Callable[[], None]
+) -> None:
+    async with open_reader(
+        source, cache_size=options.cache_size, keys=options.keys, zeroed=options.zeroed
+    ) as reader:
+        await source.namespaces(options.namespace)  # else the mount would show errors only
+        tree = Tree(reader, options.namespace, refresh=options.refresh)
+        operations = Operations(tree, options.ownership, options.attributes)
+        pbsfs.fuse.shim.install(operations.seek)
+        with _mounted(operations, options, str(source)):
+            try:
+                await _serve_until_stopped(operations, options.mountpoint, ready)
+            finally:
+                stopping()
 
 
 @contextmanager
@@ -135,9 +166,7 @@ def _fsname(source: str) -> str:
     return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def _serve_until_stopped(
-    operations: Operations, mountpoint: Path, signals: AsyncIterator[int], ready: Callable[[], None]
-) -> None:
+async def _serve_until_stopped(operations: Operations, mountpoint: Path, ready: Callable[[], None]) -> None:
     failure: MountError | None = None
 
     async def serve_requests() -> None:
@@ -158,11 +187,6 @@ async def _serve_until_stopped(
         log.info("%s was unmounted", mountpoint)
         nursery.cancel_scope.cancel()
 
-    async def wait_for_signal() -> None:
-        async for number in signals:
-            log.info("%s: unmounting on %s", mountpoint, signal.Signals(number).name)
-            nursery.cancel_scope.cancel()
-
     async def check_answers() -> None:
         nonlocal failure
         with trio.move_on_after(ANSWER_TIMEOUT):
@@ -180,7 +204,7 @@ async def _serve_until_stopped(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_requests)
         nursery.start_soon(wait_for_unmount)
-        nursery.start_soon(wait_for_signal)
+        nursery.start_soon(operations.drop_zeros)
         nursery.start_soon(check_answers)
         nursery.start_soon(operations.space.keep)
     if failure is not None:

@@ -27,7 +27,7 @@ import trio
 from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, SourceError, errno_of
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
-from pbsfs.reader.image import Buffer, Handle
+from pbsfs.reader.image import Buffer, Handle, Image
 from pbsfs.reader.opened import Blob
 from pbsfs.reader.reader import SMALL
 from pbsfs.tree import (
@@ -55,6 +55,9 @@ PREFERRED_IO_SIZE = 1 << 20
 
 REPEAT_AFTER = 3600.0
 """Seconds after which the same error is logged again; a reader that retries would fill the log."""
+
+ZEROS_LOOKED_AT = 5.0
+"""Seconds between two looks at what is shown as zeros; only where `--on-damage zero` was asked for."""
 
 MAX_REPORTED = 10_000  # error texts that are remembered for that
 
@@ -98,7 +101,11 @@ class _OpenBlob:
 
 
 class _OpenImage(Handle):
-    """An open image."""
+    """An open image. `inode`: the number that it was opened under."""
+
+    def __init__(self, image: Image, inode: int) -> None:
+        super().__init__(image)
+        self.inode = inode
 
     def seek(self, offset: int, whence: int) -> int:
         if not 0 <= offset < self.image.size:
@@ -324,7 +331,7 @@ class Operations(pyfuse3.Operations):
         opened: _OpenImage | _OpenBlob
         if isinstance(node, ImageFile):
             image = await node.open()
-            opened, size, identity = _OpenImage(image), image.size, image.index.csum
+            opened, size, identity = _OpenImage(image, inode), image.size, image.index.csum
         elif isinstance(node, BlobFile):
             blob = await node.open()
             opened, size, identity = _OpenBlob(blob), len(blob.data), await _digest(blob.data)
@@ -366,6 +373,27 @@ class Operations(pyfuse3.Operations):
         self._files.pop(fh).close()
         if (inode := self._inode_of.pop(fh, None)) is not None:
             inode.readers -= 1
+
+    async def drop_zeros(self) -> None:
+        """Has the kernel drop what it keeps of images with zeros in the place of damage, when the chunks
+        are to be tried again: else a file that stays open would show the zeros for ever."""
+        while self._tree.reader.zeroed is not None:
+            inodes: dict[Image, set[int]] = {}
+            for opened in self._files.values():
+                if isinstance(opened, _OpenImage):
+                    inodes.setdefault(opened.image, set()).add(opened.inode)
+            for image, numbers in inodes.items():
+                if image.forget_zeros():
+                    for number in numbers:
+                        await self._drop_pages(number)
+            await trio.sleep(ZEROS_LOOKED_AT)
+
+    async def _drop_pages(self, inode: int) -> None:
+        try:
+            # In a thread: the kernel waits for reads that are under way, which the loop answers.
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)
+        except OSError as error:  # the kernel has forgotten the inode meanwhile
+            log.debug("inode %d: its pages were not dropped: %s", inode, error.strerror)
 
     def seek(self, inode: int, offset: int, whence: int, fh: int) -> int:
         """SEEK_DATA and SEEK_HOLE, called by the shim; raises OSError."""

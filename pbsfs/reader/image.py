@@ -11,7 +11,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import math
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -29,6 +31,10 @@ _ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))  # never written, so it takes no memo
 
 Buffer = bytes | memoryview
 """A chunk's bytes, or, of a hole, a view of `_ZEROS`."""
+
+ZEROS_LAST = 60.0
+"""Seconds for which a damaged chunk is shown as zeros before it is tried again: it may be repaired, but
+each try costs its reader the time that it takes to be sure."""
 
 LARGE_COPY = 64 << 10
 """Bytes from which letting go of Python's lock costs less than holding on to it."""
@@ -106,7 +112,8 @@ class Image:
         self._encrypted = encrypted
         self._key = key
         self._zeroed = zeroed
-        self._zero_chunks: set[int] = set()  # damaged ones, which are not tried again while it is open
+        # Damaged chunks, and when each was found to be so, by time.monotonic(). From any thread.
+        self._zero_chunks: dict[int, float] = {}
 
     def __str__(self) -> str:
         return f"{self.snapshot}/{self.archive.name}"
@@ -242,14 +249,16 @@ class Image:
 
     def _at_hand(self, number: int) -> Buffer | None:
         start, end = self.index.span(number)
-        if number in self._zero_chunks or self.index.is_hole(number):
+        if self.index.is_hole(number):
             return _ZEROS[: end - start]
         digest = self.index.find_digest(number)
-        if digest is None:
+        data = None if digest is None else self.store.peek(digest, self._key)
+        if data is None and number in self._zero_chunks and not self._is_due(number):
+            return _ZEROS[: end - start]
+        if digest is None or data is None:
             return None
-        data = self.store.peek(digest, self._key)
         # Two indexes may name one digest with different lengths; at most one of them tells the truth.
-        if data is not None and len(data) != end - start:
+        if len(data) != end - start:
             wrong = DamageError(
                 f"chunk {digest.hex()}: holds {len(data)} bytes, the index says {end - start}"
             )
@@ -264,9 +273,23 @@ class Image:
             finally:
                 del error  # or it would hold this frame, that it holds, and so the image
         start, end = self.index.span(number)
-        self._zero_chunks.add(number)
+        self._zero_chunks[number] = time.monotonic()
         self._zeroed.add(str(self), Range(start, end - start), str(error))
         return _ZEROS[: end - start]
+
+    def _is_due(self, number: int) -> bool:
+        """Whether it is time to try a damaged chunk again."""
+        return time.monotonic() - self._zero_chunks.get(number, -math.inf) >= ZEROS_LAST
+
+    def forget_zeros(self) -> bool:
+        """Forgets the damaged chunks that are to be tried again; whether there were any.
+
+        Whoever keeps what was read has to drop it then, or nobody reads it again. Call from the trio loop.
+        """
+        due = [number for number in list(self._zero_chunks) if self._is_due(number)]
+        for number in due:
+            del self._zero_chunks[number]
+        return bool(due)
 
     def _damage(self, number: int, error: DamageError) -> DamageError:
         """`error`, which names the chunk, with the place of it."""

@@ -152,10 +152,14 @@ class Reader:
         key = self._key(info, file, manifest) if encrypted else None
         if encrypted is None and manifest is not None:
             key = self._key_of(manifest)
-        raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
+
+        async def fetch() -> bytes:
+            raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
+            return await _work(len(raw), _decode_blob, raw, file, encrypted, key)
+
         where = f"{info.snapshot}/{file.archive.name}"
         try:
-            return await _work(len(raw), _decode_blob, raw, file, encrypted, key)
+            return await self.source.confirmed(fetch)
         except DamageError as error:
             raise DamageError(f"{where}: {error}") from None
         except KeyRequiredError:
@@ -168,8 +172,11 @@ class Reader:
         try:
             return len(await self.read_blob(info, file, max_age))
         except KeyRequiredError:
-            raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
-            kind = blob.kind_of(raw)
+            try:
+                raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
+                kind = blob.kind_of(raw)
+            except DamageError as error:
+                raise DamageError(f"{info.snapshot}/{file.archive.name}: {error}") from None
             return len(raw) if kind.compressed else max(0, len(raw) - kind.header_size)
 
     async def version(self, snapshot: Snapshot, max_age: float) -> bytes:
@@ -250,10 +257,16 @@ class Reader:
 
     async def _verified(self, snapshot: Snapshot) -> tuple[bytes, Manifest]:
         """The manifest as it is stored now, as text too; held against the keys at hand."""
-        raw = await self._fetch(snapshot, FileInfo(MANIFEST, 0, None), blob.stored_limit(MAX_MANIFEST_SIZE))
-        try:
+
+        async def fetch() -> tuple[bytes, Manifest]:
+            raw = await self._fetch(
+                snapshot, FileInfo(MANIFEST, 0, None), blob.stored_limit(MAX_MANIFEST_SIZE)
+            )
             text = blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False)
-            manifest = Manifest.parse(text)
+            return text, Manifest.parse(text)
+
+        try:
+            text, manifest = await self.source.confirmed(fetch)
             if self._keys:
                 self._verify(manifest, snapshot)
         except DamageError as error:
@@ -299,10 +312,13 @@ class Reader:
         )
 
     async def _index(self, snapshot: Snapshot, file: FileInfo, key: Key | None) -> Index:
-        raw = await self._fetch(snapshot, file, _index_limit(file))
-        try:
+        async def fetch() -> Index:
+            raw = await self._fetch(snapshot, file, _index_limit(file))
             # In a thread, however small the index is: the digest of a hole may be that of 16 MiB.
             return await trio.to_thread.run_sync(_parse_index, raw, file, key)
+
+        try:
+            return await self.source.confirmed(fetch)
         except DamageError as error:
             raise DamageError(f"{snapshot}/{file.archive}: {error}") from None
 
@@ -319,15 +335,16 @@ class Reader:
                 ) from None
 
         try:
-            await self._opened.restore(index, fetch)
+            await self.source.confirmed(lambda: self._opened.restore(index, fetch))
         except DamageError as error:
             raise DamageError(f"{snapshot}/{archive}: {error}") from None
 
     async def _fetch(self, snapshot: Snapshot, file: FileInfo, limit: int) -> bytes:
+        """The stored bytes of a file. Raises DamageError without the file's name."""
         try:
             return await self.source.fetch_file(snapshot, file.archive, limit)
         except NotFoundError:
-            raise DamageError(f"{snapshot}/{file.archive}: listed in the snapshot, but missing") from None
+            raise DamageError("listed in the snapshot, but missing") from None
 
 
 async def _work(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

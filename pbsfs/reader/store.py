@@ -208,9 +208,13 @@ class ChunkStore:
 
     async def _fetch(self, chunk: Chunk) -> bytes:
         limit = blob.stored_limit(chunk.length)
-        try:
+
+        async def fetch() -> bytes:
             raw = await self._source.fetch_chunk(chunk.snapshot, chunk.archive, chunk.digest, limit)
             return await trio.to_thread.run_sync(_decode, raw, chunk, limiter=self._decoders)
+
+        try:
+            return await self._source.confirmed(fetch)
         except DamageError as error:
             raise DamageError(f"chunk {chunk.digest.hex()}: {error}") from None
 

@@ -9,12 +9,20 @@ They raise `NotFoundError` for what does not exist, `SourceError` where the sour
 from __future__ import annotations
 
 import abc
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
+from pbsfs.errors import DamageError
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import Archive, Group, Namespace, Snapshot
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,10 @@ class Source(abc.ABC):
     cheap_files: bool
     """Whether reading an index costs little enough to do it for a stat."""
 
+    doubts: tuple[float, ...] = ()
+    """Seconds of the pauses after which something is fetched again before it counts as damage: one try for
+    each. None where what was read can't have been broken on the way."""
+
     @abc.abstractmethod
     def __str__(self) -> str:
         """What the source is, for messages: no secrets."""
@@ -109,6 +121,17 @@ class Source(abc.ABC):
     async def usage(self) -> Usage | None:
         """The space of the datastore; None where the source does not tell."""
         return None
+
+    async def confirmed(self, work: Callable[[], Awaitable[R]]) -> R:
+        """The result of `work`, which fetches something and checks it; done again while it raises
+        DamageError, as often as `doubts` says."""
+        for pause in self.doubts:
+            try:
+                return await work()
+            except DamageError as error:
+                log.debug("%s: %s; fetching it again", self, error)
+            await trio.sleep(pause)
+        return await work()
 
     @abc.abstractmethod
     async def aclose(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
@@ -20,6 +21,7 @@ from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import MANIFEST, Archive
 from pbsfs.reader import damage, prefetch
+from pbsfs.reader import image as image_module
 from pbsfs.reader.damage import Range, ZeroedRanges, merged
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
@@ -443,14 +445,68 @@ async def test_where_an_index_lies_about_a_length_only_the_lie_is_zeros(
 
 
 @in_trio
-async def test_damage_is_not_tried_again_while_the_image_is_open(caplog: pytest.LogCaptureFixture) -> None:
+async def test_damage_is_shown_as_zeros_for_a_while_and_then_tried_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     source, info = stored()
-    async with opened(source, info, zeroed=ZeroedRanges()) as image:
+    whole = dict(source.chunks)
+    zeroed = ZeroedRanges()
+    async with opened(source, info, zeroed=zeroed) as image:
         damage_chunks(source, image, {0: "flip"})
         for _ in range(3):
             assert await image.read(0, 10) == bytes(10)
         assert source.fetched == [image.index.digest(0)]
+        now += image_module.ZEROS_LAST
+        for _ in range(3):
+            assert await image.read(0, 10) == bytes(10)
+        assert source.fetched == [image.index.digest(0)] * 2
+        source.chunks |= whole
+        assert not image.forget_zeros()
+        assert await image.read(0, 10) == bytes(10)
+        now += image_module.ZEROS_LAST
+        assert image.read_cached(0, 10) is None
+        assert image.forget_zeros()
+        assert await image.read(0, 10) == CONTENT[:10]
+        assert not image.forget_zeros()
     assert len(warnings_in(caplog)) == 1
+    assert zeroed.count == 1
+
+
+@in_trio
+async def test_what_another_reader_has_got_meanwhile_is_shown_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source, info = stored()
+    whole = dict(source.chunks)
+    async with opened(source, info, zeroed=ZeroedRanges()) as image:
+        damage_chunks(source, image, {0: "flip"})
+        assert await image.read(0, 10) == bytes(10)
+        source.chunks |= whole
+        await image.store.request(image.chunk(0)).wait()
+        assert image.read_cached(0, 10) == CONTENT[:10]
+    assert len(warnings_in(caplog)) == 1
+
+
+@in_trio
+async def test_a_source_that_has_doubts_is_asked_again_before_it_is_damage() -> None:
+    source, info = stored()
+    whole = dict(source.chunks)
+    source.doubts = (0.0, 0.0)
+    zeroed = ZeroedRanges()
+    async with opened(source, info, zeroed=zeroed) as image:
+        digest = image.index.digest(0)
+        source.fail("fetch_chunk", DamageError("the server can't read it"), DamageError("nor now"))
+        assert await image.read(0, 10) == CONTENT[:10]
+        assert source.fetched.count(digest) == 3
+    async with opened(source, info, zeroed=None) as image:
+        damage_chunks(source, image, {0: "flip"})
+        with pytest.raises(DamageError):
+            await image.read(0, 10)
+        assert source.fetched.count(digest) == 6
+    source.chunks |= whole
+    assert zeroed.count == 0
 
 
 @pytest.fixture

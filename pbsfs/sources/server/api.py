@@ -15,10 +15,10 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -32,13 +32,25 @@ from pbsfs.errors import (
     NotPbsError,
     PbsfsError,
     SourceError,
+    UnavailableError,
+    UnknownDatastoreError,
     UnknownRealmError,
 )
 from pbsfs.sources.server.proxy import Proxy
+from pbsfs.sources.server.refusals import (
+    MAX_ERROR_TEXT,
+    Meaning,
+    meaning_of,
+    meaning_of_file,
+    shown,
+    words_of,
+)
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Trust, connect
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 STALL_TIMEOUT = 60.0
 """Seconds without a byte after which a request is given up: a server that reads the manifests of a
@@ -47,8 +59,11 @@ large group from a sleeping disk is silent for long. Not a limit on the whole.""
 MAX_ANSWER = 256 << 20
 """Bytes of a list: some 500,000 snapshots."""
 
-MAX_ERROR_TEXT = 2000
-"""Characters of an error's text that are shown."""
+MAX_VALUES = 16 << 20
+"""Values of a list: 500,000 snapshots have some 10 million. What is parsed takes up to 100 bytes for each."""
+
+SMALL = 64 << 10
+"""Bytes of an answer that are parsed on the spot: it takes less time than going to a thread and back."""
 
 TICKET_RENEWAL = 3600.0
 """Seconds after which a ticket is renewed: half of the two hours that it is good for, so that a server
@@ -60,15 +75,8 @@ KEPT_CONNECTIONS = 4
 KEEP_TIME = 20.0
 """Seconds for which an idle connection is kept; longer, and servers and firewalls drop it first."""
 
-_NO_PBS = (301, 302, 303, 307, 308, 405, 406, 411, 415, 501)
-"""What other web servers say to our requests, and a Proxmox Backup Server never does."""
-
 COOKIES = ("PBSAuthCookie", "__Host-PBSAuthCookie")
 """Servers up to 3.x read the first, 4.x prefers the second."""
-
-_NOT_FOUND = ("ENOENT:", "No such file or directory (os error 2)", "does not exist")
-_FORBIDDEN = ("no permissions on", "backup owner check failed")
-"""What the server says of that in answers of status 400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +88,12 @@ class _Answer:
     @property
     def words(self) -> str:
         """An error's text, as one line that is fit to be shown."""
-        text = self.body[: 4 * MAX_ERROR_TEXT].decode(errors="replace")[:MAX_ERROR_TEXT]
-        return _shown(text).strip() or f"status {self.status}"
+        return words_of(self.body, self.status)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What an error says, of an answer to anything but a download."""
+        return meaning_of(self.status, self.words)
 
 
 class Api:
@@ -137,19 +149,31 @@ class Api:
         except NotFoundError as error:
             raise NotPbsError(f"{error}: is it a Proxmox Backup Server?") from None
 
-    async def get(self, path: str, parameters: Mapping[str, str], *, limit: int = MAX_ANSWER) -> Any:
-        """The `data` of the answer to GET `path` (below `/api2/json`). Raises SourceError and its kin,
-        and NotFoundError."""
-        answer = await self._get(path, parameters, limit)
-        try:
-            data = json.loads(answer.body)
-            return data["data"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise NotPbsError(f"{self.repository.address}: the answer to {path} makes no sense") from None
+    async def get(
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        parse: Callable[[Any], Any] = lambda data: data,
+        *,
+        limit: int = MAX_ANSWER,
+    ) -> Any:
+        """What `parse` makes of the `data` of the answer to GET `path` (below `/api2/json`).
+
+        Large answers are parsed in a worker thread, so `parse` has to be pure. Raises SourceError and its
+        kin, NotFoundError, and what `parse` raises.
+        """
+        answer = await self._get(path, parameters, limit, meaning_of)
+        where = f"{self.repository.address}: the answer to {path}"
+        if len(answer.body) <= SMALL:
+            return _parsed(answer.body, parse, where)
+        return await trio.to_thread.run_sync(
+            _parsed, answer.body, parse, where, limiter=self._threads, abandon_on_cancel=True
+        )
 
     async def download(self, path: str, parameters: Mapping[str, str], limit: int) -> bytes:
-        """The body of the answer to GET `path`; DamageError above `limit` bytes."""
-        return (await self._get(path, parameters, limit)).body
+        """The body of the answer to GET `path`; DamageError above `limit` bytes, and for what the server
+        calls broken."""
+        return (await self._get(path, parameters, limit, meaning_of_file)).body
 
     async def tidy(self) -> None:
         """Closes connections that lay idle for long; runs as long as the API is used."""
@@ -169,34 +193,50 @@ class Api:
             connection.close()
         self._idle.clear()
 
-    async def _get(self, path: str, parameters: Mapping[str, str], limit: int) -> _Answer:
+    async def _get(
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        limit: int,
+        meaning: Callable[[int, str], Meaning],
+    ) -> _Answer:
         query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
         headers = await self.headers()
         answer = await self._request("GET", f"/api2/json{path}{query}", headers, limit=limit)
-        if answer.status == 401 and self.forget_ticket(headers):
+        if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED and self.forget_ticket(headers):
             # Its time is over, or the server has a new key.
             headers = await self.headers()
             answer = await self._request("GET", f"/api2/json{path}{query}", headers, limit=limit)
         if answer.status != 200:
-            raise self.error(answer.status, answer.words)
+            raise self.error(meaning(answer.status, answer.words), answer.status, answer.words)
         return answer
 
-    def error(self, status: int, words: str) -> PbsfsError:
-        """The error for an answer of `status` and its text."""
-        server = self.repository.address
-        if status == 401:
-            return AuthError(f"{server} does not accept {self.repository.auth_id}: {words}")
-        if status == 403:
-            return ForbiddenError(f"{server} does not allow it to {self.repository.auth_id}: {words}")
-        if status == 404 or (status == 400 and any(text in words for text in _NOT_FOUND)):
-            return NotFoundError(f"{server}: {words}")
-        if status == 400 and words.startswith(_FORBIDDEN):
-            return ForbiddenError(f"{server} does not allow it to {self.repository.auth_id}: {words}")
-        if status in _NO_PBS:
-            return NotPbsError(
-                f"{server} answers with status {status} ({words}): is it a Proxmox Backup Server?"
-            )
-        return SourceError(f"{server}: status {status}: {words}", retryable=status >= 500 or status == 429)
+    def error(self, meaning: Meaning, status: int, words: str) -> PbsfsError:
+        """The error for an answer that means so, of `status` and with its text."""
+        server, user = self.repository.address, self.repository.auth_id
+        match meaning:
+            case Meaning.NOT_ACCEPTED:
+                return AuthError(f"{server} does not accept {user}: {words}")
+            case Meaning.FORBIDDEN:
+                return ForbiddenError(f"{server} does not allow it to {user}: {words}")
+            case Meaning.MISSING:
+                return NotFoundError(f"{server}: {words}")
+            case Meaning.DAMAGED:
+                return DamageError(f"the server can't read it: {words}")
+            case Meaning.NO_DATASTORE:
+                return UnknownDatastoreError(f"{server}: {words}")
+            case Meaning.MAINTENANCE:
+                return UnavailableError(f"{server}: {words}")
+            case Meaning.LOCKED:
+                return UnavailableError(f"{server}: it is being written, removed or the like: {words}")
+            case Meaning.NOT_PBS:
+                return NotPbsError(
+                    f"{server} answers with status {status} ({words}): is it a Proxmox Backup Server?"
+                )
+            case Meaning.PASSING:
+                return SourceError(f"{server}: status {status}: {words}", retryable=True)
+            case Meaning.DELETING | Meaning.REFUSED:
+                return SourceError(f"{server}: status {status}: {words}")
 
     async def _log_in(self) -> None:
         """With the old ticket while it is good, else with the password."""
@@ -207,14 +247,14 @@ class Api:
                 return
             log.debug("the ticket was not renewed (status %d); logging in again", answer.status)
         answer = await self._post_ticket(self._secret)
-        if answer.status == 401:
+        if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED:
             raise await self._refused(answer.words)
         if answer.status in (404, 405):
             raise NotPbsError(
                 f"{self.repository.address} knows no login ({answer.words}): is it a Proxmox Backup Server?"
             )
         if answer.status != 200:
-            raise self.error(answer.status, answer.words)
+            raise self.error(answer.meaning, answer.status, answer.words)
         self._take_ticket(answer)
 
     async def _post_ticket(self, secret: Secret) -> _Answer:
@@ -246,9 +286,9 @@ class Api:
         except (SourceError, DamageError, ValueError, KeyError, TypeError, RecursionError):
             realms = []
         if realms and self.repository.realm not in realms:
-            shown = _shown(", ".join(str(realm)[:100] for realm in realms[:8]))
+            there = shown(", ".join(str(realm)[:100] for realm in realms[:8]))
             return UnknownRealmError(
-                f"{server} has no realm '{self.repository.realm}' (of {user}); there is {shown}: {words}"
+                f"{server} has no realm '{self.repository.realm}' (of {user}); there is {there}: {words}"
             )
         return AuthError(f"{server} does not accept {user} and this password: {words}")
 
@@ -392,6 +432,7 @@ def _exchange(
         # Servers tell how long an answer is: the headers that say so were cut off.
         raise ConnectError(f"{where}: the connection was closed in the middle")
     if len(data) > limit and response.status == 200:
+        del data  # the error holds on to what is here
         raise DamageError(f"{where}: the answer has more than {limit} bytes")
     if response.status != 200 or response.will_close:
         connection.close()  # its body may not have been read to the end
@@ -424,9 +465,17 @@ def _is_cut(status_line: str) -> bool:
     return len(status_line) < 12 and not status_line.endswith("\n")
 
 
-def _shown(text: str) -> str:
-    """Text of the server's that is fit for a terminal, in one line."""
-    return "".join(c if c.isprintable() else " " for c in text)
+def _parsed(body: bytes, parse: Callable[[Any], R], where: str) -> R:
+    # Counted before there are any: the shortest value takes two bytes here, and 50 times that as an object.
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise NotPbsError(f"{where} has more than {MAX_VALUES} values")
+    try:
+        # The hook does nothing, but it is Python: between two calls the loop gets a turn, which the parser,
+        # being C, would not let it have before the end.
+        data = json.loads(body, object_hook=lambda entry: entry)["data"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise NotPbsError(f"{where} makes no sense") from None
+    return parse(data)
 
 
 def _cookie(ticket: Secret) -> dict[str, str]:

@@ -1,37 +1,79 @@
 """The server's lists: JSON to values.
 
 Pure. Every entry is checked by itself: one that makes no sense (a newer server's, or a hostile one's) is left
-out, and told of, and does not hide its neighbours.
+out, and reported, and does not hide its neighbours. Whatever grows with a list is done here, so that it can
+run in a worker thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from pbsfs.errors import DamageError, PbsfsError, SourceError
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
+from pbsfs.names import BACKUP_TYPES, CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
+from pbsfs.sources.server.refusals import shown
 
 T = TypeVar("T")
 
+MAX_TOLD = 8
+"""Entries of one list that are reported; of more, the number."""
 
-def parse_list(data: object, parse: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
-    """The entries that `parse` takes, and for each that it refuses, why. Raises SourceError for no list."""
+MAX_REASON = 200
+"""Characters of the reason why an entry was left out: it may quote what the server sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[T]):
+    """A list that was read. `count`: how many entries the server sent. `refused`: which were left out, and
+    why; empty where none was."""
+
+    entries: list[T]
+    count: int
+    refused: str
+
+
+def parse_list(data: object, parse: Callable[[dict[str, Any]], T]) -> Listed[T]:
+    """The entries that `parse` takes, in the server's order. Raises SourceError where it is not a list."""
     if not isinstance(data, list):
-        raise SourceError("the server's answer is no list")
+        raise SourceError("the server's answer is not a list")
     entries: list[T] = []
-    refused: list[str] = []
+    reasons: list[str] = []
     for entry in data:
         try:
             if not isinstance(entry, dict):
                 raise DamageError("not an object")
             entries.append(parse(entry))
         except PbsfsError as error:
-            refused.append(f"left out an entry of the server's list: {error}")
-    return entries, refused
+            if len(reasons) < MAX_TOLD:
+                reasons.append(shown(str(error)[:MAX_REASON]))
+    return Listed(entries, len(data), _refused(len(data) - len(entries), reasons))
+
+
+def _refused(count: int, reasons: list[str]) -> str:
+    if not count:
+        return ""
+    first = f" (the first {len(reasons)} of {count})" if count > len(reasons) else ""
+    entries = "1 entry" if count == 1 else f"{count} entries"
+    return f"left out {entries} of the server's list{first}: {'; '.join(reasons)}"
+
+
+def parse_groups(namespace: Namespace, data: object) -> Listed[GroupInfo]:
+    """In order. See `parse_group`."""
+    listed = parse_list(data, lambda entry: parse_group(namespace, entry))
+    listed.entries.sort(key=lambda info: (BACKUP_TYPES.index(info.group.type), info.group.id))
+    return listed
+
+
+def parse_snapshots(group: Group, data: object) -> Listed[SnapshotInfo]:
+    """The finished ones, oldest first."""
+    listed = parse_list(data, lambda entry: parse_snapshot(group, entry))
+    finished = [info for info in listed.entries if info is not None]
+    return Listed(sorted(finished, key=lambda info: info.snapshot), listed.count, listed.refused)
 
 
 def parse_namespace(entry: dict[str, Any]) -> Namespace:
@@ -43,10 +85,14 @@ def parse_store(entry: dict[str, Any]) -> str:
 
 
 def parse_group(namespace: Namespace, entry: dict[str, Any]) -> GroupInfo:
+    """`last_backup` is None where the newest snapshot is not finished: the list has no other."""
     group = Group(namespace, _text(entry, "backup-type"), _text(entry, "backup-id"))
     count = _number(entry, "backup-count")
-    # A group without a finished backup says 0, or the least of all times.
+    # A group without a snapshot has 0 there.
     newest = Snapshot(group, _number(entry, "last-backup")).time if count else None
+    files = entry.get("files")  # of the newest
+    if isinstance(files, list) and MANIFEST.filename not in files:
+        newest = None
     return GroupInfo(group, newest, count, _optional(entry, "owner"), _optional(entry, "comment"))
 
 
@@ -58,7 +104,7 @@ def parse_snapshot(group: Group, entry: dict[str, Any]) -> SnapshotInfo | None:
     if (_text(entry, "backup-type"), _text(entry, "backup-id")) != (group.type, group.id):
         raise DamageError(f"it is not of {group}")
     snapshot = Snapshot(group, _number(entry, "backup-time"))
-    listed, _refused = parse_list(entry.get("files"), _file)
+    listed = parse_list(entry.get("files"), _file).entries
     files = tuple({file.archive: file for file in listed if file is not None}.values())
     if not any(file.archive == MANIFEST for file in files) or entry.get("size") is None:
         if entry.get("size") is not None or {"filename": MANIFEST.filename} not in entry["files"]:

@@ -10,15 +10,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
-from pbsfs.errors import AuthError, ConnectError, DamageError, NotFoundError, PbsfsError, SourceError
+from pbsfs.errors import (
+    AuthError,
+    ConnectError,
+    DamageError,
+    PbsfsError,
+    SourceError,
+    UnavailableError,
+)
 from pbsfs.names import Archive, Snapshot
-from pbsfs.sources.server.api import MAX_ERROR_TEXT, Api
+from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.protocol import Response
+from pbsfs.sources.server.refusals import Meaning, meaning_of, meaning_of_chunk, meaning_of_file, words_of
 from pbsfs.sources.server.session import RefusedError, Session
 
 log = logging.getLogger(__name__)
@@ -112,10 +120,7 @@ class SessionPool:
             answer = await reader.session.get(f"/chunk?digest={digest.hex()}", limit)
             if answer.status == 401:  # not for who we are, which is looked at when a session is opened
                 raise _replaced(snapshot, archive)
-            if answer.status in (400, 404):
-                # The server names the chunk's file and what is wrong with it.
-                raise DamageError(f"the server can't read it: {_words(answer)}")
-            return self._body(answer)
+            return self._body(answer, meaning_of_chunk)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Starts what the pool does in the background. Call once, before the first request."""
@@ -144,9 +149,10 @@ class SessionPool:
             for session in list(self._placed):
                 await session.ended.wait()
 
-    def _body(self, answer: Response) -> bytes:
+    def _body(self, answer: Response, meaning: Callable[[int, str], Meaning]) -> bytes:
         if answer.status != 200:
-            raise self._api.error(answer.status, _words(answer))
+            words = words_of(answer.body, answer.status)
+            raise self._api.error(meaning(answer.status, words), answer.status, words)
         return answer.body
 
     async def _download(
@@ -156,11 +162,18 @@ class SessionPool:
         again = limit is None
         if limit is None:
             limit = known[0] if known is not None else _MAX_INDEX
-        answer = await reader.session.get(f"/download?file-name={archive}", limit)
-        if answer.status in (400, 404):
-            raise NotFoundError(f"{snapshot}/{archive}: {_words(answer)}")
-        body = self._body(answer)
-        found = len(body), await trio.to_thread.run_sync(_sum, body)
+        try:
+            body = self._body(
+                await reader.session.get(f"/download?file-name={archive}", limit), meaning_of_file
+            )
+            found = len(body), await trio.to_thread.run_sync(_sum, body)
+        except DamageError as error:
+            if not again:
+                raise
+            # Of its chunks nothing is known, so this is not damage that could be shown as zeros.
+            raise SourceError(
+                f"{snapshot}/{archive}: the index that was opened can't be read any more: {error}"
+            ) from None
         if again and known not in (None, found):
             raise _replaced(snapshot, archive)
         if known not in (None, found):
@@ -345,12 +358,15 @@ class SessionPool:
         raise AssertionError("unreachable")
 
     def _refusal(self, snapshot: Snapshot, refused: RefusedError) -> PbsfsError:
-        words = _shown(refused.words) or f"status {refused.status}"
-        if refused.status == 400 and "unable to acquire" in words and "lock" in words:
-            return SourceError(f"{snapshot} is locked on the server: {words}", retryable=True)
-        if refused.status >= 500 or refused.status == 429:
+        words = words_of(refused.words.encode(), refused.status)
+        meaning = meaning_of(refused.status, words)
+        if meaning is Meaning.LOCKED:
+            return UnavailableError(
+                f"{snapshot} is locked on the server, by a backup, a removal or the like: {words}"
+            )
+        if meaning is Meaning.PASSING:
             return ConnectError(f"{snapshot}: the server can't open a session now: {words}")
-        return self._api.error(refused.status, words)
+        return self._api.error(meaning, refused.status, words)
 
 
 def snapshot_query(store: str, snapshot: Snapshot) -> dict[str, str]:
@@ -375,13 +391,3 @@ def _replaced(snapshot: Snapshot, archive: Archive) -> SourceError:
 
 def _sum(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _words(answer: Response) -> str:
-    return _shown(answer.body.decode(errors="replace")) or f"status {answer.status}"
-
-
-def _shown(text: str) -> str:
-    """An error's text as one line that is fit to be shown."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(printable.split())[:MAX_ERROR_TEXT]

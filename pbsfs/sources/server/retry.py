@@ -37,12 +37,18 @@ class Outage:
 
 
 async def retried(
-    work: Callable[[], Awaitable[R]], limit: float, what: str, outage: Outage | None = None
+    work: Callable[[], Awaitable[R]],
+    limit: float,
+    what: str,
+    outage: Outage | None = None,
+    *,
+    of: type[SourceError] = SourceError,
+    log: logging.Logger = log,
 ) -> R:
     """The result of `work`, tried again for `limit` seconds while it raises a retryable SourceError.
 
     Then that error is raised. `what`: names the work in the log. `outage`: shared with other work on the
-    same server.
+    same server. `of`: the errors that are waited for. `log`: where it is reported.
     """
     outage = outage or Outage()
     deadline = trio.current_time() + limit
@@ -51,7 +57,7 @@ async def retried(
     while True:
         try:
             result = await work()
-        except SourceError as error:
+        except of as error:
             left = deadline - trio.current_time()
             if not error.retryable or left <= 0:
                 raise

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import trio
@@ -20,9 +21,11 @@ from pbsfs.errors import (
     NotFoundError,
     PbsfsError,
     SourceError,
+    UnavailableError,
     UnknownDatastoreError,
 )
-from pbsfs.names import BACKUP_TYPES, Archive, ArchiveKind, Group, Namespace, Snapshot
+from pbsfs.logs import STARTING
+from pbsfs.names import Archive, ArchiveKind, Group, Namespace, Snapshot
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
@@ -38,6 +41,9 @@ R = TypeVar("R")
 
 NAMESPACES_KEPT = 2.0
 """Seconds for which the list of namespaces is kept: listing a tree of them asks once, not once for each."""
+
+MAX_REPORTED = 1000
+"""Warnings that are remembered, so that they are not repeated."""
 
 STALL_TIMEOUT = 30.0
 """Seconds without a sign of life after which a session counts as lost: a byte of an answer, or an answered
@@ -68,6 +74,10 @@ class ServerSource(Source):
 
     cheap_files = False
 
+    doubts = (0.25, 1.0)
+    # A bit may flip between an object store and the server, or in its memory. Two tries: the first may still
+    # be answered by what another request has fetched.
+
     def __init__(
         self,
         repository: Repository,
@@ -88,21 +98,33 @@ class ServerSource(Source):
         self._namespaces: tuple[float, list[Namespace]] = (float("-inf"), [])
         self._asking = trio.Lock()
         self._outage = Outage()
-        self._reported: set[str] = set()
+        self._empty: dict[Namespace, set[Group]] = {}  # groups without snapshots, as they were listed last
+        self._reported: OrderedDict[str, None] = OrderedDict()
 
     def __str__(self) -> str:
         return str(self.repository)
 
     async def open(self, nursery: trio.Nursery) -> None:
-        # Not tried again: who starts wants to know now.
-        await self.api.greet()
-        try:
-            self._keep_namespaces(await self._ask("namespace", {}))
-        except (ForbiddenError, NotFoundError) as error:
-            await self._check_store(error)
-            raise
+        # A server that is away is an error at once: whoever starts wants to know. One that answers, and says
+        # that it can't give this for now, is waited for.
+        await retried(
+            self._begin,
+            self.settings.retry_timeout,
+            f"opening {self}",
+            self._outage,
+            of=UnavailableError,
+            log=STARTING,
+        )
         self.pool.start(nursery)
         nursery.start_soon(self.api.tidy)
+
+    async def _begin(self) -> None:
+        await self.api.greet()
+        try:
+            self._namespaces = trio.current_time(), await self._ask_namespaces()
+        except (ForbiddenError, NotFoundError, UnknownDatastoreError) as error:
+            await self._check_store(error)
+            raise
 
     async def aclose(self) -> None:
         await self.pool.aclose()
@@ -125,34 +147,55 @@ class ServerSource(Source):
         async with self._asking:
             since, found = self._namespaces
             if trio.current_time() - since >= NAMESPACES_KEPT:
-                data = await self._retried("listing namespaces", lambda: self._ask("namespace", {}))
-                found = self._keep_namespaces(data)
+                found = await self._retried("listing namespaces", self._ask_namespaces)
+                self._namespaces = trio.current_time(), found
             return found
 
-    def _keep_namespaces(self, data: Any) -> list[Namespace]:
-        found = self._take(listing.parse_list(data, listing.parse_namespace))
-        self._namespaces = (trio.current_time(), found)
-        return found
+    async def _ask_namespaces(self) -> list[Namespace]:
+        parse = functools.partial(listing.parse_list, parse=listing.parse_namespace)
+        return self._take("the namespaces", await self._ask("namespace", {}, parse))
 
     async def groups(self, namespace: Namespace) -> list[GroupInfo]:
+        found = await self._list_groups(namespace)
+        for number, info in enumerate(found):
+            if info.last_backup is None and info.snapshot_count > 1:  # the newest one is not finished
+                snapshots = (await self._list_snapshots(info.group)).entries
+                if snapshots:
+                    found[number] = replace(info, last_backup=snapshots[-1].snapshot.time)
+        return found
+
+    async def _list_groups(self, namespace: Namespace) -> list[GroupInfo]:
         query = {"ns": str(namespace)} if namespace.parts else {}
-        data = await self._retried(f"listing groups of '{namespace}'", lambda: self._ask("groups", query))
-        found = self._take(listing.parse_list(data, functools.partial(listing.parse_group, namespace)))
-        return sorted(found, key=lambda info: (BACKUP_TYPES.index(info.group.type), info.group.id))
+        what = f"the groups of '{namespace}'"
+        parse = functools.partial(listing.parse_groups, namespace)
+        listed = await self._retried(f"listing {what}", lambda: self._ask("groups", query, parse))
+        found = self._take(what, listed)
+        self._empty[namespace] = {info.group for info in found if not info.snapshot_count}
+        return found
 
     async def snapshots(self, group: Group) -> list[SnapshotInfo]:
+        listed = await self._list_snapshots(group)
+        # A server answers the same for a group without snapshots and for one that does not exist.
+        if not listed.count and group not in self._empty.get(group.namespace, ()):
+            there = {info.group for info in await self._list_groups(group.namespace)}
+            if group not in there:
+                raise NotFoundError(f"{self}: there is no group {group}")
+        found = self._take(str(group), listed)
+        unreadable = [info for info in found if info.error is not None]
+        for info in unreadable[: listing.MAX_TOLD]:
+            self._report(f"{info.snapshot}: {info.error}")
+        if len(unreadable) > listing.MAX_TOLD:
+            self._report(
+                f"{group}: {len(unreadable)} snapshots in all have manifests that the server can't read"
+            )
+        return found
+
+    async def _list_snapshots(self, group: Group) -> listing.Listed[SnapshotInfo]:
         query = {"backup-type": group.type, "backup-id": group.id}
         if group.namespace.parts:
             query["ns"] = str(group.namespace)
-        data = await self._retried(f"listing {group}", lambda: self._ask("snapshots", query))
-        if data == []:  # that is how a server says so: it knows no group without snapshots
-            raise NotFoundError(f"{self}: there is no group {group}")
-        found = self._take(listing.parse_list(data, functools.partial(listing.parse_snapshot, group)))
-        finished = [info for info in found if info is not None]
-        for info in finished:
-            if info.error is not None:
-                self._report(f"{info.snapshot}: {info.error}")
-        return sorted(finished, key=lambda info: info.snapshot)
+        parse = functools.partial(listing.parse_snapshots, group)
+        return await self._retried(f"listing {group}", lambda: self._ask("snapshots", query, parse))
 
     async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
         if archive.kind is ArchiveKind.BLOB:
@@ -171,19 +214,21 @@ class ServerSource(Source):
 
     async def usage(self) -> Usage | None:
         # Not tried again: it is asked in the background, and a later one will do.
-        return listing.parse_usage(await self._ask("status", {}))
+        return await self._ask("status", {}, listing.parse_usage)
 
-    async def _ask(self, what: str, query: dict[str, str]) -> Any:
-        return await self.api.get(f"/admin/datastore/{self.repository.store}/{what}", query)
+    async def _ask(self, what: str, query: dict[str, str], parse: Callable[[Any], R]) -> R:
+        found: R = await self.api.get(f"/admin/datastore/{self.repository.store}/{what}", query, parse)
+        return found
 
     async def _retried(self, what: str, work: Callable[[], Awaitable[R]]) -> R:
         return await retried(work, self.settings.retry_timeout, what, self._outage)
 
     async def _check_store(self, refusal: PbsfsError) -> None:
-        """Says so where the datastore is one that this user can't see: the server words that otherwise."""
+        """Raises UnknownDatastoreError, with those that there are, where this user can't see the datastore:
+        servers say that in several ways."""
         try:
-            data = await self.api.get("/admin/datastore", {})
-            stores = self._take(listing.parse_list(data, listing.parse_store))
+            parse = functools.partial(listing.parse_list, parse=listing.parse_store)
+            stores = self._take("the datastores", await self.api.get("/admin/datastore", {}, parse))
         except (SourceError, DamageError, NotFoundError):
             return
         if self.repository.store not in stores:
@@ -193,14 +238,17 @@ class ServerSource(Source):
                 f"{self.repository.auth_id} may see; there is: {shown} ({refusal})"
             )
 
-    def _take(self, parsed: tuple[list[R], list[str]]) -> list[R]:
-        entries, refused = parsed
-        for text in refused:
-            self._report(text)
-        return entries
+    def _take(self, what: str, listed: listing.Listed[R]) -> list[R]:
+        if listed.refused:
+            self._report(f"{what}: {listed.refused}")
+        return listed.entries
 
     def _report(self, text: str) -> None:
-        """Logs a warning about what the server lists, once however often the same is met."""
-        if text not in self._reported:
-            self._reported.add(text)
+        """Logs a warning about what the server lists, once as long as the same is met."""
+        known = text in self._reported
+        self._reported[text] = None
+        self._reported.move_to_end(text)
+        if len(self._reported) > MAX_REPORTED:
+            self._reported.popitem(last=False)
+        if not known:
             log.warning("%s: %s", self.repository.address, text)

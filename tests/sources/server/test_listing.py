@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -24,6 +24,8 @@ from pbsfs.sources.server.listing import (
     parse_usage,
 )
 from tests.support import golden
+
+T = TypeVar("T")
 
 VM100 = Group(ROOT_NAMESPACE, "vm", "100")
 PROD = Namespace(("prod",))
@@ -48,12 +50,17 @@ def recorded(name: str) -> Any:
     return json.loads((golden.ROOT / "api" / f"{name}.json").read_text())["body"]["data"]
 
 
-def groups(data: object, namespace: Namespace = ROOT_NAMESPACE) -> tuple[list[GroupInfo], list[str]]:
-    return parse_list(data, functools.partial(parse_group, namespace))
+def entries(data: object, parse: Callable[[dict[str, Any]], T]) -> tuple[list[T], str]:
+    listed = parse_list(data, parse)
+    return listed.entries, listed.refused
 
 
-def snapshots(data: object, group: Group = VM100) -> tuple[list[SnapshotInfo | None], list[str]]:
-    return parse_list(data, functools.partial(parse_snapshot, group))
+def groups(data: object, namespace: Namespace = ROOT_NAMESPACE) -> tuple[list[GroupInfo], str]:
+    return entries(data, functools.partial(parse_group, namespace))
+
+
+def snapshots(data: object, group: Group = VM100) -> tuple[list[SnapshotInfo | None], str]:
+    return entries(data, functools.partial(parse_snapshot, group))
 
 
 def one_snapshot(**changes: object) -> SnapshotInfo | None:
@@ -67,19 +74,19 @@ def one_snapshot(**changes: object) -> SnapshotInfo | None:
 
 @pytest.mark.golden
 def test_recorded_namespaces_read_as_what_they_are() -> None:
-    assert parse_list(recorded("namespaces"), parse_namespace) == (
+    assert entries(recorded("namespaces"), parse_namespace) == (
         [ROOT_NAMESPACE, Namespace(("empty",)), PROD, Namespace(("prod", "db"))],
-        [],
+        "",
     )
-    assert parse_list(recorded("namespaces-limited"), parse_namespace) == (
+    assert entries(recorded("namespaces-limited"), parse_namespace) == (
         [PROD, Namespace(("prod", "db"))],
-        [],
+        "",
     )
 
 
 @pytest.mark.golden
 def test_recorded_datastores_read_as_what_they_are() -> None:
-    assert parse_list(recorded("datastores"), parse_store) == (["golden"], [])
+    assert entries(recorded("datastores"), parse_store) == (["golden"], "")
 
 
 @pytest.mark.golden
@@ -98,7 +105,7 @@ def test_recorded_groups_read_as_what_they_are() -> None:
                 Group(Namespace(("prod", "db")), "host", "db.example_1-a"), 1_700_000_000, 1, "tester@pbs"
             )
         ],
-        [],
+        "",
     )
 
 
@@ -129,9 +136,8 @@ def test_recorded_snapshots_read_as_what_they_are() -> None:
 
 @pytest.mark.golden
 def test_recorded_snapshots_of_all_groups_read_as_what_they_are() -> None:
-    entries = recorded("snapshots")
     modes = set()
-    for entry in entries:
+    for entry in recorded("snapshots"):
         group = Group(ROOT_NAMESPACE, entry["backup-type"], entry["backup-id"])
         (info,), refused = snapshots([entry], group)
         assert not refused
@@ -144,7 +150,7 @@ def test_recorded_snapshots_of_all_groups_read_as_what_they_are() -> None:
 
 @pytest.mark.golden
 def test_a_recorded_empty_list_is_empty() -> None:
-    assert snapshots(recorded("snapshots-group-missing")) == ([], [])
+    assert snapshots(recorded("snapshots-group-missing")) == ([], "")
 
 
 # --- what is made of an entry
@@ -170,6 +176,13 @@ def test_a_group_without_a_finished_backup_has_no_newest() -> None:
     (info,), refused = groups([GROUP | {"backup-count": 0, "last-backup": -(1 << 63)}])
     assert not refused
     assert (info.last_backup, info.snapshot_count) == (None, 0)
+
+
+def test_a_group_whose_newest_snapshot_is_not_finished_has_none_that_the_list_tells() -> None:
+    (running,), _refused = groups([GROUP | {"files": ["a.img.fidx"]}])
+    (finished,), _refused = groups([GROUP | {"files": ["a.img.fidx", "index.json.blob"]}])
+    assert (running.last_backup, running.snapshot_count) == (None, 2)
+    assert finished.last_backup == GROUP["last-backup"]
 
 
 def test_the_client_log_is_listed_without_a_size_and_other_strangers_are_not() -> None:
@@ -251,8 +264,7 @@ def test_texts_can_be_written_to_any_terminal_or_file() -> None:
 def test_a_group_that_makes_no_sense_is_left_out_and_told_of(entry: object) -> None:
     found, refused = groups([GROUP, entry, GROUP | {"backup-id": "101"}])
     assert [info.group.id for info in found] == ["100", "101"]
-    assert len(refused) == 1
-    assert refused[0].startswith("left out an entry of the server's list: ")
+    assert refused.startswith("left out 1 entry of the server's list: ")
 
 
 @pytest.mark.parametrize(
@@ -270,26 +282,35 @@ def test_a_group_that_makes_no_sense_is_left_out_and_told_of(entry: object) -> N
 def test_a_snapshot_that_makes_no_sense_is_left_out_and_told_of(entry: object) -> None:
     found, refused = snapshots([SNAPSHOT, entry])
     assert [info.snapshot.time for info in found if info] == [1_700_000_000]
-    assert len(refused) == 1
+    assert refused.startswith("left out 1 entry of the server's list: ")
 
 
 def test_a_namespace_that_could_not_exist_is_left_out_and_told_of() -> None:
     hostile = ["../x", "a//b", "a/../b", "x" * 300, "/".join("abcdefgh"), "a\0b", 7, None]
-    found, refused = parse_list([{"ns": "a/b"}, *({"ns": ns} for ns in hostile), {"ns": ""}], parse_namespace)
+    found, refused = entries([{"ns": "a/b"}, *({"ns": ns} for ns in hostile), {"ns": ""}], parse_namespace)
     assert found == [Namespace(("a", "b")), ROOT_NAMESPACE]
-    assert len(refused) == len(hostile)
+    assert refused.startswith("left out 8 entries of the server's list: ")
+
+
+def test_of_many_entries_that_make_no_sense_the_first_are_reported_and_the_number() -> None:
+    hostile = [{"ns": "\x1b[2J" + "x" * 100_000}] * 10_000
+    found, refused = entries([*hostile, {"ns": "good"}], parse_namespace)
+    assert found == [Namespace(("good",))]
+    assert refused.startswith("left out 10000 entries of the server's list (the first 8 of 10000): ")
+    assert len(refused) < 2000
+    assert refused.isprintable()
 
 
 @pytest.mark.parametrize("data", [None, {}, "list", 7, True, {"data": []}])
 def test_an_answer_that_is_no_list_is_a_fault_of_the_source(data: object) -> None:
-    with pytest.raises(SourceError, match="no list"):
+    with pytest.raises(SourceError, match="not a list"):
         groups(data)
 
 
 def test_a_snapshot_whose_files_are_no_list_is_a_fault_that_is_told_of() -> None:
     found, refused = snapshots([SNAPSHOT | {"files": "none"}, SNAPSHOT])
     assert len(found) == 1
-    assert len(refused) == 1
+    assert "left out 1 entry" in refused
 
 
 JSON = st.recursive(
@@ -312,18 +333,19 @@ def test_whatever_the_server_says_is_read_or_refused(
     data: object, parse: Callable[[dict[str, Any]], object]
 ) -> None:
     try:
-        found, refused = parse_list(data, parse)
+        listed = parse_list(data, parse)
     except SourceError:
         assert not isinstance(data, list)
     else:
         assert isinstance(data, list)
-        assert len(found) + len(refused) == len(data)
+        assert listed.count == len(data)
+        assert (len(listed.entries) < len(data)) == bool(listed.refused)
 
 
 @given(st.sampled_from(sorted(SNAPSHOT)), JSON)
 def test_no_field_of_a_snapshot_breaks_the_list(key: str, value: object) -> None:
     found, refused = snapshots([SNAPSHOT | {key: value}, SNAPSHOT])
-    assert len(found) + len(refused) == 2
+    assert len(found) == (1 if refused else 2)
     assert found[-1] == one_snapshot()
 
 

@@ -126,8 +126,8 @@ class Api:
     def _namespaces(self, user: str, store: Datastore, given: Parameters) -> Answer:
         parent = Namespace.parse(given.get("parent", ""))
         allowed = self._accounts.privileges(user, store.acl_path(parent)) & ANY
+        _check_exists(store)
         try:
-            _check_exists(store)
             below = list(store.namespaces(parent, int(given.get("max-depth", _MAX_DEPTH))))
         except RefusedError:
             if allowed:

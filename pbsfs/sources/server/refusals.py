@@ -1,0 +1,137 @@
+"""What a server's error answers mean: the one place that knows its words.
+
+A Proxmox Backup Server answers nearly every failure with status 400 and a line of text, so the text has to
+be read to tell data that is lost from a fault that passes. The rule: data is damaged only where the words
+say that it is missing or broken. Everything else that goes wrong while data is read may pass, and is asked
+for again. The texts are those of proxmox-backup 3.2 to 4.2 (src/api2/reader, pbs-datastore,
+pbs-api-types/src/maintenance.rs). Pure; from any thread.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import re
+
+MAX_ERROR_TEXT = 2000
+"""Characters of an error's text that are shown."""
+
+
+class Meaning(enum.Enum):
+    """What an error answer says."""
+
+    DAMAGED = "stored data is missing or broken"
+    MISSING = "what was asked for does not exist"
+    PASSING = "it failed, and may succeed later"
+    LOCKED = "the snapshot is locked by a backup, a removal or the like"
+    MAINTENANCE = "the datastore can't be read for now"
+    DELETING = "the datastore is being deleted"
+    FORBIDDEN = "the user may not do that"
+    NO_DATASTORE = "there is no such datastore"
+    NOT_ACCEPTED = "the password, ticket or token is not accepted"
+    NOT_PBS = "something else than a Proxmox Backup Server answers"
+    REFUSED = "the request is refused, now and later"
+
+
+_NOT_PBS = (301, 302, 303, 307, 308, 405, 406, 411, 415, 501)
+"""What other web servers say to our requests, and a Proxmox Backup Server never does."""
+
+_UNAVAILABLE = re.compile(
+    r"(?P<deleting>datastore is being deleted)"
+    r"|(?:offline|S3 refresh) maintenance mode|datastore is being unmounted|^datastore '[^']*' is not mounted"
+)
+"""The first match counts: the administrator's own words follow it."""
+
+_LOCKED = re.compile(r"^while reading snapshot\b|\bunable to acquire\b.*\block\b")
+"""From 3.3.5 on the server tells only what it was about to do, and not that there is a lock."""
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)\.?$")
+_BROKEN = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+
+_BAD_CHUNK = re.compile(
+    r"could not fetch object with key |cannot find chunk with digest "
+    r"|^data blob has wrong crc checksum|^unable to parse raw blob - wrong magic"
+    r"|^(?:encrypted )?blob too small \(",
+    re.IGNORECASE,
+)
+"""Of datastores in an object store; the server looks at what it fetches from there."""
+
+_BAD_INDEX = re.compile(
+    r"^Unable to open (?:fixed|dynamic) index \".*\" - "
+    r"(?:got |unexpected |invalid |index too small|index length |failed to fill whole buffer)"
+)
+
+_DEBUG_DUMP = re.compile(r"\s*'?\bBackupDir \{.*\}'?")
+
+
+def words_of(body: bytes, status: int) -> str:
+    """An error answer's text, as one line that is fit to be shown; its status where it has none."""
+    text = shown(body[: 4 * MAX_ERROR_TEXT].decode(errors="replace"))
+    return _DEBUG_DUMP.sub("", text)[:MAX_ERROR_TEXT] or f"status {status}"
+
+
+def shown(text: str) -> str:
+    """Text from outside as one line without anything that a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def meaning_of(status: int, words: str) -> Meaning:
+    """Of an answer to a login, a question for a list, or the opening of a session."""
+    if status == 401 or (status == 400 and words.startswith("authentication failed")):
+        return Meaning.NOT_ACCEPTED  # 4.1.2 and 4.1.3 say 400
+    if status == 403:
+        return Meaning.FORBIDDEN
+    if status == 404:
+        return Meaning.MISSING
+    if status in _NOT_PBS:
+        return Meaning.NOT_PBS
+    if status >= 500 or status == 429:
+        return Meaning.PASSING
+    return _meaning_of_words(words) if status == 400 else Meaning.REFUSED
+
+
+def meaning_of_file(status: int, words: str) -> Meaning:
+    """Of an answer to the download of an index or a blob."""
+    if status == 400 and (_BAD_INDEX.match(words) or _os_error(words) in _BROKEN):
+        return Meaning.DAMAGED
+    return _meaning_of_data(status, words)
+
+
+def meaning_of_chunk(status: int, words: str) -> Meaning:
+    """Of an answer to the request for a chunk that the downloaded index names."""
+    if status != 400:
+        return Meaning.PASSING if status == 404 else _meaning_of_data(status, words)
+    # An error of the system counts where the chunk itself was read, and not where the server's cache failed.
+    error = _os_error(words) if words.startswith("reading file ") else None
+    if error in (errno.ENOENT, *_BROKEN) or _BAD_CHUNK.search(words):
+        return Meaning.DAMAGED
+    meaning = _meaning_of_data(status, words)
+    return Meaning.PASSING if meaning is Meaning.MISSING else meaning
+
+
+def _meaning_of_data(status: int, words: str) -> Meaning:
+    meaning = meaning_of(status, words)
+    if meaning is Meaning.REFUSED and status == 400 and not words.startswith("parameter verification failed"):
+        return Meaning.PASSING
+    return meaning
+
+
+def _meaning_of_words(words: str) -> Meaning:
+    if words.startswith("no such datastore "):
+        return Meaning.NO_DATASTORE
+    if words.startswith(("no permissions on", "backup owner check failed")):
+        return Meaning.FORBIDDEN
+    if found := _UNAVAILABLE.search(words):
+        return Meaning.DELETING if found["deleting"] else Meaning.MAINTENANCE
+    if _LOCKED.search(words):
+        return Meaning.LOCKED
+    error = _os_error(words)
+    if error == errno.ENOENT or "ENOENT:" in words or "does not exist" in words:
+        return Meaning.MISSING
+    return Meaning.REFUSED if error is None else Meaning.PASSING
+
+
+def _os_error(words: str) -> int | None:
+    """The system's error number that a text ends with."""
+    found = _OS_ERROR.search(words)
+    return int(found[1]) if found else None
