@@ -25,7 +25,7 @@ from pbsfs.credentials import (
     find_setting,
     has_credential,
 )
-from pbsfs.errors import MountError, SourceError, TrustError, UsageError
+from pbsfs.errors import SourceError, TrustError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.keyring import KeyRing, read_keys
 from pbsfs.places import config_home
@@ -221,7 +221,7 @@ def describe(options: SourceOptions) -> bytes:
 
 
 def named_by(description: bytes) -> SourceOptions:
-    """The inverse of `describe`. Raises MountError where it is not one."""
+    """The inverse of `describe`. Raises SourceError where it is not one."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         facts = json.loads(description)
         directory = facts.get("datastore_dir")
@@ -233,7 +233,7 @@ def named_by(description: bytes) -> SourceOptions:
         )
         if options.names_source():
             return options
-    raise MountError(f"{SOURCE_ATTRIBUTE}: the mount does not tell its source")
+    raise SourceError(f"{SOURCE_ATTRIBUTE}: the mount does not tell its source")
 
 
 def open_source(

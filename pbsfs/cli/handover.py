@@ -43,8 +43,9 @@ class Handover:
 
 def hand_over(source: SourceOptions) -> Handover:
     """Raises UsageError, KeyFileError, PasswordError, and what connecting to the server raises."""
+    source = resolve(source, environment())
     keys = open_keys(source, environment(), find_terminal(), ask_for_default=True)
-    source = replace(resolve(source, environment()), keyfiles=(), keyfd=None)
+    source = replace(source, keyfiles=(), keyfd=None)
     if source.datastore_dir is not None:
         return Handover(source, None, keys)
     access = find_access(source, environment(), find_terminal())

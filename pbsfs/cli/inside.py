@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pbsfs.cli.options import environment
 from pbsfs.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by, names_source
-from pbsfs.errors import MountError, UsageError
+from pbsfs.errors import SourceError, UsageError
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
 
 _NAME_IT = "name the source with --repository or --datastore-dir"
@@ -25,7 +25,7 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
 
     Otherwise both as they are: where options name a source; and where the environment does, for paths that
     start neither with `/` nor with `.`, since these are places in that source wherever the user is. An empty
-    path is the current directory. Raises UsageError, MountError.
+    path is the current directory. Raises UsageError, SourceError.
     """
     unchanged = source, list(paths)
     if source.names_source() or not any(mount.type == FS_TYPE for mount in mounts()):
@@ -68,16 +68,16 @@ def _find(path: str) -> tuple[SourceOptions, str] | None:
 
 def _source_of(mount: Mount, path: str) -> SourceOptions:
     if mount.owner not in (0, os.geteuid()):  # who could have the password sent to a server of theirs
-        raise MountError(f"{path}: the mount at {mount.path} is that of another user; {_NAME_IT}")
+        raise SourceError(f"{path}: the mount at {mount.path} is that of another user; {_NAME_IT}")
     try:
         return named_by(os.getxattr(mount.path, SOURCE_ATTRIBUTE))
     except OSError as error:
         if error.errno in DEAD:
-            raise MountError(
+            raise SourceError(
                 f"{path}: the process of the mount at {mount.path} has died; "
                 f"clear it with: pbsfs umount {mount.path}"
             ) from None
         reason = "" if error.errno in (errno.ENODATA, errno.EOPNOTSUPP) else f" ({error.strerror})"
-        raise MountError(
+        raise SourceError(
             f"{path}: the mount at {mount.path} does not tell its source{reason}; {_NAME_IT}"
         ) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pbsfs.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by
-from pbsfs.errors import MountError
+from pbsfs.errors import SourceError
 from tests.support.mounts import Mounted, mounted
 from tests.support.needs import need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
@@ -116,7 +116,7 @@ def test_a_server_is_found_and_no_secret_is_told(stocked: Stocked, tmp_path: Pat
 def test_a_mount_whose_process_died_says_so(mount: Mounted) -> None:
     mount.signal(signal.SIGKILL)
     wait_until(mount.is_dead, "it is dead")
-    text = error_of(pbsfs("info", mount / "vm/100"), 7)
+    text = error_of(pbsfs("info", mount / "vm/100"), 4)
     assert text.endswith(
         f"the process of the mount at {mount.place} has died; clear it with: pbsfs umount {mount.place}"
     )
@@ -139,7 +139,7 @@ main()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
-    assert "is that of another user; name the source with --repository" in error_of(done, 7)
+    assert "is that of another user; name the source with --repository" in error_of(done, 4)
 
 
 @pytest.mark.parametrize(
@@ -155,5 +155,5 @@ def test_what_a_mount_tells_is_read_as_it_was(options: SourceOptions) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"x", b"[]", b"null", b'"x"', b'{"datastore_dir": 1}', b"\xff"])
 def test_what_is_not_told_by_a_mount_of_ours_is_refused(text: bytes) -> None:
-    with pytest.raises(MountError, match="does not tell its source"):
+    with pytest.raises(SourceError, match="does not tell its source"):
         named_by(text)

@@ -93,6 +93,14 @@ def test_a_server_needs_a_password_and_never_waits_for_one(command: list[str], t
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda words: words[0])
+def test_no_command_leaves_its_memory_in_a_core_dump(command: list[str], tmp_path: Path) -> None:
+    told = environment(PBS_REPOSITORY="root@pam@localhost:1:s", PBS_FINGERPRINT="00" * 32)
+    told["PBS_PASSWORD_CMD"] = "sh -c 'ulimit -H -c >&2; exit 1'"  # inherits the limit
+    done = pbsfs(*command, env=told, cwd=tmp_path)
+    assert done.stderr.splitlines() == ["0", "pbsfs: PBS_PASSWORD_CMD: the command ended with status 1"]
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda words: words[0])
 def test_a_source_has_to_be_named_and_only_once(command: list[str], tmp_path: Path) -> None:
     assert error_of(pbsfs(*command, cwd=tmp_path), 2).startswith("no source: ")
     both = ["--repository", "x", "--datastore-dir", "/nowhere"]

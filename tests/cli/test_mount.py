@@ -123,3 +123,21 @@ def test_modules_in_the_current_directory_are_not_run(stocked: Stocked, tmp_path
     with cleaned_up(place):
         done = pbsfs("mount", "--datastore-dir", stocked.path, place, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.mount
+def test_secrets_that_are_not_used_are_not_inherited_either(stocked: Stocked, tmp_path: Path) -> None:
+    need_root("look into a process that keeps its memory to itself")
+    names = ("PBS_PASSWORD", "PBS_ENCRYPTION_PASSWORD", "PBS_MASTER_KEY_PASSWORD")
+    told = environment(PBSFS_DATASTORE_DIR=str(stocked.path), **dict.fromkeys(names, "geheim"))
+    with mounted(told, tmp_path / "m") as mount:
+        seen = Path(f"/proc/{mount.pid}/environ").read_bytes()
+        assert b"PATH=" in seen
+        assert b"geheim" not in seen
+
+
+@pytest.mark.mount
+def test_a_directory_of_the_environment_is_kept_apart_from_the_mount_point(stocked: Stocked) -> None:
+    (place := stocked.path / "m").mkdir()
+    done = pbsfs("mount", place, env=environment(PBSFS_DATASTORE_DIR=str(stocked.path)))
+    assert "is inside the datastore" in error_of(done, 7)

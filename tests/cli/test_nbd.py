@@ -491,6 +491,15 @@ def test_the_secret_comes_from_a_file_or_a_command(
             assert read(uri) == stocked.contents[IMAGE]
 
 
+def test_a_command_of_run_gets_no_secrets(stocked: Stocked) -> None:
+    names = ("PBS_PASSWORD", "PBS_ENCRYPTION_PASSWORD", "PBS_MASTER_KEY_PASSWORD")
+    told = environment(**{f"{name}{form}": "geheim" for name in names[1:] for form in ("_FILE", "_CMD")})
+    told |= dict.fromkeys(names, "geheim")
+    output = pbsfs("nbd", "--datastore-dir", stocked.path, IMAGE, "--run", "env", env=told).stdout
+    assert "uri=nbd+unix:" in output
+    assert "geheim" not in output
+
+
 def test_no_secret_is_seen_in_any_process(server: ReferenceServer, key_file: Path) -> None:
     need_root("look into processes that keep their memory to themselves")
     told = access(server, TOKEN, PBS_ENCRYPTION_PASSWORD=keyfiles.PASSWORD)
