@@ -52,7 +52,7 @@ class Index(abc.ABC):
 
     `size`: bytes of the archive. `data_size`: those that are not in holes. `count`: number of chunks.
     `csum`: the verified checksum (32 bytes) that the manifest repeats. `stored_size`: bytes of the stored
-    file, and of the digest table while it is there.
+    file. `table_size`: bytes of the digest table while it is there.
     """
 
     size: int
@@ -100,8 +100,11 @@ class Index(abc.ABC):
 
     @property
     def table_size(self) -> int:
-        """Bytes that the digest table takes now: none where it was dropped."""
-        return self.stored_size if self._raw is not None else 0
+        return self.stored_size - HEADER_SIZE
+
+    def has_table(self) -> bool:
+        """Whether the digest table is there: not where it was dropped."""
+        return self._raw is not None
 
     def drop_table(self) -> None:
         """Frees the digest table, until `restore_table`."""

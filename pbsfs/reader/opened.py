@@ -71,11 +71,12 @@ class OpenFiles:
         self._blobs: WeakValueDictionary[Hashable, Blob] = WeakValueDictionary()
         self._under_way: dict[Hashable, _Work[Any]] = {}
         self._fetching = Budget(FETCHING)
+        self._told_restored = False
 
     async def image(self, identity: Hashable, size: int, make: Callable[[], Awaitable[Image]]) -> Image:
         """The image `identity`: the one that is open, or what `make` returns.
 
-        `size`: bytes that its index usually has. Raises what `make` raises.
+        `size`: bytes that its digest table usually has. Raises what `make` raises.
         """
         image = self._images.get(identity)
         if image is not None:
@@ -85,7 +86,7 @@ class OpenFiles:
             async with self._fetching.take(size):
                 self._make_room()
                 image = self._images.setdefault(identity, await make())
-            self._make_room()  # the index may be larger than usual
+            self._make_room(image)  # its index may be larger than usual
             return image
 
         return await self._once(identity, work)
@@ -94,7 +95,10 @@ class OpenFiles:
         """Has `index` take its table from what `fetch` returns. Raises what that raises, and DamageError."""
 
         async def work() -> None:
-            async with self._fetching.take(index.stored_size):
+            if not self._told_restored:
+                log.info("open files need more than %d bytes; some reads take longer", self._limit)
+            self._told_restored = True
+            async with self._fetching.take(index.table_size):
                 self._make_room()
                 await trio.to_thread.run_sync(index.restore_table, await fetch())
 
@@ -114,6 +118,7 @@ class OpenFiles:
         async def work() -> Blob:
             async with self._fetching.take(size):
                 self._make_room()
+                self._refuse_beyond_limit(name, file.size)  # stored, it has hardly more bytes than decoded
                 data = await read()
                 content = file.csum or await trio.to_thread.run_sync(_sum, data)
                 identity = (name, replace(file, csum=content))
@@ -137,21 +142,20 @@ class OpenFiles:
     def _blob_size(self) -> int:
         return sum(len(blob.data) for blob in self._blobs.values())
 
-    def _make_room(self) -> None:
+    def _make_room(self, new: Image | None = None) -> None:
         """Drops tables, the least recently read first, until all fits the limit, with what is being fetched.
 
-        Where nothing is, the last one stays: it may be larger than the limit.
+        The table of `new` stays: it may be larger than the limit.
         """
-        loaded = [image for image in self._images.values() if image.index.table_size]
+        loaded = [image for image in self._images.values() if image.index.has_table()]
         taken = self._blob_size() + sum(image.index.table_size for image in loaded) + self._fetching.taken
         if taken <= self._limit:
             return
-        loaded.sort(key=lambda image: image.last_read)
-        if not self._fetching.taken:
-            del loaded[-1:]
-        for image in loaded:
+        for image in sorted(loaded, key=lambda image: image.last_read):
             if taken <= self._limit:
                 break
+            if image is new:
+                continue
             log.debug("%s: dropped its digest table", image)
             taken -= image.index.table_size
             image.index.drop_table()

@@ -123,7 +123,7 @@ class Reader:
             )
 
         identity = (info.snapshot, file.archive, file.csum)
-        return await self._opened.image(identity, _usual_index_size(file), make)
+        return await self._opened.image(identity, _usual_table_size(file), make)
 
     async def open_blob(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> Blob:
         """A `.blob` file, decoded. Raises like `open_image`, and TooMuchOpenError."""
@@ -133,7 +133,7 @@ class Reader:
         return await self._opened.blob(
             f"{info.snapshot}/{file.archive.name}",
             file,
-            min(2 * file.size, blob.MAX_BLOB_SIZE) if file.size else blob.MAX_BLOB_SIZE,
+            2 * file.size or blob.MAX_BLOB_SIZE,  # stored and decoded; some servers do not tell
             lambda: self._read_blob(info, file, manifest),
         )
 
@@ -376,9 +376,10 @@ def _index_limit(file: FileInfo) -> int:
     return min(max(HEADER_SIZE + entries, 1 << 20), MAX_INDEX_SIZE)
 
 
-def _usual_index_size(file: FileInfo) -> int:
-    """Bytes of the stored index of an archive of this size with chunks as they usually are."""
-    return min(HEADER_SIZE + -(-file.size // USUAL_CHUNK) * DYNAMIC_ENTRY_SIZE, _index_limit(file))
+def _usual_table_size(file: FileInfo) -> int:
+    """Bytes of the digest table of an archive of this size with chunks as they usually are."""
+    entry = FIXED_ENTRY_SIZE if file.archive.kind is ArchiveKind.FIXED else DYNAMIC_ENTRY_SIZE
+    return min(-(-file.size // USUAL_CHUNK) * entry, MAX_INDEX_SIZE)
 
 
 def _parse_index(raw: bytes, file: FileInfo, key: Key | None) -> Index:

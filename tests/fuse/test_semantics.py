@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -908,8 +909,19 @@ def test_memory_of_open_files_is_bounded(writer: DatastoreWriter, tmp_path: Path
     cache, extra, limit, count, size = 32 << 20, 150 << 20, 256 << 20, 150, 1 << 40
     data = b"data" * (1 << 20)
     places = large_images(writer, data, size=size, count=count)
+    blobs = [f"{made.snapshot(backup_id=name)}/big" for name in ("701", "702", "703")]
+    for name in ("701", "702", "703"):
+        writer.add_snapshot(made.snapshot(backup_id=name), {"big.blob": bytes(100 << 20)})
     assert count * size // len(data) * 32 > 2 * (cache + extra + limit)
     with mounted(writer.path, tmp_path / "m", "--cache-size", "32M") as mount:
+        with contextlib.ExitStack() as stack:
+            for place in blobs[:2] * 5:
+                content = stack.enter_context((mount / place).open("rb"))
+                assert os.pread(content.fileno(), 4, 50 << 20) == bytes(4)
+            with pytest.raises(OSError, match="Cannot allocate memory"):
+                (mount / blobs[2]).open("rb")
+            assert "close some of them" in mount.log_lines()[-1]
+        assert (mount / blobs[2]).read_bytes() == bytes(100 << 20)
         files = [os.open(mount / place, os.O_RDONLY) for place in places]
         try:
             for offset in (5, size - 5000):  # all tables were dropped and fetched again by the second

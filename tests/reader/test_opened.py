@@ -29,8 +29,8 @@ NAME = "disk.img.fidx"
 STREAM = "root.pxar.didx"
 CONF = "qemu-server.conf.blob"
 CONTENT = made.image(1, "rrtr0r", tail=77)
-TABLE = index.HEADER_SIZE + 7 * index.FIXED_ENTRY_SIZE
-"""Bytes of the stored index of `CONTENT`."""
+TABLE = 7 * index.FIXED_ENTRY_SIZE
+"""Bytes of the digest table of `CONTENT`."""
 
 
 def several(count: int, **options: object) -> tuple[MemorySource, list[SnapshotInfo]]:
@@ -194,7 +194,7 @@ async def test_a_log_that_changed_is_not_taken_for_the_one_that_is_open() -> Non
 
 
 def loaded(images: list[Image]) -> list[int]:
-    return [number for number, image in enumerate(images) if image.index.table_size]
+    return [number for number, image in enumerate(images) if image.index.has_table()]
 
 
 @in_trio
@@ -231,7 +231,7 @@ async def test_every_way_to_read_fetches_the_table_again(name: str) -> None:
         image.index.drop_table()
         assert (image.read_cached(4 * CHUNK_SIZE, 9) is None) == (name == STREAM)  # a hole needs no table
         assert not image.prefetch(0)
-        assert image.index.table_size == 0
+        assert not image.index.has_table()
 
 
 def test_a_thread_that_reads_gets_the_table_again() -> None:
@@ -284,6 +284,39 @@ async def test_many_that_read_a_dropped_image_fetch_its_table_once() -> None:
             gate.set()
         assert read == [CONTENT[:10]] * 10
     assert source.calls["fetch_file"] == 2
+
+
+@in_trio
+async def test_what_fits_exactly_stays() -> None:
+    source, infos = several(2)
+    async with open_reader(source, open_limit=2 * TABLE) as reader:
+        images = [await open_image(reader, info) for info in infos]
+        assert loaded(images) == [0, 1]
+        for image in images * 2:
+            assert await image.read(0, len(CONTENT)) == CONTENT
+    assert source.calls["fetch_file"] == 2
+
+
+@in_trio
+async def test_that_tables_are_fetched_again_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    source, infos = several(2)
+    with caplog.at_level("INFO"):
+        async with open_reader(source, open_limit=TABLE) as reader:
+            images = [await open_image(reader, info) for info in infos]
+            assert not caplog.messages
+            for image in images * 3:
+                await image.read(0, 1)
+    assert caplog.messages == [f"open files need more than {TABLE} bytes; some reads take longer"]
+
+
+@in_trio
+async def test_an_empty_image_can_drop_its_table_too() -> None:
+    source = MemorySource()
+    info = source.add(made.snapshot(), {NAME: b""})
+    async with open_reader(source) as reader:
+        image = await open_image(reader, info)
+        image.index.drop_table()
+        assert await image.read(0, 10) == b""
 
 
 @in_trio
@@ -347,11 +380,11 @@ async def test_another_index_is_never_taken_for_the_one_that_was_opened(name: st
 async def test_blobs_count_and_make_tables_go_but_never_the_other_way_round() -> None:
     source, infos = several(4)
     size = len(b"cores: 2\n" * 50)
-    async with open_reader(source, open_limit=TABLE + size + 20) as reader:
+    async with open_reader(source, open_limit=2 * size + 20) as reader:
         image = await open_image(reader, infos[0])
         blobs = [await reader.open_blob(info, file_of(info, CONF)) for info in infos[:1]]
-        assert image.index.table_size
-        while image.index.table_size:
+        assert image.index.has_table()
+        while image.index.has_table():
             info = infos[len(blobs)]
             blobs.append(await reader.open_blob(info, file_of(info, CONF)))
         assert len(blobs) == 2
@@ -376,8 +409,21 @@ async def test_a_blob_that_does_not_fit_beside_the_others_is_refused_until_one_i
 
 
 @in_trio
+async def test_a_large_blob_that_does_not_fit_is_not_fetched_at_all() -> None:
+    source = MemorySource()
+    files = {name: made.image(seed, "r") for seed, name in enumerate(("a.blob", "b.blob"))}
+    info = source.add(made.snapshot(), files)
+    async with open_reader(source, open_limit=100_000) as reader:
+        first = await reader.open_blob(info, file_of(info, "a.blob"))
+        with pytest.raises(TooMuchOpenError, match="close some of them"):
+            await reader.open_blob(info, file_of(info, "b.blob"))
+        assert first.data == files["a.blob"]
+    assert source.calls["fetch_file"] == 1
+
+
+@in_trio
 async def test_indexes_are_fetched_side_by_side_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pbsfs.reader.opened.FETCHING", 3 * 4200)
+    monkeypatch.setattr("pbsfs.reader.opened.FETCHING", 3 * index.FIXED_ENTRY_SIZE)
     source, infos = several(5)
     gate = source.hold("fetch_file")
     images: list[Image] = []
