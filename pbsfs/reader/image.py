@@ -148,7 +148,7 @@ class Image:
         Raises DamageError and SourceError.
         """
         self.last_read = next(_READS)
-        while not self.index.has_table():  # another image may have needed the memory meanwhile
+        if not self.index.has_table():
             await self._restore(self.index)
 
     async def request(self, numbers: Iterable[int]) -> dict[int, Flight]:

@@ -12,6 +12,7 @@ import copy
 import errno
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
@@ -71,6 +72,7 @@ class OpenFiles:
         self._blobs: WeakValueDictionary[Hashable, Blob] = WeakValueDictionary()
         self._under_way: dict[Hashable, _Work[Any]] = {}
         self._fetching = Budget(FETCHING)
+        self._awaited: Counter[Index] = Counter()  # how many wait for the table of each
         self._told_restored = False
 
     async def image(self, identity: Hashable, size: int, make: Callable[[], Awaitable[Image]]) -> Image:
@@ -92,7 +94,10 @@ class OpenFiles:
         return await self._once(identity, work)
 
     async def restore(self, index: Index, fetch: Callable[[], Awaitable[bytes]]) -> None:
-        """Has `index` take its table from what `fetch` returns. Raises what that raises, and DamageError."""
+        """Has `index` take its table from what `fetch` returns. Raises what that raises, and DamageError.
+
+        It has the table until the caller waits for something else.
+        """
 
         async def work() -> None:
             if not self._told_restored:
@@ -102,7 +107,15 @@ class OpenFiles:
                 self._make_room()
                 await trio.to_thread.run_sync(index.restore_table, await fetch())
 
-        await self._once(index, work)
+        # Those that wait for it go on some turns of the loop after it came. Were it dropped meanwhile, for
+        # another image that is read, neither might ever get on.
+        self._awaited[index] += 1
+        try:
+            await self._once(index, work)
+        finally:
+            self._awaited[index] -= 1
+            if not self._awaited[index]:
+                del self._awaited[index]
 
     async def blob(self, name: str, file: FileInfo, size: int, read: Callable[[], Awaitable[bytes]]) -> Blob:
         """The blob `file`, called `name`: the one that is open, or with the content that `read` returns.
@@ -145,7 +158,7 @@ class OpenFiles:
     def _make_room(self, new: Image | None = None) -> None:
         """Drops tables, the least recently read first, until all fits the limit, with what is being fetched.
 
-        The table of `new` stays: it may be larger than the limit.
+        The table of `new` stays, since it may be larger than the limit, and so does what others wait for.
         """
         loaded = [image for image in self._images.values() if image.index.has_table()]
         taken = self._blob_size() + sum(image.index.table_size for image in loaded) + self._fetching.taken
@@ -154,7 +167,7 @@ class OpenFiles:
         for image in sorted(loaded, key=lambda image: image.last_read):
             if taken <= self._limit:
                 break
-            if image is new:
+            if image is new or image.index in self._awaited:
                 continue
             log.debug("%s: dropped its digest table", image)
             taken -= image.index.table_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -331,19 +331,47 @@ async def test_a_table_larger_than_the_limit_stays_for_the_image_that_is_read() 
 
 
 @in_trio
-async def test_two_that_read_images_beyond_the_limit_both_get_on() -> None:
-    source, infos = several(2)
+async def test_those_that_read_images_beyond_the_limit_all_get_on() -> None:
+    source, infos = several(3)
+    reads = 0
+
+    async def read_all(image: Image) -> None:
+        nonlocal reads
+        for offset in range(0, len(CONTENT), 10_000):
+            assert await image.read(offset, 10_000) == CONTENT[offset:][:10_000]
+            reads += 1
+
     async with open_reader(source, open_limit=TABLE) as reader:
         images = [await open_image(reader, info) for info in infos]
+        async with trio.open_nursery() as nursery:
+            for image in images * 3:
+                nursery.start_soon(read_all, image)
+        # None has to fetch a table twice for one read.
+        assert source.calls["fetch_file"] <= len(images) + reads
+        assert not reader._opened._awaited
 
-        async def read_all(image: Image) -> None:
-            for offset in range(0, len(CONTENT), 10_000):
-                assert await image.read(offset, 10_000) == CONTENT[offset:][:10_000]
 
-        with trio.fail_after(100):
-            async with trio.open_nursery() as nursery:
-                for image in images * 3:
-                    nursery.start_soon(read_all, image)
+@in_trio
+async def test_a_table_that_is_waited_for_is_not_dropped_before_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, infos = several(2)
+    async with open_reader(source, open_limit=2 * TABLE) as reader:
+        opened = reader._opened
+        images = [await open_image(reader, info) for info in infos]
+        images[0].index.drop_table()
+        forget = opened._forget
+
+        def another_needs_room(
+            *arguments: Any,
+        ) -> None:  # between the fetch and the turn of the one that waits
+            forget(*arguments)
+            opened._limit = 0
+            opened._make_room()
+
+        monkeypatch.setattr(opened, "_forget", another_needs_room)
+        assert await images[0].read(0, 10) == CONTENT[:10]
+        assert loaded(images) == [0]
 
 
 @pytest.mark.parametrize("name", [NAME, STREAM])
