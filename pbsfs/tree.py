@@ -17,7 +17,7 @@ from __future__ import annotations
 import abc
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import trio
@@ -51,6 +51,16 @@ DEFAULT_REFRESH = 5.0
 
 BLOBS_AT_ONCE = 4
 """Blobs of a snapshot that are fetched side by side for their sizes. Each is in memory meanwhile."""
+
+AHEAD = 8
+"""Directories that are listed side by side where they are listed one after another. As many connections are
+kept to a server."""
+
+LISTED_IN_ORDER = 3
+"""Directories that are listed one after another before the next ones are listed with them."""
+
+IN_ONE_GO = 500
+"""Nodes that are made before other tasks have their turn: a few milliseconds."""
 
 LATEST = "latest"
 NAMESPACES = "ns"
@@ -107,13 +117,15 @@ class Node(abc.ABC):
 class Directory(Node):
     """A node with children. Subclasses list them; this class keeps the listing for a while."""
 
-    __slots__ = ("_children", "_fresh_until", "_listing")
+    __slots__ = ("_children", "_fresh_until", "_listing", "_walk")
 
-    def __init__(self, tree: Tree, path: str) -> None:
+    def __init__(self, tree: Tree, path: str, walk: _Walk | None = None) -> None:
+        """`walk`: shared with the directories beside it, where listing takes a request for each."""
         super().__init__(tree, path)
         self._children: dict[str, Node] = {}
         self._fresh_until = float("-inf")
         self._listing = trio.Lock()
+        self._walk = walk
 
     @abc.abstractmethod
     async def _list(self) -> Iterable[Node]:
@@ -121,11 +133,36 @@ class Directory(Node):
 
     async def children(self) -> dict[str, Node]:
         """The children by name. Raises PbsfsError where they can't be listed."""
+        if self._is_fresh() or self._walk is None:
+            return await self._listed()
+        failure: PbsfsError | None = None
+        async with trio.open_nursery() as nursery:
+            for node in self._walk.next_after(self):
+                nursery.start_soon(node._list_ahead)
+            try:
+                await self._listed()
+            except PbsfsError as error:
+                failure = error  # raised outside, so that the nursery does not wrap it in a group
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return self._children
+
+    def _is_fresh(self) -> bool:
+        return trio.current_time() < self._fresh_until
+
+    async def _listed(self) -> dict[str, Node]:
         async with self._listing:  # one listing at a time serves everybody who waits
-            if trio.current_time() >= self._fresh_until:
-                self._children = {node.name: node for node in await self._list()}
+            if not self._is_fresh():
+                self._children = await _by_name(await self._list())
                 self._fresh_until = trio.current_time() + self.tree.refresh
         return self._children
+
+    async def _list_ahead(self) -> None:
+        try:
+            await self._listed()
+        except PbsfsError as error:  # who looks at it is told
+            log.debug("%s: not listed ahead: %s", self, error)
 
     def names_last(self) -> float:
         """Seconds for which the listing is still kept, and so the most that a door may keep its names."""
@@ -150,6 +187,39 @@ class Directory(Node):
         return known if known is not None and known.shows(info) else make(f"{self.path}/{name}".lstrip("/"))
 
 
+class _Walk:
+    """Notices that the directories in one are listed in order, as by programs that walk through a tree.
+
+    It says which are next, so that they are listed side by side.
+    """
+
+    def __init__(self, parent: Directory) -> None:
+        self._parent = parent
+        self._children: dict[str, Node] = {}  # as they were when the places were taken
+        self._nodes: list[Node] = []
+        self._places: dict[str, int] = {}
+        self._place = -1  # of the one that was listed last
+        self._asked = float("-inf")
+        self._in_order = 0
+
+    def next_after(self, node: Directory) -> list[Directory]:
+        """What to list together with `node`, which somebody wants to be listed now."""
+        if self._children is not self._parent._children:
+            self._children = self._parent._children
+            self._nodes = list(self._children.values())
+            self._places = {name: place for place, name in enumerate(self._children)}
+        before, asked = self._place, self._asked
+        self._place, self._asked = self._places.get(node.name, -1), trio.current_time()
+        # Up to AHEAD of them were listed meanwhile. A program that takes longer than the refresh time for one
+        # has no use for listings that were made ahead.
+        follows = 0 < self._place - before <= AHEAD and self._asked - asked < node.tree.refresh
+        self._in_order = self._in_order + 1 if follows else 1
+        if self._in_order < LISTED_IN_ORDER:
+            return []
+        after = self._nodes[self._place + 1 : self._place + AHEAD]
+        return [node for node in after if isinstance(node, Directory) and not node._is_fresh()]
+
+
 class NamespaceDirectory(Directory):
     """A namespace: its backup types, and the namespaces below it.
 
@@ -157,11 +227,12 @@ class NamespaceDirectory(Directory):
     that: however many of them are looked at, the source is asked once.
     """
 
-    __slots__ = ("_told_forbidden", "groups", "namespace", "namespaces")
+    __slots__ = ("_told_forbidden", "groups", "namespace", "namespaces", "round")
 
-    def __init__(self, tree: Tree, path: str, namespace: Namespace) -> None:
-        super().__init__(tree, path)
+    def __init__(self, tree: Tree, path: str, namespace: Namespace, walk: _Walk | None = None) -> None:
+        super().__init__(tree, path, walk)
         self.namespace = namespace
+        self.round = 0  # listings that there were
         self.groups: list[GroupInfo] = []
         self.namespaces: list[Namespace] = []
         self._told_forbidden = False
@@ -179,6 +250,7 @@ class NamespaceDirectory(Directory):
                 log.warning("%s: its own backups are left out: %s", self, error)
             self._told_forbidden = True
             self.groups = []
+        self.round += 1
         present = {info.group.type for info in self.groups}
         children: list[Node] = [
             self._keep(name, functools.partial(TypeDirectory, self, backup_type=name))
@@ -196,15 +268,21 @@ class NamespaceDirectory(Directory):
 class _PartDirectory(Directory):
     """A part of what a namespace's own listing found; it is as fresh as that."""
 
-    __slots__ = ("parent",)
+    __slots__ = ("_round", "_walk_inside", "parent")
 
     def __init__(self, parent: NamespaceDirectory, path: str) -> None:
         super().__init__(parent.tree, path)
         self.parent = parent
+        self._round = 0  # the listing of the parent that the children are from
+        self._walk_inside = _Walk(self)
 
     async def children(self) -> dict[str, Node]:
         await self.parent.children()
-        self._children = {node.name: node for node in await self._list()}
+        async with self._listing:
+            while self._round != self.parent.round:
+                found = self.parent.round
+                self._children = await _by_name(await self._list())
+                self._round = found
         return self._children
 
     def names_last(self) -> float:
@@ -218,7 +296,10 @@ class NamespacesDirectory(_PartDirectory):
 
     async def _list(self) -> list[Node]:
         return [
-            self._keep(ns.parts[-1], functools.partial(NamespaceDirectory, self.tree, namespace=ns))
+            self._keep(
+                ns.parts[-1],
+                functools.partial(NamespaceDirectory, self.tree, namespace=ns, walk=self._walk_inside),
+            )
             for ns in self.parent.namespaces
         ]
 
@@ -235,11 +316,15 @@ class TypeDirectory(_PartDirectory):
         super().__init__(parent, path)
         self.type = backup_type
 
-    async def _list(self) -> list[Node]:
-        return [
-            self._keep(info.group.id, functools.partial(GroupDirectory, self.tree, info=info), info)
+    async def _list(self) -> Iterable[Node]:
+        return (
+            self._keep(
+                info.group.id,
+                functools.partial(GroupDirectory, self.tree, info=info, walk=self._walk_inside),
+                info,
+            )
             for info in self._groups()
-        ]
+        )
 
     def _groups(self) -> list[GroupInfo]:
         return [info for info in self.parent.groups if info.group.type == self.type]
@@ -256,8 +341,8 @@ class GroupDirectory(Directory):
 
     __slots__ = ("info",)
 
-    def __init__(self, tree: Tree, path: str, info: GroupInfo) -> None:
-        super().__init__(tree, path)
+    def __init__(self, tree: Tree, path: str, info: GroupInfo, walk: _Walk) -> None:
+        super().__init__(tree, path, walk)
         self.info = info
 
     def shows(self, info: object) -> bool:
@@ -266,15 +351,16 @@ class GroupDirectory(Directory):
             self.info = info
         return True
 
-    async def _list(self) -> list[Node]:
-        snapshots = await self.tree.reader.source.snapshots(self.info.group)
-        children: list[Node] = [
-            self._keep(info.snapshot.time_text, functools.partial(SnapshotDirectory, self, info=info), info)
-            for info in snapshots
-        ]
+    async def _list(self) -> Iterable[Node]:
+        return self._nodes(await self.tree.reader.source.snapshots(self.info.group))
+
+    def _nodes(self, snapshots: list[SnapshotInfo]) -> Iterator[Node]:
+        for info in snapshots:
+            yield self._keep(
+                info.snapshot.time_text, functools.partial(SnapshotDirectory, self, info=info), info
+            )
         if any(info.error is None for info in snapshots):
-            children.append(self._keep(LATEST, functools.partial(Latest, self.tree, group=self)))
-        return children
+            yield self._keep(LATEST, functools.partial(Latest, self.tree, group=self))
 
     def _mtime(self) -> int | None:
         return self.info.last_backup
@@ -304,13 +390,15 @@ class SnapshotDirectory(Directory):
         self._looking = trio.Lock()
         self._looked_until = float("-inf")
         self._version = b""  # the manifest that goes with the sizes of the blobs
-        self._children = {node.name: node for node in self._files()}
 
     def shows(self, info: object) -> bool:
         return self.info == info
 
-    def _files(self) -> list[File]:
-        taken: dict[str, File] = {}
+    def _files(self) -> dict[str, Node]:
+        """The files by name, made when they are wanted first."""
+        if self._children:
+            return self._children
+        taken = self._children
         stored = {file.archive.filename for file in self.info.files}
         for file in self.info.files:
             # 'x.img.fidx' and 'x.img.blob' would share a name: the second keeps its stored name, which
@@ -323,7 +411,7 @@ class SnapshotDirectory(Directory):
                 taken[name] = BlobFile(self, path, file)
             else:
                 taken[name] = ImageFile(self.tree, path, self.info, file)
-        return list(taken.values())
+        return taken
 
     async def look_at_blobs(self) -> None:
         """Learns how long the blobs are, from a source without cheap files. What can't be read stays as it
@@ -331,7 +419,7 @@ class SnapshotDirectory(Directory):
         async with self._looking:  # the first who comes asks for all who do
             if trio.current_time() < self._looked_until:
                 return
-            blobs = [node for node in self._children.values() if isinstance(node, BlobFile)]
+            blobs = [node for node in self._files().values() if isinstance(node, BlobFile)]
             try:
                 version = await self.tree.reader.version(self.info.snapshot, self.tree.refresh)
                 if version != self._version:
@@ -351,13 +439,13 @@ class SnapshotDirectory(Directory):
         # was repaired), the group's listing makes a new directory.
         if self.info.error is not None:
             raise DamageError(f"{self.path}: {self.info.error}")
-        return self._children
+        return self._files()
 
     def names_last(self) -> float:
         return self._group.names_last()  # which makes a new directory where anything did change
 
     async def _list(self) -> Iterable[Node]:
-        return self._children.values()
+        return self._files().values()
 
     def _mtime(self) -> int | None:
         return self.info.snapshot.time
@@ -382,11 +470,10 @@ class Latest(Node):
 
     async def target(self) -> str:
         """The name of the snapshot's directory. Raises NotFoundError."""
-        children = (await self._group.children()).values()
-        readable = [n for n in children if isinstance(n, SnapshotDirectory) and n.info.error is None]
-        if not readable:
-            raise NotFoundError(f"{self._group}: there is no finished snapshot")
-        return max(readable, key=lambda node: node.info.snapshot.time).name
+        for node in reversed((await self._group.children()).values()):  # the newest first
+            if isinstance(node, SnapshotDirectory) and node.info.error is None:
+                return node.name
+        raise NotFoundError(f"{self._group}: there is no finished snapshot")
 
     async def stat(self) -> Stat:
         try:
@@ -564,6 +651,16 @@ class Tree:
                 node = await here.child(await node.target())
             trail.append(node)
         return trail[-1]
+
+
+async def _by_name(nodes: Iterable[Node]) -> dict[str, Node]:
+    """The nodes by their names; other tasks have their turn meanwhile, however many there are."""
+    found: dict[str, Node] = {}
+    for node in nodes:
+        found[node.name] = node
+        if len(found) % IN_ONE_GO == 0:
+            await trio.lowlevel.checkpoint()
+    return found
 
 
 async def _child_or_suggest(directory: Directory, name: str) -> Node:

@@ -15,7 +15,18 @@ from pbsfs.formats.manifest import CryptMode
 from pbsfs.names import ROOT_NAMESPACE, Archive, Namespace, Snapshot
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
-from pbsfs.tree import BlobFile, Directory, ImageFile, Latest, Node, SnapshotDirectory, Stat, Tree
+from pbsfs.tree import (
+    AHEAD,
+    IN_ONE_GO,
+    BlobFile,
+    Directory,
+    ImageFile,
+    Latest,
+    Node,
+    SnapshotDirectory,
+    Stat,
+    Tree,
+)
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.run import in_trio
@@ -788,3 +799,113 @@ async def test_a_file_made_again_with_the_same_size_opens_with_its_new_content_a
         assert await new.read(0, 1 << 20) == content
         assert (await disk.stat()).data_size == 3 * CHUNK_SIZE + 512
         assert await old.read(0, 1 << 20) == CONTENT
+
+
+# --- walks through many directories
+
+
+def many_groups(*, groups: int = 40) -> tuple[MemorySource, list[str]]:
+    source = MemorySource(cheap_files=False)
+    for number in range(groups):
+        source.add(made.snapshot(f"{number:03}"), {})
+    return source, [f"vm/{number:03}" for number in range(groups)]
+
+
+@in_trio
+async def test_groups_that_are_listed_in_order_are_listed_side_by_side() -> None:
+    source, paths = many_groups()
+    async with shown(source) as tree:
+        groups = [await directory(tree, path) for path in paths]
+        for group in groups[:2]:
+            await group.children()
+        assert source.calls["snapshots"] == 2
+        gate = source.hold("snapshots")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(groups[2].children)
+            await wait_all_tasks_blocked()
+            assert source.calls["snapshots"] == 2 + AHEAD
+            gate.set()
+        for group in groups:
+            assert DAYS[0] in await group.children()
+        assert source.calls["snapshots"] == len(groups)
+
+
+@pytest.mark.parametrize("step", [-1, 0, AHEAD + 1])
+@in_trio
+async def test_groups_in_another_order_are_not_listed_ahead(step: int) -> None:
+    source, paths = many_groups()
+    async with shown(source) as tree:
+        order = paths[::-1] if step < 0 else paths[::step] if step else [paths[0], paths[20], paths[3]]
+        for path in order:
+            await names(tree, path)
+        assert source.calls["snapshots"] == len(order)
+
+
+@in_trio
+async def test_a_slow_walk_lists_nothing_that_goes_out_of_date_before_it_is_wanted() -> None:
+    source, paths = many_groups()
+    async with shown(source, refresh=5) as tree:
+        for path in paths[:10]:
+            await names(tree, path)
+            await trio.sleep(5)
+        assert source.calls["snapshots"] == 10
+
+
+@in_trio
+async def test_a_group_that_cannot_be_listed_ahead_says_so_when_it_is_wanted() -> None:
+    source, paths = many_groups()
+    async with shown(source) as tree:
+        groups = [await directory(tree, path) for path in paths]
+        for group in groups[:2]:
+            await group.children()
+        source.fail("snapshots", *[SourceError("no answer")] * AHEAD)
+        with pytest.raises(SourceError, match="no answer"):
+            await groups[2].children()
+        for group in groups:
+            assert await group.children()
+
+
+@in_trio
+async def test_namespaces_that_are_listed_in_order_are_listed_side_by_side() -> None:
+    source = MemorySource()
+    for number in range(20):
+        source.add(made.snapshot(namespace=Namespace((f"n{number:02}",))), {})
+    async with shown(source) as tree:
+        for number in range(2):
+            await names(tree, f"ns/n{number:02}")
+        before = source.calls["groups"]
+        await names(tree, "ns/n02")
+        assert source.calls["groups"] == before + AHEAD
+
+
+@in_trio
+async def test_a_large_group_is_listed_without_holding_up_other_tasks() -> None:
+    source = MemorySource(cheap_files=False)
+    first = source.add(made.snapshot(), FILES)
+    for number in range(20_000):
+        snapshot = made.snapshot(time=TIME + number)
+        source.infos[snapshot] = replace(first, snapshot=snapshot)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with shown(source) as tree, trio.open_nursery() as nursery:
+        group = await directory(tree, "vm/100")
+        nursery.start_soon(others)
+        assert len(await group.children()) == 20_001
+        nursery.cancel_scope.cancel()
+    assert turns >= 20_000 // IN_ONE_GO
+
+
+@in_trio
+async def test_a_look_up_in_a_type_with_many_groups_makes_no_new_listing() -> None:
+    source, paths = many_groups()
+    async with shown(source) as tree:
+        vm = await directory(tree, "vm")
+        children = await vm.children()
+        await names(tree, paths[3])
+        assert await vm.children() is children

@@ -304,7 +304,8 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 return
         first, replied = max(0, start_id - len(dots)), []
-        for position, node in enumerate(listing[first:], first + len(dots)):
+        for place in range(first, len(listing)):
+            node, position = listing[place], place + len(dots)
             # A program that lists names only costs no request. What is not exact the kernel may not keep: for
             # a program that wants attributes too, or opens the file, it asks for them again.
             entry = self._attributes(node, await node.glance(), directory.names_last())

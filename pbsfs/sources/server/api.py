@@ -69,8 +69,8 @@ TICKET_RENEWAL = 3600.0
 """Seconds after which a ticket is renewed: half of the two hours that it is good for, so that a server
 that is away for a while does not cost us the login."""
 
-KEPT_CONNECTIONS = 4
-"""Idle connections that are kept. Listing is rarely wider, and each is a descriptor on the server."""
+KEPT_CONNECTIONS = 8
+"""Idle connections that are kept: the tree lists as many groups side by side."""
 
 KEEP_TIME = 20.0
 """Seconds for which an idle connection is kept; longer, and servers and firewalls drop it first."""

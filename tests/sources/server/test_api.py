@@ -100,11 +100,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def api_of(server: ReferenceServer, auth_id: str = USER, secret: str | None = None) -> Api:
+def api_of(
+    server: ReferenceServer, auth_id: str = USER, secret: str | None = None, *, threads: int = 8
+) -> Api:
     if secret is None:
         secret = SECRET if "!" in auth_id else PASSWORD
     trust = Trust(pinned=parse_fingerprint(server.fingerprint))
-    return Api(Repository.parse(server.repository(auth_id)), Secret(secret), trust)
+    return Api(Repository.parse(server.repository(auth_id)), Secret(secret), trust, threads=threads)
 
 
 def using(api: Api, work: Callable[[], Awaitable[T]]) -> T:
@@ -413,21 +415,22 @@ def test_a_connection_is_kept_and_used_again(server: ReferenceServer) -> None:
 
 
 def test_as_many_connections_are_kept_as_are_of_use(server: ReferenceServer) -> None:
-    api = api_of(server, TOKEN)
+    more = KEPT_CONNECTIONS + 3
+    api = api_of(server, TOKEN, threads=more)
 
     async def work() -> None:
-        held = server.faults.add(Hold(match="/version", times=7))
+        held = server.faults.add(Hold(match="/version", times=more))
         async with trio.open_nursery() as nursery:
-            for _ in range(7):
+            for _ in range(more):
                 nursery.start_soon(api.get, "/version", {})
-            await trio.to_thread.run_sync(wait_until, lambda: held.hits == 7, "seven requests")
+            await trio.to_thread.run_sync(wait_until, lambda: held.hits == more, "all requests")
             held.release()
         await trio.to_thread.run_sync(
             wait_until, lambda: server.open_connections == KEPT_CONNECTIONS, "closing the others"
         )
 
     using(api, work)
-    assert server.connections == 7
+    assert server.connections == more
 
 
 def test_a_connection_that_was_idle_for_long_is_not_used_again(server: ReferenceServer, clock: Clock) -> None:

@@ -10,6 +10,7 @@ import trio.testing
 
 from pbsfs.names import Namespace
 from pbsfs.sources.server import pool
+from pbsfs.sources.server.api import KEPT_CONNECTIONS
 from pbsfs.tree import Directory, Tree
 from pbsfs.writer import DatastoreWriter
 from tests.sources.server import serving
@@ -195,6 +196,6 @@ def test_lists_share_a_few_connections(large: Path) -> None:
         with serving.served(large) as server:
             async with reading(source_of(server)) as reader:
                 assert await walk(Tree(reader).root)
-                assert server.connections <= 2
+                assert server.connections <= KEPT_CONNECTIONS
 
     trio.run(main)
