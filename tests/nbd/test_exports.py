@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trio
 
-from pbsfs.nbd.exports import Server, StoppedError
+from pbsfs.nbd import exports
+from pbsfs.nbd.exports import Export, Server, StoppedError
 from pbsfs.nbd.parameters import Parameters
 from pbsfs.reader.image import Image
-from pbsfs.tree import ImageFile
-from tests.support.stocked import IMAGE, stock
+from pbsfs.tree import ImageFile, Tree
+from tests.support import made
+from tests.support.serving import SECRET, TOKEN, serving
+from tests.support.stocked import CHUNK, FIRST, IMAGE, stock
 from tests.support.waiting import wait_until
 
 
@@ -83,3 +89,44 @@ def test_a_failure_that_is_a_time_limit_is_told(server: Server) -> None:
 
     with pytest.raises(TimeoutError, match="too late"):
         server.call(fail)
+
+
+def read(export: Export) -> bytes:
+    content = bytearray(export.size)
+    export.read_into(memoryview(content), 0)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["directory", "server"])
+def test_a_backup_made_again_is_served_with_its_new_content_to_those_who_open_it_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(exports, "Tree", functools.partial(Tree, refresh=0.0))
+    own = stock(tmp_path / "datastore")
+    parameters = Parameters({})
+    with ExitStack() as stack:
+        if kind == "directory":
+            parameters.take("datastore_dir", str(own.path))
+        else:
+            (tmp_path / "secret").write_text(SECRET)
+            from_server = stack.enter_context(serving(own.path))
+            parameters.take("repo", from_server.repository(TOKEN))
+            parameters.take("password", f"+{tmp_path / 'secret'}")
+            parameters.take("fingerprint", from_server.fingerprint)
+        served = Server(parameters.settings())
+        served.start()
+        stack.callback(served.stop)
+        old = own.contents[IMAGE]
+        connections = [served.open(IMAGE) for _ in range(4)]
+        assert all(read(connection) == old for connection in connections)
+        content = made.image(77, "r0rr0rtr", tail=1536)
+        assert len(content) == len(old)
+        shutil.rmtree(own.path / FIRST)
+        own.writer.add_snapshot(made.snapshot(), {"drive-scsi0.img.fidx": content}, chunk_size=CHUNK)
+        # Connections of one client must see one image: while one is open, it stays what it is.
+        connections.append(served.open(IMAGE))
+        assert all(read(connection) == old for connection in connections)
+        for connection in connections:
+            connection.close()
+        connections = [served.open(IMAGE) for _ in range(4)]
+        assert all(read(connection) == content for connection in connections)
