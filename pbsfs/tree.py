@@ -188,9 +188,9 @@ class Directory(Node):
 
 
 class _Walk:
-    """Notices that the directories in one are listed in order, as by programs that walk through a tree.
+    """Notices that the directories in one are listed or looked at in order, as `find` and `ls -R` do.
 
-    It says which are next, so that they are listed side by side.
+    It says which are next, so that they are asked for side by side.
     """
 
     def __init__(self, parent: Directory) -> None:
@@ -203,7 +203,7 @@ class _Walk:
         self._in_order = 0
 
     def next_after(self, node: Directory) -> list[Directory]:
-        """What to list together with `node`, which somebody wants to be listed now."""
+        """What to ask for together with `node`, which somebody wants now."""
         if self._children is not self._parent._children:
             self._children = self._parent._children
             self._nodes = list(self._children.values())
@@ -339,11 +339,12 @@ class TypeDirectory(_PartDirectory):
 class GroupDirectory(Directory):
     """A group: its finished snapshots, and `latest`."""
 
-    __slots__ = ("info",)
+    __slots__ = ("info", "looks")
 
     def __init__(self, tree: Tree, path: str, info: GroupInfo, walk: _Walk) -> None:
         super().__init__(tree, path, walk)
         self.info = info
+        self.looks = _Walk(self)  # at the blobs of its snapshots
 
     def shows(self, info: object) -> bool:
         # A group stays the same group, whatever a newer listing says of it.
@@ -416,6 +417,15 @@ class SnapshotDirectory(Directory):
     async def look_at_blobs(self) -> None:
         """Learns how long the blobs are, from a source without cheap files. What can't be read stays as it
         was listed, and is tried again by those who ask after the refresh time."""
+        if trio.current_time() < self._looked_until:
+            return
+        async with trio.open_nursery() as nursery:
+            for node in self._group.looks.next_after(self):
+                if isinstance(node, SnapshotDirectory):
+                    nursery.start_soon(node._look_at_blobs)
+            await self._look_at_blobs()
+
+    async def _look_at_blobs(self) -> None:
         async with self._looking:  # the first who comes asks for all who do
             if trio.current_time() < self._looked_until:
                 return

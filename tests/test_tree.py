@@ -909,3 +909,25 @@ async def test_a_look_up_in_a_type_with_many_groups_makes_no_new_listing() -> No
         children = await vm.children()
         await names(tree, paths[3])
         assert await vm.children() is children
+
+
+@in_trio
+async def test_the_blobs_of_snapshots_that_are_looked_at_in_order_are_asked_for_side_by_side() -> None:
+    source = MemorySource(cheap_files=False)
+    for day in range(30):
+        source.add(made.snapshot(time=TIME + day * DAY), {})
+    async with shown(source) as tree:
+        children = list((await (await directory(tree, "vm/100")).children()).values())
+        manifests = [await small_file(tree, f"{node.path}/index.json") for node in children[:-1]]
+        for manifest in manifests[:2]:
+            assert (await manifest.stat()).exact
+        assert source.calls["fetch_file"] == 2
+        gate = source.hold("fetch_file")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(manifests[2].stat)
+            await wait_all_tasks_blocked()
+            assert source.calls["fetch_file"] == 2 + AHEAD
+            gate.set()
+        for manifest in manifests:
+            assert (await manifest.stat()).exact
+        assert source.calls["fetch_file"] == len(manifests)
