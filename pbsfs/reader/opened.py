@@ -101,7 +101,11 @@ class OpenFiles:
 
         async def work() -> None:
             if not self._told_restored:
-                log.info("open files need more than %d bytes; some reads take longer", self._limit)
+                log.info(
+                    "open files need more than %d bytes, so digest tables of images are fetched again when they "
+                    "are read; close some to read faster",
+                    self._limit,
+                )
             self._told_restored = True
             async with self._fetching.take(index.table_size):
                 self._make_room()

@@ -306,7 +306,8 @@ async def test_that_tables_are_fetched_again_is_logged_once(caplog: pytest.LogCa
             assert not caplog.messages
             for image in images * 3:
                 await image.read(0, 1)
-    assert caplog.messages == [f"open files need more than {TABLE} bytes; some reads take longer"]
+    (message,) = caplog.messages
+    assert message.startswith(f"open files need more than {TABLE} bytes, ")
 
 
 @in_trio
