@@ -219,7 +219,12 @@ class Operations(pyfuse3.Operations):
         """
         path = self.inodes.path(number)
         node = await self._tree.at(path.rpartition("/")[0] if parent else path)
-        return self._looked_up(self._attributes(node, await node.stat(), self._lasts(node)), node)
+        entry = self._attributes(node, await node.stat(), self._lasts(node))
+        if (
+            not parent and entry.st_ino != number
+        ):  # it was that of a file that was made again while it was open
+            raise NotFoundError(f"inode {number} is no longer '{path}'")
+        return self._looked_up(entry, node)
 
     def _looked_up(self, entry: pyfuse3.EntryAttributes, node: Node) -> pyfuse3.EntryAttributes:
         self.inodes.remember(node, entry.st_size, entry.st_ino)

@@ -191,6 +191,15 @@ def test_a_number_is_found_again_after_it_was_forgotten(stocked: Stocked) -> Non
     serve(stocked, work)
 
 
+def test_a_number_that_its_path_does_not_have_any_more_is_not_found(stocked: Stocked) -> None:
+    async def work(operations: Operations) -> None:
+        operations.inodes._forgotten[4711] = IMAGE
+        await fails_with(errno.ENOENT, operations.lookup(4711, b".", NOBODY))
+        assert len(operations.inodes) == 1
+
+    serve(stocked, work)
+
+
 def test_a_number_of_what_is_gone_is_not_found(stocked: Stocked) -> None:
     async def work(operations: Operations) -> None:
         number = (await find(operations, IMAGE)).st_ino

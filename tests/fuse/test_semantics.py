@@ -13,11 +13,13 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -764,6 +766,34 @@ def test_what_a_server_has_not_told_is_learned_by_opening(
         assert (tmp_path / "copy").stat().st_blocks * 512 < size - 2 * CHUNK
         with (mount / NEWER_IMAGE).open("rb") as file:
             assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == CHUNK
+
+
+MAP = """
+import mmap, os, sys
+fd = os.open(sys.argv[2], os.O_RDONLY)
+with mmap.mmap(fd, 0, getattr(mmap, sys.argv[1]), mmap.PROT_READ) as found:
+    sys.stdout.buffer.write(found)
+"""
+
+
+def test_files_can_be_mapped_and_sent(server: ReferenceServer, own: Stocked, tmp_path: Path) -> None:
+    def mapped(path: Path, flags: str) -> bytes:
+        # In a process of its own: the server here could not answer while Python waits for a page.
+        command = [sys.executable, "-c", MAP, flags, str(path)]
+        return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+
+    def sent(path: Path) -> bytes:
+        with opened(path) as fd, (tmp_path / "sent").open("wb") as out:
+            while os.sendfile(out.fileno(), fd, None, 1 << 20):
+                pass
+        return (tmp_path / "sent").read_bytes()
+
+    for read in (partial(mapped, flags="MAP_SHARED"), partial(mapped, flags="MAP_PRIVATE"), sent):
+        for source in (own.path, access(server)):
+            with mounted(source, tmp_path / "m") as mount:
+                for path, content in own.contents.items():
+                    os.listdir((mount / path).parent)  # from which the kernel has lengths that are not exact
+                    assert read(mount / path) == content
 
 
 def test_looking_opens_no_session(server: ReferenceServer, own: Stocked, tmp_path: Path) -> None:
