@@ -49,6 +49,10 @@ than that is one chunk."""
 MAX_MANIFESTS = 256
 """Manifests that are kept, of snapshots in which something was opened."""
 
+UNTOLD_SIZE = 16 << 20
+"""Bytes that count for a log while it is fetched, as a server does not tell its size: more than real ones
+have, and few enough to fetch those of some snapshots side by side."""
+
 SMALL = 64 << 10
 """Bytes that are decoded on the spot: it takes less time than going to a thread and back (0.1 ms)."""
 
@@ -133,7 +137,7 @@ class Reader:
         return await self._opened.blob(
             f"{info.snapshot}/{file.archive.name}",
             file,
-            2 * file.size or blob.MAX_BLOB_SIZE,  # stored and decoded; some servers do not tell
+            2 * file.size or UNTOLD_SIZE,  # stored and decoded
             lambda: self._read_blob(info, file, manifest),
         )
 
