@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -204,7 +205,7 @@ def _say(text: str) -> None:
 
 def _run(arguments: list[str]) -> str:
     """Shows a command, runs it, and shows and returns what it prints."""
-    click.secho(f"$ {' '.join(_as_typed(arguments))}", fg="cyan")
+    click.secho(f"$ {shlex.join(_as_typed(arguments))}", fg="cyan")
     output = _output_of(arguments)
     click.echo(output, nl=False)
     return output
