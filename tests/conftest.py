@@ -31,7 +31,66 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+LONG = (
+    "cli/",
+    "fuse/test_damage_policy.py",
+    "fuse/test_file_handles.py",
+    "fuse/test_interrupts.py",
+    "fuse/test_mount.py",
+    "fuse/test_mountpoint.py",
+    "fuse/test_semantics.py",
+    "fuse/test_server_mount.py",
+    "fuse/test_shim.py",
+    "fuse/test_space.py",
+    "nbd/test_bridge.py",
+    "nbd/test_failures.py",
+    "nbd/test_launch.py",
+    "nbd/test_life.py",
+    "nbd/test_tools.py",
+    "reader/test_damage.py",
+    "reader/test_keys.py",
+    "reader/test_latency.py",
+    "server/",
+    "sources/server/test_random.py",
+    "sources/server/test_sessions.py",
+    "sources/server/test_source.py",
+    "test_bench.py",
+    "test_copy.py",
+    "test_damage_mount.py",
+    "test_golden_formats.py",
+    "test_golden_keys.py",
+    "test_golden_mount.py",
+    "test_rough.py",
+    "test_service.py",
+    "test_verify.py",
+)
+"""Tests that mount, start programs or take long (paths below tests/): a run of none in particular leaves them
+out."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="run all tests where none are named, not only those that need neither mounts nor programs",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Chooses the quick tests where none were named, and looks for the golden data."""
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.getoption("--all"):
+        long = [item for item in items if _is_long(item)]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not _is_long(item)]
+    _require_golden_data(items)
+
+
+def _is_long(item: pytest.Item) -> bool:
+    place = item.path.relative_to(Path(__file__).parent).as_posix()
+    return place.startswith(LONG) or item.get_closest_marker("golden") is not None
+
+
+def _require_golden_data(items: list[pytest.Item]) -> None:
     """Tests on golden data are skipped without it; under CI its absence is an error, not a skip."""
     if golden.is_there():
         return
