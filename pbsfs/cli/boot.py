@@ -109,7 +109,7 @@ def command(
         stack.callback(launch.stop, child)
         status = child.wait()
     if status != 0:
-        raise HelperError(f"QEMU ended with status {status}")
+        raise launch.ending("QEMU", status)
 
 
 def _ending_with_us() -> list[str]:

@@ -17,7 +17,7 @@ from pbsfs.cli.handover import Handover, hand_over
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import FilePath, PassingOn, damage_option, passed_on, run_on_opened, source_options
 from pbsfs.config import SourceOptions, open_source, parse_cache_size
-from pbsfs.errors import HelperError, UsageError
+from pbsfs.errors import UsageError
 from pbsfs.names import Namespace
 from pbsfs.nbd import launch
 from pbsfs.nbd.exports import choose
@@ -120,7 +120,7 @@ def command(
             click.echo(f"Each image is an export, {example}; nbdinfo --list tells their names.", err=True)
         status = serving.child.wait()
     if status != 0:
-        raise HelperError(f"nbdkit ended with status {status}")
+        raise launch.ending("nbdkit", status)
 
 
 def _variables(address: Address, uri: str) -> dict[str, str]:

@@ -171,6 +171,15 @@ def stop(child: subprocess.Popen[bytes]) -> None:
             child.wait()
 
 
+def ending(program: str, status: int, *, before: str = "") -> HelperError:
+    """What to say of a program that ended by itself with `status`, as `Popen.returncode` has it."""
+    if status < 0:
+        return HelperError(f"{program} was ended{before} by signal {-status}; start it again")
+    return HelperError(
+        f"{program} ended with status {status}{before}; correct what its own message above names, and try again"
+    )
+
+
 def wait_until_ready(child: subprocess.Popen[bytes], ready: int) -> None:
     """Waits for the plugin's word on the pipe `ready` that nbdkit takes connections.
 
@@ -183,6 +192,6 @@ def wait_until_ready(child: subprocess.Popen[bytes], ready: int) -> None:
         poll.register(ended, select.POLLIN)
         events = [fd for fd, _event in poll.poll()]
         if ready not in events or not os.read(ready, 1):
-            raise HelperError(f"nbdkit ended with status {child.wait()} before it served; see above")
+            raise ending("nbdkit", child.wait(), before=" before it served")
     finally:
         os.close(ended)
