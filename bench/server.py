@@ -38,6 +38,7 @@ from tests.support.server.answers import Answer, RefusedError, Request, reason
 from tests.support.server.api import READER_PATH, Api
 from tests.support.server.clock import Clock
 from tests.support.server.datastore import Datastore
+from tests.support.server.releases import PBS_3
 
 STORE = "bench"
 USER = "reader@pbs"
@@ -57,7 +58,7 @@ class Server:
         grants = {f"/datastore/{STORE}": READER}
         self.password = self._accounts.add(USER, None, grants)
         self.secret = self._accounts.add(TOKEN, None, grants)
-        self._api = Api(self._accounts, {STORE: self._store}, release=("3.2", "4"))
+        self._api = Api(self._accounts, {STORE: self._store}, release=PBS_3)
         made = certificate.make()
         self.fingerprint = made.fingerprint
         self._context = made.context()

@@ -12,6 +12,7 @@ from pbsfs.names import Group, Namespace
 from pbsfs.writer import DatastoreWriter
 from tests.support import golden, made
 from tests.support.server import READER, ReferenceServer
+from tests.support.server.releases import PBS_4
 
 PASSWORD = "p:a s+s/w%rd"
 SECRET = "5ec2e7/%+:secret"
@@ -66,7 +67,29 @@ def golden_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Referenc
     (path / ".chunks").symlink_to(golden.DATASTORE / ".chunks")
     (path / "ns" / "empty").mkdir()
     with ReferenceServer(path, shown_path="/datastore") as server:
-        server.add_user("reader@pbs", PASSWORD)
-        server.add_token("reader@pbs!viewer", SECRET)
-        server.add_token("reader@pbs!limited", SECRET, grants={"/datastore/golden/prod": READER})
+        _admit(server)
         yield server
+
+
+@pytest.fixture(scope="module")
+def golden_servers(
+    golden_server: ReferenceServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, ReferenceServer]]:
+    """Servers as those that were recorded, by the directory of the recordings."""
+    path = tmp_path_factory.mktemp("golden-4") / "datastore"
+    shutil.copytree(golden.DATASTORE, path, ignore=shutil.ignore_patterns(".chunks"))
+    for place in (path, path / "ns", path / "vm"):
+        place.chmod(0o755)
+    (path / ".chunks").symlink_to(golden.DATASTORE / ".chunks")
+    (path / "ns" / "empty").mkdir()
+    (path / "vm" / "199").mkdir()
+    (path / "vm" / "199" / "owner").write_text("tester@pbs\n")
+    with ReferenceServer(path, release=PBS_4, shown_path="/mnt/datastore/golden") as server:
+        _admit(server)
+        yield {"api": golden_server, "api-4.2.3": server}
+
+
+def _admit(server: ReferenceServer) -> None:
+    server.add_user("reader@pbs", PASSWORD)
+    server.add_token("reader@pbs!viewer", SECRET)
+    server.add_token("reader@pbs!limited", SECRET, grants={"/datastore/golden/prod": READER})

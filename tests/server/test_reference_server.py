@@ -23,6 +23,7 @@ from tests.server.h2_client import TIMEOUT, Connection, Reply, Session
 from tests.support import made
 from tests.support.program import environment
 from tests.support.server import NOTHING, OWN_GROUPS, READER, ReferenceServer
+from tests.support.server.releases import PBS_4
 from tests.support.server.tickets import LIFETIME, Tickets
 
 API = "/api2/json"
@@ -94,14 +95,14 @@ def test_a_second_factor_leaves_a_partial_ticket(server: ReferenceServer) -> Non
 
 
 def test_the_ticket_may_be_in_a_cookie_only(datastore: Path) -> None:
-    with ReferenceServer(datastore, store="made", ticket_in_cookie=True) as server:
+    with ReferenceServer(datastore, store="made", release=PBS_4, ticket_in_cookie=True) as server:
         server.add_user("reader@pbs", PASSWORD)
         reply = log_in(server)
         assert "ticket" not in reply.data
         name, _, ticket = reply.headers["set-cookie"].partition(";")[0].partition("=")
         assert name == "__Host-PBSAuthCookie"
         assert ticket.startswith("PBS:reader@pbs:")
-        assert get(server, f"{API}/version", cookie(ticket, name)).data["version"] == "4.0"
+        assert get(server, f"{API}/version", cookie(ticket, name)).data["version"] == "4.2"
         assert get(server, f"{API}/version", cookie(ticket)).status == 401
 
 

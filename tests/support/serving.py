@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.support.program import environment
 from tests.support.server import ReferenceServer, SlowLink
+from tests.support.server.releases import PBS_3, Release
 
 STORE = "store1"
 
@@ -21,9 +22,11 @@ WAYS_IN = {USER: PASSWORD, TOKEN: SECRET}
 
 
 @contextmanager
-def serving(path: Path, *, link: SlowLink | None = None) -> Iterator[ReferenceServer]:
+def serving(
+    path: Path, *, link: SlowLink | None = None, release: Release = PBS_3
+) -> Iterator[ReferenceServer]:
     """A server over the datastore in `path`, with a user and a token who may read all of it."""
-    with ReferenceServer(path, store=STORE, link=link) as server:
+    with ReferenceServer(path, store=STORE, link=link, release=release) as server:
         server.add_user(USER, PASSWORD)
         server.add_token(TOKEN, SECRET)
         yield server

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
 from tests.support.server.answers import RefusedError, Request
@@ -41,6 +41,11 @@ ANY = frozenset({AUDIT, MODIFY, READ, BACKUP})
 
 Grants = Mapping[str, frozenset[str]]
 
+CLEARED = (
+    "__Host-PBSAuthCookie=; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Secure; SameSite=Lax; HttpOnly; Path=/;"
+)
+"""What takes a ticket that is not good out of a browser."""
+
 COOKIES = ("__Host-PBSAuthCookie", "PBSAuthCookie")
 
 
@@ -64,11 +69,15 @@ def owns(auth_id: str, owner: str) -> bool:
 
 
 class Accounts:
-    """All accounts of the server. `cookies`: names of the cookies that tickets are read from."""
+    """All accounts of the server. `cookies`: names of the cookies that tickets are read from.
 
-    def __init__(self, clock: Clock, cookies: tuple[str, ...] = COOKIES) -> None:
+    `newer`: whether refusals are those of 4.x, which don't say why.
+    """
+
+    def __init__(self, clock: Clock, cookies: tuple[str, ...] = COOKIES, *, newer: bool = False) -> None:
         self.tickets = Tickets(clock)
         self.cookies = cookies
+        self._newer = newer
         self._accounts: dict[str, Account] = {}
 
     def add(self, auth_id: str, secret: str | None, grants: Grants, *, second_factor: bool = False) -> str:
@@ -114,23 +123,23 @@ class Accounts:
             try:
                 user = self.tickets.user_of(ticket)
             except TicketError as error:
-                raise _not_authenticated(str(error)) from None
+                raise self._not_authenticated(str(error)) from None
             if user not in self._accounts:
-                raise _not_authenticated("user account disabled or expired.")
+                raise self._not_authenticated("user account disabled or expired.")
             if request.method != "GET" and "csrfpreventiontoken" not in request.headers:
-                raise _not_authenticated("missing CSRF prevention token")
+                raise self._not_authenticated("missing CSRF prevention token")
             return user
         authorization = request.headers.get("authorization", "")
         if not authorization.startswith(("PBSAPIToken ", "PBSAPIToken=")):
-            raise _not_authenticated("no authentication credentials provided.")
+            raise self._not_authenticated("no authentication credentials provided.")
         token, separator, secret = authorization[len("PBSAPIToken ") :].partition(":")
         account = self._accounts.get(token)
         if account is None or "!" not in token:
-            raise _not_authenticated("user account or token disabled or expired.")
+            raise self._not_authenticated("user account or token disabled or expired.")
         if not separator:
-            raise _not_authenticated("failed to split API token header")
+            raise self._not_authenticated("failed to split API token header")
         if not secrets.compare_digest(account.secret.encode(), unquote(secret).encode()):
-            raise _not_authenticated("invalid credentials")
+            raise self._not_authenticated("invalid credentials")
         return token
 
     def _cookie(self, header: str) -> str | None:
@@ -169,6 +178,9 @@ class Accounts:
         names = "|".join(name for name in PRIVILEGES if name in full | partial)
         raise RefusedError(403, f"permission check failed - missing {names} on {path}")
 
-
-def _not_authenticated(why: str) -> RefusedError:
-    return RefusedError(401, f"authentication failed - {why}", content_type=None)
+    def _not_authenticated(self, why: str) -> RefusedError:
+        if not self._newer:
+            return RefusedError(401, f"authentication failed - {why}", content_type=None)
+        refused = RefusedError(401, "authentication failed", content_type=None)
+        refused.answer = replace(refused.answer, headers=(("set-cookie", CLEARED),))
+        return refused

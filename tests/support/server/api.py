@@ -7,6 +7,7 @@ those of proxmox-backup 3.2.4.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.support.server import parameters as p
 from tests.support.server.accounts import ANY, AUDIT, BACKUP, READ, Accounts, owns
 from tests.support.server.answers import OCTETS, Answer, RefusedError, Request, data
 from tests.support.server.datastore import Datastore, os_error
+from tests.support.server.releases import Release
 
 PREFIX = "/api2/json"
 READER_PATH = f"{PREFIX}/reader"
@@ -27,9 +29,13 @@ _BACKUP = frozenset({BACKUP})
 
 _MAX_DEPTH = "7"
 
-_NOWHERE = Path()
+_REALMS = [
+    {"comment": "Linux PAM standard authentication", "default": True, "realm": "pam", "type": "pam"},
+    {"comment": "Proxmox Backup authentication server", "realm": "pbs", "type": "pbs"},
+]
+_DIGEST = "2109f3c3fd14d088ff27ddb0a4c9210fada320c9e380b387e165112ed2a2ee42"
 
-_REPOID = "4940514b0f05d6cd6a5f711edfdd47c1fa41b537"
+_NOWHERE = Path()
 
 # In the order in which texts list what is missing.
 _LISTED_SNAPSHOT = (p.STORE, p.NS, p.BACKUP_TIME, p.BACKUP_ID, p.BACKUP_TYPE)
@@ -47,7 +53,7 @@ class Api:
         accounts: Accounts,
         datastores: dict[str, Datastore],
         *,
-        release: tuple[str, str],
+        release: Release,
         ticket_in_cookie: bool = False,
     ) -> None:
         self._accounts = accounts
@@ -72,14 +78,17 @@ class Api:
         path = request.path
         if path == f"{PREFIX}/access/ticket" and request.method == "POST":
             return self._log_in(request)
+        if path == f"{PREFIX}/access/domains" and request.method == "GET":
+            return Answer(200, json.dumps({"data": _REALMS, "digest": _DIGEST}).encode())
         if path == f"{PREFIX}/ping" and request.method == "GET":
             return data({"pong": True})
         assert user is not None
         if request.method == "GET":
             if path == f"{PREFIX}/version":
                 p.verify(request.parameters, ())
-                version, release = self._release
-                return data({"release": release, "repoid": _REPOID, "version": version})
+                known_as = self._release
+                told = {"release": known_as.release, "repoid": known_as.repoid, "version": known_as.version}
+                return data(told)
             if path == f"{PREFIX}/admin/datastore":
                 p.verify(request.parameters, ())
                 return data(self._list(user))
@@ -95,6 +104,7 @@ class Api:
     def needs_login(self, request: Request) -> bool:
         return (request.method, request.path) not in (
             ("POST", f"{PREFIX}/access/ticket"),
+            ("GET", f"{PREFIX}/access/domains"),
             ("GET", f"{PREFIX}/ping"),
         )
 
@@ -110,15 +120,20 @@ class Api:
             "username": user,
         }
         if not self._ticket_in_cookie:
-            return data(answer | {"ticket": ticket})
+            answer = answer | {"ticket": ticket}
+            if not self._release.newer:
+                return data(answer)
+            body = {"data": answer, "status": 200, "success": True}
+            return Answer(200, json.dumps(body).encode(), "application/json")
         cookie = f"__Host-PBSAuthCookie={ticket}; Secure; SameSite=Lax; HttpOnly; Path=/"
         shown = ticket.partition("::")[0] + "::ticket-in-cookie"
         return data(answer | {"ticket-info": shown}, headers=(("set-cookie", cookie),))
 
     def _list(self, user: str) -> list[dict[str, Any]]:
         paths = {name: f"/datastore/{name}" for name in self._datastores}
+        more = {"backend-type": "filesystem", "mount-status": "nonremovable"} if self._release.newer else {}
         return [
-            {"comment": None, "store": name}
+            {"comment": None, "store": name} | more
             for name, path in paths.items()
             if self._accounts.any_below(user, path)
         ]
@@ -146,20 +161,20 @@ class Api:
         for group in store.groups(namespace):
             owner = self._visible_owner(user, store, group, only_owned=only_owned)
             snapshots = list(store.snapshots(group))
-            if owner is None or not snapshots:
+            if owner is None or not (snapshots or self._release.newer):
+                continue
+            if not snapshots:
+                found.append(_group(group, owner) | {"backup-count": 0, "files": [], "last-backup": 0})
                 continue
             files = {snapshot: store.stored_files(snapshot) for snapshot in snapshots}
             last = snapshots[0]
             for snapshot in snapshots:
                 if not ("index.json.blob" in files[last] and last.time > snapshot.time):
                     last = snapshot
-            item = {
+            item = _group(group, owner) | {
                 "backup-count": len(snapshots),
-                "backup-id": group.id,
-                "backup-type": group.type,
                 "files": files[last],
                 "last-backup": last.time,
-                "owner": owner,
             }
             notes = store.notes(group)
             found.append(item if notes is None else item | {"comment": notes})
@@ -252,6 +267,10 @@ class Api:
             name = f"{snapshot.group.type}/{snapshot.group.id}/{snapshot.time_text}"
             raise RefusedError(400, f"snapshot {name} does not exist.")
         return store, snapshot
+
+
+def _group(group: Group, owner: str) -> dict[str, Any]:
+    return {"backup-id": group.id, "backup-type": group.type, "owner": owner}
 
 
 def snapshot_of(given: Parameters) -> Snapshot:

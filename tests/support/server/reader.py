@@ -33,7 +33,6 @@ PROTOCOL = "proxmox-backup-reader-protocol-v1"
 
 WINDOW = 32 << 20
 MAX_FRAME = 4 << 20
-MAX_HEADER_LIST = 16 << 20
 
 _QUANTUM = 1 << 20  # bytes of one answer before it is another's turn
 
@@ -70,7 +69,7 @@ class ReaderSession:
         settings = {
             codes.INITIAL_WINDOW_SIZE: WINDOW,
             codes.MAX_FRAME_SIZE: MAX_FRAME,
-            codes.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
+            codes.MAX_HEADER_LIST_SIZE: session.max_header_list,
         }
         self._h2.local_settings = h2.settings.Settings(client=False, initial_values=dict(settings))
         self._h2.max_inbound_frame_size = MAX_FRAME

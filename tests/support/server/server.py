@@ -28,6 +28,7 @@ from tests.support.server.faults import Faults
 from tests.support.server.http1 import Service
 from tests.support.server.link import SlowLink
 from tests.support.server.listener import Listener
+from tests.support.server.releases import PBS_3, Release
 from tests.support.server.requests import Record, Requests
 from tests.support.server.sessions import Session, Sessions
 
@@ -42,6 +43,7 @@ Grants = Mapping[str, frozenset[str]]
 class ReferenceServer:
     """Serves the datastore in the directory `path` as `store`.
 
+    `release`: the line that it answers like.
     `shown_path`: what texts show in the place of `path`. `ca_signed`: a certificate that a CA has signed,
     see `ca`, in the place of a self-signed one. `ticket_in_cookie`: as servers 4.x may do it, a login's
     ticket is in `Set-Cookie` only, and only the new cookie's name is known. `port` 0: any that is free.
@@ -58,6 +60,7 @@ class ReferenceServer:
         address: str = "127.0.0.1",
         port: int = 0,
         ca_signed: bool = False,
+        release: Release = PBS_3,
         ticket_in_cookie: bool = False,
         link: SlowLink | None = None,
         max_streams: int | None = None,
@@ -66,15 +69,17 @@ class ReferenceServer:
             raise ValueError(f"{address} is not a loopback address")
         self.store = store
         self.clock = Clock()
-        self.accounts = Accounts(self.clock, COOKIES[:1] if ticket_in_cookie else COOKIES)
+        self.accounts = Accounts(
+            self.clock, COOKIES[:1] if ticket_in_cookie else COOKIES, newer=release.newer
+        )
         self.faults = Faults()
-        self.sessions = Sessions(self.clock)
-        self.sessions.max_streams = max_streams
+        self.sessions = Sessions(self.clock, release)
+        if max_streams is not None:
+            self.sessions.max_streams = max_streams
         self.requests = Requests()
         self._certificate = certificate.make(ca_signed=ca_signed)
         self._datastores: dict[str, Datastore] = {}
         self.add_datastore(store, path, shown_path=shown_path)
-        release = ("4.0", "1") if ticket_in_cookie else ("3.2", "4")
         api = Api(self.accounts, self._datastores, release=release, ticket_in_cookie=ticket_in_cookie)
         service = Service(api, self.accounts, self.faults, self.sessions, self._note)
         self._listener = Listener(service, self._certificate.context(), address, port, link)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pbsfs.names import Snapshot
+from tests.support.server import texts
 from tests.support.server.answers import RefusedError
 from tests.support.server.clock import Clock
 from tests.support.server.datastore import Datastore
+from tests.support.server.releases import Release
 
 
 @dataclass(eq=False)
@@ -34,6 +36,7 @@ class Session:
     streams: int = 0
     peak: int = 0
     max_streams: int | None = None
+    max_header_list: int = 16 << 20
     refused: int = 0
     pings: int = 0
     when_limited: Callable[[], None] = field(default=lambda: None, repr=False)
@@ -52,9 +55,10 @@ class Sessions:
     `max_streams`: requests at once that sessions opened from now on allow; None to say nothing about it.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, release: Release) -> None:
         self._clock = clock
-        self.max_streams: int | None = None
+        self._release = release
+        self.max_streams: int | None = release.max_streams
         self._guard = threading.Lock()
         self._all: list[Session] = []
         self._shared: Counter[Snapshot] = Counter()
@@ -89,11 +93,10 @@ class Sessions:
         with self._guard:
             if snapshot in self._exclusive:
                 path = store.shown_path(store.snapshot_path(snapshot))
-                raise RefusedError(
-                    400,
-                    f"unable to acquire lock on snapshot directory {path} - locked by another operation",
-                )
+                older = f"unable to acquire lock on snapshot directory {path} - locked by another operation"
+                raise RefusedError(400, texts.LOCKED[1] if self._release.newer else older)
             session = Session(user, store.name, snapshot, self._clock.now(), max_streams=self.max_streams)
+            session.max_header_list = self._release.max_header_list
             self._shared[snapshot] += 1
             self._all.append(session)
             return session
