@@ -39,6 +39,7 @@ from tests.support.mounts import Mounted, cleaned_up, fails_with, mounted, opene
 from tests.support.needs import need, need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.server import READER, ReferenceServer
+from tests.support.server.releases import PBS_4
 from tests.support.serving import SECRET, STORE, access, serving
 from tests.support.stocked import (
     ARCHIVE,
@@ -842,6 +843,21 @@ def test_a_server_that_is_away_is_waited_for(server: ReferenceServer, own: Stock
         assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
         assert listing(mount) == names
         assert logged(mount, "Connection refused")
+
+
+def test_a_group_without_snapshots_is_empty(own: Stocked, tmp_path: Path) -> None:
+    (own.path / "vm" / "199").mkdir()
+    (own.path / "vm" / "199" / "owner").write_text("tester@pbs\n")
+    with (
+        serving(own.path, release=PBS_4) as server,
+        mounted(access(server), tmp_path / "m", "--refresh", "600") as mount,
+    ):
+        assert os.listdir(mount / "vm/199") == []
+        assert fails_with(errno.ENOENT, lambda: os.listdir(mount / "vm/198"))
+        for command in (["ls", "-lR"], ["find"], ["du", "-a"]):
+            output_of(*command, str(mount.place))
+        assert pbsfs("verify", env=access(server)).returncode in (0, 5)  # 5: keys are missing
+        assert "backup_count:    0" in output_of(PBSFS, "info", "vm/199", env=access(server))
 
 
 def test_what_is_forbidden_is_left_out(server: ReferenceServer, own: Stocked, tmp_path: Path) -> None:

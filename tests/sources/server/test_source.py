@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,14 +19,16 @@ from pbsfs.errors import (
     ForbiddenError,
     KeyRequiredError,
     NotFoundError,
+    NotPbsError,
     SourceError,
     UnknownDatastoreError,
 )
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Namespace
+from pbsfs.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Group, Namespace
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.directory import DirectorySource
+from pbsfs.sources.server import api as api_module
 from pbsfs.sources.server import source as source_module
 from pbsfs.sources.server.source import ServerSource
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
@@ -39,6 +42,7 @@ from tests.support.made import DAY, KEY, TIME
 from tests.support.server import NOTHING, OWN_GROUPS, READER, ReferenceServer
 from tests.support.server.accounts import READ
 from tests.support.server.faults import Body
+from tests.support.server.releases import PBS_4
 
 PROD = Namespace.parse("prod")
 DEEP = Namespace.parse("prod/db")
@@ -186,6 +190,69 @@ def test_an_entry_that_makes_no_sense_is_told_of_once_and_hides_no_other(
     (line,) = caplog.messages
     assert "the groups of '': left out 2 entries of the server's list: " in line
     caplog.clear()
+
+
+def test_a_group_without_snapshots_is_empty_and_one_that_does_not_exist_is_not_found(tmp_path: Path) -> None:
+    path = serving.fill(tmp_path / "datastore")
+    empty = Group(ROOT_NAMESPACE, "vm", "199")
+    (path / str(empty)).mkdir()
+    (path / str(empty) / "owner").write_text("root@pam")
+
+    async def main() -> None:
+        with ReferenceServer(path, release=PBS_4) as server:
+            server.add_user(USER, serving.PASSWORD)
+            async with opened(source_of(server)) as source:
+                assert await source.snapshots(empty) == []
+                (_vm, info) = await source.groups(ROOT_NAMESPACE)
+                assert (info.group, info.snapshot_count, info.last_backup) == (empty, 0, None)
+                server.requests.clear()
+                assert await source.snapshots(empty) == []
+                assert server.requests.count() == 1
+                with pytest.raises(NotFoundError, match="there is no group vm/198"):
+                    await source.snapshots(Group(ROOT_NAMESPACE, "vm", "198"))
+
+    trio.run(main)
+
+
+def test_a_backup_that_runs_is_not_a_groups_last_one(tmp_path: Path) -> None:
+    path = serving.fill(tmp_path / "datastore")
+    for running in (VM.snapshot(TIME + 9 * DAY), made.snapshot("first")):
+        (path / str(running)).mkdir(parents=True)
+        (path / str(running.group) / "owner").write_text("root@pam")
+        (path / str(running) / "a.img.fidx").write_bytes(b"")
+
+    async def main() -> None:
+        with serving.served(path) as server:
+            async with opened(source_of(server)) as source:
+                found = {info.group.id: info for info in await source.groups(ROOT_NAMESPACE)}
+        assert (found["100"].last_backup, found["100"].snapshot_count) == (SECOND.time, 3)
+        assert found["first"].last_backup is None
+
+    trio.run(main)
+
+
+def test_a_large_list_is_parsed_beside_the_loop_and_one_without_bounds_is_refused(
+    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def parse(data: object) -> object:
+        threads.append(threading.get_ident())
+        return data
+
+    async def main() -> None:
+        async with opened(source_of(server)) as source:
+            path = "/admin/datastore/golden/groups"
+            expected = await source.api.get(path, {}, parse)
+            monkeypatch.setattr(api_module, "SMALL", 10)
+            assert await source.api.get(path, {}, parse) == expected
+            monkeypatch.setattr(api_module, "MAX_VALUES", 3)
+            with pytest.raises(NotPbsError, match="more than 3 values"):
+                await source.api.get(path, {}, parse)
+
+    trio.run(main)
+    assert threads[0] == threading.get_ident() != threads[1]
+    assert len(threads) == 2
 
 
 # --- who may see what
