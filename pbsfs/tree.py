@@ -124,7 +124,7 @@ class Directory(Node):
         super().__init__(tree, path)
         self._children: dict[str, Node] = {}
         self._fresh_until = float("-inf")
-        self._listing = trio.Lock()
+        self._listing: trio.Lock | None = None
         self._walk = walk
 
     @abc.abstractmethod
@@ -148,11 +148,18 @@ class Directory(Node):
             raise failure
         return self._children
 
+    def _asking(self) -> trio.Lock:
+        """Held by the task that asks the source, for all that wait. Made when it is wanted: most of 100,000
+        snapshots are never looked at."""
+        if self._listing is None:
+            self._listing = trio.Lock()
+        return self._listing
+
     def _is_fresh(self) -> bool:
         return trio.current_time() < self._fresh_until
 
     async def _listed(self) -> dict[str, Node]:
-        async with self._listing:  # one listing at a time serves everybody who waits
+        async with self._asking():
             if not self._is_fresh():
                 self._children = await _by_name(await self._list())
                 self._fresh_until = trio.current_time() + self.tree.refresh
@@ -278,7 +285,7 @@ class _PartDirectory(Directory):
 
     async def children(self) -> dict[str, Node]:
         await self.parent.children()
-        async with self._listing:
+        async with self._asking():
             while self._round != self.parent.round:
                 found = self.parent.round
                 self._children = await _by_name(await self._list())
@@ -382,13 +389,12 @@ class GroupDirectory(Directory):
 class SnapshotDirectory(Directory):
     """A snapshot: its files."""
 
-    __slots__ = ("_group", "_looked_until", "_looking", "_version", "info")
+    __slots__ = ("_group", "_looked_until", "_version", "info")
 
     def __init__(self, group: GroupDirectory, path: str, info: SnapshotInfo) -> None:
         super().__init__(group.tree, path)
         self._group = group
         self.info = info
-        self._looking = trio.Lock()
         self._looked_until = float("-inf")
         self._version = b""  # the manifest that goes with the sizes of the blobs
 
@@ -426,7 +432,7 @@ class SnapshotDirectory(Directory):
             await self._look_at_blobs()
 
     async def _look_at_blobs(self) -> None:
-        async with self._looking:  # the first who comes asks for all who do
+        async with self._asking():
             if trio.current_time() < self._looked_until:
                 return
             blobs = [node for node in self._files().values() if isinstance(node, BlobFile)]
