@@ -102,8 +102,8 @@ class OpenFiles:
         async def work() -> None:
             if not self._told_restored:
                 log.info(
-                    "open files need more than %d bytes, so digest tables of images are fetched again when they "
-                    "are read; close some to read faster",
+                    "open files need more than %d bytes, so digest tables of images are fetched again "
+                    "when they are read; close some to read faster",
                     self._limit,
                 )
             self._told_restored = True
