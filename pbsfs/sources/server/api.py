@@ -46,6 +46,7 @@ from pbsfs.sources.server.refusals import (
     words_of,
 )
 from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.retry import connecting
 from pbsfs.sources.server.tls import Trust, connect
 
 log = logging.getLogger(__name__)
@@ -325,10 +326,18 @@ class Api:
         call = _Call(connection)
 
         def work() -> tuple[_Answer, http.client.HTTPConnection]:
-            with call.connection(self.repository, self.trust, self.proxy) as used:
+            with call.connection() as used:
                 return _exchange(used, method, target, headers, body, limit), used
 
+        def open_connection() -> None:
+            call.open(self.repository, self.trust, self.proxy)
+
         try:
+            if connection is None:
+                with connecting(self.repository.address):
+                    await trio.to_thread.run_sync(
+                        open_connection, limiter=self._threads, abandon_on_cancel=True
+                    )
             answer, used = await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
         except BaseException:
             call.give_up()
@@ -353,16 +362,26 @@ class _Call:
         self._given_up = False
         self._lock = threading.Lock()
 
-    @contextlib.contextmanager
-    def connection(
-        self, repository: Repository, trust: Trust, proxy: Proxy | None
-    ) -> Iterator[http.client.HTTPConnection]:
-        """The connection to use, a new one where there is none; for the thread."""
-        used = self._connection or _open(repository, trust, proxy)
+    def open(self, repository: Repository, trust: Trust, proxy: Proxy | None) -> None:
+        """Makes a connection, where there is none; for a thread."""
+        opened = _open(repository, trust, proxy)
         try:
             with self._lock:
                 self._check()
-                self._connection, self._in_use = used, True
+                self._connection = opened
+        except BaseException:
+            opened.close()
+            raise
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[http.client.HTTPConnection]:
+        """The connection, to use it; for a thread."""
+        used = self._connection
+        assert used is not None
+        try:
+            with self._lock:
+                self._check()
+                self._in_use = True
             yield used
             with self._lock:
                 self._check()

@@ -27,6 +27,7 @@ from pbsfs.names import Archive, Snapshot
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.protocol import Response
 from pbsfs.sources.server.refusals import Meaning, meaning_of, meaning_of_chunk, meaning_of_file, words_of
+from pbsfs.sources.server.retry import connecting
 from pbsfs.sources.server.session import RefusedError, Session
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class SessionPool:
         self._answer_timeout = answer_timeout
         self._readers: dict[Snapshot, list[_Reader]] = {}
         self._opening: dict[Snapshot, trio.Lock] = {}
+        self._failures: dict[Snapshot, PbsfsError] = {}  # of the last opening, while somebody waits for one
         # Sessions that have a place: from before they are opened until their connection is closed.
         self._placed: set[Session] = set()
         self._nursery: trio.Nursery | None = None
@@ -212,18 +214,32 @@ class SessionPool:
         least = self._least_used(snapshot)
         if least is None:
             lock = self._opening.setdefault(snapshot, trio.Lock())
+            failure = self._failures.get(snapshot)
             try:
                 async with lock:  # one is opened for all who come
-                    least = self._least_used(snapshot) or await self._open(snapshot)
+                    least = self._least_used(snapshot)
+                    if least is None:
+                        self._share_failure(snapshot, failure)
+                        least = await self._open(snapshot)
                     least.users += 1
                     return least
             finally:
                 if not lock.locked():  # nobody waits for it
                     self._opening.pop(snapshot, None)
+                    self._failures.pop(snapshot, None)
         if least.users >= 2:
             self._open_more(snapshot, least)
         least.users += 1
         return least
+
+    def _share_failure(self, snapshot: Snapshot, before: PbsfsError | None) -> None:
+        """Raises why no session could be opened, if that was found while the caller waited for one.
+
+        While the server is away, each of many readers would otherwise wait for the tries of all others.
+        """
+        failure = self._failures.get(snapshot)
+        if failure is not None and failure is not before:
+            raise failure.with_traceback(None)
 
     def _least_used(self, snapshot: Snapshot) -> _Reader | None:
         readers = self._readers.get(snapshot, [])
@@ -273,7 +289,11 @@ class SessionPool:
         return min(MAX_CONNECTIONS, 1 + math.ceil(round_trip / ROUND_TRIP_PER_CONNECTION))
 
     async def _open(self, snapshot: Snapshot) -> _Reader:
-        reader = _Reader(await self._open_session(snapshot))
+        try:
+            reader = _Reader(await self._open_session(snapshot))
+        except PbsfsError as error:
+            self._failures[snapshot] = error
+            raise
         self._keep(snapshot, reader)
         return reader
 
@@ -344,7 +364,8 @@ class SessionPool:
             )
             await self._take_place(session)
             try:
-                await session.open()
+                with connecting(self._api.repository.address):
+                    await session.open()
             except RefusedError as refused:
                 error = self._refusal(snapshot, refused)
                 if isinstance(error, AuthError) and not last_try and self._api.forget_ticket(headers):

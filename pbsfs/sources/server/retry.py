@@ -7,12 +7,15 @@ is ended.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import trio
 
-from pbsfs.errors import SourceError
+from pbsfs.errors import ConnectError, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,27 @@ FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
 """Seconds between tries: soon at first, for a connection that was only dropped; then so that a server that
 starts again is found soon and not flooded."""
+
+
+LEAST_TRY = 5.0
+"""Seconds that a try has for its connection, also where the limit ends earlier: the last one begins then."""
+
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+"""When the limit of the work that is tried again ends, by the clock of the trio loop."""
+
+
+@contextmanager
+def connecting(address: str) -> Iterator[None]:
+    """The part of a try that makes a connection: it ends with the limit, with ConnectError.
+
+    The limit is for a server that can't be reached. The answer of one that can may take longer.
+    """
+    started = trio.current_time()
+    until = max(_deadline.get(), started + LEAST_TRY)
+    with trio.move_on_at(until) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise ConnectError(f"{address}: no connection within {until - started:.0f} s")
 
 
 class Outage:
@@ -52,6 +76,21 @@ async def retried(
     """
     outage = outage or Outage()
     deadline = trio.current_time() + limit
+    before = _deadline.set(deadline)
+    try:
+        return await _tried(work, deadline, what, outage, of, log)
+    finally:
+        _deadline.reset(before)
+
+
+async def _tried(
+    work: Callable[[], Awaitable[R]],
+    deadline: float,
+    what: str,
+    outage: Outage,
+    of: type[SourceError],
+    log: logging.Logger,
+) -> R:
     pause = FIRST_PAUSE
     tries = 1
     while True:

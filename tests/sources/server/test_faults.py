@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 import shutil
+import socket
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from pbsfs.credentials import Secret
 from pbsfs.errors import (
     AuthError,
     ConnectError,
@@ -29,6 +31,9 @@ from pbsfs.formats.index import encode_fixed
 from pbsfs.names import ROOT_NAMESPACE
 from pbsfs.reader.image import Image
 from pbsfs.sources.server import api, retry
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.source import ServerSettings, ServerSource
+from pbsfs.sources.server.tls import Trust
 from pbsfs.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import (
@@ -617,6 +622,40 @@ def test_a_read_fails_when_the_limit_is_over_and_the_image_recovers_by_itself(
             assert len(await reader.source.snapshots(VM)) == 2
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("readers", [1, 10])
+@pytest.mark.parametrize("what", ["index", "list", "blob"])
+def test_a_server_that_takes_no_connection_is_given_up_at_the_limit_however_many_read(
+    monkeypatch: pytest.MonkeyPatch, what: str, readers: int
+) -> None:
+    monkeypatch.setattr(retry, "LEAST_TRY", SHORT)
+
+    async def main(port: int) -> None:
+        source = ServerSource(
+            Repository("reader@pbs", "viewer", "127.0.0.1", port, "store"),
+            Secret("secret"),
+            Trust(pinned="ab" * 32),
+            ServerSettings(retry_timeout=SHORT, connections=1),
+        )
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "index": lambda: source.fetch_file(FIRST, IMAGE, 1 << 20),
+            "list": lambda: source.groups(ROOT_NAMESPACE),
+            "blob": lambda: source.fetch_file(FIRST, CONFIG, 1 << 20),
+        }
+
+        async def read() -> None:
+            with pytest.raises(ConnectError, match="no connection within"):
+                await calls[what]()
+
+        async with trio.open_nursery() as nursery:
+            for _reader in range(readers):
+                nursery.start_soon(read)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the TLS handshake would take 15 s
+        started = time.monotonic()
+        trio.run(main, silent.getsockname()[1])
+        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("what", ["chunk", "index", "list", "blob"])

@@ -581,6 +581,37 @@ def test_well_cut_garbage_is_a_lost_connection_or_an_answer(texts: list[bytes]) 
 
 
 @given(st.data())
+def test_whatever_a_server_sends_between_our_requests_is_a_lost_connection_or_an_answer(
+    draw: st.DataObject,
+) -> None:
+    numbers = st.sampled_from([0, 1, 16384, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1])
+    streams = st.sampled_from([1, 3, 5])
+    entry = st.builds(
+        lambda name, value: name.to_bytes(2, "big") + value.to_bytes(4, "big"),
+        *[st.sampled_from([1, 2, 3, 4, 5, 6, 8, 99]), numbers],
+    )
+    frames = st.one_of(
+        st.builds(lambda entries: raw(4, 0, 0, b"".join(entries)), st.lists(entry, max_size=3)),
+        st.builds(headers, streams, end=st.booleans(), status=st.sampled_from(["200", "103", "400", "x"])),
+        st.builds(data, streams, st.binary(max_size=9), end=st.booleans(), padding=st.none() | st.just(3)),
+        st.builds(reset, st.sampled_from([1, 3, 7]), st.sampled_from([0, 7, 8, 2**32 - 1])),
+        st.builds(ping, answer=st.booleans()),
+        st.builds(raw, st.integers(0, 16), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=30)),
+    )
+    protocol = asked(2)
+    try:
+        for received in draw.draw(st.lists(frames, max_size=10)):
+            feed(protocol, received)
+            protocol.cancel(draw.draw(st.sampled_from([1, 3, 5, 99])))
+            protocol.ping()
+            if protocol.room > 0:
+                protocol.request("/chunk", 10)
+            protocol.outgoing()
+    except ConnectError:
+        pass
+
+
+@given(st.data())
 def test_a_flipped_bit_is_a_lost_connection_or_an_answer(draw: st.DataObject) -> None:
     text = bytearray(
         settings()

@@ -10,7 +10,7 @@ import trio
 
 from pbsfs.errors import AuthError, ConnectError, DamageError, ForbiddenError, SourceError
 from pbsfs.sources.server import retry
-from pbsfs.sources.server.retry import retried
+from pbsfs.sources.server.retry import connecting, retried
 from tests.support.run import in_trio
 
 
@@ -83,6 +83,59 @@ async def test_the_time_that_tries_take_counts(caplog: pytest.LogCaptureFixture)
     assert work.pauses == [0.25]
     assert len(work.started) == 2
     caplog.clear()
+
+
+class Connecting:
+    """Never gets its connection."""
+
+    def __init__(self) -> None:
+        self.started: list[float] = []
+
+    async def __call__(self) -> str:
+        self.started.append(trio.current_time())
+        with connecting("pbs:8007"):
+            await trio.sleep(15)
+            raise ConnectError("pbs:8007: no answer within 15 s")
+
+
+@in_trio
+async def test_connecting_ends_with_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    work = Connecting()
+    started = trio.current_time()
+    with pytest.raises(ConnectError, match="pbs:8007: no connection within 10 s"):
+        await retried(work, 25.25, "reading")
+    assert trio.current_time() - started == pytest.approx(25.25)
+    assert work.started == pytest.approx([started, started + 15.25])
+    caplog.clear()
+
+
+@in_trio
+async def test_a_try_has_some_seconds_for_its_connection_however_short_the_limit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for limit, takes in ((0, 5), (2, 5), (15.5, 20.25)):
+        started = trio.current_time()
+        with pytest.raises(ConnectError, match="no connection within 5 s"):
+            await retried(Connecting(), limit, "reading")
+        assert trio.current_time() - started == pytest.approx(takes)
+    caplog.clear()
+
+
+@in_trio
+async def test_what_is_not_tried_again_has_no_limit_for_connecting() -> None:
+    with pytest.raises(ConnectError, match="no answer within 15 s"):
+        await Connecting()()
+
+
+@in_trio
+async def test_a_connected_server_may_take_longer_than_the_limit() -> None:
+    async def work() -> str:
+        with connecting("pbs:8007"):
+            await trio.sleep(1)
+        await trio.sleep(500)
+        return "done"
+
+    assert await retried(work, 10, "reading") == "done"
 
 
 @in_trio
