@@ -176,7 +176,7 @@ def ending(program: str, status: int, *, before: str = "") -> HelperError:
     if status < 0:
         return HelperError(f"{program} was ended{before} by signal {-status}; start it again")
     return HelperError(
-        f"{program} ended with status {status}{before}; correct what its own message above names, and try again"
+        f"{program} ended with status {status}{before}; correct what its own message above names"
     )
 
 
