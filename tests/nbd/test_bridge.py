@@ -145,6 +145,8 @@ def test_a_read_beyond_the_end_is_einval_and_the_connection_lives_on(stocked: St
 def test_a_server_gives_the_same_bytes(stocked: Stocked, who: str) -> None:
     with serving(stocked.path) as server, nbdkit(access(server, who)) as found:
         assert {name for name, _description in exports_of(found.socket)} > set(IMAGES)
+        (line,) = found.log_lines()
+        assert "not listed, as their keys were not given: 2" in line
         for path in IMAGES:
             assert found.read(path) == stocked.contents[path]
         assert {record.user for record in server.requests.all() if record.user} == {who}
