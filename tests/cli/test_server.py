@@ -21,7 +21,7 @@ from tests.support import damage, made
 from tests.support.mounts import cleaned_up, mounted
 from tests.support.needs import need_fuse, need_root
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
-from tests.support.server import READER, Drop, ReferenceServer, Status, certificate
+from tests.support.server import READER, Drop, ReferenceServer, Status, certificate, texts
 from tests.support.serving import PASSWORD, SECRET, STORE, TOKEN, USER, WAYS_IN, access, serving, without
 from tests.support.stocked import CONFIGURATION, FIRST, IMAGE, IN_NAMESPACE, NEWER_IMAGE, Stocked, stock
 from tests.support.strangers import closed_port, stranger
@@ -661,3 +661,28 @@ def test_the_readmes_quick_start_works_as_it_stands(
         assert "drive-scsi0.img" in shown
         assert (tmp_path / "rescued.img").read_bytes() == stocked.contents[NEWER_IMAGE]
         assert pbsfs("umount", place).returncode == 0
+
+
+@pytest.mark.parametrize("text", [texts.AWAY, texts.PASSING_CHUNKS[0]])
+def test_what_a_server_can_not_give_now_is_not_damage_to_verify_and_export(
+    server: ReferenceServer, tmp_path: Path, text: str
+) -> None:
+    fault = server.faults.add(Status(match="/chunk", status=400, text=text, times=None))
+    soon = ("--retry-timeout", "0.3", "--log-level", "error")
+    told = access(server)
+    assert text in error_of(pbsfs("verify", *soon, IMAGE, env=told), 4)
+    copy = tmp_path / "copy"
+    for options in ((), ("--on-damage", "zero")):
+        assert text in error_of(pbsfs("export", *soon, *options, IMAGE, copy, env=told), 4)
+        assert not copy.exists()
+    assert fault.hits > 3
+
+
+def test_a_command_waits_for_maintenance_to_end_and_says_so(server: ReferenceServer) -> None:
+    server.faults.add(Status(match="/namespace", status=400, text=texts.MAINTENANCE[4], times=3))
+    done = pbsfs("ls", env=access(server))
+    assert (done.returncode, done.stdout.split()) == (0, SHOWN)
+    first, second = done.stderr.splitlines()
+    assert first.startswith("pbsfs: WARNING: opening ")
+    assert first.endswith("datastore 'store1' is not mounted; trying again")
+    assert second.endswith("goes on")
