@@ -121,7 +121,7 @@ def test_a_private_socket_is_private_and_goes_away(place: Path, monkeypatch: pyt
 def test_without_a_runtime_directory_a_private_socket_is_temporary(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
     for value in (None, "", str(place / "none")):
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
         if value is not None:
