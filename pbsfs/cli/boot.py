@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -98,15 +99,22 @@ def command(
         backup = serving.found
         machine = _fitted(backup.machine, firmware, memory)
         drives = _Drives(backup, address, keep)
+        stack.callback(drives.remove_new)
         if kvm is None:
             kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
         arguments = machines.qemu_arguments(machine, drives.of, kvm=kvm)
         if machine.uefi:
             arguments += _uefi(machine, drives, stack)
-        _tell(backup, machine, keep)
+        ours, theirs = map(stack.enter_context, socket.socketpair())
+        arguments += ["-chardev", f"socket,id=pbsfs,fd={theirs.fileno()}", "-mon", "pbsfs,mode=control"]
         command_line = [*_ending_with_us(), qemu, "-name", path, *arguments, *qemu_options]
-        child = subprocess.Popen(command_line)
+        child = subprocess.Popen(command_line, pass_fds=[theirs.fileno()])
         stack.callback(launch.stop, child)
+        theirs.close()
+        if _runs(ours):
+            drives.keep_new()
+            _tell(backup, machine, keep)
+        ours.close()
         status = child.wait()
     if status != 0:
         raise launch.ending("QEMU", status)
@@ -116,6 +124,18 @@ def _ending_with_us() -> list[str]:
     """What makes the kernel end QEMU should this process be killed: its disk is gone then."""
     setpriv = shutil.which("setpriv")  # of util-linux, which every Debian has
     return [setpriv, "--pdeathsig", "TERM"] if setpriv is not None else []
+
+
+def _runs(monitor: socket.socket) -> bool:
+    """Waits until QEMU has accepted its options, opened its disks and runs, or has ended; whether it runs.
+
+    Its monitor is there from the start, but answers only then (QEMU's docs/interop/qmp-spec).
+    """
+    with suppress(BrokenPipeError, ConnectionResetError):
+        monitor.sendall(b'{"execute": "qmp_capabilities"}\n')
+        with monitor.makefile("rb") as lines:
+            return any(b'"return"' in line for line in iter(lambda: lines.readline(1 << 16), b""))
+    return False
 
 
 async def _find(tree: Tree, path: str) -> tuple[str, _Backup]:
@@ -178,6 +198,7 @@ class _Drives:
         self._address = address
         # For QEMU, what comes before a colon is a protocol, unless there is a slash in it.
         self._keep = None if keep is None else Path(os.path.abspath(keep))
+        self._new: list[Path] = []  # overlays that a machine which never runs should not leave behind
 
     def of(self, disk: str) -> list[str]:
         """For `-drive`, of the disk `scsi0` and so on."""
@@ -190,19 +211,32 @@ class _Drives:
         overlay = self._keep
         if not first:
             overlay = overlay.with_name(f"{overlay.stem}-{image.removesuffix('.img')}{overlay.suffix}")
-        _prepare(overlay, uri)
+        if _prepare(overlay, uri):
+            self._new.append(overlay)
         return [f"file={_escaped(str(overlay))}", "format=qcow2"]
 
+    def keep_new(self) -> None:
+        """The machine runs: overlays that were made for it stay."""
+        self._new.clear()
 
-def _prepare(overlay: Path, uri: str) -> None:
-    """Makes `overlay` on the image at `uri`; one that is there has to be of the same image."""
+    def remove_new(self) -> None:
+        """Removes the overlays that were made for a machine that never ran."""
+        for overlay in self._new:
+            overlay.unlink(missing_ok=True)
+
+
+def _prepare(overlay: Path, uri: str) -> bool:
+    """Makes `overlay` on the image at `uri`; one that is there has to be of the same image.
+
+    Returns whether it is new.
+    """
     try:
         found = overlay.exists()
     except OSError as error:
         raise OutputError(f"--keep {overlay}: {error.strerror}") from None
     if not found:
         _qemu_img(overlay, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", uri, str(overlay))
-        return
+        return True
     told = json.loads(_qemu_img(overlay, "info", "--output=json", "-f", "qcow2", str(overlay)))
     before = told.get("full-backing-filename") or told.get("backing-filename") or ""
     if unquote(urlsplit(before).path) != unquote(urlsplit(uri).path):
@@ -213,6 +247,7 @@ def _prepare(overlay: Path, uri: str) -> None:
         )
     # The same image, at the socket where it is served this time.
     _qemu_img(overlay, "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", uri, str(overlay))
+    return False
 
 
 def _qemu_img(overlay: Path, *arguments: str) -> str:

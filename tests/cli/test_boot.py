@@ -427,10 +427,15 @@ def test_without_qemu_it_says_what_to_install(
 # --- how it ends
 
 
-def test_a_failure_of_qemu_is_told_by_qemu_and_by_us(writer: DatastoreWriter, disk: BootDisk) -> None:
+def test_a_failure_of_qemu_is_told_by_qemu_and_by_us(
+    writer: DatastoreWriter, disk: BootDisk, tmp_path: Path
+) -> None:
     path = back_up(writer, {"virtio0": disk.data}, "memory: 64")
-    with booted(writer, path, "-device", "no-such-device") as command:
+    keep = tmp_path / "kept.qcow2"
+    with booted(writer, "--keep", keep, path, "-device", "no-such-device") as command:
         assert command.ended() == 9
+        assert not any("Booting" in line for line in command.errors())
+        assert not keep.exists()
         assert "no-such-device" in command.errors()[-2]
         assert command.errors()[-1].startswith(
             "pbsfs: QEMU ended with status 1; correct what its own message"
