@@ -351,6 +351,26 @@ def locked_snapshot(server: ReferenceServer, _stocked: Stocked, path: Path) -> I
         yield ["export", "--retry-timeout", "0", IMAGE, str(path / "copy")], access(server)
 
 
+def _unavailable(server: ReferenceServer, text: str) -> Iterator[Prepared]:
+    server.faults.add(Status(match="/namespace", status=400, text=text, times=None))
+    yield ["--retry-timeout", "0", "--log-level", "error"], access(server)
+
+
+@failure("is unavailable: … maintenance mode", 4)
+def maintenance(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
+    yield from _unavailable(server, texts.MAINTENANCE[1])
+
+
+@failure("is not mounted", 4)
+def not_mounted(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
+    yield from _unavailable(server, texts.MAINTENANCE[4])
+
+
+@failure("datastore is being deleted", 4)
+def being_deleted(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
+    yield from _unavailable(server, texts.DELETING)
+
+
 @failure("chunk …: …", 6, IMAGE, at_start=False)
 def damaged_chunk(server: ReferenceServer, _stocked: Stocked, path: Path) -> Iterator[Prepared]:
     own = stock(path / "datastore")
