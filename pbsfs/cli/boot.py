@@ -146,14 +146,18 @@ async def _find(tree: Tree, path: str) -> tuple[str, _Backup]:
         await node.open()  # says so if the key is missing
         boot_disk = machines.disk_of(node.name)
         if boot_disk is None:
-            raise UsageError(f"{node} is no disk of a virtual machine; boot the snapshot, or a drive-….img")
+            raise UsageError(
+                f"{node} is not a disk of a virtual machine; boot the snapshot, or a drive-….img"
+            )
         only = node.name
         node = await tree.find(node.path.rpartition("/")[0])
     else:
         only = None
     if not isinstance(node, SnapshotDirectory):
         inside = ", ".join(list(await node.children())[:8]) if isinstance(node, Directory) else ""
-        raise UsageError(f"{node} is no snapshot and no image{f'; it has {inside}' if inside else ''}")
+        raise UsageError(
+            f"{node} is neither a snapshot nor a disk image{f'; it has {inside}' if inside else ''}"
+        )
     children = await node.children()
     images = {name: file for name, file in children.items() if isinstance(file, ImageFile)}
     wanted = {n: file for n, file in images.items() if only is None or n in (only, machines.EFI_DISK)}

@@ -378,13 +378,13 @@ def test_what_is_no_machine_is_refused_in_one_line(writer: DatastoreWriter, tmp_
     small = {"drive-efidisk0.img.fidx": bytes(512), "qemu-server.conf.blob": b"bios: ovmf\n"}
     writer.add_snapshot(made.snapshot("102"), small)
     for path, status, reason in [
-        ("vm/100", 2, f"no snapshot and no image; it has {FIRST}, {SECOND}, latest"),
-        ("vm", 2, "no snapshot and no image; it has 100"),
-        (f"vm/100/{FIRST}/qemu-server.conf", 2, "no snapshot and no image"),
-        (f"ct/200/{FIRST}/root.pxar", 2, "is no disk of a virtual machine"),
+        ("vm/100", 2, f"neither a snapshot nor a disk image; it has {FIRST}, {SECOND}, latest"),
+        ("vm", 2, "neither a snapshot nor a disk image; it has 100"),
+        (f"vm/100/{FIRST}/qemu-server.conf", 2, "neither a snapshot nor a disk image"),
+        (f"ct/200/{FIRST}/root.pxar", 2, "is not a disk of a virtual machine"),
         (f"ct/200/{FIRST}", 3, "has no disk to boot"),
         ("vm/102/latest", 3, "has no disk to boot; it has drive-efidisk0.img"),
-        ("vm/102/latest/drive-efidisk0.img", 2, "is no disk of a virtual machine"),
+        ("vm/102/latest/drive-efidisk0.img", 2, "is not a disk of a virtual machine"),
         ("vm/103/latest", 3, "there is no '103'"),
         ("vm/101/latest", 5, made.KEY.fingerprint[:8]),
     ]:
