@@ -243,6 +243,9 @@ def open_target(dest: Path, name: str, size: int, *, force: bool) -> Iterator[Ta
     """
     try:
         target = _target(dest, name, size, force=force)
+    except FileNotFoundError as error:
+        hint = "" if dest.parent.exists() else f"; there is no directory {dest.parent}: make it with mkdir"
+        raise OutputError(f"cannot write {dest}: {error.strerror}{hint}") from None
     except OSError as error:
         raise OutputError(f"cannot write {dest}: {error.strerror}") from None
     try:

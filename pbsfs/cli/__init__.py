@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import logging
@@ -47,7 +48,7 @@ Exit status:
   2  wrong usage
   3  no such namespace, group, snapshot or file
   4  the source can't be read
-  5  encrypted, and the key is not at hand
+  5  encrypted, and the required key is not available
   6  damaged data
   7  can't mount or unmount
   8  can't write the destination
@@ -61,9 +62,27 @@ Exit status:
   16 no such datastore
   17 no such realm
   18 the password of a key is missing or wrong
-  19 a key file can't be read, or is none
+  19 a key file can't be read, or is not a key file
   128+N  ended by signal N (130: Ctrl-C)
 """
+
+
+# What other programs for backups call it.
+_HABITS = {
+    "help": "pbsfs --help",
+    "version": "pbsfs --version",
+    "unmount": "pbsfs umount",
+    "list": "pbsfs ls",
+    "snapshot": "pbsfs ls",
+    "snapshots": "pbsfs ls",
+    "check": "pbsfs verify",
+    "restore": "pbsfs export",
+    "extract": "pbsfs export",
+    "dump": "pbsfs export",
+    "map": "pbsfs nbd",
+    "show": "pbsfs info",
+    "stat": "pbsfs info",
+}
 
 
 class _LazyGroup(click.Group):
@@ -77,6 +96,17 @@ class _LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"pbsfs.cli.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and name not in _COMMANDS:
+            close = difflib.get_close_matches(name, _COMMANDS, n=1)
+            meant = _HABITS.get(name) or (f"pbsfs {close[0]}" if close else "")
+            advice = f"did you mean: {meant}" if meant else "pbsfs --help lists the commands"
+            raise click.UsageError(f"there is no command '{name}'; {advice}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

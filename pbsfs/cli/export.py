@@ -18,15 +18,25 @@ from pbsfs.cli.options import (
 from pbsfs.cli.progress import shown
 from pbsfs.config import SourceOptions
 from pbsfs.copy import check_map_file, copy_blob, copy_image, open_target, write_map
-from pbsfs.errors import DamageError, UsageError
+from pbsfs.errors import DamageError, OutputError, UsageError
 from pbsfs.logs import set_up_logging
 from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 
 
+class _Destination(FilePath):
+    """As cp has it, a name that ends with `/` is a directory; it would become a file of that name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if str(value).endswith("/") and not path.is_dir():
+            raise OutputError(f"cannot write {value}: it is not a directory; make it with mkdir")
+        return path
+
+
 @click.command("export")
 @click.argument("path")
-@click.argument("dest", type=FilePath(allow_dash=True))
+@click.argument("dest", type=_Destination(allow_dash=True))
 @click.option(
     "--force",
     is_flag=True,

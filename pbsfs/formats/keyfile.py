@@ -81,6 +81,10 @@ class KeyFile:
         try:
             data = json.loads(text)
         except (ValueError, RecursionError):
+            if text.lstrip().startswith(b"-----BEGIN "):
+                raise DamageError(
+                    "not a key file but a PEM file; a master key goes to: pbsfs key recover --master-key"
+                ) from None
             raise DamageError("not a key file: not JSON") from None
         if not isinstance(data, dict) or "kdf" not in data:
             raise DamageError("not a key file: it has no 'kdf'")

@@ -48,6 +48,38 @@ def test_wrong_usage_is_one_line_too() -> None:
     assert text == "Missing argument 'MOUNTPOINT'. Usage: pbsfs mount [OPTIONS] MOUNTPOINT"
 
 
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("unmount", "did you mean: pbsfs umount"),
+        ("restore", "did you mean: pbsfs export"),
+        ("snapshots", "did you mean: pbsfs ls"),
+        ("verfy", "did you mean: pbsfs verify"),
+        ("qqq", "pbsfs --help lists the commands"),
+    ],
+)
+def test_a_command_by_habit_gets_the_right_one(word: str, advice: str) -> None:
+    text = error_of(pbsfs(word, "x"), 2)
+    assert text.startswith(f"there is no command '{word}'; {advice}")
+
+
+def test_a_destination_that_should_be_a_directory_does_not_become_a_file(
+    stocked: Stocked, tmp_path: Path
+) -> None:
+    missing = tmp_path / "missing"
+    text = error_of(pbsfs("export", "--datastore-dir", stocked.path, IMAGE, f"{missing}/"), 8)
+    assert text == f"cannot write {missing}/: it is not a directory; make it with mkdir"
+    text = error_of(pbsfs("export", "--datastore-dir", stocked.path, IMAGE, missing / "copy"), 8)
+    assert text.endswith(f"; there is no directory {missing}: make it with mkdir")
+    assert not missing.exists()
+
+
+def test_a_master_key_is_not_a_key_file(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\n")
+    text = error_of(pbsfs("key", "show", tmp_path / "key.pem"), 19)
+    assert "pbsfs key recover --master-key" in text
+
+
 @pytest.mark.mount
 def test_empty_mount_options_are_none(stocked: Stocked, tmp_path: Path) -> None:
     with mounted(stocked.path, tmp_path / "m", "-o", "") as mount:
