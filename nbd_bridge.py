@@ -40,12 +40,13 @@ def _find_pbsfs() -> None:
 _find_pbsfs()
 
 try:
-    from pbsfs import __version__, process
-    from pbsfs.credentials import take_secrets
-    from pbsfs.errors import PbsfsError
-    from pbsfs.logs import set_up_logging
+    from pbsfs import __version__
+    from pbsfs.access.credentials import take_secrets
+    from pbsfs.base.errors import PbsfsError
     from pbsfs.nbd.exports import Export, Server, nbd_errno
     from pbsfs.nbd.parameters import Parameters
+    from pbsfs.runtime import process
+    from pbsfs.runtime.logs import set_up_logging
 except ImportError as error:
     python = ".".join(map(str, sys.version_info[:2]))
     sys.exit(

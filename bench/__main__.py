@@ -14,7 +14,7 @@ from bench import plots, report
 from bench.cases import ALL
 from bench.measures import GIB, BenchError
 from bench.plan import Bench, Peers, Result, run_case
-from pbsfs import process
+from pbsfs.runtime import process
 
 
 def _options(arguments: list[str] | None = None) -> argparse.Namespace:

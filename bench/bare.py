@@ -12,10 +12,10 @@ from typing import Self
 from urllib.parse import urlencode
 
 from bench.serving import Access
+from pbsfs.base.names import Snapshot
 from pbsfs.formats import blob
 from pbsfs.formats.index import FixedIndex
 from pbsfs.formats.keys import Key
-from pbsfs.names import Snapshot
 from pbsfs.sources.server.pool import snapshot_query
 from pbsfs.sources.server.protocol import ReaderProtocol, Response
 from pbsfs.sources.server.repository import Repository

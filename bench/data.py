@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measures import GIB, MIB, BenchError
+from pbsfs.base.names import ROOT_NAMESPACE, Group, Snapshot
 from pbsfs.formats.index import FixedIndex
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import ROOT_NAMESPACE, Group, Snapshot
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 
 VERSION = "2"
 """Of what is made: data of another version is made anew."""

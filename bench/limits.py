@@ -19,10 +19,10 @@ from bench.bare import firehose
 from bench.data import CHUNK, KEY, PLAIN, Data
 from bench.measures import Sample, command
 from bench.serving import Access
+from pbsfs.base.names import Snapshot
 from pbsfs.formats import blob
 from pbsfs.formats.blob import BlobKind
 from pbsfs.formats.keys import Key
-from pbsfs.names import Snapshot
 
 
 def cores() -> int:

@@ -14,10 +14,10 @@ from typing import cast
 
 from bench.data import CHUNK, INDEX, PLAIN
 from bench.measures import MIB
+from pbsfs.base.names import Archive
+from pbsfs.chunks.store import ChunkStore
 from pbsfs.formats.index import FixedIndex, Index, encode_fixed
-from pbsfs.names import Archive
 from pbsfs.reader.image import Image
-from pbsfs.reader.store import ChunkStore
 
 
 def _index(what: str) -> FixedIndex:

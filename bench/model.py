@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from bench.bare import BareSession
 from bench.data import INDEX, KEY, PLAIN
 from bench.serving import Access
+from pbsfs.base.names import ROOT_NAMESPACE, Group, Snapshot, parse_time
 from pbsfs.formats.keys import Key
-from pbsfs.names import ROOT_NAMESPACE, Group, Snapshot, parse_time
 from pbsfs.sources.server.repository import Repository
 
 KEPT = 16

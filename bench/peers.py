@@ -16,7 +16,7 @@ from bench.limits import key_of
 from bench.measures import BenchError, Sample, command, run
 from bench.program import Nbd, Pbsfs
 from bench.serving import RunningServer
-from pbsfs.names import ROOT_NAMESPACE, Snapshot
+from pbsfs.base.names import ROOT_NAMESPACE, Snapshot
 
 
 def client_restore(

@@ -16,8 +16,8 @@ from bench.data import IMAGE, Data
 from bench.limits import key_of
 from bench.measures import BenchError, Sample, Watched, command, stop
 from bench.serving import CHECKOUT, Access, RunningServer
+from pbsfs.base.names import Snapshot
 from pbsfs.fuse.mountpoint import mounted_at
-from pbsfs.names import Snapshot
 
 PBSFS = Path(sys.executable).with_name("pbsfs")
 BRIDGE = CHECKOUT / "nbd_bridge.py"

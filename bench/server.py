@@ -31,7 +31,7 @@ import h11
 
 from bench.http2 import HEADER_SIZE, ClosedError, Http2
 from bench.link import Link
-from pbsfs.names import Snapshot
+from pbsfs.base.names import Snapshot
 from tests.support.server import certificate
 from tests.support.server.accounts import READER, Accounts
 from tests.support.server.answers import Answer, RefusedError, Request, reason

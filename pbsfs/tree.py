@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import trio
 
-from pbsfs.errors import (
+from pbsfs.base.errors import (
     DamageError,
     ForbiddenError,
     KeyRequiredError,
@@ -30,7 +30,7 @@ from pbsfs.errors import (
     PbsfsError,
     UsageError,
 )
-from pbsfs.names import (
+from pbsfs.base.names import (
     BACKUP_TYPES,
     MANIFEST,
     ROOT_NAMESPACE,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden
 
 pytest.register_assert_rewrite("tests.sources.conformance")
@@ -55,14 +55,14 @@ LONG = (
     "sources/server/test_sessions.py",
     "sources/server/test_source.py",
     "test_bench.py",
-    "test_copy.py",
+    "tasks/test_copy.py",
     "test_damage_mount.py",
     "test_golden_formats.py",
     "test_golden_keys.py",
     "test_golden_mount.py",
     "test_rough.py",
-    "test_service.py",
-    "test_verify.py",
+    "runtime/test_service.py",
+    "tasks/test_verify.py",
 )
 """Tests that mount, start programs or take long (paths below tests/): a run of none in particular leaves them
 out."""

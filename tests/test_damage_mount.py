@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.names import MANIFEST
+from pbsfs.base.names import MANIFEST
 from tests.support import damage, made
 from tests.support.mounts import Mounted, fails_with, mounted, read_at
 from tests.support.program import output_of, run

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.errors import DamageError, KeyRequiredError
+from pbsfs.base.errors import DamageError, KeyRequiredError
+from pbsfs.base.names import MANIFEST, MASTER_KEY_BLOB, ArchiveKind
 from pbsfs.formats import blob
 from pbsfs.formats.index import DynamicIndex, FixedIndex, Index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode, Manifest, ManifestFile
-from pbsfs.names import MANIFEST, MASTER_KEY_BLOB, ArchiveKind
 from tests.support import golden
 from tests.support.golden import DATASTORE
 

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import trio
 
-from pbsfs.credentials import Secret
-from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError
+from pbsfs.access.keyring import KeyRing, read_keys
+from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError
+from pbsfs.base.names import MANIFEST, MASTER_KEY_BLOB, ROOT_NAMESPACE, ArchiveKind, Namespace
+from pbsfs.base.secret import Secret
 from pbsfs.formats import blob
 from pbsfs.formats.keyfile import KeyFile
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode, Manifest
-from pbsfs.keyring import KeyRing, read_keys
-from pbsfs.names import MANIFEST, MASTER_KEY_BLOB, ROOT_NAMESPACE, ArchiveKind, Namespace
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo

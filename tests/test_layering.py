@@ -14,14 +14,14 @@ PACKAGE = Path(pbsfs.__file__).parent
 
 LAYERS = (
     ("",),  # the package itself: its version
-    ("errors", "process", "service"),
-    ("places",),
-    ("names", "credentials", "logs", "machine"),
-    ("formats",),
-    ("sources", "writer", "keyring"),
-    ("reader", "config"),
-    ("tree",),
-    ("copy", "fuse", "nbd", "verify"),
+    ("base",),
+    ("runtime", "formats"),
+    ("sources",),
+    ("chunks",),
+    ("reader",),
+    ("access", "tree", "testing"),
+    ("tasks",),
+    ("fuse", "nbd", "boot"),
     ("cli",),
     ("__main__",),
 )
@@ -119,21 +119,23 @@ def test_the_formats_do_no_io(module: str, tree: ast.Module) -> None:
         ("pbsfs.formats.blob", "from pbsfs.tree import Tree"),
         ("pbsfs.formats.blob", "from ..sources import base"),
         ("pbsfs.formats.blob", "from .. import sources"),
-        ("pbsfs.names", "from .formats import blob"),
-        ("pbsfs.names", "from . import tree"),
-        ("pbsfs.names", "from pbsfs.formats.blob import decode"),
-        ("pbsfs.errors", "import pbsfs.names as n"),
-        ("pbsfs.sources.directory", "def f():\n    from pbsfs.reader.store import ChunkStore"),
+        ("pbsfs.base.names", "from ..formats import blob"),
+        ("pbsfs.base.names", "from .. import tree"),
+        ("pbsfs.base.names", "from pbsfs.formats.blob import decode"),
+        ("pbsfs.base.errors", "import pbsfs.formats.blob as n"),
+        ("pbsfs.chunks.store", "from pbsfs.reader.image import Image"),
+        ("pbsfs.sources.directory", "from pbsfs.access.config import resolve"),
+        ("pbsfs.sources.directory", "def f():\n    from pbsfs.chunks.store import ChunkStore"),
         (
             "pbsfs.sources.directory",
             "class C:\n    def f(self):\n        if 1:\n            import pbsfs.cli.ls",
         ),
         ("pbsfs.sources.server.pool", "from ...reader import store"),
-        ("pbsfs.sources.base", "from pbsfs.writer import DatastoreWriter"),
+        ("pbsfs.sources.base", "from pbsfs.testing.writer import DatastoreWriter"),
         ("pbsfs.reader.image", "if TYPE_CHECKING:\n    from pbsfs.tree import Tree"),
-        ("pbsfs.reader.image", "from pbsfs.config import parse_size"),
+        ("pbsfs.reader.image", "from pbsfs.access.config import parse_size"),
         ("pbsfs.fuse.mount", "from pbsfs.cli import main"),
-        ("pbsfs.copy", "from pbsfs.fuse.inodes import Inode"),
+        ("pbsfs.tasks.copy", "from pbsfs.fuse.inodes import Inode"),
         ("pbsfs.tree", "import os, pbsfs.fuse"),
         ("pbsfs.cli.ls", "from pbsfs.cellar import wine"),
         ("pbsfs.cli.ls", "import pbsfs.__main__"),
@@ -147,15 +149,18 @@ def test_a_relative_import_in_a_package_is_caught_too() -> None:
     assert wrong_imports("pbsfs.formats", ast.parse("from ..reader import store"), package=True)
     assert not wrong_imports("pbsfs.formats", ast.parse("from .blob import decode"), package=True)
     assert not wrong_imports(
-        "pbsfs.formats", ast.parse("from . import blob\nfrom ..names import x"), package=True
+        "pbsfs.formats", ast.parse("from . import blob\nfrom ..base.names import x"), package=True
     )
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("pbsfs.formats.blob", "import zlib\nfrom pbsfs.errors import DamageError"),
-        ("pbsfs.formats.blob", "from . import keys\nfrom .keys import Key\nfrom ..errors import DamageError"),
+        ("pbsfs.formats.blob", "import zlib\nfrom pbsfs.base.errors import DamageError"),
+        (
+            "pbsfs.formats.blob",
+            "from . import keys\nfrom .keys import Key\nfrom ..base.errors import DamageError",
+        ),
         ("pbsfs.cli.mount", "from pbsfs.fuse import mount\nfrom pbsfs import __version__"),
         ("pbsfs.tree", "import pbsfs.reader.image"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import made
 from tests.support.mounts import Mounted, fails_with, is_running, mounted, opened, refusal
 from tests.support.needs import need

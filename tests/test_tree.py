@@ -10,9 +10,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, SourceError, UsageError
+from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, SourceError, UsageError
+from pbsfs.base.names import ROOT_NAMESPACE, Archive, Namespace, Snapshot
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import ROOT_NAMESPACE, Archive, Namespace, Snapshot
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
 from pbsfs.tree import (

@@ -16,11 +16,11 @@ from bench.data import CHUNK, INDEX, PLAIN, check_room
 from bench.measures import MIB, BenchError, Sample, memory_of
 from bench.plan import Bench, Case, Goal, Plan
 from bench.serving import CHECKOUT, serving
+from pbsfs.base.names import MANIFEST, ROOT_NAMESPACE, Archive, Group, Snapshot
 from pbsfs.formats import blob, index, manifest
 from pbsfs.formats.blob import zero_digest
 from pbsfs.formats.manifest import CryptMode, ManifestFile
-from pbsfs.names import MANIFEST, ROOT_NAMESPACE, Archive, Group, Snapshot
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 
 LARGE, SMALL = 16 << 40, 1 << 30
 TIME = 1_600_000_000

@@ -22,7 +22,10 @@ from pbsfs.fuse.mountpoint import mounted_at
 
 LOGIN = "limit: login"
 
-NBD_IMPORTS = "import pbsfs.process, pbsfs.errors, pbsfs.logs, pbsfs.nbd.exports, pbsfs.nbd.parameters"
+NBD_IMPORTS = (
+    "import pbsfs.runtime.process, pbsfs.base.errors, pbsfs.runtime.logs, "
+    "pbsfs.nbd.exports, pbsfs.nbd.parameters"
+)
 """What nbd_bridge.py imports of pbsfs."""
 
 

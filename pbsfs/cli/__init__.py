@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 
 import click
 
-from pbsfs import __version__, process
-from pbsfs.credentials import take_secrets
-from pbsfs.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
-from pbsfs.logs import shown
-from pbsfs.service import NOTIFY_SOCKET
+from pbsfs import __version__
+from pbsfs.access.credentials import take_secrets
+from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
+from pbsfs.runtime import process
+from pbsfs.runtime.logs import shown
+from pbsfs.runtime.service import NOTIFY_SOCKET
 
 log = logging.getLogger(__name__)
 

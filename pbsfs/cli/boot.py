@@ -14,16 +14,16 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from pbsfs import machine as machines
+from pbsfs.access.config import SourceOptions
+from pbsfs.base.errors import HelperError, NotFoundError, OutputError, UsageError
+from pbsfs.boot import machine as machines
+from pbsfs.boot.machine import Machine
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.nbd import served
 from pbsfs.cli.options import FilePath, PassingOn, passed_on, source_options
-from pbsfs.config import SourceOptions
-from pbsfs.errors import HelperError, NotFoundError, OutputError, UsageError
-from pbsfs.machine import Machine
 from pbsfs.nbd import launch
 from pbsfs.nbd.launch import Address
-from pbsfs.places import private_directory
+from pbsfs.runtime.places import private_directory
 from pbsfs.tree import BlobFile, Directory, ImageFile, SnapshotDirectory, Tree
 
 QEMU = "qemu-system-x86_64"

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import click
 
-from pbsfs.errors import MountError, PbsfsError, UsageError
+from pbsfs.base.errors import MountError, PbsfsError, UsageError
+from pbsfs.base.names import ROOT_NAMESPACE, Group
 from pbsfs.fuse.mountpoint import mounted_at, unmount
-from pbsfs.names import ROOT_NAMESPACE, Group
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 
 DISK_SIZE = 96 << 20
 PARTITION_START = 1 << 20  # sector 2048, where partitioning tools put the first one

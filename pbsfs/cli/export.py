@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from pbsfs.access.config import SourceOptions
+from pbsfs.base.errors import DamageError, OutputError, UsageError
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import (
     FilePath,
@@ -16,11 +18,9 @@ from pbsfs.cli.options import (
     source_options,
 )
 from pbsfs.cli.progress import shown
-from pbsfs.config import SourceOptions
-from pbsfs.copy import check_map_file, copy_blob, copy_image, open_target, write_map
-from pbsfs.errors import DamageError, OutputError, UsageError
-from pbsfs.logs import set_up_logging
 from pbsfs.reader.damage import Range, ZeroedRanges
+from pbsfs.runtime.logs import set_up_logging
+from pbsfs.tasks.copy import check_map_file, copy_blob, copy_image, open_target, write_map
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 
 

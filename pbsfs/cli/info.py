@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from pbsfs.access.config import SourceOptions
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
-from pbsfs.config import SourceOptions
-from pbsfs.logs import set_up_logging
+from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tree import File, SnapshotDirectory, Tree
 
 

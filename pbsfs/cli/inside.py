@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by, names_source
+from pbsfs.base.errors import SourceError, UsageError
 from pbsfs.cli.options import environment
-from pbsfs.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by, names_source
-from pbsfs.errors import SourceError, UsageError
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
 
 _NAME_IT = "name the source with --repository or --datastore-dir"

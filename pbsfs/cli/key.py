@@ -7,6 +7,11 @@ from pathlib import Path
 
 import click
 
+from pbsfs.access.config import SourceOptions
+from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE, find_secret
+from pbsfs.base.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
+from pbsfs.base.names import MASTER_KEY_BLOB
+from pbsfs.base.secret import Secret
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import (
     FilePath,
@@ -17,12 +22,8 @@ from pbsfs.cli.options import (
     run_on_tree,
     source_options,
 )
-from pbsfs.config import SourceOptions
-from pbsfs.credentials import KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE, Secret, find_secret
-from pbsfs.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
-from pbsfs.logs import set_up_logging
-from pbsfs.names import MASTER_KEY_BLOB
+from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tree import BlobFile, SnapshotDirectory, Tree
 
 MAX_PEM_SIZE = 1 << 20

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
+from pbsfs.access.config import SourceOptions
+from pbsfs.base.errors import DamageError
+from pbsfs.base.names import format_time
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
-from pbsfs.config import SourceOptions
-from pbsfs.errors import DamageError
-from pbsfs.logs import set_up_logging
-from pbsfs.names import format_time
+from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tree import Directory, Latest, Node, Tree
 
 

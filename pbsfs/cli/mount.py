@@ -16,17 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pbsfs.cli.handover import hand_over
-from pbsfs.cli.options import (
-    SECONDS,
-    FilePath,
-    damage_option,
-    environment,
-    find_terminal,
-    logging_options,
-    source_options,
-)
-from pbsfs.config import (
+from pbsfs.access.config import (
     SOURCE_ATTRIBUTE,
     FuseOptions,
     SourceOptions,
@@ -36,14 +26,24 @@ from pbsfs.config import (
     parse_cache_size,
     resolve,
 )
-from pbsfs.credentials import PASSWORD_VARIABLE
-from pbsfs.errors import MountError, PbsfsError, exit_status_of
+from pbsfs.access.credentials import PASSWORD_VARIABLE
+from pbsfs.access.handover import hand_over
+from pbsfs.access.keyring import KeyRing
+from pbsfs.base.errors import MountError, PbsfsError, exit_status_of
+from pbsfs.base.names import Namespace
+from pbsfs.cli.options import (
+    SECONDS,
+    FilePath,
+    damage_option,
+    environment,
+    find_terminal,
+    logging_options,
+    source_options,
+)
 from pbsfs.fuse.mountpoint import check_usable
-from pbsfs.keyring import KeyRing
-from pbsfs.logs import set_up_logging
-from pbsfs.names import Namespace
 from pbsfs.reader.damage import ZeroedRanges
-from pbsfs.service import NOTIFY_SOCKET, ServiceManager
+from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
 
 if TYPE_CHECKING:
     from pbsfs.sources.base import Source
@@ -230,7 +230,7 @@ def _source_arguments(source: SourceOptions) -> list[str]:
 
 
 def _start_in_background(arguments: list[str], source: SourceOptions, place: Path) -> None:
-    handed_over = hand_over(source)
+    handed_over = hand_over(source, environment(), find_terminal())
     child_environment = dict(os.environ)
     reading, writing = os.pipe()
     # -P: not from the current directory, where anybody may have put a module of some name.

@@ -13,12 +13,21 @@ from typing import Generic, TypeVar
 
 import click
 
-from pbsfs.cli.handover import Handover, hand_over
+from pbsfs.access.config import SourceOptions, open_source, parse_cache_size
+from pbsfs.access.handover import Handover, hand_over
+from pbsfs.base.errors import UsageError
+from pbsfs.base.names import Namespace
 from pbsfs.cli.inside import from_mounts
-from pbsfs.cli.options import FilePath, PassingOn, damage_option, passed_on, run_on_opened, source_options
-from pbsfs.config import SourceOptions, open_source, parse_cache_size
-from pbsfs.errors import UsageError
-from pbsfs.names import Namespace
+from pbsfs.cli.options import (
+    FilePath,
+    PassingOn,
+    damage_option,
+    environment,
+    find_terminal,
+    passed_on,
+    run_on_opened,
+    source_options,
+)
 from pbsfs.nbd import launch
 from pbsfs.nbd.exports import choose
 from pbsfs.nbd.launch import Address
@@ -203,7 +212,7 @@ def served(
     """
     nbdkit = launch.find_nbdkit()
     cache = parse_cache_size(cache_size)
-    handed_over = hand_over(source)
+    handed_over = hand_over(source, environment(), find_terminal())
     root = Namespace.parse(handed_over.source.namespace or "")
     served_path, found = run_on_opened(
         lambda tree: find(tree, path), _open(handed_over), keys=handed_over.keys, root=root
@@ -226,10 +235,10 @@ def served(
 
 
 def _open(handed_over: Handover) -> Source:
-    environment = dict(os.environ)
+    variables = dict(os.environ)
     if handed_over.password is not None:
-        environment = with_password(environment, handed_over.password)
-    return open_source(handed_over.source, environment)
+        variables = with_password(variables, handed_over.password)
+    return open_source(handed_over.source, variables)
 
 
 def _parameters(source: SourceOptions) -> list[str]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from pbsfs.config import SourceOptions, Terminal, open_keys, open_source, resolve
-from pbsfs.credentials import Secret
-from pbsfs.names import Namespace
+from pbsfs.access.config import SourceOptions, Terminal, open_keys, open_source, resolve
+from pbsfs.base.names import Namespace
+from pbsfs.base.secret import Secret
 from pbsfs.reader.damage import ZeroedRanges
 
 if TYPE_CHECKING:
-    from pbsfs.keyring import KeyRing
+    from pbsfs.access.keyring import KeyRing
     from pbsfs.sources.base import Source
     from pbsfs.tree import Tree
 

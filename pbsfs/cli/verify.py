@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
+from pbsfs.access.config import SourceOptions, parse_size
+from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
 from pbsfs.cli.progress import shown
-from pbsfs.config import SourceOptions, parse_size
-from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
-from pbsfs.logs import set_up_logging
+from pbsfs.runtime.logs import set_up_logging
+from pbsfs.tasks.verify import Report, Verification
 from pbsfs.tree import File, Tree
-from pbsfs.verify import Report, Verification
 
 SOME_PATHS = 3
 """Paths that are named as examples where many files need one key."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import zstandard
 
-from pbsfs.errors import DamageError, KeyRequiredError
+from pbsfs.base.errors import DamageError, KeyRequiredError
 from pbsfs.formats.keys import IV_SIZE, TAG_SIZE, Key
 
 MAX_BLOB_SIZE = 128 << 20

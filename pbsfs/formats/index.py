@@ -18,7 +18,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from pbsfs.errors import DamageError, SourceError
+from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.formats.blob import DIGEST_SIZE, MAX_CHUNK_SIZE, zero_digest
 from pbsfs.formats.keys import Key
 

@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pbsfs.errors import DamageError, PasswordError
+from pbsfs.base.errors import DamageError, PasswordError
 from pbsfs.formats.keys import IV_SIZE, KEY_SIZE, TAG_SIZE, Key
 
 MAX_KEY_FILE_SIZE = 64 << 10

@@ -12,11 +12,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from pbsfs.errors import DamageError, UsageError
+from pbsfs.base.errors import DamageError, UsageError
+from pbsfs.base.names import BACKUP_TYPES, Archive, is_safe_name
 from pbsfs.formats.blob import DIGEST_SIZE
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
 from pbsfs.formats.keys import Key
-from pbsfs.names import BACKUP_TYPES, Archive, is_safe_name
 
 MAX_MANIFEST_SIZE = 16 << 20
 """Most bytes of a decoded manifest; real ones have a few hundred."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
-from pbsfs.errors import NotFoundError
+from pbsfs.base.errors import NotFoundError
 from pbsfs.tree import File, Node
 
 ROOT = 1

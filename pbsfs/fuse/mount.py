@@ -21,11 +21,11 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from pbsfs.errors import MountError
+from pbsfs.base.errors import MountError
+from pbsfs.base.names import Namespace
 from pbsfs.formats.keys import Key
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.fuse.operations import Operations, Ownership
-from pbsfs.names import Namespace
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import Source

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pbsfs.errors import MountError
+from pbsfs.base.errors import MountError
 
 FS_TYPE = "fuse.pbsfs"
 

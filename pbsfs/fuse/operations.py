@@ -24,7 +24,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, SourceError, errno_of
+from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, SourceError, errno_of
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
 from pbsfs.reader.image import Buffer, Handle, Image

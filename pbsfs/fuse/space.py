@@ -11,7 +11,7 @@ import logging
 
 import trio
 
-from pbsfs.errors import PbsfsError
+from pbsfs.base.errors import PbsfsError
 from pbsfs.sources.base import Source, Usage
 
 log = logging.getLogger(__name__)

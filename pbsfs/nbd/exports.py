@@ -20,14 +20,14 @@ from typing import TypeVar
 
 import trio
 
-from pbsfs import process
-from pbsfs.errors import NotFoundError, PbsfsError, SourceError, UsageError, errno_of
+from pbsfs.base.errors import NotFoundError, PbsfsError, SourceError, UsageError, errno_of
+from pbsfs.base.names import ArchiveKind
+from pbsfs.chunks.cache import ChunkCache
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import ArchiveKind
 from pbsfs.nbd.parameters import Settings
-from pbsfs.reader.cache import ChunkCache
 from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
+from pbsfs.runtime import process
 from pbsfs.tree import LATEST, Directory, GroupDirectory, ImageFile, Latest, Node, SnapshotDirectory, Tree
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pbsfs.errors import HelperError, UsageError
-from pbsfs.places import private_directory
+from pbsfs.base.errors import HelperError, UsageError
+from pbsfs.runtime.places import private_directory
 
 STOP_TIME = 10.0
 """Seconds that nbdkit and QEMU get to end by themselves; they wait for requests that are under way."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from pbsfs.config import (
+from pbsfs.access.config import (
     ServerAccess,
     SourceOptions,
     find_access,
@@ -24,12 +24,18 @@ from pbsfs.config import (
     parse_cache_size,
     resolve,
 )
-from pbsfs.credentials import FORMS, MAX_SECRET, PASSWORD_VARIABLE, Secret, find_credential
-from pbsfs.errors import UsageError
-from pbsfs.keyring import KeyRing
-from pbsfs.names import BACKUP_TYPES, Namespace
+from pbsfs.access.credentials import (
+    FORMS,
+    MAX_SECRET,
+    PASSWORD_VARIABLE,
+    find_credential,
+)
+from pbsfs.access.keyring import KeyRing
+from pbsfs.base.errors import UsageError
+from pbsfs.base.names import BACKUP_TYPES, Namespace
+from pbsfs.base.secret import Secret
+from pbsfs.chunks.store import DEFAULT_CACHE_SIZE
 from pbsfs.reader.damage import ZeroedRanges
-from pbsfs.reader.store import DEFAULT_CACHE_SIZE
 from pbsfs.sources.base import Source
 
 log = logging.getLogger(__name__)

@@ -18,14 +18,14 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from pbsfs.errors import DamageError, UsageError
+from pbsfs.base.errors import DamageError, UsageError
+from pbsfs.base.names import Archive, Snapshot
+from pbsfs.chunks.prefetch import ReadAhead
+from pbsfs.chunks.store import Chunk, ChunkStore, Flight
 from pbsfs.formats.blob import MAX_CHUNK_SIZE
 from pbsfs.formats.index import Index
 from pbsfs.formats.keys import Key
-from pbsfs.names import Archive, Snapshot
 from pbsfs.reader.damage import Range, ZeroedRanges
-from pbsfs.reader.prefetch import ReadAhead
-from pbsfs.reader.store import Chunk, ChunkStore, Flight
 
 _ZEROS = memoryview(bytes(MAX_CHUNK_SIZE))  # never written, so it takes no memory
 

@@ -20,9 +20,9 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from pbsfs.errors import PbsfsError, SourceError
+from pbsfs.base.errors import PbsfsError, SourceError
+from pbsfs.chunks.budget import Budget
 from pbsfs.formats.index import Index
-from pbsfs.reader.budget import Budget
 from pbsfs.reader.image import Image
 from pbsfs.sources.base import FileInfo
 

@@ -16,7 +16,9 @@ from typing import ParamSpec, TypeVar
 
 import trio
 
-from pbsfs.errors import DamageError, KeyRequiredError, NotFoundError, SourceError
+from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, SourceError
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
+from pbsfs.chunks.store import DEFAULT_CACHE_SIZE, ChunkStore
 from pbsfs.formats import blob
 from pbsfs.formats.index import (
     DYNAMIC_ENTRY_SIZE,
@@ -29,11 +31,9 @@ from pbsfs.formats.index import (
 )
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest, ManifestFile
-from pbsfs.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.reader.opened import DEFAULT_OPEN_LIMIT, Blob, OpenFiles
-from pbsfs.reader.store import DEFAULT_CACHE_SIZE, ChunkStore
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 
 MAX_INDEX_SIZE = HEADER_SIZE + (1 << 30)

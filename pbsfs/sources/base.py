@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import trio
 
-from pbsfs.errors import DamageError
+from pbsfs.base.errors import DamageError
+from pbsfs.base.names import Archive, Group, Namespace, Snapshot
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import Archive, Group, Namespace, Snapshot
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pbsfs.errors import DamageError, SourceError
+from pbsfs.base.errors import DamageError, SourceError
 
 Steps = tuple[str, ...]
 """Names that lead from a root to a file or directory; none: the root itself."""

@@ -26,10 +26,8 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from pbsfs.errors import DamageError, NotFoundError, PbsfsError, SourceError, UsageError
-from pbsfs.formats import blob
-from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest
-from pbsfs.names import (
+from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError, SourceError, UsageError
+from pbsfs.base.names import (
     BACKUP_TYPES,
     CLIENT_LOG,
     MANIFEST,
@@ -40,6 +38,8 @@ from pbsfs.names import (
     Snapshot,
     parse_time,
 )
+from pbsfs.formats import blob
+from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.beneath import Steps, enter, exists, joined, read_file, scanned
 

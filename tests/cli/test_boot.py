@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
+from pbsfs.base.errors import HelperError, exit_status_of
+from pbsfs.boot.machine import Machine
 from pbsfs.cli import boot
 from pbsfs.cli.demo import PARTITION_START
-from pbsfs.errors import HelperError, exit_status_of
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.machine import Machine
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import booting, keyfiles, made
 from tests.support.booting import NO_SCREEN, BootDisk
 from tests.support.foreground import Foreground, foreground

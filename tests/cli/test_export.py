@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, made
 from tests.support.needs import need_loop
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs

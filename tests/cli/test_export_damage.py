@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.copy import write_map
 from pbsfs.reader.damage import Range
+from pbsfs.tasks.copy import write_map
 from tests.support import damage
 from tests.support.keyfiles import key_file
 from tests.support.needs import need_loop

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by
-from pbsfs.errors import SourceError
+from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by
+from pbsfs.base.errors import SourceError
 from tests.support.mounts import Mounted, mounted
 from tests.support.needs import need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs

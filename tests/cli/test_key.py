@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 
+from pbsfs.base.names import MANIFEST, MASTER_KEY_BLOB
 from pbsfs.formats import blob, manifest
 from pbsfs.formats.manifest import CryptMode, Manifest, ManifestFile
-from pbsfs.names import MANIFEST, MASTER_KEY_BLOB
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, made
 from tests.support.keyfiles import KINDS, document, key_file
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs

@@ -21,7 +21,7 @@ from pbsfs.formats.index import FixedIndex
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.fuse.mountpoint import mounted_at
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, golden, made
 from tests.support.golden import Original
 from tests.support.keyfiles import HINT, key_file

@@ -20,7 +20,7 @@ import pytest
 
 from pbsfs.cli.demo import PARTITION_START
 from pbsfs.nbd.launch import Address
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, keyfiles, made
 from tests.support.foreground import Foreground, foreground
 from tests.support.needs import need, need_root

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from pbsfs.base.names import MANIFEST
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import MANIFEST
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, golden, made
 from tests.support.keyfiles import key_file
 from tests.support.program import PBSFS, environment, error_of, pbsfs

@@ -10,7 +10,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.errors import DamageError, KeyRequiredError
+from pbsfs.base.errors import DamageError, KeyRequiredError
 from pbsfs.formats import blob
 from pbsfs.formats.blob import BlobKind
 from tests.support import byhand

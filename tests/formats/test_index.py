@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.errors import DamageError, PbsfsError
+from pbsfs.base.errors import DamageError, PbsfsError
 from pbsfs.formats import blob
 from pbsfs.formats.index import (
     DynamicIndex,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.errors import DamageError, PasswordError
+from pbsfs.base.errors import DamageError, PasswordError
 from pbsfs.formats import keyfile
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from tests.support import byhand, golden

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.errors import DamageError
+from pbsfs.base.errors import DamageError
 from pbsfs.formats.keys import Key
 from tests.support import byhand, golden
 from tests.support.made import KEY, OTHER_KEY

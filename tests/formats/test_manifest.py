@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.errors import DamageError
+from pbsfs.base.errors import DamageError
+from pbsfs.base.names import Archive
 from pbsfs.formats import manifest
 from pbsfs.formats.manifest import CryptMode, Manifest, ManifestFile
-from pbsfs.names import Archive
 
 CSUM = "0123456789abcdef" * 4
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pbsfs.errors import DamageError
+from pbsfs.base.errors import DamageError
+from pbsfs.base.names import MANIFEST
 from pbsfs.formats import blob
 from pbsfs.formats.keyfile import KeyFile
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import Manifest
-from pbsfs.names import MANIFEST
 from tests.support import golden
 from tests.support.made import KEY, OTHER_KEY
 

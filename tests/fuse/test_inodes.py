@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from pbsfs.errors import NotFoundError
+from pbsfs.base.errors import NotFoundError
 from pbsfs.fuse.inodes import MAX_FORGOTTEN, ROOT, InodeTable
 from pbsfs.tree import Node, Stat, Tree
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.errors import NotFoundError, SourceError
+from pbsfs.base.errors import NotFoundError, SourceError
 from pbsfs.fuse.mountpoint import mounted_at
 from tests.support.foreground import foreground
 from tests.support.manager import manager

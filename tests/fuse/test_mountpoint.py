@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.errors import MountError
+from pbsfs.base.errors import MountError
 from pbsfs.fuse import mountpoint
 from pbsfs.fuse.mountpoint import check_usable, mounted_at, mounts, unmount
 from tests.support.mounts import mounted, refusal

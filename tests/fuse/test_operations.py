@@ -20,11 +20,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pbsfs.errors import DamageError, NotFoundError
+from pbsfs.base.errors import DamageError, NotFoundError
+from pbsfs.base.names import Archive, Group, Snapshot
 from pbsfs.fuse import operations as door
 from pbsfs.fuse.inodes import ROOT
 from pbsfs.fuse.operations import MAX_REPORTED, Operations, Ownership
-from pbsfs.names import Archive, Group, Snapshot
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import SnapshotInfo, Usage
 from pbsfs.sources.directory import DirectorySource

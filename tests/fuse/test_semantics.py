@@ -25,12 +25,12 @@ from typing import Any
 
 import pytest
 
+from pbsfs.base.names import MANIFEST, Namespace
 from pbsfs.formats import blob
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.fuse.mountpoint import mounted_at
-from pbsfs.names import MANIFEST, Namespace
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, made, mounts
 from tests.support.handles import FileHandle, drop_caches
 from tests.support.keyfiles import PASSWORD, key_file

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from pbsfs.base.names import MANIFEST, Namespace
 from pbsfs.formats import blob
-from pbsfs.names import MANIFEST, Namespace
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, made
 from tests.support.mounts import Mounted, fails_with, mounted, opened, read_at
 from tests.support.needs import need_root

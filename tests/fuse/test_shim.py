@@ -13,11 +13,11 @@ from typing import Any
 import pyfuse3
 import pytest
 
-from pbsfs.errors import MountError
+from pbsfs.base.errors import MountError
+from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.fuse import mount, shim
 from pbsfs.fuse.mount import MountOptions
 from pbsfs.fuse.operations import Ownership
-from pbsfs.names import ROOT_NAMESPACE
 
 MAPS = """\
 7f01-7f02 r-xp 00000000 fe:00 12 /usr/lib/x86_64-linux-gnu/libc.so.6

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pbsfs.errors import SourceError
+from pbsfs.base.errors import SourceError
 from pbsfs.fuse.space import KEPT, Space
 from pbsfs.sources.base import Usage
 from tests.support.sources import MemorySource

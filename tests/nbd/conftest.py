@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.nbd import disks
 from tests.nbd.disks import Disk
 from tests.support import made

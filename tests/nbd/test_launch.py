@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from pbsfs.errors import HelperError, UsageError, exit_status_of
+from pbsfs.base.errors import HelperError, UsageError, exit_status_of
 from pbsfs.nbd import launch
 from pbsfs.nbd.launch import Address, bridge, command_line, find_nbdkit, plugin_environment, private_socket
 from tests.support.needs import need

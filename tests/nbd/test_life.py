@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pbsfs import __version__
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.nbd.disks import MIB, ONE, Disk
 from tests.support import made
 from tests.support.large import large_images

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.errors import KeyFileError, UsageError
+from pbsfs.access.keyring import KeyRing
+from pbsfs.base.errors import KeyFileError, UsageError
+from pbsfs.base.names import Namespace
+from pbsfs.chunks.store import DEFAULT_CACHE_SIZE
 from pbsfs.formats.keys import Key
-from pbsfs.keyring import KeyRing
-from pbsfs.names import Namespace
 from pbsfs.nbd.parameters import NAMES, Parameters, Settings, filters_of
-from pbsfs.reader.store import DEFAULT_CACHE_SIZE
 from tests.support import made
 from tests.support.keyfiles import key_file
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.nbd.disks import CHUNK, MIB, ONE, Disk
 from tests.support import made
 from tests.support.mounts import cleaned_up

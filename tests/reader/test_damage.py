@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError, SourceError
+from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError
+from pbsfs.base.names import MANIFEST, Archive
+from pbsfs.chunks import prefetch
 from pbsfs.formats import blob, index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import MANIFEST, Archive
-from pbsfs.reader import damage, prefetch
+from pbsfs.reader import damage
 from pbsfs.reader import image as image_module
 from pbsfs.reader.damage import Range, ZeroedRanges, merged
 from pbsfs.reader.image import Image

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from pbsfs.errors import DamageError, KeyRequiredError, SourceError
+from pbsfs.base.errors import DamageError, KeyRequiredError, SourceError
+from pbsfs.base.names import Archive
+from pbsfs.chunks import prefetch, store
 from pbsfs.formats import index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import Archive
-from pbsfs.reader import prefetch, store
 from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import trio
 
-from pbsfs.credentials import Secret
-from pbsfs.errors import DamageError, KeyRequiredError, PbsfsError, SourceError
+from pbsfs.access.keyring import KeyRing, read_keys
+from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
+from pbsfs.base.secret import Secret
 from pbsfs.formats import blob
 from pbsfs.formats.blob import BlobKind
 from pbsfs.formats.index import FixedIndex
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode, Manifest
-from pbsfs.keyring import KeyRing, read_keys
-from pbsfs.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
 from pbsfs.reader.image import Extent
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
 from pbsfs.sources.directory import DirectorySource
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.support import byhand, damage, made
 from tests.support.keyfiles import KINDS, PASSWORD, key_file

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import trio
 
+from pbsfs.base.names import Archive
 from pbsfs.formats import blob, index
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import Archive
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo

@@ -10,10 +10,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from pbsfs.errors import DamageError, SourceError, errno_of
+from pbsfs.base.errors import DamageError, SourceError, errno_of
+from pbsfs.base.names import CLIENT_LOG, Archive, Snapshot
 from pbsfs.formats import index
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import CLIENT_LOG, Archive, Snapshot
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.reader.opened import TooMuchOpenError

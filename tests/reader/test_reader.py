@@ -12,14 +12,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from pbsfs.errors import DamageError, KeyRequiredError, SourceError
+from pbsfs.base.errors import DamageError, KeyRequiredError, SourceError
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, ROOT_NAMESPACE, Archive
 from pbsfs.formats import blob, index
 from pbsfs.formats.manifest import CryptMode, Manifest
-from pbsfs.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, ROOT_NAMESPACE, Archive
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
 from pbsfs.sources.directory import DirectorySource
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, made
 from tests.support.run import in_trio
 from tests.support.sources import CHUNK_SIZE, MemorySource, file_of

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.names import Group, Namespace
-from pbsfs.writer import DatastoreWriter
+from pbsfs.base.names import Group, Namespace
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, made
 from tests.support.server import READER, ReferenceServer
 from tests.support.server.releases import PBS_4

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 import zstandard
 
-from pbsfs.errors import DamageError
+from pbsfs.base.errors import DamageError
 from pbsfs.formats import blob
 from tests.server.conftest import SECRET
 from tests.server.h2_client import Connection, Reply, Session

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from pbsfs.formats.index import DynamicIndex, FixedIndex
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.server.conftest import OWNED, SECRET
 from tests.server.h2_client import PROTOCOL, Connection, Session
 from tests.support import made

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import pytest
 
+from pbsfs.base.names import Group, Namespace
 from pbsfs.formats import blob
-from pbsfs.names import Group, Namespace
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.server.conftest import OWNED, PASSWORD, SECRET
 from tests.server.h2_client import TIMEOUT, Connection, Reply, Session
 from tests.support import made

@@ -18,13 +18,13 @@ from typing import TypeVar
 import pytest
 import trio
 
-from pbsfs.errors import DamageError, NotFoundError
+from pbsfs.base.errors import DamageError, NotFoundError
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Group, Namespace, Snapshot
 from pbsfs.formats import blob
 from pbsfs.formats.index import DynamicIndex, FixedIndex
 from pbsfs.formats.manifest import CryptMode, Manifest
-from pbsfs.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Group, Namespace, Snapshot
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import made
 from tests.support.made import DAY, KEY, TIME
 

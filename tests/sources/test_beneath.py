@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pbsfs.errors import DamageError, SourceError
+from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.sources.beneath import enter, exists, read_file, scanned
 from tests.support.needs import need_loop
 

@@ -16,15 +16,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pbsfs.errors import DamageError, NotFoundError, SourceError
+from pbsfs.base.errors import DamageError, NotFoundError, SourceError
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Namespace
 from pbsfs.formats import blob
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE
-from pbsfs.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Namespace
 from pbsfs.sources import beneath, directory
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.beneath import Steps, joined, read_file
 from pbsfs.sources.directory import IO_TIMEOUT, MAX_THREADS, STUCK_PAUSE, STUCK_TIMEOUT, DirectorySource
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.conformance import (
     CONFIG,
     FIRST,

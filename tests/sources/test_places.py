@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from pbsfs.errors import DamageError, SourceError
-from pbsfs.names import MANIFEST, ROOT_NAMESPACE, Group, Namespace
+from pbsfs.base.errors import DamageError, SourceError
+from pbsfs.base.names import MANIFEST, ROOT_NAMESPACE, Group, Namespace
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import GroupInfo
 from pbsfs.sources.directory import DirectorySource
+from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import BlobFile, ImageFile, Tree
-from pbsfs.writer import DatastoreWriter
 from tests.sources.conformance import CONFIG, FIRST, IMAGE, LIMIT, VM, add, chunks_of
 from tests.support import golden, made
 from tests.support.made import TIME

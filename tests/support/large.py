@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
+from pbsfs.base.names import MANIFEST, Archive
 from pbsfs.formats import blob, index, manifest
 from pbsfs.formats.manifest import CryptMode, ManifestFile
-from pbsfs.names import MANIFEST, Archive
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import made
 
 _ARCHIVE = Archive("drive-scsi0.img.fidx")

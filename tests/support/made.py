@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from pbsfs.base.names import ROOT_NAMESPACE, Group, Namespace, Snapshot
 from pbsfs.formats.keys import Key
-from pbsfs.names import ROOT_NAMESPACE, Group, Namespace, Snapshot
 
 TIME = 1_700_000_000
 """2023-11-14T22:13:20Z"""

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import trio
 
-from pbsfs.errors import DamageError, NotFoundError
+from pbsfs.base.errors import DamageError, NotFoundError
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, ArchiveKind, Group, Namespace, Snapshot
 from pbsfs.formats import blob, index, manifest
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode, ManifestFile
-from pbsfs.names import CLIENT_LOG, MANIFEST, Archive, ArchiveKind, Group, Namespace, Snapshot
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Source
 
 T = TypeVar("T")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pbsfs.base.names import Namespace
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import Namespace
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import made
 
 CHUNK = 1 << 16

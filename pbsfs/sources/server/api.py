@@ -22,8 +22,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from pbsfs.credentials import Secret
-from pbsfs.errors import (
+from pbsfs.base.errors import (
     AuthError,
     ConnectError,
     DamageError,
@@ -36,6 +35,8 @@ from pbsfs.errors import (
     UnknownDatastoreError,
     UnknownRealmError,
 )
+from pbsfs.base.secret import Secret
+from pbsfs.sources.retry import connecting
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.refusals import (
     MAX_ERROR_TEXT,
@@ -46,7 +47,6 @@ from pbsfs.sources.server.refusals import (
     words_of,
 )
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.retry import connecting
 from pbsfs.sources.server.tls import Trust, connect
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pbsfs.errors import DamageError, PbsfsError, SourceError
+from pbsfs.base.errors import DamageError, PbsfsError, SourceError
+from pbsfs.base.names import BACKUP_TYPES, CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import BACKUP_TYPES, CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
 from pbsfs.sources.server.refusals import shown
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from pbsfs.errors import (
+from pbsfs.base.errors import (
     AuthError,
     ConnectError,
     DamageError,
@@ -23,11 +23,11 @@ from pbsfs.errors import (
     SourceError,
     UnavailableError,
 )
-from pbsfs.names import Archive, Snapshot
+from pbsfs.base.names import Archive, Snapshot
+from pbsfs.sources.retry import connecting
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.protocol import Response
 from pbsfs.sources.server.refusals import Meaning, meaning_of, meaning_of_chunk, meaning_of_file, words_of
-from pbsfs.sources.server.retry import connecting
 from pbsfs.sources.server.session import RefusedError, Session
 
 log = logging.getLogger(__name__)

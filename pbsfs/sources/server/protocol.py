@@ -28,7 +28,7 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.exceptions import HyperframeError
 
-from pbsfs.errors import ConnectError, DamageError, PbsfsError
+from pbsfs.base.errors import ConnectError, DamageError, PbsfsError
 from pbsfs.sources.server.frames import MAX_FRAME_SIZE, install
 
 WINDOW = (1 << 31) - 2

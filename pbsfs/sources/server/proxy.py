@@ -16,8 +16,8 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pbsfs.credentials import Secret
-from pbsfs.errors import AuthError, ConnectError, ForbiddenError, NotPbsError, SourceError, UsageError
+from pbsfs.base.errors import AuthError, ConnectError, ForbiddenError, NotPbsError, SourceError, UsageError
+from pbsfs.base.secret import Secret
 from pbsfs.sources.server.repository import Repository
 
 VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")

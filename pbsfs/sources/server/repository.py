@@ -9,7 +9,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from pbsfs.errors import UsageError
+from pbsfs.base.errors import UsageError
 
 DEFAULT_USER = "root@pam"
 DEFAULT_HOST = "localhost"

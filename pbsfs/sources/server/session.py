@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 import h11
 import trio
 
-from pbsfs.errors import ConnectError, NotPbsError, PbsfsError, SourceError
+from pbsfs.base.errors import ConnectError, NotPbsError, PbsfsError, SourceError
 from pbsfs.sources.server.protocol import ReaderProtocol, RefusedStreamError, Response
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from pbsfs.credentials import Secret
-from pbsfs.errors import (
+from pbsfs.base.errors import (
     DamageError,
     ForbiddenError,
     NotFoundError,
@@ -24,15 +23,16 @@ from pbsfs.errors import (
     UnavailableError,
     UnknownDatastoreError,
 )
-from pbsfs.logs import STARTING
-from pbsfs.names import Archive, ArchiveKind, Group, Namespace, Snapshot
+from pbsfs.base.names import Archive, ArchiveKind, Group, Namespace, Snapshot
+from pbsfs.base.secret import Secret
+from pbsfs.runtime.logs import STARTING
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
+from pbsfs.sources.retry import DEFAULT_LIMIT, Outage, retried
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.pool import SessionPool, snapshot_query
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.retry import DEFAULT_LIMIT, Outage, retried
 from pbsfs.sources.server.tls import Trust
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pbsfs.errors import ConnectError, NotPbsError, ResolveError, SourceError, TrustError, UsageError
+from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, SourceError, TrustError, UsageError
 from pbsfs.sources.server.proxy import Proxy, open_tunnel
 from pbsfs.sources.server.repository import Repository
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.sources.server import retry
+from pbsfs.sources import retry
 from tests.sources.server import serving
 from tests.support.server import ReferenceServer
 

@@ -17,7 +17,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from pbsfs.errors import PbsfsError
+from pbsfs.base.errors import PbsfsError
 from pbsfs.sources.server.protocol import ReaderProtocol, Response
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import trio
 
-from pbsfs.credentials import Secret
+from pbsfs.base.names import ROOT_NAMESPACE, Archive, Group, Snapshot
+from pbsfs.base.secret import Secret
 from pbsfs.formats.keys import Key
-from pbsfs.names import ROOT_NAMESPACE, Archive, Group, Snapshot
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import SnapshotInfo
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
 from pbsfs.sources.server.tls import Trust, parse_fingerprint
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.server import ReferenceServer

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from pbsfs.errors import (
+from pbsfs.base.errors import (
     AuthError,
     DamageError,
     NotFoundError,
@@ -17,10 +17,10 @@ from pbsfs.errors import (
     UnknownDatastoreError,
     errno_of,
 )
-from pbsfs.names import ROOT_NAMESPACE
+from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
-from pbsfs.sources.server import retry
+from pbsfs.sources import retry
 from pbsfs.sources.server.source import ServerSource
 from tests.sources.server import serving
 from tests.sources.server.serving import (

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import pytest
 import trio
 
-from pbsfs.credentials import Secret
-from pbsfs.errors import (
+from pbsfs.base.errors import (
     AuthError,
     ConnectError,
     DamageError,
@@ -30,12 +29,13 @@ from pbsfs.errors import (
     UnknownRealmError,
     exit_status_of,
 )
+from pbsfs.base.secret import Secret
 from pbsfs.sources.server import api as api_module
 from pbsfs.sources.server.api import KEEP_TIME, KEPT_CONNECTIONS, TICKET_RENEWAL, Api
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
 from pbsfs.sources.server.tls import Trust, parse_fingerprint
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server.peers import Peer, Talk, request_of, saying
 from tests.support import made
 from tests.support.server import (

@@ -8,11 +8,11 @@ import pytest
 import trio
 import trio.testing
 
-from pbsfs.names import Namespace
+from pbsfs.base.names import Namespace
 from pbsfs.sources.server import pool
 from pbsfs.sources.server.api import KEPT_CONNECTIONS
+from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Directory, Tree
-from pbsfs.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import CHUNK, CONTENT, FIRST, image_of, read_all, reading, source_of, until
 from tests.support import made

@@ -15,8 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from pbsfs.credentials import Secret
-from pbsfs.errors import (
+from pbsfs.base.errors import (
     AuthError,
     ConnectError,
     DamageError,
@@ -27,14 +26,16 @@ from pbsfs.errors import (
     SourceError,
     errno_of,
 )
+from pbsfs.base.names import ROOT_NAMESPACE
+from pbsfs.base.secret import Secret
 from pbsfs.formats.index import encode_fixed
-from pbsfs.names import ROOT_NAMESPACE
 from pbsfs.reader.image import Image
-from pbsfs.sources.server import api, retry
+from pbsfs.sources import retry
+from pbsfs.sources.server import api
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
 from pbsfs.sources.server.tls import Trust
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import (
     CHUNK,

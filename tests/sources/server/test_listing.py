@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.errors import DamageError, PbsfsError, SourceError
+from pbsfs.base.errors import DamageError, PbsfsError, SourceError
+from pbsfs.base.names import CLIENT_LOG, ROOT_NAMESPACE, Archive, Group, Namespace, Snapshot
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import CLIENT_LOG, ROOT_NAMESPACE, Archive, Group, Namespace, Snapshot
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
 from pbsfs.sources.server.listing import (
     parse_group,

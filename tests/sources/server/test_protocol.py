@@ -22,7 +22,7 @@ from hyperframe.frame import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.errors import ConnectError, DamageError
+from pbsfs.base.errors import ConnectError, DamageError
 from pbsfs.sources.server import protocol as protocol_module
 from pbsfs.sources.server.frames import MAX_CONTROL_FRAME_SIZE, MAX_FRAME_SIZE
 from pbsfs.sources.server.protocol import (

@@ -8,9 +8,8 @@ import socket
 import pytest
 import trio
 
-from pbsfs.config import SourceOptions, Terminal, find_access
-from pbsfs.credentials import Secret
-from pbsfs.errors import (
+from pbsfs.access.config import SourceOptions, Terminal, find_access
+from pbsfs.base.errors import (
     AuthError,
     ConnectError,
     ForbiddenError,
@@ -20,6 +19,7 @@ from pbsfs.errors import (
     TrustError,
     UsageError,
 )
+from pbsfs.base.secret import Secret
 from pbsfs.sources.server import proxy as proxy_module
 from pbsfs.sources.server.proxy import Proxy, find_proxy, is_excepted
 from pbsfs.sources.server.repository import Repository

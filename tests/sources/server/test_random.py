@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import trio
 
-from pbsfs.errors import PbsfsError
-from pbsfs.names import Archive, Snapshot
-from pbsfs.reader.cache import ChunkCache
+from pbsfs.base.errors import PbsfsError
+from pbsfs.base.names import Archive, Snapshot
+from pbsfs.chunks.cache import ChunkCache
 from pbsfs.reader.image import Handle, Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.server import api
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import CHUNK, IMAGE, STREAM, TOKEN, USER, VM, source_of
 from tests.support import made

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pbsfs.errors import UsageError
+from pbsfs.base.errors import UsageError
 from pbsfs.sources.server.repository import Repository
 
 

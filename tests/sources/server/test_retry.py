@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import trio
 
-from pbsfs.errors import AuthError, ConnectError, DamageError, ForbiddenError, SourceError
-from pbsfs.sources.server import retry
-from pbsfs.sources.server.retry import connecting, retried
+from pbsfs.base.errors import AuthError, ConnectError, DamageError, ForbiddenError, SourceError
+from pbsfs.sources import retry
+from pbsfs.sources.retry import connecting, retried
 from tests.support.run import in_trio
 
 

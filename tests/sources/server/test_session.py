@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from pbsfs.errors import ConnectError
+from pbsfs.base.errors import ConnectError
 from pbsfs.formats.index import FixedIndex
 from pbsfs.sources.server.protocol import MAX_STREAMS
 from pbsfs.sources.server.session import Patience
-from pbsfs.writer import DatastoreWriter
+from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import CONTENT, IMAGE, STREAM, image_of, read_all, reading, source_of, until
 from tests.support import made

@@ -13,12 +13,12 @@ import pytest
 import trio
 import trio.testing
 
-from pbsfs.errors import PbsfsError, SourceError
-from pbsfs.names import MANIFEST
+from pbsfs.base.errors import PbsfsError, SourceError
+from pbsfs.base.names import MANIFEST
 from pbsfs.sources.server import pool
 from pbsfs.sources.server.source import ServerSource
+from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import BlobFile, Directory, Tree
-from pbsfs.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import (
     CHUNK,

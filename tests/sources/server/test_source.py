@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from pbsfs.errors import (
+from pbsfs.base.errors import (
     AuthError,
     ForbiddenError,
     KeyRequiredError,
@@ -23,16 +23,16 @@ from pbsfs.errors import (
     SourceError,
     UnknownDatastoreError,
 )
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Group, Namespace
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Group, Namespace
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.directory import DirectorySource
 from pbsfs.sources.server import api as api_module
 from pbsfs.sources.server import source as source_module
 from pbsfs.sources.server.source import ServerSource
+from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
-from pbsfs.writer import DatastoreWriter
 from tests.sources.conformance import SourceConformance
 from tests.sources.server import serving
 from tests.sources.server.serving import FIRST, SECOND, TOKEN, USER, VM, opened, reading, source_of

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.errors import ConnectError, NotPbsError, ResolveError, TrustError, UsageError
+from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, TrustError, UsageError
 from pbsfs.sources.server import tls
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository

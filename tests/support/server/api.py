@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pbsfs.names import BACKUP_TYPES, ROOT_NAMESPACE, Group, Namespace, Snapshot
+from pbsfs.base.names import BACKUP_TYPES, ROOT_NAMESPACE, Group, Namespace, Snapshot
 from tests.support.server import parameters as p
 from tests.support.server.accounts import ANY, AUDIT, BACKUP, READ, Accounts, owns
 from tests.support.server.answers import OCTETS, Answer, RefusedError, Request, data

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbsfs.errors import PbsfsError, UsageError
+from pbsfs.base.errors import PbsfsError, UsageError
+from pbsfs.base.names import BACKUP_TYPES, MANIFEST, Group, Namespace, Snapshot, parse_time
 from pbsfs.formats import blob
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE
-from pbsfs.names import BACKUP_TYPES, MANIFEST, Group, Namespace, Snapshot, parse_time
 from tests.support.server.answers import RefusedError
 
 _STORED_FILE = re.compile(r".*\.([fd]idx|blob)")

@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 
 import trio
 
-from pbsfs.names import Snapshot
+from pbsfs.base.names import Snapshot
 from tests.support.server import certificate
 from tests.support.server.accounts import COOKIES, READER, Accounts
 from tests.support.server.answers import Request

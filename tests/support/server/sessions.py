@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pbsfs.names import Snapshot
+from pbsfs.base.names import Snapshot
 from tests.support.server import texts
 from tests.support.server.answers import RefusedError
 from tests.support.server.clock import Clock

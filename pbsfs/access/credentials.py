@@ -1,0 +1,167 @@
+"""Where users keep secrets, and some settings that are kept the same way.
+
+The rules are those of proxmox-backup-client, whose users have all of this set up already: a variable,
+or with `_FD`, `_FILE` or `_CMD` behind its name a descriptor, file or command that gives it; the first
+that is set wins, and of what it gives, the first line counts. After those, systemd's credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import stat
+import subprocess
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
+
+from pbsfs.base.errors import UsageError
+from pbsfs.base.secret import Secret
+from pbsfs.runtime.service import NOTIFY_SOCKET
+
+PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
+KEY_PASSWORD_VARIABLE = "PBS_ENCRYPTION_PASSWORD"  # noqa: S105 - a name
+MASTER_PASSWORD_VARIABLE = "PBS_MASTER_KEY_PASSWORD"  # noqa: S105 - a name
+
+CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
+_CREDENTIAL_PREFIX = "proxmox-backup-client."
+
+MAX_SECRET = 64 << 10
+"""Bytes of a file or of a command's output that are looked at for the first line."""
+
+
+def find_secret(variable: str, credential: str, environment: Mapping[str, str]) -> Secret | None:
+    """The secret that `variable` (`PBS_PASSWORD`) names in one of its forms, or else a systemd credential.
+
+    `credential`: its name there, without the vendor's prefix. Raises UsageError where a place is named
+    that can't be read; the error names the place and never what was in it.
+    """
+    found = _find(variable, environment)
+    if found is None:
+        found = find_credential(credential, environment)
+    return None if found is None else Secret(found)
+
+
+def find_setting(variable: str, credential: str, environment: Mapping[str, str]) -> str | None:
+    """The same for what is not a secret (`PBS_REPOSITORY`). What is empty is not set."""
+    return _find(variable, environment) or find_credential(credential, environment) or None
+
+
+def _find(variable: str, environment: Mapping[str, str]) -> str | None:
+    """What the first form of `variable` that is set gives."""
+    for suffix, read in _FORMS.items():
+        name = variable + suffix
+        value = environment.get(name)
+        if value is not None:
+            try:
+                return _first_line(read(value, environment))
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                raise UsageError(f"{name}: {_reason(error)}") from None
+    return None
+
+
+def find_credential(name: str, environment: Mapping[str, str]) -> str | None:
+    """The first line of the systemd credential `name` (without the vendor's prefix), if there is one."""
+    directory = environment.get(CREDENTIALS_DIRECTORY)
+    if not directory:
+        return None
+    path = Path(directory) / (_CREDENTIAL_PREFIX + name)
+    try:
+        return _first_line(_read_file(str(path)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"credential {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def has_credential(name: str, environment: Mapping[str, str]) -> bool:
+    """Whether there is such a systemd credential."""
+    directory = environment.get(CREDENTIALS_DIRECTORY)
+    return bool(directory) and os.path.lexists(Path(directory or "") / (_CREDENTIAL_PREFIX + name))
+
+
+def _read_descriptor(text: str, _environment: Mapping[str, str]) -> bytes:
+    # Read to its end and closed: who gave it is done with it, and no child is to inherit it.
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise ValueError(text)
+    fd = int(text)
+    try:
+        return _read_all(fd)
+    finally:
+        with contextlib.suppress(OSError):  # reading it told already what is wrong with it
+            os.close(fd)
+
+
+def _read_file(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise IsADirectoryError(21, "Is a directory")
+        return _read_all(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_all(fd: int) -> bytes:
+    data = b""
+    while b"\n" not in data and len(data) < MAX_SECRET and (more := os.read(fd, MAX_SECRET)):
+        data += more
+    return data
+
+
+def _run_command(command: str, environment: Mapping[str, str]) -> bytes:
+    arguments = shlex.split(command)
+    if not arguments:
+        raise ValueError("no command")
+    inherited = {name: value for name, value in environment.items() if name != NOTIFY_SOCKET}
+    # What it says on standard error is for the user; what it prints is not for anybody else.
+    done = subprocess.run(
+        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, env=inherited
+    )
+    return done.stdout[:MAX_SECRET]
+
+
+_FORMS: dict[str, Callable[[str, Mapping[str, str]], bytes]] = {
+    "": lambda value, _environment: value.encode("utf-8", "surrogateescape"),
+    "_FD": _read_descriptor,
+    "_FILE": lambda path, _environment: _read_file(path),
+    "_CMD": _run_command,
+}
+
+
+FORMS = tuple(_FORMS)
+"""What may stand behind a variable's name."""
+
+SECRETS = (PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE)
+
+
+def take_secrets(environment: MutableMapping[str, str]) -> dict[str, str]:
+    """Removes the secrets, in all of their forms, from `environment`; returns what it was before.
+
+    Called with `os.environ` before anything else is done: so no process that is started later inherits
+    them, whatever starts it. Numbers of descriptors go too: they mean nothing in another process.
+    """
+    before = dict(environment)
+    secret = {name + form for name in SECRETS for form in FORMS}
+    for name in before:
+        if name in secret or (name.startswith("PBS_") and name.endswith("_FD")):
+            del environment[name]
+    return before
+
+
+def _first_line(data: bytes) -> str:
+    line = data.split(b"\n", 1)[0].removesuffix(b"\r")
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"the command ended with status {error.returncode}"
+    if str(error) == "is not UTF-8 text":
+        return str(error)
+    return "does not name a descriptor or command"

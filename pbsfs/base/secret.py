@@ -1,0 +1,21 @@
+"""A secret as a value that does not show itself. Immutable, for any thread."""
+
+from __future__ import annotations
+
+
+class Secret:
+    """A password or token secret. Its value is in `reveal()` only: not in `repr`, `str` or a pickle."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not to be copied out")

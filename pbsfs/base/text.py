@@ -1,0 +1,43 @@
+"""Text from outside, made fit to be shown: on a terminal, in a log, in an error.
+
+Names, notes and a server's words may hold escape codes, line breaks and bytes that are not text. Errors and
+log records carry such text unchanged; the output cleans it, in one place each: the log's formatter and the
+last line of the command line. Code that quotes a name uses `quoted`. Pure functions, for any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_SHOWN = 2000
+"""Characters of one line that are shown: an error of a few sentences, and a server's words."""
+
+SHOWN_NAMES = 8
+"""Names that an error lists before it only counts the rest."""
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with each character replaced that a terminal would obey or can't show; `keep` is exempt."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else _REPLACEMENT for c in text)
+
+
+def one_line(text: str, limit: int = MAX_SHOWN) -> str:
+    """`text` as one printable line of at most `limit` characters; runs of white space become one space."""
+    line = printable(" ".join(text[: 4 * limit].split()))
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def quoted(name: str) -> str:
+    """`name` in quotes, with everything escaped that is not printable, as Python writes it."""
+    return repr(name[:MAX_SHOWN])
+
+
+def first_of(names: Iterable[str], most: int = SHOWN_NAMES) -> str:
+    """The first `most` of `names` with commas between, and how many there are if there are more."""
+    listed = list(names)
+    shown = ", ".join(listed[:most])
+    return f"{shown}, … ({len(listed)} in all)" if len(listed) > most else shown

@@ -1,0 +1,1 @@
+"""A backup as a virtual machine: its configuration, QEMU, firmware and overlays."""

@@ -1,0 +1,1 @@
+"""The process itself: its memory and secrets, its log, what it reports."""

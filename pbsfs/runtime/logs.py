@@ -1,0 +1,98 @@
+"""Where the log goes. Set up once by the door that is used, before anything is logged."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+from pathlib import Path
+
+from pbsfs.base.errors import UsageError
+from pbsfs.runtime.places import state_home
+
+STARTING = logging.getLogger("pbsfs.starting")
+"""For what whoever starts a program has to know while it does: it goes to standard error besides the log."""
+
+_SYSLOG_SOCKET = Path("/dev/log")
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line of text that can be shown: names and answers come from anywhere."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = shown(record.message)
+        return super().formatMessage(record)
+
+
+def shown(text: str) -> str:
+    """`text` in one line, with escapes in the place of what is not to be shown: control characters, which a
+    terminal would obey, and what came from bytes that are not text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def set_up_logging(level: str, file: Path | None, *, background: bool = False) -> None:
+    """Sends the log to `file`, or to standard error, or from the background to the system's log.
+
+    Raises UsageError where `file` can't be written.
+    """
+    handler: logging.Handler
+    if file is not None:
+        try:
+            handler = _file_handler(file)
+        except OSError as error:
+            raise UsageError(f"cannot write the log file {file}: {error.strerror}") from None
+    elif background:
+        handler = _background_handler()
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+    if isinstance(handler, logging.handlers.SysLogHandler):
+        handler.ident = f"pbsfs[{os.getpid()}]: "
+        form = "%(levelname)s %(message)s"
+    elif isinstance(handler, logging.FileHandler):
+        form = "%(asctime)s %(levelname)s %(message)s"
+    else:
+        form = "pbsfs: %(levelname)s: %(message)s"
+    handler.setFormatter(_OneLine(form))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    STARTING.handlers.clear()
+    if file is not None or background:
+        also = logging.StreamHandler(sys.stderr)
+        also.setFormatter(_OneLine("pbsfs: %(levelname)s: %(message)s"))
+        STARTING.addHandler(also)
+    for chatty in ("h2", "hpack", "pyfuse3"):  # each header and request: of no use even for debugging
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _file_handler(file: Path) -> logging.Handler:
+    return logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+
+
+def _background_handler() -> logging.Handler:
+    """Syslog (which journald collects too), or where there is none a file of the user's.
+
+    Where there is neither, standard error, which a background mount keeps only until it serves: so what goes
+    wrong at the start is seen, and that nothing is logged afterwards is said there.
+    """
+    if _SYSLOG_SOCKET.exists():
+        try:
+            return logging.handlers.SysLogHandler(
+                str(_SYSLOG_SOCKET), facility=logging.handlers.SysLogHandler.LOG_DAEMON
+            )
+        except OSError:
+            pass
+    state = state_home(os.environ)
+    reason = "this user has no home directory"
+    if state is not None:
+        file = state / "pbsfs" / "log" / "mount.log"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return _file_handler(file)
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}"
+    if sys.stderr is not None:
+        sys.stderr.write(
+            f"pbsfs: the log goes nowhere: there is no syslog, and no file can be written ({reason}); "
+            "name one with --log-file\n"
+        )
+    return logging.StreamHandler(sys.stderr)

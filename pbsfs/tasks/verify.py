@@ -1,0 +1,184 @@
+"""Reads and checks everything that was backed up, each chunk once, however many images share it.
+
+Called by `pbsfs verify`; runs in the trio loop, with several chunks under way at once. What is damaged is
+told by file and range, in every file that has a part in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError
+from pbsfs.chunks.store import Chunk
+from pbsfs.formats.keys import Key
+from pbsfs.reader.damage import Range, merged
+from pbsfs.reader.image import Image
+from pbsfs.tree import BlobFile, Directory, File, ImageFile, Latest, Node
+
+log = logging.getLogger(__name__)
+
+WORKERS = 12
+"""Chunks under way at once: some for each core to decode, and enough to cover the way to a server. The store
+bounds their memory."""
+
+Identity = tuple[bytes, Key | None, int]
+"""A chunk, with the length that an index gives it: where one lies, that is its damage and no other's."""
+
+
+@dataclass(slots=True)
+class Damage:
+    """What is wrong with one file. `ranges`: which bytes; none where it is the whole file."""
+
+    path: str
+    reason: str
+    ranges: list[Range] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found. `chunks`, `size`: what was read, each chunk once. `unverified`: why not, by path;
+    `missing_keys`: the paths of these by the fingerprint of the key, None where it is not known."""
+
+    files: int = 0
+    chunks: int = 0
+    size: int = 0
+    damaged: list[Damage] = field(default_factory=list)
+    unverified: dict[str, str] = field(default_factory=dict)
+    missing_keys: dict[str | None, list[str]] = field(default_factory=dict)
+
+
+class Verification:
+    """One run over some nodes of a tree."""
+
+    def __init__(self, *, rate: int | None = None) -> None:
+        """`rate`: bytes a second at most; None for no limit."""
+        self.report = Report()
+        self._rate = rate
+        self._advance: Callable[[int], None] = lambda _count: None
+        self._next_start = 0.0
+        self._seen: set[Identity] = set()
+        self._bad: dict[Identity, str] = {}
+        self._done = 0
+
+    async def collect(self, node: Node) -> list[File]:
+        """The files at and below `node`; directories that can't be listed go into the report."""
+        if isinstance(node, File):
+            return [node]
+        if not isinstance(node, Directory):
+            return []
+        files: list[File] = []
+        try:
+            children = list((await node.children()).values())
+        except DamageError as error:
+            if all(known.path != node.path for known in self.report.damaged):  # paths may overlap
+                self.report.damaged.append(Damage(node.path, str(error)))
+            return []
+        for child in children:
+            if not isinstance(child, Latest):  # shown beside what it points to
+                files += await self.collect(child)
+        return files
+
+    async def run(self, files: list[File], advance: Callable[[int], None]) -> Report:
+        """Reads `files`; `advance` is told of the bytes that are done.
+
+        Raises SourceError where the source fails: that is no damage.
+        """
+
+        def done(count: int) -> None:
+            self._done += count
+            advance(count)
+
+        self._advance = done
+        for file in files:
+            self.report.files += 1
+            end = self._done + (await file.glance()).data_size
+            try:
+                if isinstance(file, ImageFile):
+                    image = await file.open()
+                    await self._check_chunks(image)
+                    self._locate(file.path, image)
+                elif isinstance(file, BlobFile):
+                    await file.read()
+            except DamageError as error:
+                self.report.damaged.append(Damage(file.path, str(error)))
+            except KeyRequiredError as error:
+                self.report.unverified[file.path] = str(error)
+                self.report.missing_keys.setdefault(error.fingerprint, []).append(file.path)
+            self._advance(end - self._done)  # holes that a listing does not know, and what can't be read
+        return self.report
+
+    async def _check_chunks(self, image: Image) -> None:
+        failure: PbsfsError | None = None
+        async with trio.open_nursery() as nursery:
+            sending, receiving = trio.open_memory_channel[int](0)
+
+            async def work(numbers: trio.MemoryReceiveChannel[int]) -> None:
+                nonlocal failure
+                with numbers:
+                    async for number in numbers:
+                        try:
+                            await self._check_chunk(image, number)
+                        except PbsfsError as error:  # raised outside: a nursery would wrap it in a group
+                            failure = failure or error
+                            nursery.cancel_scope.cancel()
+
+            with receiving:
+                for _worker in range(WORKERS):
+                    nursery.start_soon(work, receiving.clone())
+            with sending:
+                for number in self._new_chunks(image):
+                    await self._pace(image.chunk(number).length)
+                    await sending.send(number)
+        if failure is not None:
+            raise failure
+
+    def _new_chunks(self, image: Image) -> Iterator[int]:
+        for number in image.data_chunks(0, image.size):
+            chunk = image.chunk(number)
+            if _identity(chunk) in self._seen:
+                self._advance(chunk.length)
+            else:
+                self._seen.add(_identity(chunk))
+                yield number
+
+    async def _check_chunk(self, image: Image, number: int) -> None:
+        chunk = image.chunk(number)
+        try:
+            await image.store.request(chunk).wait()
+        except DamageError as error:
+            self._bad[_identity(chunk)] = str(error)
+            log.info("%s: %s", image, error)
+        self.report.chunks += 1
+        self.report.size += chunk.length
+        self._advance(chunk.length)
+
+    def _locate(self, path: str, image: Image) -> None:
+        """Tells which ranges of `image` are damaged, now that all its chunks are known."""
+        if not self._bad:
+            return
+        found: list[Range] = []
+        reasons: set[str] = set()
+        for number in image.data_chunks(0, image.size):
+            reason = self._bad.get(_identity(image.chunk(number)))
+            if reason is not None:
+                start, end = image.index.span(number)
+                found.append(Range(start, end - start))
+                reasons.add(reason)
+        if found:
+            self.report.damaged.append(Damage(path, "; ".join(sorted(reasons)), merged(found)))
+
+    async def _pace(self, length: int) -> None:
+        if self._rate is None:
+            return
+        now = trio.current_time()
+        start = max(now, self._next_start)
+        self._next_start = start + length / self._rate
+        await trio.sleep(start - now)
+
+
+def _identity(chunk: Chunk) -> Identity:
+    return *chunk.identity, chunk.length

@@ -1,0 +1,52 @@
+"""Text from outside, made fit to be shown."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pbsfs.base.text import MAX_SHOWN, first_of, one_line, printable, quoted
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ünïcode", "plain ünïcode"),
+        ("\x1b[31mred\x1b[0m", "\ufffd[31mred\ufffd[0m"),
+        ("right\u202eleft", "right\ufffdleft"),
+        ("bytes \udcff", "bytes \ufffd"),
+        ("two\nlines", "two\ufffdlines"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_replaced(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_characters_to_keep_are_kept() -> None:
+    assert printable("two\nlines\r", keep="\n") == "two\nlines\ufffd"
+
+
+@given(st.text(), st.integers(2, 50))
+def test_one_line_is_printable_and_bounded(text: str, limit: int) -> None:
+    line = one_line(text, limit)
+    assert line.isprintable()
+    assert len(line) <= limit
+
+
+def test_one_line_joins_lines_and_spaces() -> None:
+    assert one_line("  no\n\tsuch   file \r\n") == "no such file"
+    assert one_line("x" * 3000) == "x" * (MAX_SHOWN - 1) + "…"
+
+
+@given(st.text())
+def test_a_quoted_name_is_printable(name: str) -> None:
+    assert quoted(name).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [([], ""), (["a"], "a"), (["a", "b"], "a, b"), (["a", "b", "c"], "a, b, … (3 in all)")],
+)
+def test_the_first_names_are_shown_and_the_rest_counted(names: list[str], shown: str) -> None:
+    assert first_of(names, 2) == shown

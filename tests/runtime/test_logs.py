@@ -1,0 +1,41 @@
+"""The log: one line for a message, whatever is in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pbsfs.runtime.logs import set_up_logging, shown
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The handlers of the tests' own log stay."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    root.handlers = []
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers = before
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain ü € ☃", "plain ü € ☃"),
+        ("two\nlines", "two\\nlines"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("no\udcfftext", "no\\udcfftext"),
+        ("\u202eright to left", "\\u202eright to left"),
+    ],
+)
+def test_what_is_not_to_be_shown_is_escaped(text: str, line: str, tmp_path: Path) -> None:
+    assert shown(text) == line
+    set_up_logging("warning", tmp_path / "log")
+    logging.getLogger("pbsfs.test").error("%s", text)
+    assert (tmp_path / "log").read_text(encoding="utf-8").endswith(f" ERROR {line}\n")
