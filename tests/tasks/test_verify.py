@@ -114,6 +114,8 @@ async def test_several_chunks_are_under_way_at_once_and_no_more_than_that() -> N
     gate = source.hold("fetch_chunk")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(verified, source)
+        while source.in_flight < WORKERS:  # the index is read in a thread, while which all tasks are blocked
+            await trio.lowlevel.checkpoint()
         await wait_all_tasks_blocked()
         assert source.in_flight == WORKERS >= 4
         gate.set()
