@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,7 +173,11 @@ def _directory_of(environment: Mapping[str, str]) -> Path:
         if others
         else ""
     )
-    if not directory.is_dir():
+    try:
+        kind = os.stat(directory).st_mode
+    except OSError as error:
+        raise SourceError(f"{DIRECTORY_VARIABLE}: {directory}: {error.strerror}{unused}") from None
+    if not stat.S_ISDIR(kind):
         raise SourceError(f"{DIRECTORY_VARIABLE}: {directory} is not a directory{unused}")
     log.info("%s names the source: %s%s", DIRECTORY_VARIABLE, directory, unused)
     return directory
@@ -187,7 +192,7 @@ def _of_parts(
         parts[name] = getattr(options, name)
         if parts[name] == "":
             raise UsageError(f"{option(name)} is empty; leave it out, or give a value")
-        parts[name] = parts[name] or environment.get(variable)
+        parts[name] = parts[name] or environment.get(variable) or None
     if not parts["datastore"]:
         if any(parts.values()):
             raise UsageError(

@@ -131,7 +131,7 @@ def command(
 
 def _existing(path: Path | None) -> Path | None:
     """A datastore that isn't there can't be in the way of the mount point; opening it says what is wrong."""
-    return path if path is not None and path.is_dir() else None
+    return path if path is not None and os.path.isdir(path) else None
 
 
 def _taken_over(fd: int | None) -> KeyRing | None:

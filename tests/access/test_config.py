@@ -109,6 +109,7 @@ def resolved(options: SourceOptions, **environment: str) -> str | Path | None:
         (SourceOptions(datastore="opt"), {**ANY, "PBSFS_DATASTORE_DIR": "/usr"}, "u@pbs!t@env:1:opt"),
         (SourceOptions(), {**ANY, "PBS_REPOSITORY": "h:s", "PBSFS_DATASTORE_DIR": "/usr"}, Path("/usr")),
         (SourceOptions(datastore_dir=Path("/opt")), {"PBSFS_DATASTORE_DIR": "/usr"}, Path("/opt")),
+        (SourceOptions(), {**dict.fromkeys(ANY, ""), "PBS_DATASTORE": "s"}, "root@pam@localhost:8007:s"),
     ],
 )
 def test_options_go_before_variables_and_whole_ones_before_parts(
@@ -159,7 +160,9 @@ def test_a_namespace_comes_from_the_environment_unless_one_is_given() -> None:
 
 def test_a_directory_in_the_environment_that_is_not_there_says_what_it_hides() -> None:
     told = {"PBSFS_DATASTORE_DIR": "/nowhere", "PBS_REPOSITORY": "h:s"}
-    with pytest.raises(SourceError, match=r"^PBSFS_DATASTORE_DIR: /nowhere is .* PBS_REPOSITORY is not used"):
+    with pytest.raises(
+        SourceError, match=r"^PBSFS_DATASTORE_DIR: /nowhere: No .* PBS_REPOSITORY is not used"
+    ):
         resolved(SourceOptions(), **told)
 
 

@@ -113,13 +113,19 @@ def test_a_server_is_found_and_no_secret_is_told(stocked: Stocked, tmp_path: Pat
         assert found.fingerprint == server.fingerprint.replace(":", "").lower()
 
 
-def test_a_mount_whose_process_died_says_so(mount: Mounted) -> None:
+def test_a_mount_whose_process_died_says_so(mount: Mounted, tmp_path: Path) -> None:
+    place = tmp_path / "another"
     mount.signal(signal.SIGKILL)
     wait_until(mount.is_dead, "it is dead")
     text = error_of(pbsfs("info", mount / "vm/100"), 4)
     assert text.endswith(
         f"the process of the mount at {mount.place} has died; clear it with: pbsfs umount {mount.place}"
     )
+    place.mkdir()
+    dead = {"PBSFS_DATASTORE_DIR": str(mount.place)}
+    for told, options in ((dead, ()), ({}, ("--datastore-dir", mount.place / "vm"))):
+        text = error_of(pbsfs("mount", *options, place, env=environment(**told)), 4)
+        assert text.endswith("Transport endpoint is not connected")
     output_of(PBSFS, "umount", mount.place)
 
 

@@ -105,11 +105,11 @@ def parse_port(text: str) -> int:
 
 
 def _parse_auth(auth: str) -> tuple[str, str | None]:
-    name, _at, rest = auth.rpartition("@")  # names of users may hold both signs
+    name, at, rest = auth.rpartition("@")  # names of users may hold both signs
     realm, bang, token = rest.partition("!")
     user = f"{name}@{realm}"
     if not _USER.fullmatch(user):
-        raise UsageError(f"'{user}' is not user@realm")
+        raise UsageError(f"'{user if at else realm}' is not user@realm")
     if bang and not _TOKEN.fullmatch(token):
         raise UsageError(f"'{token}' is not a token's name")
     if bang and not user.isascii():

@@ -135,7 +135,8 @@ def test_parts_make_the_same_repository(
 @pytest.mark.parametrize(
     ("parts", "wrong"),
     [
-        (("u", "host", None, "s"), "is not user@realm"),
+        (("u", "host", None, "s"), "^'u' is not user@realm"),
+        (("u v@pbs!t", "host", None, "s"), "^'u v@pbs' is not user@realm"),
         ((None, "host", None, "a/b"), "'a/b' is not the name of a datastore"),
         ((None, "host:8007", None, "s"), "its port goes into --port or PBS_PORT"),
         ((None, "[::1]:8007", None, "s"), "its port goes into --port or PBS_PORT"),
