@@ -45,7 +45,9 @@ _UNAVAILABLE = re.compile(
 _LOCKED = re.compile(r"^while reading snapshot\b|\bunable to acquire\b.*\block\b")
 """From 3.3.5 on the server tells only what it was about to do, and not that there is a lock."""
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)\.?$")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)\.?$|\b(?P<name>E[A-Z0-9]+): ")
+"""An error of the system as Rust's library writes it, or its crate nix (`EMFILE: Too many open files`)."""
+
 _BROKEN = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
 
 _BAD_CHUNK = re.compile(
@@ -85,7 +87,7 @@ def meaning_of(status: int, words: str) -> Meaning:
         return Meaning.MISSING
     if status in _NOT_PBS:
         return Meaning.NOT_PBS
-    if status >= 500 or status == 429:
+    if status >= 500 or status in (408, 429):  # 408: a proxy in between has waited for too long
         return Meaning.PASSING
     return _meaning_of_words(words) if status == 400 else Meaning.REFUSED
 
@@ -126,12 +128,14 @@ def _meaning_of_words(words: str) -> Meaning:
     if _LOCKED.search(words):
         return Meaning.LOCKED
     error = _os_error(words)
-    if error == errno.ENOENT or "ENOENT:" in words or "does not exist" in words:
+    if error == errno.ENOENT or "does not exist" in words:
         return Meaning.MISSING
     return Meaning.REFUSED if error is None else Meaning.PASSING
 
 
 def _os_error(words: str) -> int | None:
-    """The system's error number that a text ends with."""
+    """The number of the system's error that a text tells."""
     found = _OS_ERROR.search(words)
-    return int(found[1]) if found else None
+    if found is None:
+        return None
+    return getattr(errno, found["name"], None) if found["name"] else int(found[1])

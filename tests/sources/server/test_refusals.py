@@ -25,7 +25,7 @@ def test_any_other_failure_of_a_chunk_may_pass(text: str) -> None:
     assert meaning_of_chunk(400, text) is Meaning.PASSING
 
 
-@pytest.mark.parametrize("status", [404, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504])
 def test_a_status_alone_never_makes_a_chunk_damaged(status: int) -> None:
     for text in ("", "No such file or directory (os error 2)", "not found"):
         assert meaning_of_chunk(status, text) is Meaning.PASSING
@@ -78,8 +78,12 @@ def test_both_texts_of_a_lock_are_known(text: str) -> None:
         (404, "Path '/nothing' not found.", Meaning.MISSING),
         (400, "missing Upgrade header", Meaning.REFUSED),
         (400, "unable to read /x/owner - Too many open files (os error 24)", Meaning.PASSING),
+        (400, "EMFILE: Too many open files", Meaning.PASSING),
+        (400, "unable to read /x/owner - ESTALE: Stale file handle", Meaning.PASSING),
+        (400, "unable to read EVERYTHING: it is too much", Meaning.REFUSED),
         (400, texts.INTERRUPTED, Meaning.PASSING),
         (302, "", Meaning.NOT_PBS),
+        (408, "", Meaning.PASSING),
         (418, "", Meaning.REFUSED),
         (429, "", Meaning.PASSING),
         (503, "", Meaning.PASSING),
