@@ -9,7 +9,6 @@ SHA-256) releases the GIL.
 from __future__ import annotations
 
 import enum
-import functools
 import hashlib
 import threading
 import zlib
@@ -184,10 +183,24 @@ def chunk_digest(data: bytes, key: Key | None) -> bytes:
     return key.digest(data) if key else hashlib.sha256(data).digest()
 
 
-@functools.lru_cache(maxsize=64)
+_MAX_ZERO_DIGESTS = 64  # that are kept
+_zero_digests: dict[tuple[int, Key | None], bytes] = {}
+
+
 def zero_digest(length: int, key: Key | None) -> bytes:
-    """The digest of a chunk of `length` zero bytes: chunks that have it are holes."""
-    return chunk_digest(bytes(length), key)
+    """The digest of a chunk of `length` zero bytes: chunks that have it are holes. Called from any thread."""
+    found = _zero_digests.get((length, key))
+    if found is None:
+        found = chunk_digest(bytes(length), key)
+        if len(_zero_digests) >= _MAX_ZERO_DIGESTS:
+            _zero_digests.clear()
+        _zero_digests[length, key] = found
+    return found
+
+
+def knows_zero_digest(length: int, key: Key | None) -> bool:
+    """Whether `zero_digest` has nothing to compute."""
+    return (length, key) in _zero_digests
 
 
 def encode(data: bytes, *, key: Key | None = None, compress: bool = True) -> bytes:

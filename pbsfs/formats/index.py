@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from pbsfs.base.errors import DamageError, SourceError
-from pbsfs.formats.blob import DIGEST_SIZE, MAX_CHUNK_SIZE, zero_digest
+from pbsfs.formats.blob import DIGEST_SIZE, MAX_CHUNK_SIZE, knows_zero_digest, zero_digest
 from pbsfs.formats.keys import Key
 
 FIXED_MAGIC = bytes.fromhex("2f7f41ed91fd0fcd")
@@ -187,6 +187,15 @@ class FixedIndex(Index):
             start, end = self.span(self.count - 1)
             holes[self.count - 1 :] = bytes([raw[-DIGEST_SIZE:] == zero_digest(end - start, key)])
         return bytes(holes)
+
+    @staticmethod
+    def hashes(raw: bytes, key: Key | None) -> int:
+        """Bytes of zeros that parsing `raw`, which may be anything, has to hash: at most two chunks."""
+        if len(raw) < HEADER_SIZE:
+            return 0
+        size, chunk_size = _FIXED_HEADER.unpack_from(raw, _HEADER.size)
+        lengths = {chunk_size, size % chunk_size or chunk_size} if 0 < chunk_size <= MAX_CHUNK_SIZE else set()
+        return sum(length for length in lengths if not knows_zero_digest(length, key))
 
     @property
     def chunk_size(self) -> int:

@@ -318,8 +318,10 @@ class Reader:
     async def _index(self, snapshot: Snapshot, file: FileInfo, key: Key | None) -> Index:
         async def fetch() -> Index:
             raw = await self._fetch(snapshot, file, _index_limit(file))
-            # In a thread, however small the index is: the digest of a hole may be that of 16 MiB.
-            return await trio.to_thread.run_sync(_parse_index, raw, file, key)
+            fixed = file.archive.kind is ArchiveKind.FIXED
+            # However small the index is, the digest of a hole may be that of 16 MiB.
+            work = len(raw) + (FixedIndex.hashes(raw, key) if fixed else 0)
+            return await _work(work, _parse_index, raw, file, key)
 
         try:
             return await self.source.confirmed(fetch)

@@ -441,3 +441,19 @@ def test_every_flipped_bit_of_a_digest_or_an_end_is_noticed(archive: Archive) ->
         for bit in range(4096 * 8, len(stored) * 8):
             with pytest.raises(DamageError, match="checksum"):
                 kind(byhand.flipped(stored, bit))
+
+
+def test_what_parsing_has_to_hash_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blob, "_zero_digests", {})
+    raw = byhand.fixed([DATA, DATA], size=CHUNK + 512, chunk_size=CHUNK)
+    assert FixedIndex.hashes(raw, None) == CHUNK + 512
+    FixedIndex(raw)
+    assert FixedIndex.hashes(raw, None) == 0
+    assert FixedIndex.hashes(raw, KEY) == CHUNK + 512
+    large = byhand.fixed([DATA], size=1 << 24, chunk_size=1 << 24)
+    assert FixedIndex.hashes(large, None) == 1 << 24
+
+
+@given(st.binary(max_size=64) | st.binary(min_size=4096, max_size=4160))
+def test_what_is_not_an_index_needs_no_more_hashing_than_two_chunks(raw: bytes) -> None:
+    assert 0 <= FixedIndex.hashes(raw, None) <= 2 * blob.MAX_CHUNK_SIZE
