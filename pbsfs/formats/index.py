@@ -194,8 +194,10 @@ class FixedIndex(Index):
         if len(raw) < HEADER_SIZE:
             return 0
         size, chunk_size = _FIXED_HEADER.unpack_from(raw, _HEADER.size)
-        lengths = {chunk_size, size % chunk_size or chunk_size} if 0 < chunk_size <= MAX_CHUNK_SIZE else set()
-        return sum(length for length in lengths if not knows_zero_digest(length, key))
+        if not 0 < chunk_size <= MAX_CHUNK_SIZE:
+            return 0
+        lengths = {min(size, chunk_size), size % chunk_size}
+        return sum(length for length in lengths if length and not knows_zero_digest(length, key))
 
     @property
     def chunk_size(self) -> int:

@@ -452,6 +452,8 @@ def test_what_parsing_has_to_hash_is_known_before(monkeypatch: pytest.MonkeyPatc
     assert FixedIndex.hashes(raw, KEY) == CHUNK + 512
     large = byhand.fixed([DATA], size=1 << 24, chunk_size=1 << 24)
     assert FixedIndex.hashes(large, None) == 1 << 24
+    short = byhand.fixed([DATA], size=1024, chunk_size=1 << 24)
+    assert FixedIndex.hashes(short, None) == 1024, "no chunk has the full length"
 
 
 @given(st.binary(max_size=64) | st.binary(min_size=4096, max_size=4160))
