@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
 import os
@@ -62,6 +63,17 @@ def set_up_logging(level: str, file: Path | None, *, background: bool = False) -
         STARTING.addHandler(also)
     for chatty in ("h2", "hpack", "pyfuse3"):  # each header and request: of no use even for debugging
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("pyfuse3").addFilter(_is_missed)
+
+
+def _is_missed(record: logging.LogRecord) -> bool:
+    """False for pyfuse3's report that the kernel did not take a reply, since it no longer knows the request.
+
+    That is ENOENT, and nothing is missed then: the reader was killed, or the mount is gone.
+    """
+    return not (
+        "fuse_reply_* failed" in record.getMessage() and os.strerror(errno.ENOENT) in record.getMessage()
+    )
 
 
 def _file_handler(file: Path) -> logging.Handler:

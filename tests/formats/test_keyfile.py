@@ -302,7 +302,7 @@ def test_data_that_is_not_base64_is_refused(kind: str) -> None:
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"\xff\xfe\xfd", "not JSON"),
-        (b"-----BEGIN PRIVATE KEY-----", "not JSON"),
+        (b"-----BEGIN PRIVATE KEY-----", "a PEM file"),
         (b"[" * 60_000, "not JSON"),
         (b'{"kdf":' + b"9" * 5000 + b"}", "not JSON"),
         (b"null", "no 'kdf'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,3 +41,12 @@ def test_what_is_not_to_be_shown_is_escaped(text: str, line: str, tmp_path: Path
     set_up_logging("warning", tmp_path / "log")
     logging.getLogger("pbsfs.test").error("%s", text)
     assert (tmp_path / "log").read_text(encoding="utf-8").endswith(f" ERROR {line}\n")
+
+
+def test_replies_that_nobody_waits_for_are_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("warning", None)
+    pyfuse3 = logging.getLogger("pyfuse3")
+    pyfuse3.error("fuse_release(): fuse_reply_* failed with %s", os.strerror(errno.ENOENT))
+    pyfuse3.error("fuse_read(): fuse_reply_* failed with %s", os.strerror(errno.EIO))
+    assert "fuse_release" not in (text := capfd.readouterr().err)
+    assert "fuse_read" in text
