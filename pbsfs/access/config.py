@@ -25,6 +25,7 @@ from pbsfs.access.credentials import (
     find_setting,
     has_credential,
 )
+from pbsfs.access.fingerprints import fingerprints_file, known_fingerprint, remember_fingerprint
 from pbsfs.access.keyring import KeyRing, read_keys
 from pbsfs.base.errors import SourceError, TrustError, UsageError
 from pbsfs.base.secret import Secret
@@ -35,11 +36,8 @@ from pbsfs.sources.server.repository import Repository, parse_port
 from pbsfs.sources.server.tls import (
     Trust,
     connect,
-    fingerprints_file,
-    known_fingerprint,
     parse_fingerprint,
     peek_fingerprint,
-    remember_fingerprint,
     show_fingerprint,
 )
 

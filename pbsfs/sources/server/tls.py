@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import socket
 import ssl
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, SourceError, TrustError, UsageError
 from pbsfs.sources.server.proxy import Proxy, open_tunnel
@@ -26,7 +24,6 @@ CONNECT_TIMEOUT = 15.0
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HASH_NAME = re.compile(r"sha-?256(?:\s+fingerprint)?\s*[:=]", re.IGNORECASE)
-MAX_FINGERPRINTS_FILE = 1 << 20
 
 
 def parse_fingerprint(text: str) -> str:
@@ -215,46 +212,3 @@ def _words(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {CONNECT_TIMEOUT:.0f} s"
     return str(getattr(error, "strerror", None) or error)
-
-
-def fingerprints_file(config_home: Path) -> Path:
-    """The file of known fingerprints, which is the vendor's client's own."""
-    return config_home / "proxmox-backup" / "fingerprints"
-
-
-def known_fingerprint(file: Path, host: str) -> str | None:
-    """The fingerprint that was accepted for `host` before: lines of `host fingerprint`."""
-    try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            text = lines.read(MAX_FINGERPRINTS_FILE)
-    except OSError:
-        return None
-    for line in text.split("\n"):
-        words = line.split()
-        if len(words) == 2 and words[0] in _names_in_file(host):
-            with contextlib.suppress(UsageError):
-                return parse_fingerprint(words[1])
-    return None
-
-
-def remember_fingerprint(file: Path, host: str, fingerprint: str) -> None:
-    """Puts an accepted fingerprint into the file, in the place of what was there for `host`.
-
-    Raises UsageError where the file can't be written.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        old = file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else ""
-        names = _names_in_file(host)
-        kept = [line for line in old.split("\n") if line.split() and line.split()[0] not in names]
-        text = "".join(f"{line}\n" for line in [*kept, f"{names[0]} {show_fingerprint(fingerprint)}"])
-        new = file.with_name(f"{file.name}.{os.getpid()}.new")
-        new.write_text(text, encoding="utf-8", errors="surrogateescape")
-        new.replace(file)
-    except OSError as error:
-        raise UsageError(f"cannot remember the fingerprint in {file}: {error.strerror}") from None
-
-
-def _names_in_file(host: str) -> tuple[str, ...]:
-    """What a host is called in the file; the vendor's client has IPv6 addresses in brackets."""
-    return (f"[{host}]", host) if ":" in host else (host,)

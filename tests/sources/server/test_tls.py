@@ -20,11 +20,8 @@ from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import (
     Trust,
     connect,
-    fingerprints_file,
-    known_fingerprint,
     parse_fingerprint,
     peek_fingerprint,
-    remember_fingerprint,
     show_fingerprint,
 )
 from tests.sources.server.peers import Peer, reset
@@ -355,73 +352,3 @@ def test_versions_of_tls_that_are_broken_are_not_spoken(self_signed: Certificate
             peer._context.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises(NotPbsError):
             connect(peer.repository(), Trust(pinned=fingerprint_of(self_signed)))
-
-
-# --- the file of known fingerprints
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return fingerprints_file(tmp_path / "config")
-
-
-def test_the_file_is_the_one_of_the_vendors_client(tmp_path: Path) -> None:
-    assert fingerprints_file(tmp_path) == tmp_path / "proxmox-backup" / "fingerprints"
-
-
-def test_without_the_file_nobody_is_known(file: Path) -> None:
-    assert known_fingerprint(file, "host") is None
-
-
-def test_lines_are_read_as_the_vendors_client_writes_them(file: Path) -> None:
-    file.parent.mkdir(parents=True)
-    file.write_text(f"192.0.2.1 {SHOWN_OTHER}\npbs.example.com {'01:' * 31}01\n[fd00::1] {SHOWN_OTHER}\n")
-
-    assert known_fingerprint(file, "192.0.2.1") == OTHER
-    assert known_fingerprint(file, "pbs.example.com") == "01" * 32
-    assert known_fingerprint(file, "fd00::1") == OTHER
-    assert known_fingerprint(file, "example.com") is None
-    assert known_fingerprint(file, "192.0.2.10") is None
-
-
-def test_lines_that_make_no_sense_are_passed_over(file: Path) -> None:
-    file.parent.mkdir(parents=True)
-    file.write_bytes(
-        b"\n# a remark\nhost\nhost abc\nhost one two\n\xff\xfe\n  host\t" + SHOWN_OTHER.encode() + b"  \n"
-    )
-    assert known_fingerprint(file, "host") == OTHER
-
-
-def test_what_is_remembered_is_known_and_other_lines_stay(file: Path) -> None:
-    remember_fingerprint(file, "host", OTHER)
-    assert file.read_text() == f"host {SHOWN_OTHER}\n"
-
-    file.write_text(f"other {SHOWN_OTHER}\nhost {SHOWN_OTHER}\n# a remark \n\xff")
-    remember_fingerprint(file, "host", "01" * 32)
-
-    assert file.read_text() == f"other {SHOWN_OTHER}\n# a remark \n\xff\nhost {'01:' * 31}01\n"
-    assert known_fingerprint(file, "host") == "01" * 32
-    assert known_fingerprint(file, "other") == OTHER
-    assert [path.name for path in file.parent.iterdir()] == ["fingerprints"]
-
-
-def test_bytes_that_are_no_text_stay_too(file: Path) -> None:
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"a\xffb " + SHOWN_OTHER.encode() + b"\n")
-    remember_fingerprint(file, "host", OTHER)
-    assert file.read_bytes().startswith(b"a\xffb ")
-
-
-def test_an_address_of_ipv6_is_remembered_with_brackets_as_the_vendors_client_does(file: Path) -> None:
-    file.parent.mkdir(parents=True)
-    file.write_text(f"fd00::1 {SHOWN_OTHER}\n")
-    remember_fingerprint(file, "fd00::1", "01" * 32)
-    assert file.read_text() == f"[fd00::1] {'01:' * 31}01\n"
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "proxmox-backup").write_text("not a directory")
-    file = fingerprints_file(tmp_path)
-    with pytest.raises(UsageError, match=f"cannot remember the fingerprint in {file}"):
-        remember_fingerprint(file, "host", OTHER)
-    assert known_fingerprint(file, "host") is None
