@@ -1,15 +1,15 @@
 """What a process that this one starts gets of the source: who has to be asked is asked here.
 
 Used by the commands that start a process which reads: the mount in the background, and nbdkit. What can
-be read only once is read here. Secrets go through pipes: neither the arguments nor the environment of a
-process that lives for weeks should hold them.
+be read only once is read here. Secrets go through anonymous memory (memfd_create(2)): neither
+the arguments nor the environment of a process that lives for weeks should hold them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from pbsfs.access.config import SourceOptions, Terminal, find_access, open_keys, resolve
@@ -27,17 +27,15 @@ class Handover:
 
     @contextmanager
     def descriptors(self) -> Iterator[tuple[int, int | None]]:
-        """Reading ends of pipes, for a child to inherit: of the keys, and of the password."""
-        keys = _pipe_with(self.keys.dump())
-        password = None
-        try:
+        """For a child to inherit: memory with the keys, and with the password."""
+        with ExitStack() as stack:
+            keys = _memory_with(self.keys.dump())
+            stack.callback(os.close, keys)
+            password = None
             if self.password is not None:
-                password = _pipe_with(self.password.reveal().encode("utf-8", "surrogateescape") + b"\n")
+                password = _memory_with(self.password.reveal().encode("utf-8", "surrogateescape") + b"\n")
+                stack.callback(os.close, password)
             yield keys, password
-        finally:
-            os.close(keys)
-            if password is not None:
-                os.close(password)
 
 
 def hand_over(source: SourceOptions, environment: Mapping[str, str], terminal: Terminal | None) -> Handover:
@@ -51,9 +49,14 @@ def hand_over(source: SourceOptions, environment: Mapping[str, str], terminal: T
     return Handover(replace(source, fingerprint=access.trust.pinned or ""), access.secret, keys)
 
 
-def _pipe_with(data: bytes) -> int:
-    """The reading end of a pipe that holds `data`, less than a pipe's buffer (64 KiB): this does not wait."""
-    reading, writing = os.pipe()
-    with open(writing, "wb") as pipe:
-        pipe.write(data)
-    return reading
+def _memory_with(data: bytes) -> int:
+    """A descriptor of memory that holds `data`, at its start. A pipe would block when its buffer is full."""
+    fd = os.memfd_create("pbsfs")
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

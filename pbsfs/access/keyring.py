@@ -27,7 +27,7 @@ KEY_DIRECTORIES = (Path("/etc/pve/priv/storage"), Path("/etc/proxmox-backup/encr
 the keys with which it encrypts what it copies to other servers, as `<id>.enc`."""
 
 MAX_KEYS = 1000
-"""Keys at once: more than hosts share a server, and all of them fit into the buffer of a pipe."""
+"""Keys at once: more than hosts share a server."""
 
 _SUFFIXES = (".json", ".enc", ".key")
 
@@ -51,7 +51,7 @@ class KeyRing(Mapping[str, Key]):
         return len(self._keys)
 
     def dump(self) -> bytes:
-        """All keys, for another process of ours, through a pipe."""
+        """All keys, for another process of pbsfs."""
         return json.dumps([base64.b64encode(key.reveal()).decode() for key in self._keys.values()]).encode()
 
     @classmethod

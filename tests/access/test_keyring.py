@@ -12,7 +12,7 @@ import pytest
 
 from pbsfs.access import keyring
 from pbsfs.access.config import SourceOptions, Terminal, open_keys
-from pbsfs.access.keyring import MAX_KEYS, KeyRing, read_keys
+from pbsfs.access.keyring import KeyRing, read_keys
 from pbsfs.base.errors import KeyFileError, PasswordError, UsageError
 from pbsfs.base.secret import Secret
 from pbsfs.formats.keyfile import KeyFile
@@ -144,11 +144,6 @@ def test_what_is_dumped_loads_to_the_same() -> None:
         ring = KeyRing.load(KeyRing(keys).dump())
         assert list(ring) == [key.fingerprint for key in keys]
         assert [key.reveal() for key in ring.values()] == [key.reveal() for key in keys]
-
-
-def test_the_most_keys_fit_into_the_buffer_of_a_pipe() -> None:
-    dumped = KeyRing(Key(number.to_bytes(32)) for number in range(MAX_KEYS)).dump()
-    assert len(dumped) <= 64 << 10
 
 
 def test_a_ring_shows_nothing_of_its_keys() -> None:
