@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ class _Destination(FilePath):
         return path
 
 
+class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
+    """A mode as chmod(1) has it in digits: 640, 0640."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not re.fullmatch("0?[0-7]{3}", value):
+            self.fail(f"{value!r} is not a mode; give three octal digits, as 640", param, ctx)
+        return int(value, 8)
+
+
 @click.command("export")
 @click.argument("path")
 @click.argument("dest", type=_Destination(allow_dash=True))
@@ -41,6 +53,12 @@ class _Destination(FilePath):
     "--force",
     is_flag=True,
     help="Overwrite DEST: an existing file (for a link, the file it points to), or all of a block device.",
+)
+@click.option(
+    "--mode",
+    metavar="OCTAL",
+    type=_Mode(),
+    help="Give a file this mode (default: 0600, or the mode of the file that is overwritten).",
 )
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
 @damage_option
@@ -57,6 +75,7 @@ def command(
     path: str,
     dest: Path,
     force: bool,
+    mode: int | None,
     progress: bool | None,
     on_damage: ZeroedRanges | None,
     map_file: Path | None,
@@ -85,7 +104,7 @@ def command(
         if isinstance(node, ImageFile):
             image = await node.open()
             with (
-                open_target(dest, node.name, image.size, force=force) as target,
+                open_target(dest, node.name, image.size, force=force, mode=mode) as target,
                 shown(progress, node.name, image.size) as advance,
             ):
                 place = (map_file or target.map_file) if on_damage is not None else None
@@ -96,7 +115,7 @@ def command(
                 _tell_damage(on_damage.of(str(image)), image.size, place, force=force)
         elif isinstance(node, BlobFile):
             data = await node.read()
-            with open_target(dest, node.name, len(data), force=force) as target:
+            with open_target(dest, node.name, len(data), force=force, mode=mode) as target:
                 await copy_blob(data, target)
         elif isinstance(node, Directory):
             raise UsageError(f"{node} is a directory; name one of its files: {_names(await node.children())}")

@@ -31,6 +31,9 @@ from pbsfs.reader.image import Buffer, Extent, Image
 PIECE = 4 << 20
 """Bytes that are read and written at a time: one chunk of a usual image."""
 
+HOLE_PIECE = 256 << 20
+"""Bytes of a hole that a target zeroes at a time: between two, Ctrl-C works and the progress moves."""
+
 QUEUED_PIECES = 2
 """Pieces that may wait for the writer: it has the next at hand, and memory stays small."""
 
@@ -47,6 +50,8 @@ class Target(abc.ABC):
     """
 
     endless = False
+    hole_piece = HOLE_PIECE
+    """The most bytes of a hole that one call of `hole` gets."""
     map_file: Path | None = None
     """Where a map of the copy belongs, unless told otherwise."""
 
@@ -84,7 +89,9 @@ class Target(abc.ABC):
 class _FileTarget(Target):
     """A regular file: holes stay holes."""
 
-    def __init__(self, path: Path, size: int, *, force: bool) -> None:
+    hole_piece = 1 << 62  # a hole takes no time, however large it is
+
+    def __init__(self, path: Path, size: int, *, force: bool, mode: int | None) -> None:
         self.map_file = path.with_name(path.name + ".map")
         if not force:
             refuse_existing(path)
@@ -97,8 +104,10 @@ class _FileTarget(Target):
             # Not truncated: who was killed while finishing left two names of one file, `path` and this.
             self._part.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            super().__init__(os.open(self._part, flags, 0o666), str(path))
+            # Only for its owner: an image holds every file of a machine.
+            super().__init__(os.open(self._part, flags, 0o600), str(path))
             try:
+                os.fchmod(self._fd, _mode_of(path) if mode is None else mode)
                 self._lock(self._fd)
                 if os.fstat(self._fd).st_nlink == 0:  # taken for a left-over before it was locked
                     raise self._in_use()
@@ -159,6 +168,14 @@ class _FileTarget(Target):
 
     def abandon(self) -> None:
         self._part.unlink(missing_ok=True)
+
+
+def _mode_of(path: Path) -> int:
+    """The mode of the file that is there, which overwriting keeps; 0600 for a new one."""
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode) & 0o777
+    except OSError:
+        return 0o600
 
 
 class _BlockTarget(Target):
@@ -235,14 +252,18 @@ def _exists(path: Path, what: str = "exists") -> str:
 
 
 @contextmanager
-def open_target(dest: Path, name: str, size: int, *, force: bool) -> Iterator[Target]:
+def open_target(
+    dest: Path, name: str, size: int, *, force: bool, mode: int | None = None
+) -> Iterator[Target]:
     """The target for `size` bytes at `dest`; `name` is the file's name where `dest` is a directory.
+
+    `mode`: of a new file; None for 0600, or for that of the file that is overwritten.
 
     Leaving it without an error completes the target, leaving it with one removes what is partial.
     Raises OutputError for what can't be written; errors of the system in the body become one too.
     """
     try:
-        target = _target(dest, name, size, force=force)
+        target = _target(dest, name, size, force=force, mode=mode)
     except FileNotFoundError as error:
         hint = "" if dest.parent.exists() else f"; there is no directory {dest.parent}: make it with mkdir"
         raise OutputError(f"cannot write {dest}: {error.strerror}{hint}") from None
@@ -264,19 +285,19 @@ def open_target(dest: Path, name: str, size: int, *, force: bool) -> Iterator[Ta
         target.close()
 
 
-def _target(dest: Path, name: str, size: int, *, force: bool) -> Target:
+def _target(dest: Path, name: str, size: int, *, force: bool, mode: int | None) -> Target:
     if str(dest) == "-":
         if os.isatty(1):
             raise OutputError("standard output is a terminal; send it to a file or program")
         return _StreamTarget(1, "standard output")
     if dest.is_dir():
         dest /= name
-    mode = dest.stat().st_mode if dest.exists() else stat.S_IFREG
-    if stat.S_ISBLK(mode):
+    kind = dest.stat().st_mode if dest.exists() else stat.S_IFREG
+    if stat.S_ISBLK(kind):
         return _BlockTarget(dest, size, force=force)
-    if stat.S_ISREG(mode):
-        return _FileTarget(dest, size, force=force)
-    return _StreamTarget(_open_stream(dest, mode), str(dest))
+    if stat.S_ISREG(kind):
+        return _FileTarget(dest, size, force=force, mode=mode)
+    return _StreamTarget(_open_stream(dest, kind), str(dest))
 
 
 def _open_stream(dest: Path, mode: int) -> int:
@@ -304,7 +325,7 @@ async def copy_image(image: Image, target: Target, advance: Callable[[int], None
             handle = image.handle(whole=True)
             try:
                 with sending:
-                    for extent in _pieces(image):
+                    for extent in _pieces(image, target.hole_piece):
                         data: Buffer = b""
                         if extent.hole:
                             handle.skip_hole(extent.offset + extent.length)
@@ -341,16 +362,14 @@ async def copy_blob(data: bytes, target: Target) -> None:
     await trio.to_thread.run_sync(target.write, 0, data, abandon_on_cancel=target.endless)
 
 
-def _pieces(image: Image) -> Iterator[Extent]:
-    """The image's extents, data cut at multiples of `PIECE`."""
+def _pieces(image: Image, hole_piece: int) -> Iterator[Extent]:
+    """The image's extents, data cut at multiples of `PIECE`, holes at multiples of `hole_piece` bytes."""
     for extent in image.extents(0, image.size):
-        if extent.hole:
-            yield extent
-            continue
+        piece = hole_piece if extent.hole else PIECE
         offset, end = extent.offset, extent.offset + extent.length
         while offset < end:
-            stop = min(end, offset - offset % PIECE + PIECE)
-            yield Extent(offset, stop - offset, hole=False)
+            stop = min(end, offset - offset % piece + piece)
+            yield Extent(offset, stop - offset, extent.hole)
             offset = stop
 
 

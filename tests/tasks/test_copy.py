@@ -136,13 +136,7 @@ async def test_a_file_has_its_name_only_when_it_is_complete(tmp_path: Path) -> N
             await copy_image(image, target, nobody_asks)
             assert is_clean(tmp_path, "out.part")
     assert is_clean(tmp_path, "out")
-    assert stat.S_IMODE(dest.stat().st_mode) == 0o666 & ~_umask()
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    assert stat.S_IMODE(dest.stat().st_mode) == 0o600
 
 
 @in_trio
@@ -801,3 +795,44 @@ async def test_what_is_no_file_in_the_place_of_a_part_is_not_waited_for(tmp_path
     (tmp_path / "second.part").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*second: Is a directory"):
         await export(CONTENT, tmp_path / "second", force=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted", "found"),
+    [
+        (None, None, 0o600),
+        (None, 0o640, 0o640),
+        (0o600, None, 0o600),
+        (0o664, None, 0o664),
+        (0o664, 0o600, 0o600),
+    ],
+)
+@in_trio
+async def test_a_copy_is_for_its_owner_only_unless_told_otherwise(
+    tmp_path: Path, before: int | None, wanted: int | None, found: int
+) -> None:
+    dest = tmp_path / "out"
+    if before is not None:
+        dest.touch()
+        dest.chmod(before)
+    with open_target(dest, NAME, 9, force=True, mode=wanted) as target:
+        assert stat.S_IMODE((tmp_path / "out.part").stat().st_mode) == found
+        await copy_blob(b"nine byte", target)
+    assert stat.S_IMODE(dest.stat().st_mode) == found
+
+
+@in_trio
+async def test_a_hole_is_zeroed_in_pieces_between_which_a_copy_can_end() -> None:
+    zeroed: list[tuple[int, int]] = []
+    done: list[int] = []
+
+    class Device(Target):
+        hole_piece = 4 * CHUNK_SIZE
+
+        def hole(self, offset: int, length: int) -> None:
+            zeroed.append((offset, length))
+
+    async with an_image(bytes(10 * CHUNK_SIZE)) as image:
+        await copy_image(image, Device(-1, "device"), done.append)
+    assert zeroed == [(0, 4 * CHUNK_SIZE), (4 * CHUNK_SIZE, 4 * CHUNK_SIZE), (8 * CHUNK_SIZE, 2 * CHUNK_SIZE)]
+    assert done == [length for _offset, length in zeroed]
