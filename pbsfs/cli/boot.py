@@ -144,21 +144,25 @@ async def _find(tree: Tree, path: str) -> tuple[str, _Backup]:
     boot_disk = None
     if isinstance(node, ImageFile):
         await node.open()  # says so if the key is missing
-        boot_disk = machines.disk_of(node.name)
+        only = os.fsdecode(node.name)
+        boot_disk = machines.disk_of(only)
         if boot_disk is None:
             raise UsageError(
                 f"{node} is not a disk of a virtual machine; boot the snapshot, or a drive-….img"
             )
-        only = node.name
-        node = await tree.find(node.path.rpartition("/")[0])
+        node = await tree.find(node.path.rpartition(b"/")[0])
     else:
         only = None
     if not isinstance(node, SnapshotDirectory):
-        inside = ", ".join(list(await node.children())[:8]) if isinstance(node, Directory) else ""
+        inside = (
+            ", ".join(map(os.fsdecode, list(await node.children())[:8]))
+            if isinstance(node, Directory)
+            else ""
+        )
         raise UsageError(
             f"{node} is neither a snapshot nor a disk image{f'; it has {inside}' if inside else ''}"
         )
-    children = await node.children()
+    children = {os.fsdecode(name): file for name, file in (await node.children()).items()}
     images = {name: file for name, file in children.items() if isinstance(file, ImageFile)}
     wanted = {n: file for n, file in images.items() if only is None or n in (only, machines.EFI_DISK)}
     if not any(machines.disk_of(name) for name in wanted):
@@ -169,7 +173,8 @@ async def _find(tree: Tree, path: str) -> tuple[str, _Backup]:
         (await configuration.read()).decode(errors="replace") if isinstance(configuration, BlobFile) else ""
     )
     machine = machines.find_machine(machines.parse_configuration(text), sizes, boot_disk=boot_disk)
-    return node.path, _Backup(node.path, machine, sizes)
+    place = os.fsdecode(node.path)
+    return place, _Backup(place, machine, sizes)
 
 
 def _fitted(machine: Machine, firmware: str | None, memory: int | None) -> Machine:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +106,8 @@ def command(
         if isinstance(node, ImageFile):
             image = await node.open()
             with (
-                open_target(dest, node.name, image.size, force=force, mode=mode) as target,
-                shown(progress, node.name, image.size) as advance,
+                open_target(dest, os.fsdecode(node.name), image.size, force=force, mode=mode) as target,
+                shown(progress, os.fsdecode(node.name), image.size) as advance,
             ):
                 place = (map_file or target.map_file) if on_damage is not None else None
                 if place is not None:
@@ -115,7 +117,7 @@ def command(
                 _tell_damage(on_damage.of(str(image)), image.size, place, force=force)
         elif isinstance(node, BlobFile):
             data = await node.read()
-            with open_target(dest, node.name, len(data), force=force, mode=mode) as target:
+            with open_target(dest, os.fsdecode(node.name), len(data), force=force, mode=mode) as target:
                 await copy_blob(data, target)
         elif isinstance(node, Directory):
             raise UsageError(f"{node} is a directory; name one of its files: {_names(await node.children())}")
@@ -135,6 +137,6 @@ def _tell_damage(zeros: list[Range], size: int, map_file: Path | None, *, force:
         )
 
 
-def _names(children: dict[str, Any]) -> str:
-    names = list(children)
+def _names(children: Iterable[bytes]) -> str:
+    names = [os.fsdecode(name) for name in children]
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "it is empty"

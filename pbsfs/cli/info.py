@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def command(path: str, as_json: bool, log_level: str, log_file: Path | None, sou
 
     async def work(tree: Tree) -> None:
         node = await tree.find(path)
-        facts: dict[str, Any] = {"path": node.path, **await node.facts()}
+        facts: dict[str, Any] = {"path": os.fsdecode(node.path), **await node.facts()}
         if isinstance(node, File):
             facts["data_size"] = str((await node.stat()).data_size)
         elif isinstance(node, SnapshotDirectory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def command(
         node = await tree.find(path)
         rows: list[dict[str, Any]] = []
         if isinstance(node, Directory):
-            await _collect(node, f"{node.path}/" if node.path else "", recursive, rows, tree, long or as_json)
+            await _collect(node, node.path_of(b""), recursive, rows, tree, long or as_json)
         else:
-            rows.append(await _row(node, node.name, full=long or as_json))
+            rows.append(await _row(node, os.fsdecode(node.name), full=long or as_json))
         if as_json:
             click.echo(json.dumps(rows, indent=2))
             return
@@ -61,10 +62,10 @@ def command(
 
 
 async def _collect(
-    directory: Directory, root: str, recursive: bool, rows: list[dict[str, Any]], tree: Tree, full: bool
+    directory: Directory, root: bytes, recursive: bool, rows: list[dict[str, Any]], tree: Tree, full: bool
 ) -> None:
     for node in (await directory.children()).values():
-        rows.append(await _row(node, node.path.removeprefix(root), full=full))
+        rows.append(await _row(node, os.fsdecode(node.path.removeprefix(root)), full=full))
         if recursive and isinstance(node, Directory):
             try:
                 await _collect(node, root, recursive, rows, tree, full)
@@ -77,15 +78,15 @@ async def _row(node: Node, name: str, *, full: bool) -> dict[str, Any]:
     if not full:
         return {"name": name}
     stat = await node.stat()
-    row: dict[str, Any] = {"name": name, "path": node.path}
+    row: dict[str, Any] = {"name": name, "path": os.fsdecode(node.path)}
     if isinstance(node, Directory):
         row["type"] = "directory"
     elif isinstance(node, Latest):
-        row |= {"type": "link", "target": await node.target()}
+        row |= {"type": "link", "target": os.fsdecode(await node.target())}
     else:
         row |= {"type": "file", "size": stat.size, "data_size": stat.data_size}
-    if stat.mtime is not None:
-        row["time"] = format_time(stat.mtime)
+    if stat.mtime_ns is not None:
+        row["time"] = format_time(stat.mtime_ns // 1_000_000_000)
     return row
 
 

@@ -156,8 +156,8 @@ def _serve(
     # Heavy, and the waiting process does without: it starts faster.
     import trio  # noqa: PLC0415
 
+    from pbsfs.fuse.attributes import Ownership  # noqa: PLC0415
     from pbsfs.fuse.mount import MountOptions, serve  # noqa: PLC0415
-    from pbsfs.fuse.operations import Ownership  # noqa: PLC0415
 
     mount_options = MountOptions(
         mountpoint=place,

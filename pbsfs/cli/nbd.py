@@ -100,7 +100,7 @@ def command(
 
     async def find(tree: Tree, path: str) -> tuple[str, bool]:
         node = await choose(tree, path, filters=filters_of(options))
-        return node.path, isinstance(node, Directory)
+        return os.fsdecode(node.path), isinstance(node, Directory)
 
     with ExitStack() as stack:
         address = _address(socket, listen, stack)

@@ -56,7 +56,7 @@ def command(
         raise UsageError("--limit-rate 0 would never end")
 
     async def work(tree: Tree) -> Report:
-        files: dict[str, File] = {}
+        files: dict[bytes, File] = {}
         verification = Verification(rate=rate)
         nodes = [await tree.find(path) for path in places]
         for node in nodes:

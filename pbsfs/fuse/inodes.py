@@ -1,10 +1,9 @@
 """Inode numbers and the nodes behind them.
 
-A number is made from the node's path, so it is the same whenever the path is looked up again, over
-forgetting, remounting and on other machines; nothing has to be remembered for that. The table holds
-the nodes that the kernel holds: it grows with look-ups and shrinks when the kernel forgets. Of what the
-kernel forgot, it keeps the paths for a while: an NFS server's clients come back with numbers. Called by
-the operations, from the trio loop's thread.
+A number is a hash of the node's path, so a path has the same number after the kernel forgot it, after a new
+mount, and on other machines. The table holds the nodes that the kernel holds: it grows with look-ups and
+shrinks when the kernel forgets. It keeps the paths of forgotten numbers for a while, because an NFS server's
+clients come back with numbers. Called by the operations, from the trio loop's thread.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MAX_FORGOTTEN = 1 << 16
 class Inode:
     """A node that the kernel knows.
 
-    `size`: the length in bytes that the kernel was told last. `opened`: checksum of what the kernel's page
+    `size`: the length in bytes that the kernel has. `opened`: checksum of what the kernel's page
     cache has under this number. `readers`: the open files that are read through it.
     """
 
@@ -40,26 +39,26 @@ class Inode:
 
 
 class InodeTable:
-    """Which node each inode number stands for."""
+    """Maps each inode number to its node."""
 
     def __init__(self, root: Node) -> None:
         self._inodes = {ROOT: Inode(root)}
-        self._forgotten: OrderedDict[int, str] = OrderedDict()  # paths, the latest last
+        self._forgotten: OrderedDict[int, bytes] = OrderedDict()  # paths, the latest last
 
     def __len__(self) -> int:
         return len(self._inodes)
 
     def __getitem__(self, number: int) -> Inode:
-        """Raises NotFoundError for a number that the kernel was never given, or gave back."""
+        """Raises NotFoundError for a number that the kernel never got, or has forgotten."""
         try:
             return self._inodes[number]
         except KeyError:
             raise NotFoundError(f"inode {number} is not known") from None
 
-    def path(self, number: int) -> str:
-        """The path of a number that the kernel was given, even if it gave it back since.
+    def path(self, number: int) -> bytes:
+        """The path of a number that the kernel has, or has forgotten.
 
-        Raises NotFoundError for others, and for those that were given back long ago.
+        Raises NotFoundError for others, and for those that were forgotten long ago.
         """
         inode = self._inodes.get(number)
         if inode is not None:
@@ -69,17 +68,17 @@ class InodeTable:
         except KeyError:
             raise NotFoundError(f"inode {number} is not known") from None
 
-    def number(self, path: str, node: Node | None = None) -> int:
+    def number(self, path: bytes, node: Node | None = None) -> int:
         """The inode number of the node at `path`.
 
-        Another one than usual where `node` is a file that was made again while the former is open: what
-        is open keeps its size and content.
+        It differs from the usual one where `node` is a file that was made again while the former one is open:
+        an open file keeps its size and content.
         """
         if not path:
             return ROOT
         salt = 0
         while True:
-            digest = hashlib.blake2b(path.encode(), digest_size=8, salt=salt.to_bytes(2, "little")).digest()
+            digest = hashlib.blake2b(path, digest_size=8, salt=salt.to_bytes(2, "little")).digest()
             number = int.from_bytes(digest, "little") >> 1  # 63 bits: some programs keep it signed
             taken = self._inodes.get(number)
             mine = taken is None or (taken.node.path == path and not _is_open_otherwise(taken, node))
@@ -88,8 +87,8 @@ class InodeTable:
             salt += 1
 
     def remember(self, node: Node, size: int, number: int | None = None) -> int:
-        """Counts a look-up of `node` by the kernel, which is told that it has `size` bytes, and, some time
-        ago perhaps, its `number`; returns that."""
+        """Counts a look-up of `node` by the kernel, which gets `size`, in bytes, and the number that is
+        returned: `number` if the answer has been made already."""
         number = self.number(node.path, node) if number is None else number
         inode = self._inodes.get(number)
         if inode is None:
@@ -101,7 +100,7 @@ class InodeTable:
         return number
 
     def forget(self, number: int, lookups: int) -> None:
-        """The kernel gives back `lookups` look-ups."""
+        """The kernel forgets `lookups` look-ups."""
         inode = self._inodes.get(number)
         if inode is not None and number != ROOT:
             inode.lookups -= lookups

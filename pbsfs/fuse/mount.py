@@ -24,8 +24,9 @@ import trio
 from pbsfs.base.errors import MountError
 from pbsfs.base.names import Namespace
 from pbsfs.formats.keys import Key
+from pbsfs.fuse.attributes import Ownership
 from pbsfs.fuse.mountpoint import mounted_at
-from pbsfs.fuse.operations import Operations, Ownership
+from pbsfs.fuse.operations import Operations
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import Source

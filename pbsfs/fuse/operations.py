@@ -14,44 +14,31 @@ import functools
 import hashlib
 import logging
 import os
-import stat as stat_bits
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, SourceError, errno_of
+from pbsfs.fuse.attributes import Ownership, entry_of
+from pbsfs.fuse.handles import OpenBlob, OpenDirectory, OpenImage
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
-from pbsfs.reader.image import Buffer, Handle, Image
-from pbsfs.reader.opened import Blob
+from pbsfs.reader.image import Buffer, Image
 from pbsfs.reader.reader import SMALL
-from pbsfs.tree import (
-    XATTR_PREFIX,
-    BlobFile,
-    Directory,
-    File,
-    ImageFile,
-    Latest,
-    Node,
-    SnapshotDirectory,
-    Stat,
-    Tree,
-)
+from pbsfs.tree import BlobFile, Directory, File, ImageFile, Link, Node, SnapshotDirectory, Stat, Tree
+from pbsfs.tree.node import DIRECTORY_MODE
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-BLOCK_SIZE = 512  # the unit of st_blocks
+XATTR_PREFIX = "user.pbs."
 SPACE_UNIT = 4096  # the unit in which the file system's size is given
-PREFERRED_IO_SIZE = 1 << 20
-"""What `st_blksize` tells programs to read at a time: the largest read that FUSE passes on whole."""
 
 REPEAT_AFTER = 3600.0
 """Seconds after which the same error is logged again; a reader that retries would fill the log."""
@@ -60,60 +47,6 @@ ZEROS_LOOKED_AT = 5.0
 """Seconds between two looks at what is shown as zeros; only where `--on-damage zero` was asked for."""
 
 MAX_REPORTED = 10_000  # error texts that are remembered for that
-
-
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """Whose the files are, and who may read them: as `uid=`, `gid=` and `umask=` of mount(8)."""
-
-    uid: int
-    gid: int
-    umask: int
-
-    def mode(self, node: Node) -> int:
-        if isinstance(node, Latest):
-            return stat_bits.S_IFLNK | 0o777
-        if isinstance(node, Directory):
-            return stat_bits.S_IFDIR | (0o555 & ~self.umask)
-        return stat_bits.S_IFREG | (0o444 & ~self.umask)
-
-
-class _OpenBlob:
-    """An open file whose content is in memory."""
-
-    def __init__(self, blob: Blob) -> None:
-        self._blob = blob  # shared for as long as somebody holds it
-        self._data = blob.data
-
-    def read_cached(self, offset: int, size: int) -> Buffer:
-        return self._data[offset : offset + size]
-
-    async def read(self, offset: int, size: int) -> Buffer:
-        return self.read_cached(offset, size)
-
-    def seek(self, offset: int, whence: int) -> int:
-        if not 0 <= offset < len(self._data):
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        return offset if whence == os.SEEK_DATA else len(self._data)
-
-    def close(self) -> None:
-        pass
-
-
-class _OpenImage(Handle):
-    """An open image. `inode`: the number that it was opened under."""
-
-    def __init__(self, image: Image, inode: int) -> None:
-        super().__init__(image)
-        self.inode = inode
-
-    def seek(self, offset: int, whence: int) -> int:
-        if not 0 <= offset < self.image.size:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        found = self.image.next_data(offset) if whence == os.SEEK_DATA else self.image.next_hole(offset)
-        if found is None:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        return found
 
 
 class _Reporter:
@@ -192,10 +125,10 @@ class Operations(pyfuse3.Operations):
         self._tree = tree
         self._ownership = ownership
         self._reporter = _Reporter()
-        self._mounted_at = int(time.time())
-        self._files: dict[int, _OpenImage | _OpenBlob] = {}
+        self._mounted_at = int(time.time()) * 1_000_000_000
+        self._files: dict[int, OpenImage | OpenBlob] = {}
         self._inode_of: dict[int, Inode] = {}  # of the files that are read through the page cache
-        self._listings: dict[int, tuple[Directory, list[Node]]] = {}
+        self._listings: dict[int, OpenDirectory] = {}
         self._next_handle = 1
 
     # --- names and attributes
@@ -208,7 +141,7 @@ class Operations(pyfuse3.Operations):
         if name in (b".", b".."):
             return await self._look_up_number(parent_inode, parent=name == b"..")
         directory = self._directory(parent_inode)
-        node = await directory.child(os.fsdecode(name))
+        node = await directory.child(name)
         return self._looked_up(self._attributes(node, await node.stat(), directory.names_last()), node)
 
     async def _look_up_number(self, number: int, *, parent: bool) -> pyfuse3.EntryAttributes:
@@ -218,12 +151,10 @@ class Operations(pyfuse3.Operations):
         Documentation/filesystems/nfs/exporting.rst). ENOENT becomes ESTALE there.
         """
         path = self.inodes.path(number)
-        node = await self._tree.at(path.rpartition("/")[0] if parent else path)
+        node = await self._tree.at(path.rpartition(b"/")[0] if parent else path)
         entry = self._attributes(node, await node.stat(), self._lasts(node))
-        if (
-            not parent and entry.st_ino != number
-        ):  # it was that of a file that was made again while it was open
-            raise NotFoundError(f"inode {number} is no longer '{path}'")
+        if not parent and entry.st_ino != number:  # a file's that was made again while open
+            raise NotFoundError(f"inode {number} is no longer {path!r}")
         return self._looked_up(entry, node)
 
     def _looked_up(self, entry: pyfuse3.EntryAttributes, node: Node) -> pyfuse3.EntryAttributes:
@@ -251,9 +182,9 @@ class Operations(pyfuse3.Operations):
     @_waits
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         node = self.inodes[inode].node
-        if not isinstance(node, Latest):
+        if not isinstance(node, Link):
             raise pyfuse3.FUSEError(errno.EINVAL)
-        return os.fsencode(await node.target())
+        return await node.target()
 
     @_answers
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -261,23 +192,11 @@ class Operations(pyfuse3.Operations):
         return True
 
     def _attributes(self, node: Node, stat: Stat, lasts: float) -> pyfuse3.EntryAttributes:
-        """`lasts`: seconds for which the kernel may keep the name, and what can change about the node."""
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = self.inodes.number(node.path, node)
-        entry.st_mode = self._ownership.mode(node)
-        entry.st_nlink = 1  # of directories too: "not counted", as find(1) and others take it
-        entry.st_uid, entry.st_gid = self._ownership.uid, self._ownership.gid
-        entry.st_size = stat.size
-        entry.st_blksize = PREFERRED_IO_SIZE
-        entry.st_blocks = -(-stat.data_size // BLOCK_SIZE)
-        seconds = self._mounted_at if stat.mtime is None else stat.mtime
-        entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = seconds * 1_000_000_000
-        # Names are asked for again even inside snapshots, where a look-up costs no I/O: a snapshot may be
-        # forgotten and made again, and what is known about it (notes, the verify state) changes. They go
-        # out of date with the listing that they come from: times to live must not add up on the way down.
-        entry.entry_timeout = lasts
-        entry.attr_timeout = lasts if stat.exact else 0
-        return entry
+        """`lasts`: as for `entry_of`."""
+        return self._entry(self.inodes.number(node.path, node), stat, lasts)
+
+    def _entry(self, inode: int, stat: Stat, lasts: float) -> pyfuse3.EntryAttributes:
+        return entry_of(stat, inode, self._ownership, default_mtime_ns=self._mounted_at, lasts=lasts)
 
     def _directory(self, inode: int) -> Directory:
         node = self.inodes[inode].node
@@ -293,28 +212,27 @@ class Operations(pyfuse3.Operations):
     @_waits
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         directory = self._directory(inode)
-        # One listing for the whole life of the handle, so that nothing is seen twice or skipped.
-        listing = list((await directory.children()).values())
-        return self._new_handle(self._listings, (directory, listing))
+        return self._new_handle(self._listings, OpenDirectory(directory, await directory.children()))
 
     @_answers
     @_waits
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        directory, listing = self._listings[fh]
-        dots = [(b".", directory.path), (b"..", directory.path.rpartition("/")[0])]
+        opened = self._listings[fh]
+        directory = opened.directory
+        dots = [(b".", directory.path), (b"..", directory.path.rpartition(b"/")[0])]
         for position, (name, path) in enumerate(dots[start_id:], start_id):
             # Not look-ups: the kernel takes only type and number of these two.
-            entry = self._attributes(directory, Stat(), 0)
-            entry.st_ino = self.inodes.number(path)
+            entry = self._entry(self.inodes.number(path), Stat(mode=DIRECTORY_MODE), 0)
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 return
         first, replied = max(0, start_id - len(dots)), []
-        for place in range(first, len(listing)):
-            node, position = listing[place], place + len(dots)
+        for place in range(first, len(opened.names)):
+            name, position = opened.names[place], place + len(dots)
+            node = opened.listing[name]
             # A program that lists names only costs no request. What is not exact the kernel may not keep: for
             # a program that wants attributes too, or opens the file, it asks for them again.
             entry = self._attributes(node, await node.glance(), directory.names_last())
-            if not pyfuse3.readdir_reply(token, os.fsencode(node.name), entry, position + 1):
+            if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 break
             replied.append((node, entry))
         # At the end only: where one fails, or the program is killed, the kernel gets none of them.
@@ -334,13 +252,13 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EROFS)
         known = self.inodes[inode]
         node = known.node
-        opened: _OpenImage | _OpenBlob
+        opened: OpenImage | OpenBlob
         if isinstance(node, ImageFile):
             image = await node.open()
-            opened, size, identity = _OpenImage(image, inode), image.size, image.index.csum
+            opened, size, identity = OpenImage(image, inode), image.size, image.index.csum
         elif isinstance(node, BlobFile):
             blob = await node.open()
-            opened, size, identity = _OpenBlob(blob), len(blob.data), await _digest(blob.data)
+            opened, size, identity = OpenBlob(blob), len(blob.data), await _digest(blob.data)
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
         # The kernel asks for attributes that it was not to keep before it opens, so it knows the length;
@@ -386,7 +304,7 @@ class Operations(pyfuse3.Operations):
         while self._tree.reader.zeroed is not None:
             inodes: dict[Image, set[int]] = {}
             for opened in self._files.values():
-                if isinstance(opened, _OpenImage):
+                if isinstance(opened, OpenImage):
                     inodes.setdefault(opened.image, set()).add(opened.inode)
             for image, numbers in inodes.items():
                 if image.forget_zeros():

@@ -134,7 +134,7 @@ class Server:
         async with open_reader(source, keys=settings.keys, cache_size=settings.cache_size) as reader:
             tree = Tree(reader, settings.namespace)
             node = await choose(tree, settings.path, missing=settings.missing, filters=settings.filters)
-            return node.path
+            return os.fsdecode(node.path)
 
     def start(self) -> None:
         """Starts serving. Call after nbdkit's fork. Raises PbsfsError."""
@@ -353,7 +353,7 @@ class _Exports:
     async def _image(self, name: str) -> ImageFile:
         node = await self._tree.find(self._path)
         if isinstance(node, ImageFile):
-            if name not in ("", node.name, node.file.archive.filename, node.path):
+            if name not in ("", *map(os.fsdecode, (node.name, node.path)), node.file.archive.filename):
                 raise NotFoundError(f"there is no export '{name}'; the one that there is has no name")
             return node
         # By its path from there, or by its whole path.
@@ -465,7 +465,7 @@ async def _what_there_is(node: Node) -> str:
     if isinstance(node, SnapshotDirectory):
         names = [name for name, _image in await _images(node)]
     else:
-        names = list(await node.children()) if isinstance(node, Directory) else []
+        names = [os.fsdecode(name) for name in await node.children()] if isinstance(node, Directory) else []
     return f"{node} has {_some(names, 8) or 'nothing'}"
 
 
@@ -492,7 +492,7 @@ async def _images(node: Node) -> list[tuple[str, ImageFile]]:
         return []
     if isinstance(node, SnapshotDirectory):
         return [
-            (name, file)
+            (os.fsdecode(name), file)
             for name, file in children.items()
             if isinstance(file, ImageFile) and file.file.archive.kind is ArchiveKind.FIXED
         ]
@@ -502,14 +502,14 @@ async def _images(node: Node) -> list[tuple[str, ImageFile]]:
     found: list[tuple[str, ImageFile]] = []
     for name, child in below:
         inside = await node.child(await child.target()) if isinstance(child, Latest) else child
-        found += [(f"{name}/{rest}", image) for rest, image in await _images(inside)]
+        found += [(f"{os.fsdecode(name)}/{rest}", image) for rest, image in await _images(inside)]
     return found
 
 
 def _description(image: ImageFile) -> str:
     """For people who choose: which snapshot it is, how large, and what its notes say."""
     info = image.info
-    text = f"{info.snapshot}/{image.name}, {_size(image.file.size)}"
+    text = f"{info.snapshot}/{os.fsdecode(image.name)}, {_size(image.file.size)}"
     if image.file.crypt_mode is CryptMode.ENCRYPT:
         text += ", encrypted"
     if info.notes:

@@ -7,6 +7,7 @@ told by file and range, in every file that has a part in it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -71,13 +72,14 @@ class Verification:
         if not isinstance(node, Directory):
             return []
         files: list[File] = []
+        path = os.fsdecode(node.path)
         try:
-            children = list((await node.children()).values())
+            children = await node.children()
         except DamageError as error:
-            if all(known.path != node.path for known in self.report.damaged):  # paths may overlap
-                self.report.damaged.append(Damage(node.path, str(error)))
+            if all(known.path != path for known in self.report.damaged):  # paths may overlap
+                self.report.damaged.append(Damage(path, str(error)))
             return []
-        for child in children:
+        for child in children.values():
             if not isinstance(child, Latest):  # shown beside what it points to
                 files += await self.collect(child)
         return files
@@ -95,19 +97,19 @@ class Verification:
         self._advance = done
         for file in files:
             self.report.files += 1
-            end = self._done + (await file.glance()).data_size
+            path, end = os.fsdecode(file.path), self._done + (await file.glance()).data_size
             try:
                 if isinstance(file, ImageFile):
                     image = await file.open()
                     await self._check_chunks(image)
-                    self._locate(file.path, image)
+                    self._locate(path, image)
                 elif isinstance(file, BlobFile):
                     await file.read()
             except DamageError as error:
-                self.report.damaged.append(Damage(file.path, str(error)))
+                self.report.damaged.append(Damage(path, str(error)))
             except KeyRequiredError as error:
-                self.report.unverified[file.path] = str(error)
-                self.report.missing_keys.setdefault(error.fingerprint, []).append(file.path)
+                self.report.unverified[path] = str(error)
+                self.report.missing_keys.setdefault(error.fingerprint, []).append(path)
             self._advance(end - self._done)  # holes that a listing does not know, and what can't be read
         return self.report
 

@@ -13,7 +13,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, cast
+from weakref import ref
 
 import pyfuse3
 import pytest
@@ -23,12 +25,13 @@ from trio.testing import MockClock
 from pbsfs.base.errors import DamageError, NotFoundError
 from pbsfs.base.names import Archive, Group, Snapshot
 from pbsfs.fuse import operations as door
-from pbsfs.fuse.inodes import ROOT
-from pbsfs.fuse.operations import MAX_REPORTED, Operations, Ownership
+from pbsfs.fuse.attributes import Ownership, entry_of
+from pbsfs.fuse.inodes import ROOT, InodeTable
+from pbsfs.fuse.operations import MAX_REPORTED, Operations
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import SnapshotInfo, Usage
 from pbsfs.sources.directory import DirectorySource
-from pbsfs.tree import File, Stat, Tree
+from pbsfs.tree import Directory, File, SnapshotDirectory, Stat, Tree
 from tests.support import damage, made
 from tests.support.stocked import (
     ARCHIVE,
@@ -131,6 +134,16 @@ def test_attributes_are_those_of_the_tree(stocked: Stocked) -> None:
     serve(stocked, work)
 
 
+def test_attributes_show_what_archives_have() -> None:
+    stat = Stat(mode=0o020666, mtime_ns=-1, uid=0, gid=5, nlink=3, rdev=os.makedev(1, 3))
+    entry = entry_of(stat, 99, Ownership(11, 22, 0o007), default_mtime_ns=1, lasts=2.0)
+    assert (entry.st_mode, entry.st_uid, entry.st_gid, entry.st_nlink) == (0o020660, 0, 5, 3)
+    assert (entry.st_rdev, entry.st_ino, entry.entry_timeout) == (os.makedev(1, 3), 99, 2.0)
+    assert entry.st_mtime_ns == entry.st_ctime_ns == entry.st_atime_ns == -1
+    link = entry_of(Stat(mode=0o120777), 99, Ownership(11, 22, 0o007), default_mtime_ns=1, lasts=0)
+    assert (link.st_mode, link.st_mtime_ns) == (0o120777, 1)
+
+
 def test_names_are_kept_as_long_as_the_listing_that_they_come_from(stocked: Stocked) -> None:
     clock = MockClock()
 
@@ -172,6 +185,29 @@ def test_lookups_are_counted_until_forgotten(stocked: Stocked) -> None:
     serve(stocked, work)
 
 
+def test_what_the_kernel_forgets_leaves_the_memory(stocked: Stocked, listed: _Listed) -> None:
+    async def walk(operations: Operations, inode: int) -> None:
+        before = len(listed)
+        fh = await operations.opendir(inode, NOBODY)
+        await operations.readdir(fh, 0, TOKEN)
+        await operations.releasedir(fh)
+        for _name, child, _id in listed[before + 2 :]:
+            if S_ISDIR((await operations.getattr(child, NOBODY)).st_mode):
+                await walk(operations, child)
+
+    async def work(operations: Operations) -> None:
+        await walk(operations, ROOT)
+        nodes = {number: ref(inode.node) for number, inode in operations.inodes._inodes.items()}
+        assert all(node() is not None for node in nodes.values())
+        await operations.forget([(number, 1 << 20) for number in nodes if number != ROOT])
+        left = [node for node in (ref() for ref in nodes.values()) if node is not None]
+        # The directories that the source was asked for, and those above them: none of the files.
+        assert left
+        assert all(isinstance(node, Directory) and not isinstance(node, SnapshotDirectory) for node in left)
+
+    serve(stocked, work)
+
+
 def test_a_number_is_found_again_after_it_was_forgotten(stocked: Stocked) -> None:
     async def work(operations: Operations) -> None:
         for path in ("vm", "vm/100/latest", FIRST, IMAGE, CONFIGURATION):
@@ -182,7 +218,7 @@ def test_a_number_is_found_again_after_it_was_forgotten(stocked: Stocked) -> Non
             assert len(operations.inodes) == 1
             found = await operations.lookup(number, b".", NOBODY)
             assert (found.st_ino, found.generation) == (number, 0)
-            assert operations.inodes[number].node.path == path
+            assert operations.inodes[number].node.path == path.encode()
             assert (await operations.lookup(number, b"..", NOBODY)).st_ino == parent
         assert (await operations.lookup(ROOT, b".", NOBODY)).st_ino == ROOT
         assert (await operations.lookup(ROOT, b"..", NOBODY)).st_ino == ROOT
@@ -193,7 +229,7 @@ def test_a_number_is_found_again_after_it_was_forgotten(stocked: Stocked) -> Non
 
 def test_a_number_that_its_path_does_not_have_any_more_is_not_found(stocked: Stocked) -> None:
     async def work(operations: Operations) -> None:
-        operations.inodes._forgotten[4711] = IMAGE
+        operations.inodes._forgotten[4711] = IMAGE.encode()
         await fails_with(errno.ENOENT, operations.lookup(4711, b".", NOBODY))
         assert len(operations.inodes) == 1
 
@@ -680,7 +716,7 @@ def test_a_bug_is_eio_and_never_ends_the_mount(
         await fails_with(errno.EIO, operations.read(fh, CHUNK, 10))
         await fails_with(errno.EIO, operations.read(987654, 0, 10))
         await fails_with(errno.EIO, operations.release(987654))
-        monkeypatch.setattr(Ownership, "mode", lambda _self, _node: 1 / 0)
+        monkeypatch.setattr(InodeTable, "number", lambda *_: 1 / 0)
         await fails_with(errno.EIO, operations.getattr(ROOT, NOBODY))
 
     serve(stocked, work, source=_Buggy)

@@ -16,8 +16,8 @@ import pytest
 from pbsfs.base.errors import MountError
 from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.fuse import mount, shim
+from pbsfs.fuse.attributes import Ownership
 from pbsfs.fuse.mount import MountOptions
-from pbsfs.fuse.operations import Ownership
 
 MAPS = """\
 7f01-7f02 r-xp 00000000 fe:00 12 /usr/lib/x86_64-linux-gnu/libc.so.6

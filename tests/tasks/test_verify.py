@@ -50,7 +50,7 @@ async def verified(
     async with open_reader(source, keys=keys) as reader:
         tree = Tree(reader)
         run = Verification(rate=rate)
-        files: dict[str, File] = {}
+        files: dict[bytes, File] = {}
         for path in paths or ("",):
             files |= {file.path: file for file in await run.collect(await tree.find(path))}
         return await run.run(list(files.values()), advance)

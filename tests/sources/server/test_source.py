@@ -146,7 +146,7 @@ def test_a_server_lists_the_golden_datastore_as_its_directory_does(auth_id: str)
 async def names(tree: Tree, path: str) -> list[str]:
     node = await tree.find(path)
     assert isinstance(node, Directory)
-    return list(await node.children())
+    return [name.decode() for name in await node.children()]
 
 
 def test_a_new_snapshot_appears_in_the_tree_and_a_forgotten_one_goes(tmp_path: Path) -> None:

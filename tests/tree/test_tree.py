@@ -15,18 +15,8 @@ from pbsfs.base.names import ROOT_NAMESPACE, Archive, Namespace, Snapshot
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
-from pbsfs.tree import (
-    AHEAD,
-    IN_ONE_GO,
-    BlobFile,
-    Directory,
-    ImageFile,
-    Latest,
-    Node,
-    SnapshotDirectory,
-    Stat,
-    Tree,
-)
+from pbsfs.tree import BlobFile, Directory, ImageFile, Latest, Listing, Node, SnapshotDirectory, Stat, Tree
+from pbsfs.tree.node import AHEAD, DIRECTORY_MODE, IN_ONE_GO, KEPT_DIRECTORIES, LINK_MODE, nanoseconds
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.run import in_trio
@@ -61,6 +51,14 @@ async def shown(
         yield Tree(reader, root, refresh=refresh)
 
 
+def file_stat(size: int, data_size: int, time: int, *, exact: bool = True) -> Stat:
+    return Stat(size, data_size, mtime_ns=time * 10**9, exact=exact)
+
+
+def directory_stat(time: int | None = None) -> Stat:
+    return Stat(mode=DIRECTORY_MODE, mtime_ns=nanoseconds(time))
+
+
 async def directory(tree: Tree, path: str) -> Directory:
     node = await tree.find(path)
     assert isinstance(node, Directory)
@@ -80,13 +78,13 @@ async def small_file(tree: Tree, path: str) -> BlobFile:
 
 
 async def latest(tree: Tree, path: str) -> Latest:
-    node = await (await directory(tree, path)).child("latest")
+    node = await (await directory(tree, path)).child(b"latest")
     assert isinstance(node, Latest)
     return node
 
 
 async def names(tree: Tree, path: str) -> list[str]:
-    return list(await (await directory(tree, path)).children())
+    return [name.decode() for name in await (await directory(tree, path)).children()]
 
 
 async def all_paths(node: Node) -> list[str]:
@@ -155,7 +153,7 @@ async def test_a_tree_may_be_rooted_at_a_namespace() -> None:
 async def test_an_empty_source_is_an_empty_directory() -> None:
     async with shown(MemorySource()) as tree:
         assert await tree.root.children() == {}
-        assert await tree.root.stat() == Stat()
+        assert await tree.root.stat() == directory_stat()
 
 
 @in_trio
@@ -182,7 +180,7 @@ async def test_files_whose_names_collide_are_all_there() -> None:
                 if isinstance(node, (BlobFile, ImageFile))
             }
             assert files == {*stored, "index.json.blob"}
-            assert "x.img" in found
+            assert b"x.img" in found
             for name in stored:  # and each can be had by its stored name
                 node = await tree.find(f"vm/100/latest/{name}")
                 assert isinstance(node, (BlobFile, ImageFile))
@@ -197,15 +195,17 @@ async def test_latest_is_the_newest_snapshot_and_moves_on() -> None:
     source = filled()
     async with shown(source) as tree:
         link = await latest(tree, "vm/100")
-        assert await link.target() == DAYS[1]
-        assert await link.stat() == Stat(size=len(DAYS[1]), mtime=TIME + DAY)
+        assert await link.target() == DAYS[1].encode()
+        assert await link.stat() == Stat(
+            len(DAYS[1]), mode=LINK_MODE, mtime_ns=(TIME + DAY) * 10**9, target=DAYS[1].encode()
+        )
         source.add(made.snapshot("100", time=TIME + 2 * DAY), FILES)
-        assert await link.target() == DAYS[1]
+        assert await link.target() == DAYS[1].encode()
         await trio.sleep(5)
-        assert await link.target() == DAYS[2]
+        assert await link.target() == DAYS[2].encode()
         del source.infos[made.snapshot("100", time=TIME + 2 * DAY)]
         await trio.sleep(5)
-        assert await link.target() == DAYS[1]
+        assert await link.target() == DAYS[1].encode()
 
 
 def broken(snapshot: Snapshot) -> SnapshotInfo:
@@ -224,9 +224,9 @@ async def test_a_broken_snapshot_is_shown_with_its_error_and_is_never_latest() -
             await node.children()
         with pytest.raises(DamageError):
             await tree.find(f"vm/100/{DAYS[2]}/{IMAGE}")
-        assert (await node.stat()).mtime == TIME + 2 * DAY
+        assert (await node.stat()).mtime_ns == (TIME + 2 * DAY) * 10**9
         assert (await node.facts())["error"] == "unreadable manifest: CRC mismatch"
-        assert await (await latest(tree, "vm/100")).target() == DAYS[1]
+        assert await (await latest(tree, "vm/100")).target() == DAYS[1].encode()
 
 
 @in_trio
@@ -249,7 +249,7 @@ async def test_a_link_that_leads_nowhere_any_more_says_so() -> None:
         await trio.sleep(5)
         with pytest.raises(NotFoundError, match="there is no finished snapshot"):
             await link.target()
-        assert await link.stat() == Stat(exact=False)
+        assert await link.stat() == Stat(mode=LINK_MODE, exact=False)
 
 
 # --- freshness
@@ -335,11 +335,11 @@ async def test_a_group_tells_the_newest_of_itself_though_it_is_the_same_node() -
     source = filled()
     async with shown(source) as tree:
         group = await tree.find("vm/100")
-        assert (await group.stat()).mtime == TIME + DAY
+        assert (await group.stat()).mtime_ns == (TIME + DAY) * 10**9
         source.add(made.snapshot("100", time=TIME + 2 * DAY), FILES)
         await trio.sleep(5)
         assert await tree.find("vm/100") is group
-        assert (await group.stat()).mtime == TIME + 2 * DAY
+        assert (await group.stat()).mtime_ns == (TIME + 2 * DAY) * 10**9
         assert (await group.facts())["backup_count"] == "3"
 
 
@@ -348,12 +348,12 @@ async def test_a_listing_that_fails_is_tried_again_at_once_and_loses_no_nodes() 
     source = filled()
     async with shown(source) as tree:
         group = await directory(tree, "vm/100")
-        before = await group.child(DAYS[0])
+        before = await group.child(DAYS[0].encode())
         await trio.sleep(5)
         source.fail("snapshots", SourceError("no answer"))
         with pytest.raises(SourceError, match="no answer"):
             await group.children()
-        assert await group.child(DAYS[0]) is before
+        assert await group.child(DAYS[0].encode()) is before
 
 
 # --- what it costs
@@ -365,7 +365,7 @@ async def test_all_who_list_a_directory_at_once_share_one_listing() -> None:
     async with shown(source) as tree:
         group = await directory(tree, "vm/100")
         gate = source.hold("snapshots")
-        listings: list[dict[str, Node]] = []
+        listings: list[Listing] = []
 
         async def list_it() -> None:
             listings.append(await group.children())
@@ -376,7 +376,7 @@ async def test_all_who_list_a_directory_at_once_share_one_listing() -> None:
             await wait_all_tasks_blocked()
             gate.set()
         assert len(listings) == 10
-        assert all(listing is listings[0] for listing in listings)
+        assert all(listing == listings[0] for listing in listings)
     assert source.calls["snapshots"] == 1
 
 
@@ -389,7 +389,7 @@ async def test_who_gives_up_listing_does_not_spoil_it_for_the_others() -> None:
             await tree.root.children()
         assert scope.cancelled_caught
         gate.set()
-        assert list(await tree.root.children()) == ["vm", "host", "ns"]
+        assert list(await tree.root.children()) == [b"vm", b"host", b"ns"]
 
 
 @in_trio
@@ -487,7 +487,7 @@ async def test_a_blob_that_cannot_be_read_has_its_listed_size_and_is_tried_again
                 source.files[place] = broken
             await trio.sleep(5)
             for _ in range(3):
-                assert await conf.stat() == Stat(conf.file.size, conf.file.size, TIME, exact=False)
+                assert await conf.stat() == file_stat(conf.file.size, conf.file.size, TIME, exact=False)
             with pytest.raises(DamageError):
                 await conf.read()
             source.files[place] = whole
@@ -498,7 +498,7 @@ async def test_a_blob_that_cannot_be_read_has_its_listed_size_and_is_tried_again
         assert not (await conf.stat()).exact
         assert source.calls["fetch_file"] == calls  # a source that is away is not asked at every stat
         await trio.sleep(5)
-        assert await conf.stat() == Stat(len(CONF), len(CONF), TIME)
+        assert await conf.stat() == file_stat(len(CONF), len(CONF), TIME)
 
 
 @in_trio
@@ -519,23 +519,23 @@ async def test_a_stat_of_a_known_directory_asks_nothing_however_old_the_listing(
 @in_trio
 async def test_directories_have_the_time_of_the_newest_backup_inside() -> None:
     async with shown(filled()) as tree:
-        assert await tree.root.stat() == Stat()
-        assert await (await tree.find("vm")).stat() == Stat(mtime=TIME + DAY)
-        assert await (await tree.find("vm/100")).stat() == Stat(mtime=TIME + DAY)
-        assert await (await tree.find(f"vm/100/{DAYS[0]}")).stat() == Stat(mtime=TIME)
-        assert await (await tree.find("ns")).stat() == Stat()
-        assert await (await tree.find("ns/prod")).stat() == Stat()
+        assert await tree.root.stat() == directory_stat()
+        assert await (await tree.find("vm")).stat() == directory_stat(TIME + DAY)
+        assert await (await tree.find("vm/100")).stat() == directory_stat(TIME + DAY)
+        assert await (await tree.find(f"vm/100/{DAYS[0]}")).stat() == directory_stat(TIME)
+        assert await (await tree.find("ns")).stat() == directory_stat()
+        assert await (await tree.find("ns/prod")).stat() == directory_stat()
 
 
 @in_trio
 async def test_a_node_is_found_at_its_path_without_following_links() -> None:
     async with shown(filled()) as tree:
-        assert await tree.at("") is tree.root
+        assert await tree.at(b"") is tree.root
         for path in ("vm", "vm/100", "vm/100/latest", f"vm/100/{DAYS[0]}/index.json", "ns/prod"):
-            assert (await tree.at(path)).path == path
+            assert (await tree.at(path.encode())).path == path.encode()
         for path in ("vm/9", f"vm/100/{DAYS[0]}/index.json/x", "vm/100/latest/index.json"):
             with pytest.raises(NotFoundError):
-                await tree.at(path)
+                await tree.at(path.encode())
 
 
 @in_trio
@@ -547,8 +547,8 @@ async def test_a_type_without_any_backup_has_no_time() -> None:
     source = Empty()
     source.add(made.snapshot(), FILES)
     async with shown(source) as tree:
-        assert (await (await tree.find("vm")).stat()).mtime is None
-        assert (await (await tree.find("vm/100")).stat()).mtime is None
+        assert (await (await tree.find("vm")).stat()).mtime_ns is None
+        assert (await (await tree.find("vm/100")).stat()).mtime_ns is None
 
 
 @in_trio
@@ -558,8 +558,8 @@ async def test_a_cheap_source_tells_exact_sizes_at_once_and_is_asked_once() -> N
         disk = await tree.find(f"vm/100/{DAYS[0]}/{IMAGE}")
         conf = await tree.find(f"vm/100/{DAYS[0]}/qemu-server.conf")
         for _ in range(2):
-            assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
-            assert await conf.stat() == Stat(len(CONF), len(CONF), TIME)
+            assert await disk.stat() == file_stat(len(CONTENT), DATA_SIZE, TIME)
+            assert await conf.stat() == file_stat(len(CONF), len(CONF), TIME)
     assert source.calls["fetch_file"] == 2
     assert source.calls["fetch_chunk"] == 0
 
@@ -572,16 +572,16 @@ async def test_a_dear_source_is_asked_for_blobs_at_a_stat_and_for_images_when_th
         conf = await small_file(tree, f"vm/100/{DAYS[0]}/qemu-server.conf")
         manifest = await small_file(tree, f"vm/100/{DAYS[0]}/index.json")
         log = await small_file(tree, f"host/9/{DAYS[0]}/client.log")
-        assert await disk.stat() == Stat(len(CONTENT), len(CONTENT), TIME, exact=False)
+        assert await disk.stat() == file_stat(len(CONTENT), len(CONTENT), TIME, exact=False)
         stored = conf.file.size
-        assert await conf.glance() == Stat(stored, stored, TIME, exact=False)
+        assert await conf.glance() == file_stat(stored, stored, TIME, exact=False)
         assert source.calls["fetch_file"] == 0
-        assert await conf.stat() == await conf.glance() == Stat(len(CONF), len(CONF), TIME)
+        assert await conf.stat() == await conf.glance() == file_stat(len(CONF), len(CONF), TIME)
         size = len(await manifest.read())
-        assert await manifest.stat() == Stat(size, size, TIME)
-        assert await log.stat() == Stat(4, 4, TIME)
+        assert await manifest.stat() == file_stat(size, size, TIME)
+        assert await log.stat() == file_stat(4, 4, TIME)
         await disk.open()
-        assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+        assert await disk.stat() == file_stat(len(CONTENT), DATA_SIZE, TIME)
 
 
 @pytest.mark.parametrize("filename", [f"{IMAGE}.fidx", "qemu-server.conf.blob"])
@@ -593,7 +593,7 @@ async def test_a_damaged_file_has_a_stat_and_opening_it_says_what_is_wrong(filen
     async with shown(source) as tree:
         node = await tree.find(f"vm/100/{DAYS[0]}/{filename}")
         assert isinstance(node, (BlobFile, ImageFile))
-        assert await node.stat() == Stat(node.file.size, node.file.size, TIME)
+        assert await node.stat() == file_stat(node.file.size, node.file.size, TIME)
         await node.facts()
         with pytest.raises(DamageError):
             await (node.open() if isinstance(node, ImageFile) else node.read())
@@ -610,7 +610,7 @@ async def test_a_file_that_was_repaired_has_an_exact_stat_once_it_is_opened() ->
         await disk.stat()
         source.files[place] = whole
         await disk.open()
-        assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+        assert await disk.stat() == file_stat(len(CONTENT), DATA_SIZE, TIME)
 
 
 @in_trio
@@ -619,8 +619,8 @@ async def test_a_source_that_fails_during_a_stat_is_asked_again_by_the_next() ->
     async with shown(source) as tree:
         disk = await tree.find(f"vm/100/{DAYS[0]}/{IMAGE}")
         source.fail("fetch_file", SourceError("no answer"))
-        assert await disk.stat() == Stat(len(CONTENT), len(CONTENT), TIME, exact=False)
-        assert await disk.stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+        assert await disk.stat() == file_stat(len(CONTENT), len(CONTENT), TIME, exact=False)
+        assert await disk.stat() == file_stat(len(CONTENT), DATA_SIZE, TIME)
 
 
 @in_trio
@@ -629,7 +629,7 @@ async def test_an_encrypted_file_without_its_key_has_a_stat_and_cannot_be_opened
     source.add(made.snapshot(), FILES, crypt_mode=CryptMode.ENCRYPT, key=made.KEY)
     async with shown(source) as tree:
         disk = await image(tree, f"vm/100/latest/{IMAGE}")
-        assert await disk.stat() == Stat(len(CONTENT), len(CONTENT), TIME)
+        assert await disk.stat() == file_stat(len(CONTENT), len(CONTENT), TIME)
         with pytest.raises(KeyRequiredError, match=made.KEY.fingerprint):
             await disk.open()
         conf = await small_file(tree, "vm/100/latest/qemu-server.conf")
@@ -637,7 +637,9 @@ async def test_an_encrypted_file_without_its_key_has_a_stat_and_cannot_be_opened
         with pytest.raises(KeyRequiredError, match=made.KEY.fingerprint):
             await conf.read()
     async with shown(source, with_key=True) as tree:
-        assert await (await tree.find(f"vm/100/latest/{IMAGE}")).stat() == Stat(len(CONTENT), DATA_SIZE, TIME)
+        assert await (await tree.find(f"vm/100/latest/{IMAGE}")).stat() == file_stat(
+            len(CONTENT), DATA_SIZE, TIME
+        )
         assert (await (await tree.find("vm/100/latest/qemu-server.conf")).stat()).size == len(CONF)
 
 
@@ -658,7 +660,7 @@ async def test_paths_are_found_with_links_empty_steps_and_stored_names() -> None
         assert await tree.find("/") is tree.root
         followed = await tree.find("vm/100/latest")
         assert isinstance(followed, SnapshotDirectory)
-        assert followed.name == DAYS[1]
+        assert followed.name == DAYS[1].encode()
 
 
 @in_trio
@@ -677,7 +679,7 @@ async def test_what_is_not_there_is_told_with_what_is() -> None:
                 await tree.find(path)
             assert text in str(caught.value)
         with pytest.raises(NotFoundError, match="vm: there is no '101'"):
-            await (await directory(tree, "vm")).child("101")
+            await (await directory(tree, "vm")).child(b"101")
     async with shown(MemorySource()) as tree:
         with pytest.raises(NotFoundError, match="there is nothing"):
             await tree.find("vm")
@@ -826,7 +828,7 @@ async def test_groups_that_are_listed_in_order_are_listed_side_by_side() -> None
             assert source.calls["snapshots"] == 2 + AHEAD
             gate.set()
         for group in groups:
-            assert DAYS[0] in await group.children()
+            assert DAYS[0].encode() in await group.children()
         assert source.calls["snapshots"] == len(groups)
 
 
@@ -906,9 +908,9 @@ async def test_a_look_up_in_a_type_with_many_groups_makes_no_new_listing() -> No
     source, paths = many_groups()
     async with shown(source) as tree:
         vm = await directory(tree, "vm")
-        children = await vm.children()
+        values = (await vm.children()).values_by_name
         await names(tree, paths[3])
-        assert await vm.children() is children
+        assert (await vm.children()).values_by_name is values
 
 
 @in_trio
@@ -918,7 +920,7 @@ async def test_the_blobs_of_snapshots_that_are_looked_at_in_order_are_asked_for_
         source.add(made.snapshot(time=TIME + day * DAY), {})
     async with shown(source) as tree:
         children = list((await (await directory(tree, "vm/100")).children()).values())
-        manifests = [await small_file(tree, f"{node.path}/index.json") for node in children[:-1]]
+        manifests = [await small_file(tree, f"{node}/index.json") for node in children[:-1]]
         for manifest in manifests[:2]:
             assert (await manifest.stat()).exact
         assert source.calls["fetch_file"] == 2
@@ -931,3 +933,63 @@ async def test_the_blobs_of_snapshots_that_are_looked_at_in_order_are_asked_for_
         for manifest in manifests:
             assert (await manifest.stat()).exact
         assert source.calls["fetch_file"] == len(manifests)
+
+
+# --- what is kept in memory
+
+
+@in_trio
+async def test_a_walk_leaves_only_the_directories_that_were_used_last() -> None:
+    source = MemorySource(cheap_files=False)
+    for group in range(20):
+        for day in range(50):
+            source.add(made.snapshot(str(group), time=TIME + day * DAY), {})
+    async with shown(source) as tree:
+        assert len(await all_paths(tree.root)) == 2 + 20 * (2 + 50 * 2)
+        # Each holds the directories above it, and nothing below it.
+        assert len(tree) <= KEPT_DIRECTORIES + 3
+
+
+@in_trio
+async def test_a_node_that_is_in_use_stays_the_same_object_however_many_others_are_listed() -> None:
+    source = filled()
+    for group in range(2 * KEPT_DIRECTORIES):
+        source.add(made.snapshot(str(1000 + group)), {})
+    path = f"vm/100/{DAYS[0]}/{IMAGE}"
+    async with shown(source) as tree:
+        used = await image(tree, path)
+        await all_paths(tree.root)
+        assert await tree.find(path) is used
+
+
+@in_trio
+async def test_sizes_that_were_learned_outlive_the_nodes_of_the_files() -> None:
+    source = filled(cheap_files=False)
+    async with shown(source) as tree:
+        path = f"vm/100/{DAYS[0]}/qemu-server.conf"
+        assert (await (await tree.find(path)).stat()).size == len(CONF)
+        calls = dict(source.calls)
+        assert await (await tree.find(path)).glance() == file_stat(len(CONF), len(CONF), TIME)
+        assert source.calls == calls
+
+
+# --- names that are not text
+
+
+@in_trio
+async def test_names_are_bytes_and_need_not_be_text() -> None:
+    class Odd(Directory):
+        async def list_values(self) -> list[tuple[bytes, object]]:
+            return [(b"caf\xe9", 1), (b"line\nbreak", 2)]
+
+        def make(self, name: bytes, value: int) -> Node:
+            return Odd(self.tree, self, name)
+
+    async with shown(MemorySource()) as tree:
+        odd = Odd(tree, None, b"")
+        node = await odd.child(b"caf\xe9")
+        assert (node.name, node.path, str(node)) == (b"caf\xe9", b"caf\xe9", "caf\\xe9")
+        assert isinstance(node, Odd)
+        assert (await node.child(b"line\nbreak")).path == b"caf\xe9/line\nbreak"
+        with pytest.raises(NotFoundError, match="there is no 'na"):
+            await odd.child(b"na\xefve")

@@ -1,0 +1,66 @@
+"""Open files and directories: what a handle of the kernel stands for, between open and release.
+
+Called by the operations, from the trio loop's thread; `seek` by the shim, in the same thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from pbsfs.reader.image import Buffer, Handle, Image
+from pbsfs.reader.opened import Blob
+from pbsfs.tree import Directory, Listing
+
+
+class OpenBlob:
+    """An open file whose content is in memory."""
+
+    def __init__(self, blob: Blob) -> None:
+        self._blob = blob  # shared for as long as somebody holds it
+        self._data = blob.data
+
+    def read_cached(self, offset: int, size: int) -> Buffer:
+        """The bytes from `offset` on, at most `size`."""
+        return self._data[offset : offset + size]
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        return self.read_cached(offset, size)
+
+    def seek(self, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE of lseek(2). Raises OSError."""
+        if not 0 <= offset < len(self._data):
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return offset if whence == os.SEEK_DATA else len(self._data)
+
+    def close(self) -> None:
+        pass
+
+
+class OpenImage(Handle):
+    """An open image. `inode`: the number that it was opened under."""
+
+    def __init__(self, image: Image, inode: int) -> None:
+        super().__init__(image)
+        self.inode = inode
+
+    def seek(self, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE of lseek(2). Raises OSError."""
+        if not 0 <= offset < self.image.size:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        found = self.image.next_data(offset) if whence == os.SEEK_DATA else self.image.next_hole(offset)
+        if found is None:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return found
+
+
+class OpenDirectory:
+    """An open directory: one listing for as long as it is open, so that no name is seen twice or skipped.
+
+    `names`: in the order of the listing.
+    """
+
+    def __init__(self, directory: Directory, listing: Listing) -> None:
+        self.directory = directory
+        self.listing = listing
+        self.names = list(listing)

@@ -1,0 +1,31 @@
+"""The tree that is shown: directories, links and files, listed when somebody looks.
+
+The mount, the command line and NBD all show this tree: as a file system, by paths, and as export names.
+"""
+
+from pbsfs.tree.files import BlobFile, File, ImageFile
+from pbsfs.tree.namespaces import NamespaceDirectory, NamespacesDirectory, TypeDirectory
+from pbsfs.tree.node import Directory, Link, Listing, Node, Nodes, Stat
+from pbsfs.tree.snapshots import LATEST, GroupDirectory, Latest, SnapshotDirectory
+from pbsfs.tree.tree import DEFAULT_REFRESH, Tree
+
+__all__ = [
+    "DEFAULT_REFRESH",
+    "LATEST",
+    "BlobFile",
+    "Directory",
+    "File",
+    "GroupDirectory",
+    "ImageFile",
+    "Latest",
+    "Link",
+    "Listing",
+    "NamespaceDirectory",
+    "NamespacesDirectory",
+    "Node",
+    "Nodes",
+    "SnapshotDirectory",
+    "Stat",
+    "Tree",
+    "TypeDirectory",
+]

@@ -1,0 +1,327 @@
+"""What every node of the tree does: names, stat, and listings that are kept for a while.
+
+A directory keeps its listing as values: the source's facts by name. It makes the node of a child on demand
+and holds it weakly. What uses a node keeps it alive: the kernel's inodes, open files, and `Nodes`, which
+holds the directories that were used last. So memory follows what is in use, not what was ever walked through;
+and as long as a node lives, its path leads to the same object. Used from tasks of one trio loop.
+
+Names and paths are bytes, as the kernel has them: the names inside of archives and file systems need not be
+text. Paths are joined by `/`; commands decode them with `os.fsdecode` where they show them.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+import stat as stat_bits
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import trio
+
+from pbsfs.base.errors import NotFoundError, PbsfsError
+from pbsfs.base.text import quoted
+from pbsfs.reader.reader import Reader
+
+log = logging.getLogger(__name__)
+
+AHEAD = 8
+"""Directories that are listed side by side where they are listed one after another. As many connections are
+kept to a server."""
+
+LISTED_IN_ORDER = 3
+"""Directories that are listed one after another before the next ones are listed with them."""
+
+IN_ONE_GO = 500
+"""Names that are taken from a listing before other tasks have their turn: a few milliseconds."""
+
+KEPT_DIRECTORIES = 64
+"""Directories that are held, with what the source was asked for, though nobody uses them: a command or an NBD
+server looks them up again within seconds."""
+
+DIRECTORY_MODE = stat_bits.S_IFDIR | 0o555
+FILE_MODE = stat_bits.S_IFREG | 0o444
+LINK_MODE = stat_bits.S_IFLNK | 0o777
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What `stat` returns for a node, as far as the tree knows it.
+
+    `size` and `data_size`: in bytes; `data_size` without holes. `mode`: type and permissions, as in st_mode.
+    `mtime_ns`: nanoseconds since the epoch, negative before it; None where the node has no time. `uid` and
+    `gid`: None for the owner of the mount. `rdev`: the device number of a device file. `target`: where a link
+    points to; None for all else, and for a link that can't be read now. `exact`: whether `size` and
+    `data_size` are final.
+    """
+
+    size: int = 0
+    data_size: int = 0
+    mode: int = FILE_MODE
+    mtime_ns: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    nlink: int = 1
+    rdev: int = 0
+    target: bytes | None = None
+    exact: bool = True
+
+
+def nanoseconds(seconds: int | None) -> int | None:
+    """A time of the source, in seconds since the epoch, as a stat has it."""
+    return None if seconds is None else seconds * 1_000_000_000
+
+
+class Nodes:
+    """What the nodes of one tree share: the reader, the refresh time, and which of them live."""
+
+    def __init__(self, reader: Reader, refresh: float) -> None:
+        """`refresh`: seconds for which a listing is kept."""
+        self.reader = reader
+        self.refresh = refresh
+        self._living: WeakValueDictionary[bytes, Node] = WeakValueDictionary()
+        self._used_last: OrderedDict[Directory, None] = OrderedDict()
+
+    def child(self, directory: Directory, name: bytes, value: object) -> Node:
+        """The child `name` of `directory`, listed with `value`: the one that lives, or else a new one."""
+        known = self._living.get(directory.path_of(name))
+        if known is not None and known.parent is directory and known.shows(value):
+            return known
+        made = directory.make(name, value)
+        self._living[made.path] = made
+        return made
+
+    def hold(self, directory: Directory) -> None:
+        """Keeps `directory` alive for a while, as it was used just now."""
+        self._used_last[directory] = None
+        self._used_last.move_to_end(directory)
+        if len(self._used_last) > KEPT_DIRECTORIES:
+            self._used_last.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._living)
+
+
+class Node(abc.ABC):
+    """A place in the tree. `path`: from the root, without a leading slash. `parent`: None for the root."""
+
+    __slots__ = ("__weakref__", "parent", "path", "tree")
+
+    def __init__(self, tree: Nodes, parent: Directory | None, name: bytes) -> None:
+        self.tree = tree
+        self.parent = parent
+        self.path = name if parent is None else parent.path_of(name)
+
+    @property
+    def name(self) -> bytes:
+        return self.path.rpartition(b"/")[2]
+
+    @abc.abstractmethod
+    async def stat(self) -> Stat:
+        """Never raises for damage: a node that was listed can be seen, whatever is behind it."""
+
+    async def glance(self) -> Stat:
+        """`stat` without what takes a request of its own for the node; then it is not exact."""
+        return await self.stat()
+
+    def shows(self, value: object) -> bool:
+        """Whether the node is still right when its directory is listed again and has `value` for it."""
+        return True
+
+    async def facts(self) -> dict[str, str]:
+        """What people ask about the node, by the names of the extended attributes without their prefix."""
+        return {}
+
+    def __str__(self) -> str:
+        return self.path.decode(errors="backslashreplace") or "/"
+
+
+class Link(Node):
+    """A symbolic link."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    async def target(self) -> bytes:
+        """Where it points to. Raises PbsfsError where that can't be known."""
+
+    async def stat(self) -> Stat:
+        try:
+            target = await self.target()
+        except PbsfsError as error:
+            log.debug("%s: %s", self, error)
+            return Stat(mode=LINK_MODE, exact=False)
+        return Stat(len(target), mode=LINK_MODE, mtime_ns=self._mtime_ns(target), target=target)
+
+    def _mtime_ns(self, target: bytes) -> int | None:
+        return None
+
+
+class Listing(Mapping[bytes, Node]):
+    """The children of a directory as they were listed once; each node is made when it is asked for."""
+
+    __slots__ = ("_directory", "values_by_name")
+
+    def __init__(self, directory: Directory, values_by_name: dict[bytes, object]) -> None:
+        self._directory = directory
+        self.values_by_name = values_by_name
+
+    def __getitem__(self, name: bytes) -> Node:
+        return self._directory.tree.child(self._directory, name, self.values_by_name[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values_by_name
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.values_by_name)
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return reversed(self.values_by_name)
+
+    def __len__(self) -> int:
+        return len(self.values_by_name)
+
+
+class Directory(Node):
+    """A node with children. Subclasses list them and make their nodes; this class keeps the listing."""
+
+    __slots__ = ("_fresh_until", "_lock", "_values", "_walk")
+
+    def __init__(self, tree: Nodes, parent: Directory | None, name: bytes, walk: Walk | None = None) -> None:
+        """`walk`: shared with the directories beside it, where listing takes a request for each."""
+        super().__init__(tree, parent, name)
+        self._values: dict[bytes, object] = {}
+        self._fresh_until = float("-inf")
+        self._lock: trio.Lock | None = None
+        self._walk = walk
+
+    @abc.abstractmethod
+    async def list_values(self) -> Iterable[tuple[bytes, object]]:
+        """The children's names and values, from the source."""
+
+    @abc.abstractmethod
+    def make(self, name: bytes, value: Any) -> Node:
+        """The node of the child `name`; `value`: what `list_values` has for it."""
+
+    def path_of(self, name: bytes) -> bytes:
+        """The path of the child `name`."""
+        return b"%b/%b" % (self.path, name) if self.path else name
+
+    async def children(self) -> Listing:
+        """The children. Raises PbsfsError where they can't be listed."""
+        if self._walk is None or self.is_fresh():
+            return await self._listed()
+        failure: PbsfsError | None = None
+        async with trio.open_nursery() as nursery:
+            for node in self._walk.next_after(self):
+                nursery.start_soon(node._list_ahead)
+            try:
+                await self._listed()
+            except PbsfsError as error:
+                failure = error  # raised outside, so that the nursery does not wrap it in a group
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return self.listing()
+
+    async def child(self, name: bytes) -> Node:
+        """The child called `name`. Raises NotFoundError."""
+        try:
+            return (await self.children())[name]
+        except KeyError:
+            raise NotFoundError(f"{self}: there is no {quoted(name.decode(errors='replace'))}") from None
+
+    def listed(self, name: bytes) -> object | None:
+        """The value of the child `name` in the last listing; None where it was not listed."""
+        return self._values.get(name)
+
+    def is_fresh(self) -> bool:
+        """Whether the listing is young enough to be used again."""
+        return trio.current_time() < self._fresh_until
+
+    def names_last(self) -> float:
+        """Seconds for which the listing is still kept, and so the most that the kernel may keep its names."""
+        return max(0.0, self._fresh_until - trio.current_time())
+
+    async def stat(self) -> Stat:
+        return Stat(mode=DIRECTORY_MODE, mtime_ns=self._mtime_ns())
+
+    def _mtime_ns(self) -> int | None:
+        return None
+
+    def listing(self) -> Listing:
+        """The children as they were listed last."""
+        return Listing(self, self._values)
+
+    def _asking(self) -> trio.Lock:
+        """Held by the task that asks the source; the others wait for it. Made when it is first needed: most
+        of 100,000 snapshots are never looked at."""
+        if self._lock is None:
+            self._lock = trio.Lock()
+        return self._lock
+
+    async def _listed(self) -> Listing:
+        async with self._asking():
+            if not self.is_fresh():
+                self._values = await in_turns(await self.list_values())
+                self._fresh_until = trio.current_time() + self.tree.refresh
+        self.tree.hold(self)
+        return self.listing()
+
+    async def _list_ahead(self) -> None:
+        try:
+            await self._listed()
+        except PbsfsError as error:  # listing it on demand raises the error
+            log.debug("%s: not listed ahead: %s", self, error)
+
+
+class Walk:
+    """Notices that the children of one directory are listed or looked at in order, as `find` and `ls -R` do.
+
+    It says which come next, so that the source is asked for them side by side.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, object] = {}  # the listing that the places are from
+        self._names: list[bytes] = []
+        self._places: dict[bytes, int] = {}
+        self._place = -1  # of the one that was listed last
+        self._asked = float("-inf")
+        self._in_order = 0
+        self._ahead: list[Directory] = []  # held until the walk has come to them
+
+    def next_after(self, node: Directory) -> list[Directory]:
+        """The directories to ask for together with `node`, which somebody wants now."""
+        parent = node.parent
+        if parent is None:
+            return []
+        listing = parent.listing()
+        if self._values is not listing.values_by_name:
+            self._values = listing.values_by_name
+            self._names = list(listing)
+            self._places = {name: place for place, name in enumerate(self._names)}
+        before, asked = self._place, self._asked
+        self._place, self._asked = self._places.get(node.name, -1), trio.current_time()
+        # Up to AHEAD of them were listed meanwhile. A program that takes longer than the refresh time for one
+        # has no use for listings that were made ahead.
+        follows = 0 < self._place - before <= AHEAD and self._asked - asked < node.tree.refresh
+        self._in_order = self._in_order + 1 if follows else 1
+        if self._in_order < LISTED_IN_ORDER:
+            self._ahead = []
+            return []
+        after = (listing[name] for name in self._names[self._place + 1 : self._place + AHEAD])
+        self._ahead = [node for node in after if isinstance(node, Directory)]
+        return [node for node in self._ahead if not node.is_fresh()]
+
+
+async def in_turns(listed: Iterable[tuple[bytes, object]]) -> dict[bytes, object]:
+    """The listing as a dictionary; other tasks have their turn meanwhile, however long it is."""
+    found: dict[bytes, object] = {}
+    for name, value in listed:
+        found[name] = value
+        if len(found) % IN_ONE_GO == 0:
+            await trio.lowlevel.checkpoint()
+    return found

@@ -1,0 +1,183 @@
+"""Groups, their snapshots, and the link `latest`. Used from tasks of one trio loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+
+import trio
+
+from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError
+from pbsfs.base.names import MANIFEST, ArchiveKind, format_time, parse_time
+from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
+from pbsfs.tree.files import BlobFile, ImageFile, known_facts, snapshot_facts
+from pbsfs.tree.node import Directory, Link, Listing, Node, Stat, Walk, nanoseconds
+
+log = logging.getLogger(__name__)
+
+BLOBS_AT_ONCE = 4
+"""Blobs of a snapshot that are fetched side by side for their sizes. Each is in memory meanwhile."""
+
+LATEST = "latest"
+
+
+class GroupDirectory(Directory):
+    """A group: its finished snapshots, and `latest`. `looks`: at the blobs of its snapshots."""
+
+    __slots__ = ("_info", "looks")
+
+    def __init__(self, parent: Directory, name: bytes, info: GroupInfo, walk: Walk) -> None:
+        super().__init__(parent.tree, parent, name, walk)
+        self._info = info
+        self.looks = Walk()
+
+    @property
+    def info(self) -> GroupInfo:
+        """As the newest listing has it: a group stays the same group, whatever changes about it."""
+        listed = self.parent.listed(self.name) if self.parent is not None else None
+        if isinstance(listed, GroupInfo):
+            self._info = listed
+        return self._info
+
+    async def list_values(self) -> Iterable[tuple[bytes, object]]:
+        return _snapshots(await self.tree.reader.source.snapshots(self.info.group))
+
+    def make(self, name: bytes, value: SnapshotInfo | None) -> Node:
+        return Latest(self, name) if value is None else SnapshotDirectory(self, name, value)
+
+    def _mtime_ns(self) -> int | None:
+        return nanoseconds(self.info.last_backup)
+
+    async def facts(self) -> dict[str, str]:
+        info = self.info
+        return known_facts(
+            namespace=str(info.group.namespace),
+            backup_type=info.group.type,
+            backup_id=info.group.id,
+            backup_count=str(info.snapshot_count),
+            last_backup=None if info.last_backup is None else format_time(info.last_backup),
+            owner=info.owner,
+            notes=info.notes,
+        )
+
+
+def _snapshots(listed: list[SnapshotInfo]) -> Iterator[tuple[bytes, object]]:
+    for info in listed:
+        yield os.fsencode(info.snapshot.time_text), info
+    if any(info.error is None for info in listed):
+        yield os.fsencode(LATEST), None
+
+
+class SnapshotDirectory(Directory):
+    """A snapshot: its files. `stats`: what was learned about them, by their stored names."""
+
+    __slots__ = ("_looked_until", "_version", "group", "info", "stats")
+
+    def __init__(self, group: GroupDirectory, name: bytes, info: SnapshotInfo) -> None:
+        super().__init__(group.tree, group, name)
+        self.group = group
+        self.info = info
+        self.stats: dict[str, Stat] = {}
+        self._looked_until = float("-inf")
+        self._version = b""  # the manifest that goes with the sizes of the blobs
+
+    def shows(self, value: object) -> bool:
+        return self.info == value
+
+    async def children(self) -> Listing:
+        # A snapshot never changes, so its files need no refreshing: where they do differ (a manifest
+        # was repaired), the group's listing makes a new directory.
+        if self.info.error is not None:
+            raise DamageError(f"{self}: {self.info.error}")
+        if not self._values:
+            self._values = dict(await self.list_values())
+        return self.listing()
+
+    async def list_values(self) -> Iterable[tuple[bytes, object]]:
+        return shown_files(self.info).items()
+
+    def make(self, name: bytes, value: FileInfo) -> Node:
+        kind = BlobFile if value.archive.kind is ArchiveKind.BLOB else ImageFile
+        return kind(self, name, value)
+
+    def names_last(self) -> float:
+        return self.group.names_last()  # which makes a new directory where anything did change
+
+    async def look_at_blobs(self) -> None:
+        """Learns how long the blobs are, from a source without cheap files. A blob that can't be read keeps
+        its listed size, and the next call after the refresh time tries again."""
+        if trio.current_time() < self._looked_until:
+            return
+        async with trio.open_nursery() as nursery:
+            for node in self.group.looks.next_after(self):
+                if isinstance(node, SnapshotDirectory):
+                    nursery.start_soon(node._look_at_blobs)
+            await self._look_at_blobs()
+        self.tree.hold(self)
+
+    async def _look_at_blobs(self) -> None:
+        async with self._asking():
+            if trio.current_time() < self._looked_until or self.info.error is not None:
+                return
+            blobs = [node for node in (await self.children()).values() if isinstance(node, BlobFile)]
+            try:
+                version = await self.tree.reader.version(self.info.snapshot, self.tree.refresh)
+                if version != self._version:
+                    for node in blobs:
+                        node.forget_size()
+                    self._version = version
+                limiter = trio.CapacityLimiter(BLOBS_AT_ONCE)
+                async with trio.open_nursery() as nursery:
+                    for node in blobs:
+                        nursery.start_soon(node.learn_size, limiter)
+            except PbsfsError as error:
+                log.debug("%s: the sizes of its blobs are not known: %s", self, error)
+            self._looked_until = trio.current_time() + self.tree.refresh
+
+    def _mtime_ns(self) -> int | None:
+        return nanoseconds(self.info.snapshot.time)
+
+    async def facts(self) -> dict[str, str]:
+        modes = {f.crypt_mode.value for f in self.info.files if f.crypt_mode and f.archive != MANIFEST}
+        return snapshot_facts(self.info) | known_facts(
+            size=str(sum(file.size for file in self.info.files)),
+            crypt_mode=modes.pop() if len(modes) == 1 else "mixed" if modes else None,
+            error=self.info.error,
+        )
+
+
+def shown_files(info: SnapshotInfo) -> dict[bytes, FileInfo]:
+    """The files of a snapshot by the names that they are shown under."""
+    shown: dict[bytes, FileInfo] = {}
+    stored = {file.archive.filename for file in info.files}
+    for file in info.files:
+        # 'x.img.fidx' and 'x.img.blob' would share a name: the second keeps its stored name, which
+        # therefore no other file may take ('x.img.blob.blob').
+        name = file.archive.name
+        if name in stored or os.fsencode(name) in shown:
+            name = file.archive.filename
+        shown[os.fsencode(name)] = file
+    return shown
+
+
+class Latest(Link):
+    """The link to a group's newest snapshot that can be read, found when it is followed."""
+
+    __slots__ = ("_group",)
+
+    def __init__(self, group: GroupDirectory, name: bytes) -> None:
+        super().__init__(group.tree, group, name)
+        self._group = group
+
+    async def target(self) -> bytes:
+        """The name of the snapshot's directory. Raises NotFoundError, and what listing the group raises."""
+        listing = await self._group.children()
+        for name in reversed(listing):  # the newest first
+            info = listing.values_by_name[name]
+            if isinstance(info, SnapshotInfo) and info.error is None:
+                return name
+        raise NotFoundError(f"{self._group}: there is no finished snapshot")
+
+    def _mtime_ns(self, target: bytes) -> int | None:
+        return nanoseconds(parse_time(os.fsdecode(target)))
