@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 WORKERS = 12
 """Chunks under way at once: some for each core to decode, and enough to cover the way to a server. The store
 bounds their memory."""
+
+STRIDE = 1024
+"""Chunks that are looked at before other tasks run: a few milliseconds."""
 
 Identity = tuple[bytes, Key | None, int]
 """A chunk, with the length that an index gives it: where one lies, that is its damage and no other's."""
@@ -102,7 +105,7 @@ class Verification:
                 if isinstance(file, ImageFile):
                     image = await file.open()
                     await self._check_chunks(image)
-                    self._locate(path, image)
+                    await self._locate(path, image)
                 elif isinstance(file, BlobFile):
                     await file.read()
             except DamageError as error:
@@ -132,20 +135,18 @@ class Verification:
                 for _worker in range(WORKERS):
                     nursery.start_soon(work, receiving.clone())
             with sending:
-                for number in self._new_chunks(image):
-                    await self._pace(image.chunk(number).length)
-                    await sending.send(number)
+                for count, number in enumerate(image.data_chunks(0, image.size), 1):
+                    chunk = image.chunk(number)
+                    if _identity(chunk) not in self._seen:
+                        self._seen.add(_identity(chunk))
+                        await self._pace(chunk.length)
+                        await sending.send(number)
+                    else:
+                        self._advance(chunk.length)
+                    if count % STRIDE == 0:
+                        await trio.lowlevel.checkpoint()
         if failure is not None:
             raise failure
-
-    def _new_chunks(self, image: Image) -> Iterator[int]:
-        for number in image.data_chunks(0, image.size):
-            chunk = image.chunk(number)
-            if _identity(chunk) in self._seen:
-                self._advance(chunk.length)
-            else:
-                self._seen.add(_identity(chunk))
-                yield number
 
     async def _check_chunk(self, image: Image, number: int) -> None:
         chunk = image.chunk(number)
@@ -158,13 +159,15 @@ class Verification:
         self.report.size += chunk.length
         self._advance(chunk.length)
 
-    def _locate(self, path: str, image: Image) -> None:
+    async def _locate(self, path: str, image: Image) -> None:
         """Tells which ranges of `image` are damaged, now that all its chunks are known."""
         if not self._bad:
             return
         found: list[Range] = []
         reasons: set[str] = set()
-        for number in image.data_chunks(0, image.size):
+        for count, number in enumerate(image.data_chunks(0, image.size), 1):
+            if count % STRIDE == 0:
+                await trio.lowlevel.checkpoint()
             reason = self._bad.get(_identity(image.chunk(number)))
             if reason is not None:
                 start, end = image.index.span(number)

@@ -22,6 +22,7 @@ from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 from pbsfs.sources.directory import DirectorySource
+from pbsfs.tasks import verify
 from pbsfs.tasks.verify import WORKERS, Report, Verification
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import File, Tree
@@ -121,6 +122,34 @@ async def test_several_chunks_are_under_way_at_once_and_no_more_than_that() -> N
         gate.set()
     assert source.peak == WORKERS
     assert len(source.fetched) == 40
+
+
+@in_trio
+async def test_other_tasks_run_while_chunks_that_are_known_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verify, "STRIDE", 4)
+    source = MemorySource()
+    content = made.image(1, "r" * 9)
+    source.add(SNAPSHOT, {"a.img.fidx": content, "b.img.fidx": content * 8})
+    together = most = 0
+
+    def advance(_count: int) -> None:
+        nonlocal together, most
+        together += 1
+        most = max(most, together)
+
+    async def other() -> None:
+        nonlocal together
+        while True:
+            together = 0
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await verified(source, advance=advance)
+        nursery.cancel_scope.cancel()
+    assert most < 3 * verify.STRIDE
 
 
 @in_trio
