@@ -372,6 +372,9 @@ def parse_cache_size(text: str) -> int:
     size = parse_size(text)
     if size < MIN_CACHE_SIZE:
         raise UsageError(f"a cache of {text} is too small; the least is {MIN_CACHE_SIZE >> 20}M")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise UsageError(f"a cache of {text} is too large: this computer has {memory >> 20}M; name less")
     return size
 
 

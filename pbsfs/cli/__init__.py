@@ -86,6 +86,17 @@ _HABITS = {
 }
 
 
+_OPTION_HABITS = {
+    "--namespace": "--ns",
+    "-r": "--repository",
+    "-v": "--log-level debug",
+    "--verbose": "--log-level debug",
+    "-q": "--log-level error",
+    "--quiet": "--log-level error",
+}
+"""Options of other programs for backups, and those of pbsfs that do the same."""
+
+
 class _LazyGroup(click.Group):
     """Knows its commands' names; imports a command's module when it is run or asked for help."""
 
@@ -156,7 +167,7 @@ def main() -> NoReturn:
         status = error.exit_code
     except click.ClickException as error:
         usage = error.ctx.get_usage() if isinstance(error, click.UsageError) and error.ctx else ""
-        text = " ".join(f"{error.format_message()} {usage}".split())
+        text = " ".join(f"{_message(error)} {usage}".split())
         _tell(text)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -172,6 +183,12 @@ def main() -> NoReturn:
         _tell(f"{what}{error.strerror or error}; --log-level debug shows where")
         status = exit_status_of(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _message(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption) and (meant := _OPTION_HABITS.get(error.option_name)):
+        return f"No such option '{error.option_name}'; did you mean: {meant}?"
+    return error.format_message()
 
 
 def _tell(text: str) -> None:

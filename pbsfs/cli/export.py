@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import click
 
 from pbsfs.access.config import SourceOptions
 from pbsfs.base.errors import DamageError, OutputError, UsageError
-from pbsfs.cli.inside import from_mounts
+from pbsfs.base.text import first_of
+from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import (
     FilePath,
     damage_option,
@@ -102,7 +102,7 @@ def command(
         raise UsageError("--map-file goes with --on-damage zero: without it there is nothing to map")
 
     async def work(tree: Tree) -> None:
-        node = await tree.find(path)
+        node = await find(tree, path, source)
         if isinstance(node, ImageFile):
             image = await node.open()
             with (
@@ -120,7 +120,8 @@ def command(
             with open_target(dest, os.fsdecode(node.name), len(data), force=force, mode=mode) as target:
                 await copy_blob(data, target)
         elif isinstance(node, Directory):
-            raise UsageError(f"{node} is a directory; name one of its files: {_names(await node.children())}")
+            names = first_of(map(os.fsdecode, await node.children())) or "it is empty"
+            raise UsageError(f"{node} is a directory; name one of its files: {names}")
 
     run_on_tree(work, zeroed=on_damage, reads_much=True, source=source)
 
@@ -135,8 +136,3 @@ def _tell_damage(zeros: list[Range], size: int, map_file: Path | None, *, force:
             f"the copy is complete, but {sum(zero.length for zero in zeros)} bytes in {len(zeros)} ranges "
             f"are zeros in the place of damaged data{where}"
         )
-
-
-def _names(children: Iterable[bytes]) -> str:
-    names = [os.fsdecode(name) for name in children]
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "it is empty"

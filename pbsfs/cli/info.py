@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pbsfs.access.config import SourceOptions
-from pbsfs.cli.inside import from_mounts
+from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tree import File, SnapshotDirectory, Tree
@@ -34,7 +34,7 @@ def command(path: str, as_json: bool, log_level: str, log_file: Path | None, sou
     source, (path,) = from_mounts(source, [path])
 
     async def work(tree: Tree) -> None:
-        node = await tree.find(path)
+        node = await find(tree, path, source)
         facts: dict[str, Any] = {"path": os.fsdecode(node.path), **await node.facts()}
         if isinstance(node, File):
             facts["data_size"] = str((await node.stat()).data_size)

@@ -1,7 +1,7 @@
 """A path inside a mount of pbsfs: the mount tells its source, and the path which place in its tree is meant.
 
-So commands work on what a user sees in a file manager or shell, without being told the source again. The
-mount tells no secrets: a password is found or asked for as always. Synchronous.
+So commands work on paths that users see in a file manager or shell, without naming the source again. The
+mount passes on no secrets: pbsfs finds the password, or asks for it, as always. Synchronous, except `find`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import trio
+
 from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by, names_source
-from pbsfs.base.errors import SourceError, UsageError
+from pbsfs.base.errors import NotFoundError, SourceError, UsageError
 from pbsfs.cli.options import environment
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
+from pbsfs.tree import Node, Tree
 
 _NAME_IT = "name the source with --repository or --datastore-dir"
 
@@ -51,6 +54,28 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
         fingerprint=mounted.fingerprint if source.fingerprint is None else source.fingerprint,
     )
     return merged, [place for _options, place in inside]
+
+
+async def find(tree: Tree, path: str, source: SourceOptions) -> Node:
+    """What is at `path` in `tree`. Raises what `Tree.find` raises.
+
+    Where only the environment names the source (`source`: what `from_mounts` returned), a path that is not
+    there may be meant for a mount that the user is in: then the error says how to write it.
+    """
+    try:
+        return await tree.find(path)
+    except NotFoundError as error:
+        if source.names_source() or path.startswith(("/", ".")):
+            raise
+        if not await trio.to_thread.run_sync(_is_in_mount, path):
+            raise
+        raise NotFoundError(f"{error}; for the path in a mount, write ./{path}") from None
+
+
+def _is_in_mount(path: str) -> bool:
+    real = Path(os.path.realpath(path))
+    mount = mount_of(real)
+    return mount is not None and mount.type == FS_TYPE and os.path.lexists(real)
 
 
 def _find(path: str) -> tuple[SourceOptions, str] | None:

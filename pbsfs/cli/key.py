@@ -12,7 +12,7 @@ from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARI
 from pbsfs.base.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
 from pbsfs.base.names import MASTER_KEY_BLOB
 from pbsfs.base.secret import Secret
-from pbsfs.cli.inside import from_mounts
+from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import (
     FilePath,
     environment,
@@ -24,6 +24,7 @@ from pbsfs.cli.options import (
 )
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.runtime.logs import set_up_logging
+from pbsfs.tasks.copy import refusal
 from pbsfs.tree import BlobFile, SnapshotDirectory, Tree
 
 MAX_PEM_SIZE = 1 << 20
@@ -50,7 +51,7 @@ def show(file: Path) -> None:
       pbsfs key show ~/.config/proxmox-backup/encryption-key.json
     """
     try:
-        key_file = KeyFile.parse(_read(file, MAX_KEY_FILE_SIZE))
+        key_file = KeyFile.parse(_read("key file", file, MAX_KEY_FILE_SIZE))
         fingerprint = _fingerprint(key_file)
     except DamageError as error:
         raise KeyFileError(f"key file {file}: {error}") from None
@@ -91,12 +92,12 @@ def recover(
     """
     set_up_logging(log_level, log_file)
     source, (snapshot,) = from_mounts(source, [snapshot])
-    pem = _read(master_key, MAX_PEM_SIZE)
+    pem = _read("master key", master_key, MAX_PEM_SIZE)
     if os.path.lexists(out):
         raise OutputError(f"{out} exists; remove it, or name another file")
 
     async def work(tree: Tree) -> bytes:
-        node = await tree.find(snapshot)
+        node = await find(tree, snapshot, source)
         if not isinstance(node, SnapshotDirectory):
             raise UsageError(f"{node} is not a snapshot")
         for child in (await node.children()).values():
@@ -130,7 +131,7 @@ def _write(out: Path, text: bytes) -> None:
             out.unlink()
             raise
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}") from None
+        raise OutputError(refusal(out, error)) from None
 
 
 def _decrypt(sealed: bytes, pem: bytes, name: Path) -> bytes:
@@ -177,12 +178,13 @@ def _master_password(name: Path) -> Secret:
     return terminal.password(f"password of the master key {name}")
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _read(what: str, path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes; `what`: its name in the KeyFileError."""
     try:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise KeyFileError(f"{path}: {error.strerror}") from None
+        raise KeyFileError(f"{what} {path}: {error.strerror}; name a file that you may read") from None
     if len(data) > limit:
-        raise KeyFileError(f"{path}: too long for a key")
+        raise KeyFileError(f"{what} {path}: too long for a key; name another file")
     return data

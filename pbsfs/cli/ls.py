@@ -12,7 +12,7 @@ import click
 from pbsfs.access.config import SourceOptions
 from pbsfs.base.errors import DamageError
 from pbsfs.base.names import format_time
-from pbsfs.cli.inside import from_mounts
+from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tree import Directory, Latest, Node, Tree
@@ -46,7 +46,7 @@ def command(
     source, (path,) = from_mounts(source, [path])
 
     async def work(tree: Tree) -> None:
-        node = await tree.find(path)
+        node = await find(tree, path, source)
         rows: list[dict[str, Any]] = []
         if isinstance(node, Directory):
             await _collect(node, node.path_of(b""), recursive, rows, tree, long or as_json)

@@ -10,7 +10,7 @@ import click
 
 from pbsfs.access.config import SourceOptions, parse_size
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
-from pbsfs.cli.inside import from_mounts
+from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
 from pbsfs.cli.progress import shown
 from pbsfs.runtime.logs import set_up_logging
@@ -58,7 +58,7 @@ def command(
     async def work(tree: Tree) -> Report:
         files: dict[bytes, File] = {}
         verification = Verification(rate=rate)
-        nodes = [await tree.find(path) for path in places]
+        nodes = [await find(tree, path, source) for path in places]
         for node in nodes:
             files |= {file.path: file for file in await verification.collect(node)}
         named = tree.root.namespace.parts or any(node is not tree.root for node in nodes)

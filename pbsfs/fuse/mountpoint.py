@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pbsfs.base.errors import MountError
+from pbsfs.base.text import first_of
 
 FS_TYPE = "fuse.pbsfs"
 
@@ -149,6 +150,12 @@ def _umount_command(place: Path) -> str:
     return f"umount {place}" if os.geteuid() == 0 else f"fusermount3 -u {place}"
 
 
+def _ours() -> str:
+    """Which mounts `unmount` would end."""
+    names = first_of(str(mount.path) for mount in mounts() if mount.type == FS_TYPE)
+    return f"name a mount point of pbsfs: {names}" if names else "there is no pbsfs mount here"
+
+
 def unmount(path: Path, *, lazy: bool = False) -> None:
     """Unmounts a pbsfs mount, also one whose process is dead. Raises MountError.
 
@@ -157,9 +164,10 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     place = resolve(path)
     mount = mounted_at(place) or mounted_at(place.parent / os.path.realpath(place))
     if mount is None:
-        raise MountError(f"{place} is not mounted")
+        problem = "is not mounted" if os.path.lexists(place) else "does not exist"
+        raise MountError(f"{place} {problem}; {_ours()}")
     if mount.type != FS_TYPE:
-        raise MountError(f"{place} is not a pbsfs mount (type {mount.type}); use umount for it")
+        raise MountError(f"{place} is not a pbsfs mount (type {mount.type}); {_ours()}")
     fusermount = shutil.which("fusermount3") or shutil.which("fusermount")
     if os.geteuid() == 0:
         command = ["umount", *(["-l"] if lazy else []), "--", str(mount.path)]

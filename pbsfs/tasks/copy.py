@@ -24,7 +24,7 @@ from pathlib import Path
 
 import trio
 
-from pbsfs.base.errors import OutputError
+from pbsfs.base.errors import OutputError, UsageError
 from pbsfs.reader.damage import Range
 from pbsfs.reader.image import Buffer, Extent, Image
 
@@ -37,6 +37,7 @@ HOLE_PIECE = 256 << 20
 QUEUED_PIECES = 2
 """Pieces that may wait for the writer: it has the next at hand, and memory stays small."""
 
+_PRIVATE = 0o600
 _BLKZEROOUT = 0x127F  # linux/fs.h: zero a range, by the device's own means where it has some
 _SECTOR = 512
 _ZEROS = bytes(1 << 20)
@@ -98,6 +99,7 @@ class _FileTarget(Target):
         self._path = path = _followed(path)
         self._part = path.with_name(path.name + ".part")
         self._force = force
+        self._mode = _mode_of(path) if mode is None else mode
         with self._left_over():
             if not force and os.path.lexists(self._part):
                 raise OutputError(_exists(self._part, "is what is left of an earlier export"))
@@ -105,9 +107,10 @@ class _FileTarget(Target):
             self._part.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             # Only for its owner: an image holds every file of a machine.
-            super().__init__(os.open(self._part, flags, 0o600), str(path))
+            super().__init__(os.open(self._part, flags, _PRIVATE), str(path))
             try:
-                os.fchmod(self._fd, _mode_of(path) if mode is None else mode)
+                if self._mode != _PRIVATE:  # the owner may write it until it is complete: locking takes that
+                    os.fchmod(self._fd, self._mode | _PRIVATE)
                 self._lock(self._fd)
                 if os.fstat(self._fd).st_nlink == 0:  # taken for a left-over before it was locked
                     raise self._in_use()
@@ -151,6 +154,8 @@ class _FileTarget(Target):
         pass  # never written, so it is one
 
     def finish(self) -> None:
+        if self._mode != self._mode | _PRIVATE:
+            os.fchmod(self._fd, self._mode)
         super().finish()
         if self._force:
             os.replace(self._part, self._path)
@@ -175,7 +180,7 @@ def _mode_of(path: Path) -> int:
     try:
         return stat.S_IMODE(os.stat(path).st_mode) & 0o777
     except OSError:
-        return 0o600
+        return _PRIVATE
 
 
 class _BlockTarget(Target):
@@ -244,11 +249,33 @@ def check_map_file(path: Path, target: Target, *, force: bool) -> None:
         refuse_existing(path)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         reason = errno.EACCES if path.parent.is_dir() else errno.ENOENT
-        raise OutputError(f"cannot write {path}: {os.strerror(reason)}")
+        raise OutputError(refusal(path, OSError(reason, os.strerror(reason))))
 
 
 def _exists(path: Path, what: str = "exists") -> str:
     return f"{path} {what}; remove it, or overwrite it with --force"
+
+
+_ACTIONS = {
+    errno.EACCES: "name another place, or run pbsfs as a user with write access to it",
+    errno.EPERM: "name another place, or run pbsfs as a user with write access to it",
+    errno.EROFS: "name a place on a file system that is mounted for writing",
+    errno.EISDIR: "remove it, or name another file",
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EDQUOT: "free some space, or name another place",
+    errno.EFBIG: "name a place on a file system that takes files of this size",
+    errno.EBUSY: "unmount it first, or name another device",
+    errno.EIO: "look for the reason in the kernel's log, or name another place",
+}
+
+
+def refusal(place: Path | Target, error: OSError) -> str:
+    """The text of an OutputError: what the system said when `place` was to be written, and what to do."""
+    action = _ACTIONS.get(error.errno or 0)
+    parent = Path(str(place)).parent
+    if error.errno == errno.ENOENT and not parent.exists():
+        action = f"there is no directory {parent}: make it with mkdir"
+    return f"cannot write {place}: {error.strerror}" + (f"; {action}" if action else "")
 
 
 @contextmanager
@@ -257,18 +284,16 @@ def open_target(
 ) -> Iterator[Target]:
     """The target for `size` bytes at `dest`; `name` is the file's name where `dest` is a directory.
 
-    `mode`: of a new file; None for 0600, or for that of the file that is overwritten.
+    `mode`: of a new file, once it is complete; None for 0600, or for that of the file that is overwritten.
 
     Leaving it without an error completes the target, leaving it with one removes what is partial.
-    Raises OutputError for what can't be written; errors of the system in the body become one too.
+    Raises UsageError for a mode where no file is made, and OutputError for what can't be written; errors of
+    the system in the body become one too.
     """
     try:
         target = _target(dest, name, size, force=force, mode=mode)
-    except FileNotFoundError as error:
-        hint = "" if dest.parent.exists() else f"; there is no directory {dest.parent}: make it with mkdir"
-        raise OutputError(f"cannot write {dest}: {error.strerror}{hint}") from None
     except OSError as error:
-        raise OutputError(f"cannot write {dest}: {error.strerror}") from None
+        raise OutputError(refusal(dest, error)) from None
     try:
         yield target
         target.finish()
@@ -277,7 +302,7 @@ def open_target(
         raise  # who reads has seen enough; not an error that needs words
     except OSError as error:
         target.abandon()
-        raise OutputError(f"cannot write {target}: {error.strerror}") from None
+        raise OutputError(refusal(target, error)) from None
     except BaseException:
         target.abandon()
         raise
@@ -287,12 +312,16 @@ def open_target(
 
 def _target(dest: Path, name: str, size: int, *, force: bool, mode: int | None) -> Target:
     if str(dest) == "-":
+        if mode is not None:
+            raise UsageError("standard output: --mode goes with a new file; leave it out")
         if os.isatty(1):
             raise OutputError("standard output is a terminal; send it to a file or program")
         return _StreamTarget(1, "standard output")
     if dest.is_dir():
         dest /= name
     kind = dest.stat().st_mode if dest.exists() else stat.S_IFREG
+    if mode is not None and not stat.S_ISREG(kind):
+        raise UsageError(f"{dest}: --mode goes with a new file; leave it out")
     if stat.S_ISBLK(kind):
         return _BlockTarget(dest, size, force=force)
     if stat.S_ISREG(kind):
@@ -400,4 +429,4 @@ def write_map(path: Path, size: int, zeros: list[Range], *, force: bool) -> None
     except FileExistsError:
         raise OutputError(_exists(path)) from None
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+        raise OutputError(refusal(path, error)) from None

@@ -219,6 +219,12 @@ def test_a_cache_holds_two_of_the_largest_chunks_at_least() -> None:
             parse_cache_size(text)
 
 
+def test_a_cache_is_not_larger_than_the_memory() -> None:
+    for text in ("999T", "16384T"):
+        with pytest.raises(UsageError, match=r"^a cache of .* is too large: this computer has \d+M; "):
+            parse_cache_size(text)
+
+
 # --- mount options
 
 

@@ -93,6 +93,18 @@ def test_what_names_a_source_itself_goes_before(mount: Mounted, stocked: Stocked
     error_of(pbsfs("ls", *options, mount / "vm"), 3)
 
 
+def test_a_relative_path_that_the_environment_takes_elsewhere_is_written_with_a_dot(
+    mount: Mounted, stocked: Stocked, tmp_path: Path
+) -> None:
+    told = environment(PBSFS_DATASTORE_DIR=str(stocked.path))
+    for command in (["info"], ["ls"], ["verify"]):
+        text = error_of(pbsfs(*command, "m/vm/100", cwd=tmp_path, env=told), 3)
+        assert text.startswith("/: there is no 'm'; ")
+        assert text.endswith("; for the path in a mount, write ./m/vm/100")
+    assert output_of(PBSFS, "info", "./m/vm/100", cwd=tmp_path, env=told)
+    assert "write ./" not in error_of(pbsfs("info", "m/none", cwd=tmp_path, env=told), 3)
+
+
 def test_paths_in_several_places_are_too_many(mount: Mounted, stocked: Stocked, tmp_path: Path) -> None:
     with mounted(stocked.path, tmp_path / "n", "--ns", "prod") as other:
         for second in (other / "vm", tmp_path):

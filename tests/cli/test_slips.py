@@ -63,6 +63,20 @@ def test_a_command_by_habit_gets_the_right_one(word: str, advice: str) -> None:
     assert text.startswith(f"there is no command '{word}'; {advice}")
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--namespace", "--ns"), ("-r", "--repository"), ("-v", "--log-level debug")],
+)
+def test_an_option_by_habit_gets_the_right_one(option: str, meant: str) -> None:
+    text = error_of(pbsfs("ls", option, "x"), 2)
+    assert text.startswith(f"No such option '{option}'; did you mean: {meant}? Usage: pbsfs ls ")
+
+
+def test_key_files_that_can_not_be_read_are_named_as_such(tmp_path: Path) -> None:
+    text = error_of(pbsfs("key", "show", tmp_path / "nokey"), 19)
+    assert text.startswith(f"key file {tmp_path}/nokey: No such file or directory; ")
+
+
 def test_a_destination_that_should_be_a_directory_does_not_become_a_file(
     stocked: Stocked, tmp_path: Path
 ) -> None:

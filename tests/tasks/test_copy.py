@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from pbsfs.base.errors import DamageError, OutputError, SourceError
+from pbsfs.base.errors import DamageError, OutputError, SourceError, UsageError
 from pbsfs.chunks import prefetch
 from pbsfs.reader.image import Buffer, Handle, Image
 from pbsfs.reader.reader import open_reader
@@ -355,7 +355,7 @@ def test_a_full_disk_is_told_and_no_part_stays(
     for _ in range(10):  # reader and writer may fail in either order
         with monkeypatch.context() as patch:
             full_after(patch, room)
-            with pytest.raises(OutputError, match=r"cannot write .*out: No space left on device"):
+            with pytest.raises(OutputError, match=r"cannot write .*out: No space left on device; free some"):
                 run(lambda: export(content, tmp_path / "out"))
         assert is_clean(tmp_path)
 
@@ -372,7 +372,7 @@ def test_a_file_system_that_is_really_full_is_told_and_no_part_stays(tmp_path: P
     need_root("mount a small file system")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", tmp_path], check=True)
     try:
-        with pytest.raises(OutputError, match="No space left on device"):
+        with pytest.raises(OutputError, match="No space left on device; free some"):
             run(lambda: export(made.image(1, "r" * 16), tmp_path / "out"))
         assert is_clean(tmp_path)
         run(lambda: export(made.image(1, "0" * 100 + "r"), tmp_path / "out"))  # holes take no room
@@ -805,6 +805,7 @@ async def test_what_is_no_file_in_the_place_of_a_part_is_not_waited_for(tmp_path
         (0o600, None, 0o600),
         (0o664, None, 0o664),
         (0o664, 0o600, 0o600),
+        (None, 0o440, 0o440),
     ],
 )
 @in_trio
@@ -816,9 +817,19 @@ async def test_a_copy_is_for_its_owner_only_unless_told_otherwise(
         dest.touch()
         dest.chmod(before)
     with open_target(dest, NAME, 9, force=True, mode=wanted) as target:
-        assert stat.S_IMODE((tmp_path / "out.part").stat().st_mode) == found
+        assert stat.S_IMODE((tmp_path / "out.part").stat().st_mode) == found | 0o600
         await copy_blob(b"nine byte", target)
     assert stat.S_IMODE(dest.stat().st_mode) == found
+
+
+def test_a_mode_without_a_new_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for dest in (Path("-"), tmp_path / "pipe"):
+        with (
+            pytest.raises(UsageError, match="--mode goes with a new file"),
+            open_target(dest, NAME, 1, force=False, mode=0o600),
+        ):
+            pass
 
 
 @in_trio
