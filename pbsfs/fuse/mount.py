@@ -1,8 +1,8 @@
 """A mount, from start to end: set up, serve until told to stop, clean up.
 
 Runs in the process that serves the mount (`pbsfs mount` starts one of its own for the background).
-The mount ends on SIGTERM, SIGINT and SIGHUP, on any kind of umount, and when serving fails; open
-files get errors then, and the mount point is free.
+The mount ends on SIGTERM, SIGINT and SIGHUP, on any kind of umount, and when serving fails. Reads of open
+files then fail, and the mount point is free.
 """
 
 from __future__ import annotations
@@ -39,14 +39,13 @@ READ_AHEAD_KIB = 1024
 the largest FUSE request (1 MiB) nothing is gained."""
 
 ANSWER_TIMEOUT = 30.0
-"""Seconds after which a mount that does not answer is given up."""
+"""Seconds after which pbsfs gives up a mount that does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How to mount. `flags`: options for the kernel and libfuse, as they stand. `zeroed`: where damage is to
-    read as zeros, what notes it.
-    `attributes`: see `Operations`."""
+    """How to mount. `flags`: options for the kernel and libfuse, unchanged. `zeroed`: records damaged ranges
+    that read as zeros; None where they fail instead. `attributes`: see `Operations`."""
 
     mountpoint: Path
     ownership: Ownership
@@ -64,11 +63,10 @@ async def serve(
 ) -> None:
     """Mounts `source` and serves it until the mount ends.
 
-    Calls `ready` with the source's name when the mount answers, and `stopping` when it is about to end.
+    Calls `ready` with the source's name when the mount answers, and `stopping` before it ends.
 
-    Raises MountError where it can't be mounted, NotFoundError where there is no such namespace,
-    SourceError where the source can't be read, and KeyboardInterrupt where a signal ends it before the mount
-    answers.
+    Raises MountError if mounting fails, NotFoundError if the namespace does not exist, SourceError if the
+    source can't be read, and KeyboardInterrupt if a signal ends it before the mount answers.
     """
     failure: Exception | None = None
     stopped = answered = False
@@ -78,7 +76,7 @@ async def serve(
         answered = True
         ready(str(source))
 
-    # Signals are caught from before the mount exists, so that none of them can leave it behind.
+    # pbsfs catches signals before the mount exists, so that none of them can leave it behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -145,9 +143,9 @@ def _mounted(operations: Operations, options: MountOptions, source: str) -> Iter
 
 @contextmanager
 def _standard_error_in(said: list[str]) -> Iterator[None]:
-    """Puts the lines into `said` that are written to standard error meanwhile.
+    """Appends to `said` the lines that are written to standard error in the meantime.
 
-    Libfuse and fusermount3 say what is wrong there only. In memory: there may be no directory to write to.
+    Libfuse and fusermount3 report errors only there. In memory: there may be no writable directory.
     """
     with open(os.memfd_create("standard-error"), "w+b") as messages:
         kept = os.dup(2)
@@ -180,8 +178,8 @@ async def _serve_until_stopped(operations: Operations, mountpoint: Path, ready: 
         nursery.cancel_scope.cancel()
 
     async def wait_for_unmount() -> None:
-        # pyfuse3 notices too, but waits for the requests that are under way, and so for storage. The
-        # connection's end shows as an error, which epoll always tells of; pyfuse3 waits for its input.
+        # pyfuse3 notices too, but waits for the pending requests, and so for storage. The
+        # connection's end shows as an error, which epoll always reports; pyfuse3 waits for its input.
         with select.epoll() as ended:
             ended.register(pbsfs.fuse.shim.session_fd(), 0)
             await trio.lowlevel.wait_readable(ended.fileno())

@@ -34,9 +34,9 @@ UNMOUNT_PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of the mount table. `device`: major:minor. `root`: what of the file system is seen there.
+    """A line of the mount table. `device`: major:minor. `root`: the part of the file system that it shows.
 
-    `owner`: of a FUSE mount the user who made it, as the kernel knows it; None for others.
+    `owner`: for a FUSE mount, the user who made it, as the kernel reports it; None for others.
     """
 
     device: str
@@ -62,7 +62,7 @@ def _unescaped(field: bytes) -> Path:
 
 
 def mounted_at(path: Path) -> Mount | None:
-    """What is mounted at the absolute path `path` (on top, where there are several)."""
+    """The mount at the absolute path `path`: the top one if there are several."""
     return next((mount for mount in reversed(list(mounts())) if mount.path == path), None)
 
 
@@ -73,7 +73,7 @@ def mount_of(path: Path) -> Mount | None:
 
 
 def resolve(path: Path) -> Path:
-    """`path` made absolute, without touching what is mounted at the place itself: that may be dead."""
+    """The absolute path of `path`, without access to what is mounted there: its process may be dead."""
     absolute = Path(os.path.abspath(path))
     return absolute.parent.resolve() / absolute.name if absolute.name else absolute
 
@@ -81,8 +81,7 @@ def resolve(path: Path) -> Path:
 def check_usable(path: Path, *, datastore: Path | None, nonempty: bool) -> Path:
     """The absolute path of a mount point that may be used; raises MountError with the reason if not.
 
-    `datastore`: the directory that is read, where there is one: mounting inside or above it would
-    hide or mix up what is read.
+    `datastore`: the directory that pbsfs reads, if any: a mount inside or above it would hide data.
     """
     place = resolve(path)
     try:
@@ -117,7 +116,7 @@ def check_usable(path: Path, *, datastore: Path | None, nonempty: bool) -> Path:
 
 
 def _check_apart(place: Path, datastore: Path) -> None:
-    """Looks through bind mounts and links: they are no way around it."""
+    """Follows bind mounts and links, so that they can't hide that one is inside the other."""
     for inner, outer, text in (
         (place, datastore, "is inside the datastore"),
         (datastore, place, "contains the datastore"),
@@ -136,7 +135,7 @@ def _is_within(inner: Path, outer: Path) -> bool:
 
 
 def _location(path: Path) -> tuple[str, Path]:
-    """The file system's device, and the place within it, whichever mount shows it."""
+    """The file system's device, and the path within it, for whichever mount shows it."""
     mount = mount_of(path)
     return (mount.device, mount.root / path.relative_to(mount.path)) if mount else ("", path)
 
@@ -157,9 +156,9 @@ def _ours() -> str:
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:
-    """Unmounts a pbsfs mount, also one whose process is dead. Raises MountError.
+    """Unmounts a pbsfs mount, even if its process is dead. Raises MountError.
 
-    `lazy`: take it out of sight now, and end it when the last open file is closed.
+    `lazy`: detach it now; it ends when the last open file is closed.
     """
     place = resolve(path)
     mount = mounted_at(place) or mounted_at(place.parent / os.path.realpath(place))

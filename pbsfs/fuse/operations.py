@@ -1,29 +1,27 @@
 """What the kernel asks of the file system, answered from the tree.
 
-pyfuse3 ends the mount when a handler raises anything but `FUSEError`, so every handler goes through
-`_answers`, which turns errors into errnos in one place, and logs those that a user should know of.
-All handlers run in the trio loop; a cached read is answered without leaving it.
+pyfuse3 calls the handlers in the trio loop, each in a task of its own; a cached read is answered without
+leaving the loop. `answers` wraps every handler and turns errors into errnos.
 """
 
 from __future__ import annotations
 
-import pbsfs.fuse.shim  # before pyfuse3, see there
+import pbsfs.fuse.shim  # noqa: F401 - before pyfuse3, see there
 
 import errno
-import functools
 import hashlib
 import logging
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import pyfuse3
 import trio
 
-from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError, SourceError, errno_of
+from pbsfs.base.errors import NotFoundError, SourceError
 from pbsfs.fuse.attributes import Ownership, entry_of
+from pbsfs.fuse.guards import Reporter, answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenDirectory, OpenImage
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
@@ -34,78 +32,11 @@ from pbsfs.tree.node import DIRECTORY_MODE
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 XATTR_PREFIX = "user.pbs."
 SPACE_UNIT = 4096  # the unit in which the file system's size is given
 
-REPEAT_AFTER = 3600.0
-"""Seconds after which the same error is logged again; a reader that retries would fill the log."""
-
 ZEROS_LOOKED_AT = 5.0
 """Seconds between two looks at what is shown as zeros; only where `--on-damage zero` was asked for."""
-
-MAX_REPORTED = 10_000  # error texts that are remembered for that
-
-
-class _Reporter:
-    """Logs errors once in a while, however often they are met."""
-
-    def __init__(self) -> None:
-        self._seen: OrderedDict[str, float] = OrderedDict()
-
-    def report(self, error: PbsfsError) -> None:
-        text, now = str(error), time.monotonic()
-        if now - self._seen.get(text, float("-inf")) < REPEAT_AFTER:
-            return
-        self._seen[text] = now
-        self._seen.move_to_end(text)
-        if len(self._seen) > MAX_REPORTED:
-            self._seen.popitem(last=False)
-        log.log(logging.WARNING if isinstance(error, KeyRequiredError) else logging.ERROR, "%s", text)
-
-
-def _answers(
-    handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
-    """The one boundary between our errors and the kernel's."""
-
-    @functools.wraps(handler)
-    async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await handler(self, *args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except PbsfsError as error:
-            if isinstance(error, DamageError | KeyRequiredError | SourceError):
-                self._reporter.report(error)
-            raise pyfuse3.FUSEError(errno_of(error)) from None
-        except Exception:
-            log.exception("%s failed", handler.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from None
-
-    return guarded
-
-
-def _waits(
-    handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
-    """For handlers that may have to wait for storage: they give up when who asked was told to end.
-
-    Only for operations that the shim wraps.
-    """
-
-    @functools.wraps(handler)
-    async def interruptible(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with (
-            trio.CancelScope() as scope,
-            pbsfs.fuse.shim.Request(pbsfs.fuse.shim.last_request(), scope.cancel),
-        ):
-            return await handler(self, *args, **kwargs)
-        raise pyfuse3.FUSEError(errno.EINTR)
-
-    return interruptible
 
 
 class Operations(pyfuse3.Operations):
@@ -116,15 +47,15 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self, tree: Tree, ownership: Ownership, attributes: Mapping[str, bytes] | None = None
     ) -> None:
-        """`attributes`: extended attributes of the mount as a whole: listed for its root, and told for every
-        inode, since a bind mount may show a part without the root."""
+        """`attributes`: extended attributes of the mount as a whole. They are listed for its root only, but
+        every inode has them, because a bind mount may show a part without the root."""
         super().__init__()
         self._own_attributes = attributes or {}
         self.inodes = InodeTable(tree.root)
         self.space = Space(tree.reader.source)
         self._tree = tree
         self._ownership = ownership
-        self._reporter = _Reporter()
+        self.reporter = Reporter()
         self._mounted_at = int(time.time()) * 1_000_000_000
         self._files: dict[int, OpenImage | OpenBlob] = {}
         self._inode_of: dict[int, Inode] = {}  # of the files that are read through the page cache
@@ -133,8 +64,8 @@ class Operations(pyfuse3.Operations):
 
     # --- names and attributes
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -147,8 +78,8 @@ class Operations(pyfuse3.Operations):
     async def _look_up_number(self, number: int, *, parent: bool) -> pyfuse3.EntryAttributes:
         """`.` and `..` of a node, which need not be a directory, and which the kernel may have forgotten.
 
-        So the kernel asks for what a file handle stands for (FUSE_EXPORT_SUPPORT; Linux:
-        Documentation/filesystems/nfs/exporting.rst). ENOENT becomes ESTALE there.
+        The kernel looks them up to open a file handle (FUSE_EXPORT_SUPPORT; Linux:
+        Documentation/filesystems/nfs/exporting.rst), and turns ENOENT into ESTALE.
         """
         path = self.inodes.path(number)
         node = await self._tree.at(path.rpartition(b"/")[0] if parent else path)
@@ -165,8 +96,8 @@ class Operations(pyfuse3.Operations):
         for number, lookups in inode_list:
             self.inodes.forget(number, lookups)
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         known, stat = self.inodes[inode], None
         if isinstance(known.node, File) and known.node.known().exact:
@@ -178,15 +109,15 @@ class Operations(pyfuse3.Operations):
     def _lasts(self, node: Node) -> float:
         return node.names_last() if isinstance(node, Directory) else self._tree.refresh
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         node = self.inodes[inode].node
         if not isinstance(node, Link):
             raise pyfuse3.FUSEError(errno.EINVAL)
         return await node.target()
 
-    @_answers
+    @answers
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         # The kernel checks permissions (default_permissions) and that the mount is read-only.
         return True
@@ -208,14 +139,14 @@ class Operations(pyfuse3.Operations):
 
     # --- directories
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         directory = self._directory(inode)
         return self._new_handle(self._listings, OpenDirectory(directory, await directory.children()))
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         opened = self._listings[fh]
         directory = opened.directory
@@ -229,8 +160,8 @@ class Operations(pyfuse3.Operations):
         for place in range(first, len(opened.names)):
             name, position = opened.names[place], place + len(dots)
             node = opened.listing[name]
-            # A program that lists names only costs no request. What is not exact the kernel may not keep: for
-            # a program that wants attributes too, or opens the file, it asks for them again.
+            # A program that lists only names costs no request. The kernel may not keep what is not exact: it
+            # asks again for a program that wants attributes, or opens the file.
             entry = self._attributes(node, await node.glance(), directory.names_last())
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 break
@@ -239,14 +170,14 @@ class Operations(pyfuse3.Operations):
         for node, entry in replied:
             self.inodes.remember(node, entry.st_size, entry.st_ino)
 
-    @_answers
+    @answers
     async def releasedir(self, fh: int) -> None:
         del self._listings[fh]
 
     # --- files
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
@@ -261,46 +192,46 @@ class Operations(pyfuse3.Operations):
             opened, size, identity = OpenBlob(blob), len(blob.data), await _digest(blob.data)
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        # The kernel asks for attributes that it was not to keep before it opens, so it knows the length;
-        # where it was told a wrong one all the same, it must not cut reads to that. And while files are open
-        # that have the content of before, they keep the page cache to themselves: it belongs to the inode.
+        # The kernel knows the length, as it asks for attributes that it may not keep before it opens a file.
+        # Where the length that it knows is wrong, it must not cut reads to that. While files with the former
+        # content are open, the page cache is theirs: it belongs to the inode.
         fh, unchanged = self._new_handle(self._files, opened), known.opened in (None, identity)
         if known.size != size or (known.readers and not unchanged):
             return pyfuse3.FileInfo(fh=fh, direct_io=True)
         known.opened = identity
         known.readers += 1
         self._inode_of[fh] = known
-        # Zeros in the place of damage are not to outlive its repair.
+        # Zeros instead of damaged data must not outlive the repair.
         return pyfuse3.FileInfo(fh=fh, keep_cache=unchanged and self._tree.reader.zeroed is None)
 
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer does
-        # Without the guard's wrapper on the fast path: it is half the cost of a small cached read.
+        # The fast path has no wrapper: that is half the cost of a small cached read.
         try:
             data = self._files[fh].read_cached(off, size)
             if data is not None:
                 return data
-        except Exception:  # noqa: S110 - whatever it is, the guarded way meets it again and reports it
+        except Exception:  # noqa: S110 - the wrapped read below meets the same error and reports it
             pass
         return await self._read_missing(fh, off, size)
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def _read_missing(self, fh: int, off: int, size: int) -> Buffer:
         try:
             return await self._files[fh].read(off, size)
         except NotFoundError as error:
-            # What is open has no name that could be missing: its data is, because the snapshot was forgotten.
+            # An open file needs no name: its data is missing, because the snapshot was forgotten.
             raise SourceError(str(error)) from None
 
-    @_answers
+    @answers
     async def release(self, fh: int) -> None:
         self._files.pop(fh).close()
         if (inode := self._inode_of.pop(fh, None)) is not None:
             inode.readers -= 1
 
     async def drop_zeros(self) -> None:
-        """Has the kernel drop what it keeps of images with zeros in the place of damage, when the chunks
-        are to be tried again: else a file that stays open would show the zeros for ever."""
+        """Makes the kernel drop the pages of images that show zeros instead of damaged data, when the chunks
+        are due to be tried again: otherwise a file that stays open would show the zeros for ever."""
         while self._tree.reader.zeroed is not None:
             inodes: dict[Image, set[int]] = {}
             for opened in self._files.values():
@@ -314,7 +245,7 @@ class Operations(pyfuse3.Operations):
 
     async def _drop_pages(self, inode: int) -> None:
         try:
-            # In a thread: the kernel waits for reads that are under way, which the loop answers.
+            # In a thread: the kernel waits for reads that the loop has yet to answer.
             await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)
         except OSError as error:  # the kernel has forgotten the inode meanwhile
             log.debug("inode %d: its pages were not dropped: %s", inode, error.strerror)
@@ -331,8 +262,8 @@ class Operations(pyfuse3.Operations):
 
     # --- extended attributes and the file system as a whole
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         wanted = os.fsdecode(name)
         if wanted in self._own_attributes:
@@ -343,14 +274,14 @@ class Operations(pyfuse3.Operations):
                 return value.encode(errors="replace")
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
-    @_answers
-    @_waits
+    @answers
+    @waits
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         own = list(self._own_attributes) if inode == pyfuse3.ROOT_INODE else []
         facts = await self.inodes[inode].node.facts()
         return [name.encode() for name in (*own, *(f"{XATTR_PREFIX}{fact}" for fact in facts))]
 
-    @_answers
+    @answers
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = SPACE_UNIT
@@ -360,7 +291,7 @@ class Operations(pyfuse3.Operations):
             answer.f_blocks = usage.total // SPACE_UNIT
             answer.f_bfree = max(0, usage.total - usage.used) // SPACE_UNIT
             answer.f_bavail = usage.available // SPACE_UNIT
-        # Inodes are not counted: 0 of 0, which df(1) and others show as "-".
+        # pbsfs does not count inodes: 0 of 0, which df(1) and others show as "-".
         return answer
 
     # --- writing: the kernel refuses most of it before it gets here, as the mount is read-only

@@ -1,10 +1,10 @@
-"""What pyfuse3 has no handlers for: SEEK_DATA and SEEK_HOLE, and requests that are interrupted.
+"""What pyfuse3 has no handlers for: SEEK_DATA and SEEK_HOLE, and interrupted requests.
 
 The extension `_shim` (see `shim_build.py`) defines functions of libfuse that pyfuse3 calls. The
 dynamic linker lets the extension's definitions win if the extension is loaded into the global scope
 before pyfuse3 is. So the rule for importers: **import this module before pyfuse3**. It raises
-`ImportError` when it comes too late, because seeking would then silently find no holes, and programs
-that wait could not be killed.
+`ImportError` if pyfuse3 is already loaded, because seeking would then silently find no holes, and waiting
+programs could not be killed.
 
 Only `pbsfs.fuse` uses it. The handler is one per process, like pyfuse3's own session.
 """
@@ -42,8 +42,8 @@ _REINSTALL = "build pyfuse3 on this system: pip install --force-reinstall --no-b
 _handler: Callable[[int, int, int, int], int] | None = None
 _waiting: dict[int, Callable[[], None]] = {}
 
-# Signals after which nobody wants the answer. Others (a child's end, a changed window) interrupt the wait
-# too, but most programs don't expect a read of a file to fail for them.
+# Signals that end a program. Others (a child's end, a changed window) interrupt the wait too, but most
+# programs don't expect a read of a file to fail for them.
 _ENDING = sum(1 << (number - 1) for number in (SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGTERM))
 
 
@@ -51,8 +51,8 @@ def install(handler: Callable[[int, int, int, int], int]) -> None:
     """Let `handler(inode, offset, whence, fh)` answer seeks on mounts that are made from now on.
 
     Call it before `pyfuse3.init`. The handler returns an offset, or raises `OSError` with the errno
-    that the caller is to see (`ENXIO` beyond the end); any other exception is logged, and is `EIO`
-    to the caller. `whence` is `os.SEEK_DATA` or `os.SEEK_HOLE`: the kernel does the rest itself.
+    for the caller (`ENXIO` beyond the end); any other exception is logged, and the caller gets `EIO`.
+    `whence` is `os.SEEK_DATA` or `os.SEEK_HOLE`: the kernel handles the others.
 
     The handler runs in the thread and in the task that read the request from the kernel, with the
     session's other requests waiting: it must neither block nor await, so what it answers from has
@@ -85,14 +85,14 @@ def _answer(inode: int, offset: int, whence: int, fh: int) -> int:
 class Request:
     """A request that is being handled, for as long as `with` lasts.
 
-    `on_interrupt` is called, once or more, when the program that waits for the answer was told to end.
+    Calls `on_interrupt`, once or more, when the program that waits for the answer gets a signal that ends it.
     The handler should then give up and answer with EINTR; until it answers, the program can't end.
     """
 
     __slots__ = ("_id", "_on_interrupt")
 
     def __init__(self, request: int, on_interrupt: Callable[[], None]) -> None:
-        """`request`: what `last_request` gave at the start of the handler."""
+        """`request`: what `last_request` returned at the start of the handler."""
         self._id = request
         self._on_interrupt = on_interrupt
 
@@ -111,10 +111,10 @@ class Request:
 
 
 def last_request() -> int:
-    """The request that was handed to a handler last; 0 where there is no mount.
+    """The request that a handler got last; 0 without a mount.
 
-    To be called before the handler first waits, and only in handlers of operations that are wrapped: for
-    others it is some earlier request, which may not exist any more.
+    Call it before the handler first waits, and only in handlers of operations that are wrapped: for others it
+    is some earlier request, which may not exist any more.
     """
     return lib.pbsfs_request()
 
@@ -122,7 +122,7 @@ def last_request() -> int:
 def session_fd() -> int:
     """The descriptor of the connection to the kernel, between `pyfuse3.init` and `pyfuse3.close`.
 
-    Raises RuntimeError where there is no session that was made through the extension.
+    Raises RuntimeError if the extension made no session.
     """
     fd = lib.pbsfs_session_fd()
     if fd < 0:
@@ -131,7 +131,7 @@ def session_fd() -> int:
 
 
 def check_libfuse() -> None:
-    """Makes sure that pyfuse3 and the extension use the same libfuse: a session of one is not one of another.
+    """Checks that pyfuse3 and the extension use the same libfuse: one can't use the sessions of another.
 
     Call it before `pyfuse3.init`. Raises RuntimeError.
     """
@@ -154,16 +154,16 @@ def _is_ending(caller: int) -> bool:
             fields = dict(line.split(":", 1) for line in status if ":" in line)
         pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
     except (OSError, ValueError, KeyError):
-        return True  # it is gone, or is in another PID namespace: better an error than a hang
+        return True  # it has ended, or is in another PID namespace: better an error than a hang
     return bool(pending & _ENDING)
 
 
 @ffi.def_extern(name="pbsfs_interrupted")
 def _interrupted(request: int) -> None:
-    """What C calls. A request that nobody has begun with looks for itself when it is begun."""
+    """What C calls. `Request` checks a request that was interrupted before its handler started."""
     check = _waiting.get(request)
     if check is not None:
         try:
             check()
         except Exception:
-            logger.exception("an interrupt was lost")
+            logger.exception("request %d: its interrupt was not handled", request)

@@ -1,13 +1,13 @@
 """Builds `pbsfs.fuse._shim`, which gives pyfuse3 what it lacks: seeks, interrupted requests, free replies.
 
 Why: pyfuse3 fills libfuse's table of operations itself. It leaves `lseek` empty, so the kernel takes
-every file for one run of data; and it never asks libfuse to tell of interrupts, so a program that is
+every file for one run of data; and it never asks libfuse to report interrupts, so a program that is
 killed while it waits for an answer can't end before that answer. The extension defines the function
 that pyfuse3 calls to hand the table over, makes a copy of it with `lseek` added and with the operations
 that may take long wrapped, and passes the copy on to libfuse. And pyfuse3 keeps Python's lock (GIL) while the
 kernel copies what was read: 0.3 ms for 1 MiB, in which nothing is received and no decoding starts or ends.
-The extension defines that function too, and lets go of the lock meanwhile. How the two are made to meet is
-told in `pbsfs.fuse.shim`, the only caller.
+The extension defines that function too, and releases the lock for that time. `pbsfs.fuse.shim`, the only
+caller, describes how the dynamic linker makes pyfuse3 use these definitions.
 
 setuptools runs this file on its own (`cffi_modules` in setup.py), so it imports nothing from pbsfs.
 """
@@ -61,12 +61,12 @@ typedef struct fuse_session *new_versioned_fn(struct fuse_args *, const struct f
 /* Written in Python: an offset, or a negative errno. */
 static int64_t pbsfs_lseek(uint64_t inode, int64_t offset, int whence, uint64_t fh);
 
-/* Written in Python: takes note that nobody may be waiting for this request any more. */
+/* Written in Python: learns that the program may not wait for this request any more. */
 static void pbsfs_interrupted(uint64_t request);
 
 static int enabled;
 
-/* pyfuse3's own operations, and the request that was handed to one of them last. */
+/* pyfuse3's own operations, and the request that one of them got last. */
 static struct fuse_lowlevel_ops wrapped;
 static uint64_t last_request;
 
@@ -172,7 +172,7 @@ static void lseek_op(fuse_req_t req, fuse_ino_t inode, off_t offset, int whence,
 {
     int64_t answer = pbsfs_lseek(inode, offset, whence, fi->fh);
 
-    /* A reply fails only if the request or the mount is gone, and then nobody waits for it. */
+    /* A reply fails only if the request or the mount has ended, and then no program waits for it. */
     if (answer < 0)
         (void)fuse_reply_err(req, (int)-answer);
     else
@@ -246,7 +246,7 @@ struct fuse_session *pbsfs_session_new(struct fuse_args *args, const struct fuse
     return session;
 }
 
-/* Replies below this take less time than letting go of the lock and getting it back. */
+/* Smaller replies take less time than releasing the lock and getting it back. */
 #define LARGE_REPLY (16 << 10)
 
 extern int PyGILState_Check(void);
@@ -264,7 +264,7 @@ int pbsfs_reply_buf(fuse_req_t req, const char *data, size_t size)
     }
     if (size < LARGE_REPLY || !PyGILState_Check())
         return next(req, data, size);
-    held = PyEval_SaveThread();  /* who calls holds on to the data */
+    held = PyEval_SaveThread();  /* the caller holds the data */
     result = next(req, data, size);
     PyEval_RestoreThread(held);
     return result;

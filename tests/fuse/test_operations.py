@@ -24,10 +24,10 @@ from trio.testing import MockClock
 
 from pbsfs.base.errors import DamageError, NotFoundError
 from pbsfs.base.names import Archive, Group, Snapshot
-from pbsfs.fuse import operations as door
 from pbsfs.fuse.attributes import Ownership, entry_of
+from pbsfs.fuse.guards import Reporter
 from pbsfs.fuse.inodes import ROOT, InodeTable
-from pbsfs.fuse.operations import MAX_REPORTED, Operations
+from pbsfs.fuse.operations import Operations
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import SnapshotInfo, Usage
 from pbsfs.sources.directory import DirectorySource
@@ -725,12 +725,12 @@ def test_a_bug_is_eio_and_never_ends_the_mount(
 
 
 def test_errors_that_were_reported_are_remembered_up_to_a_limit(caplog: pytest.LogCaptureFixture) -> None:
-    reporter = door._Reporter()
-    for number in range(MAX_REPORTED + 5):
+    reporter = Reporter(most=10)
+    for number in range(15):
         reporter.report(DamageError(f"damage {number}"))
-    assert len(reporter._seen) == MAX_REPORTED
+    assert len(reporter) == 10
     caplog.clear()
-    reporter.report(DamageError(f"damage {MAX_REPORTED}"))
+    reporter.report(DamageError("damage 10"))
     assert not caplog.records
     reporter.report(DamageError("damage 0"))  # long forgotten
     assert len(caplog.records) == 1
@@ -740,7 +740,7 @@ def test_errors_that_were_reported_are_remembered_up_to_a_limit(caplog: pytest.L
 def test_an_error_is_reported_again_after_an_hour(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reporter, now = door._Reporter(), 5.0
+    reporter, now = Reporter(), 5.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     reporter.report(DamageError("damage"))
     now += 3599

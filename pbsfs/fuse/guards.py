@@ -1,0 +1,105 @@
+"""The wrappers of the kernel's handlers: errors become errnos, and waiting ends with the program that waits.
+
+pyfuse3 ends the mount when a handler raises anything but `FUSEError`. So `answers` is the one place that
+turns errors into errnos; it logs those that a user should know of. Called in the trio loop.
+"""
+
+from __future__ import annotations
+
+import pbsfs.fuse.shim  # before pyfuse3, see there
+
+import errno
+import functools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+import trio
+
+from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of
+
+log = logging.getLogger(__name__)
+
+REPEAT_AFTER = 3600.0
+"""Seconds after which the same error is logged again; a reader that retries would fill the log."""
+
+MAX_REPORTED = 10_000  # error texts that are remembered for that
+
+
+class Reporter:
+    """Logs the same error once in `REPEAT_AFTER` seconds, however often it occurs."""
+
+    def __init__(self, most: int = MAX_REPORTED) -> None:
+        """`most`: how many error texts are remembered."""
+        self._most = most
+        self._seen: OrderedDict[str, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def report(self, error: PbsfsError) -> None:
+        """Logs `error`, unless the same text was logged a short time ago."""
+        text, now = str(error), time.monotonic()
+        if now - self._seen.get(text, float("-inf")) < REPEAT_AFTER:
+            return
+        self._seen[text] = now
+        self._seen.move_to_end(text)
+        if len(self._seen) > self._most:
+            self._seen.popitem(last=False)
+        log.log(logging.WARNING if isinstance(error, KeyRequiredError) else logging.ERROR, "%s", text)
+
+
+class Reporting(Protocol):
+    """An object whose methods are handlers."""
+
+    reporter: Reporter
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound=Reporting)
+
+
+def answers(
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """Turns the errors of pbsfs into errnos, and any other into EIO."""
+
+    @functools.wraps(handler)
+    async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except PbsfsError as error:
+            if isinstance(error, DamageError | KeyRequiredError | SourceError):
+                self.reporter.report(error)
+            raise pyfuse3.FUSEError(errno_of(error)) from None
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+def waits(
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """For handlers that may wait for storage: cancels them when the program gets a signal that ends it.
+
+    Only for operations that the shim wraps.
+    """
+
+    @functools.wraps(handler)
+    async def interruptible(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with (
+            trio.CancelScope() as scope,
+            pbsfs.fuse.shim.Request(pbsfs.fuse.shim.last_request(), scope.cancel),
+        ):
+            return await handler(self, *args, **kwargs)
+        raise pyfuse3.FUSEError(errno.EINTR)
+
+    return interruptible
