@@ -208,7 +208,7 @@ def test_the_mount_table_is_read_with_its_escapes(tmp_path: Path, monkeypatch: p
 def test_what_is_not_mounted_is_not_unmounted(place: Path) -> None:
     with pytest.raises(MountError, match="is not mounted"):
         unmount(place)
-    with pytest.raises(MountError, match="is not mounted"):
+    with pytest.raises(MountError, match="missing does not exist"):
         unmount(place / "missing")
 
 
