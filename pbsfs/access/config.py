@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pbsfs.access.credentials import (
     FORMS,
@@ -25,9 +25,11 @@ from pbsfs.access.credentials import (
     find_setting,
     has_credential,
 )
+from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess
 from pbsfs.access.fingerprints import fingerprints_file, known_fingerprint, remember_fingerprint
 from pbsfs.access.keyring import KeyRing, read_keys
 from pbsfs.base.errors import SourceError, TrustError, UsageError
+from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.runtime.places import config_home
@@ -40,9 +42,6 @@ from pbsfs.sources.server.tls import (
     peek_fingerprint,
     show_fingerprint,
 )
-
-if TYPE_CHECKING:
-    from pbsfs.sources.base import Source
 
 log = logging.getLogger(__name__)
 
@@ -101,16 +100,6 @@ class Terminal(abc.ABC):
     @abc.abstractmethod
     def confirm(self, text: str) -> bool:
         """Whether it is agreed to."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerAccess:
-    """All that it takes to talk to a server."""
-
-    repository: Repository
-    secret: Secret
-    trust: Trust
-    proxy: Proxy | None
 
 
 def _option(name: str) -> str:
@@ -213,20 +202,18 @@ SOURCE_ATTRIBUTE = "user.pbs.source"
 """The extended attribute in which a mount tells what it shows."""
 
 
-def describe(options: SourceOptions) -> bytes:
-    """What a mount tells of its source, which is resolved: a JSON object, and no secrets.
+def shown_source(description: Description) -> bytes:
+    """What a mount shows of its source: a JSON object without secrets.
 
     It has `repository` and `fingerprint`, or `datastore_dir`; and `namespace`.
     """
-    facts = {name: getattr(options, name) for name in ("repository", "fingerprint", "datastore_dir")}
-    kept = {name: str(value) for name, value in facts.items() if value}
-    return json.dumps(kept | {"namespace": options.namespace or ""}).encode()
+    return json.dumps(description.access.public() | {"namespace": str(description.namespace)}).encode()
 
 
-def named_by(description: bytes) -> SourceOptions:
-    """The inverse of `describe`. Raises SourceError where it is not one."""
+def named_by(shown: bytes) -> SourceOptions:
+    """The options that name the source of a mount that shows this. Raises SourceError for anything else."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
-        facts = json.loads(description)
+        facts = json.loads(shown)
         directory = facts.get("datastore_dir")
         options = SourceOptions(
             repository=facts.get("repository"),
@@ -239,30 +226,36 @@ def named_by(description: bytes) -> SourceOptions:
     raise SourceError(f"{SOURCE_ATTRIBUTE}: the mount does not tell its source")
 
 
-def open_source(
-    options: SourceOptions, environment: Mapping[str, str] = os.environ, terminal: Terminal | None = None
-) -> Source:
-    """The source that the options name, or else the environment. Raises UsageError, SourceError."""
-    resolved = resolve(options, environment)
-    # Sources come with trio and HTTP/2, which a `mount` that starts a process for the background does
-    # without: half of its time would be importing.
-    if resolved.datastore_dir is not None:
-        from pbsfs.sources.directory import DirectorySource  # noqa: PLC0415
+def describe(
+    options: SourceOptions,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+    *,
+    secret: Secret | None = None,
+    ask_for_default: bool = False,
+) -> Description:
+    """The source that resolved options name, with its secret and keys.
 
-        return DirectorySource(resolved.datastore_dir)
-    access = find_access(resolved, environment, terminal)
-    from pbsfs.sources.retry import DEFAULT_LIMIT  # noqa: PLC0415
-    from pbsfs.sources.server.source import ServerSettings, ServerSource  # noqa: PLC0415
-
-    patience = DEFAULT_LIMIT if options.retry_timeout is None else options.retry_timeout
-    settings = ServerSettings(patience, options.connections)
-    return ServerSource(access.repository, access.secret, access.trust, settings, access.proxy)
+    `secret`: instead of that of the environment. `ask_for_default`: see `open_keys`. Raises UsageError,
+    KeyFileError, PasswordError, and what connecting to the server raises.
+    """
+    namespace = Namespace.parse(options.namespace or "")
+    access: Access
+    if options.datastore_dir is not None:
+        access = DirectoryAccess(options.datastore_dir)
+    else:
+        access = find_access(options, environment, terminal, secret)
+    keys = open_keys(options, environment, terminal, ask_for_default=ask_for_default)
+    return Description(access, namespace, keys)
 
 
 def find_access(
-    options: SourceOptions, environment: Mapping[str, str], terminal: Terminal | None
+    options: SourceOptions,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+    secret: Secret | None = None,
 ) -> ServerAccess:
-    """Which server, with which secret, trusted by what; `options` have a repository.
+    """How to get at the server of resolved options. `secret`: instead of that of the environment.
 
     Raises UsageError, and what connecting raises.
     """
@@ -271,7 +264,8 @@ def find_access(
     proxy = find_proxy(repository, environment)
     # Before the password: who has to be asked for it should see that the server is the right one.
     trust = _find_trust(options, repository, proxy, environment, terminal)
-    secret = find_secret(PASSWORD_VARIABLE, "password", environment)
+    if secret is None:
+        secret = find_secret(PASSWORD_VARIABLE, "password", environment)
     if secret is not None and not secret.reveal():
         secret = None  # a variable that is set to nothing
     if secret is None and terminal is None:
@@ -283,7 +277,7 @@ def find_access(
         what = "password" if repository.token is None else "secret"
         secret = terminal.password(f"{what} of {repository.auth_id} at {repository.address}")
     assert secret is not None
-    return ServerAccess(repository, secret, trust, proxy)
+    return ServerAccess(repository, secret, trust, proxy, options.retry_timeout, options.connections)
 
 
 def _find_trust(

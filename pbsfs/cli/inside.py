@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by, names_source
+from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, named_by, names_source
 from pbsfs.base.errors import NotFoundError, SourceError, UsageError
 from pbsfs.cli.options import environment
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
@@ -40,12 +40,11 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
         return unchanged
     if source.namespace is not None:
         raise UsageError(f"--ns {source.namespace}: a path inside a mount says it already; leave out --ns")
-    told = {describe(options): options for options, _place in inside}
-    if len(told) > 1 or len(inside) < len(paths):
+    mounted = inside[0][0]
+    if any(options != mounted for options, _place in inside) or len(inside) < len(paths):
         raise UsageError(
             f"{', '.join(paths)}: not all of them are in one mount; {_NAME_IT}, or one at a time"
         )
-    (mounted,) = told.values()
     merged = replace(
         source,
         repository=mounted.repository,

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -21,14 +20,11 @@ from pbsfs.access.config import (
     FuseOptions,
     SourceOptions,
     describe,
-    open_keys,
-    open_source,
     parse_cache_size,
     resolve,
+    shown_source,
 )
-from pbsfs.access.credentials import PASSWORD_VARIABLE
-from pbsfs.access.handover import hand_over
-from pbsfs.access.keyring import KeyRing
+from pbsfs.access.description import Description, DirectoryAccess
 from pbsfs.base.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.base.names import Namespace
 from pbsfs.cli.options import (
@@ -44,9 +40,6 @@ from pbsfs.fuse.mountpoint import check_usable
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
-
-if TYPE_CHECKING:
-    from pbsfs.sources.base import Source
 
 
 @click.command("mount")
@@ -73,7 +66,7 @@ if TYPE_CHECKING:
 )
 @damage_option
 @click.option("--ready-fd", type=int, hidden=True)
-@click.option("--keys-fd", type=int, hidden=True)
+@click.option("--source-fd", type=int, hidden=True)
 @logging_options
 def command(
     mountpoint: Path,
@@ -84,7 +77,7 @@ def command(
     refresh: float,
     on_damage: ZeroedRanges | None,
     ready_fd: int | None,
-    keys_fd: int | None,
+    source_fd: int | None,
     log_level: str,
     log_file: Path | None,
 ) -> None:
@@ -102,10 +95,16 @@ def command(
     """
     options = FuseOptions.parse(fuse_options)
     parse_cache_size(cache_size)
-    source = resolve(source, environment())
-    Namespace.parse(source.namespace or "")
-    place = check_usable(mountpoint, datastore=_existing(source.datastore_dir), nonempty=options.nonempty)
-    if not foreground:
+    description = None if source_fd is None else Description.taken_over(source_fd)
+    if description is None:
+        source = resolve(source, environment())
+        Namespace.parse(source.namespace or "")
+        datastore = source.datastore_dir
+    else:
+        access = description.access
+        datastore = access.path if isinstance(access, DirectoryAccess) else None
+    place = check_usable(mountpoint, datastore=_existing(datastore), nonempty=options.nonempty)
+    if not foreground and description is None:
         set_up_logging(log_level, log_file)  # here too: a log file that can't be written is told at once
         arguments = ["--cache-size", cache_size, "--refresh", str(refresh)]
         arguments += ["--log-level", log_level, "--on-damage", "fail" if on_damage is None else "zero"]
@@ -117,11 +116,9 @@ def command(
     service = ServiceManager(environment().get(NOTIFY_SOCKET) if ready_fd is None else None)
     report = _Report(ready_fd, service, place)
     try:
-        opened = open_source(source, environment(), find_terminal())
-        keys = _taken_over(keys_fd)
-        if keys is None:
-            keys = open_keys(source, environment(), find_terminal(), ask_for_default=True)
-        _serve(opened, keys, place, source, options, parse_cache_size(cache_size), refresh, on_damage, report)
+        if description is None:
+            description = describe(source, environment(), find_terminal(), ask_for_default=True)
+        _serve(description, place, options, parse_cache_size(cache_size), refresh, on_damage, report)
     except PbsfsError as error:
         if ready_fd is None:
             raise
@@ -134,19 +131,9 @@ def _existing(path: Path | None) -> Path | None:
     return path if path is not None and os.path.isdir(path) else None
 
 
-def _taken_over(fd: int | None) -> KeyRing | None:
-    """The keys that the waiting process has read, if there is one."""
-    if fd is None:
-        return None
-    with open(fd, "rb") as pipe:
-        return KeyRing.load(pipe.read())
-
-
 def _serve(
-    opened: Source,
-    keys: KeyRing,
+    description: Description,
     place: Path,
-    source: SourceOptions,
     options: FuseOptions,
     cache_size: int,
     refresh: float,
@@ -165,13 +152,13 @@ def _serve(
         flags=frozenset(options.flags),
         refresh=refresh,
         cache_size=cache_size,
-        namespace=Namespace.parse(source.namespace or ""),
-        keys=keys,
+        namespace=description.namespace,
+        keys=description.keys,
         zeroed=zeroed,
-        attributes={SOURCE_ATTRIBUTE: describe(source)},
+        attributes={SOURCE_ATTRIBUTE: shown_source(description)},
     )
 
-    trio.run(serve, opened, mount_options, report.ready, report.stopping)
+    trio.run(serve, description.access.open(), mount_options, report.ready, report.stopping)
 
 
 class _Report:
@@ -219,32 +206,18 @@ class _BackgroundError(PbsfsError):
         self.exit_status = status  # type: ignore[misc]  # this one error carries another's status
 
 
-def _source_arguments(source: SourceOptions) -> list[str]:
-    arguments = [f"--ns={source.namespace}"]
-    arguments += [f"--retry-timeout={source.retry_timeout}"] if source.retry_timeout is not None else []
-    arguments += [f"--connections={source.connections}"] if source.connections is not None else []
-    arguments += [f"--datastore-dir={source.datastore_dir}"] if source.datastore_dir is not None else []
-    arguments += [f"--repository={source.repository}"] if source.repository is not None else []
-    arguments += [f"--fingerprint={source.fingerprint}"] if source.fingerprint is not None else []
-    return arguments
-
-
 def _start_in_background(arguments: list[str], source: SourceOptions, place: Path) -> None:
-    handed_over = hand_over(source, environment(), find_terminal())
-    child_environment = dict(os.environ)
+    description = describe(source, environment(), find_terminal(), ask_for_default=True)
     reading, writing = os.pipe()
     # -P: not from the current directory, where anybody may have put a module of some name.
     command_line = [sys.executable, "-P", "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
     with open(reading, "rb") as pipe:
-        with handed_over.descriptors() as (keys, password):
-            command_line += [f"--keys-fd={keys}", *_source_arguments(handed_over.source), *arguments]
-            if password is not None:
-                child_environment[f"{PASSWORD_VARIABLE}_FD"] = str(password)
+        with description.handed_over() as described:
+            command_line += [f"--source-fd={described}", *arguments]
             child = subprocess.Popen(
                 [*command_line, "--", str(place)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[fd for fd in (writing, keys, password) if fd is not None],
-                env=child_environment,
+                pass_fds=[writing, described],
                 start_new_session=True,
             )
         os.close(writing)

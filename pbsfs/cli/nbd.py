@@ -13,10 +13,8 @@ from typing import Generic, TypeVar
 
 import click
 
-from pbsfs.access.config import SourceOptions, open_source, parse_cache_size
-from pbsfs.access.handover import Handover, hand_over
+from pbsfs.access.config import SourceOptions, describe, parse_cache_size, resolve
 from pbsfs.base.errors import UsageError
-from pbsfs.base.names import Namespace
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import (
     FilePath,
@@ -25,15 +23,14 @@ from pbsfs.cli.options import (
     environment,
     find_terminal,
     passed_on,
-    run_on_opened,
+    run_on_described,
     source_options,
 )
 from pbsfs.nbd import launch
 from pbsfs.nbd.exports import choose
 from pbsfs.nbd.launch import Address
-from pbsfs.nbd.parameters import filters_of, with_password
+from pbsfs.nbd.parameters import filters_of
 from pbsfs.reader.damage import ZeroedRanges
-from pbsfs.sources.base import Source
 from pbsfs.tree import Directory, Tree
 
 T = TypeVar("T")
@@ -212,42 +209,21 @@ def served(
     """
     nbdkit = launch.find_nbdkit()
     cache = parse_cache_size(cache_size)
-    handed_over = hand_over(source, environment(), find_terminal())
-    root = Namespace.parse(handed_over.source.namespace or "")
-    served_path, found = run_on_opened(
-        lambda tree: find(tree, path), _open(handed_over), keys=handed_over.keys, root=root
+    description = describe(
+        resolve(source, environment()), environment(), find_terminal(), ask_for_default=True
     )
+    served_path, found = run_on_described(lambda tree: find(tree, path), description)
     parameters = [f"path={served_path}", f"cache_size={cache}"]
     parameters += [] if on_damage is None else ["on_damage=zero"]
-    with handed_over.descriptors() as (keys, password), ExitStack() as stack:
+    with description.handed_over() as described, ExitStack() as stack:
         reading, writing = os.pipe()
         stack.callback(os.close, reading)
-        parameters += [f"keys_fd={keys}", f"ready_fd={writing}", *_parameters(handed_over.source)]
-        parameters += [] if password is None else [f"password=-{password}"]
+        parameters += [f"source_fd={described}", f"ready_fd={writing}"]
         arguments = launch.command_line(nbdkit, address, options, parameters)
-        descriptors = [fd for fd in (keys, password, writing) if fd is not None]
+        descriptors = [described, writing]
         try:
             child = stack.enter_context(launch.running(arguments, descriptors))
         finally:
             os.close(writing)
         launch.wait_until_ready(child, reading)
         yield Serving(found, child)
-
-
-def _open(handed_over: Handover) -> Source:
-    variables = dict(os.environ)
-    if handed_over.password is not None:
-        variables = with_password(variables, handed_over.password)
-    return open_source(handed_over.source, variables)
-
-
-def _parameters(source: SourceOptions) -> list[str]:
-    given = {
-        "repo": source.repository,
-        "datastore_dir": source.datastore_dir,
-        "fingerprint": source.fingerprint,
-        "namespace": source.namespace,
-        "retry_timeout": source.retry_timeout,
-        "connections": source.connections,
-    }
-    return [f"{name}={value}" for name, value in given.items() if value is not None]

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from pbsfs.access.config import SourceOptions, Terminal, open_keys, open_source, resolve
-from pbsfs.base.names import Namespace
+from pbsfs.access.config import SourceOptions, Terminal, describe, resolve
 from pbsfs.base.secret import Secret
 from pbsfs.reader.damage import ZeroedRanges
 
 if TYPE_CHECKING:
-    from pbsfs.access.keyring import KeyRing
-    from pbsfs.sources.base import Source
+    from pbsfs.access.description import Description
     from pbsfs.tree import Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -209,31 +207,26 @@ def run_on_tree(
 
     SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
     """
-    source = resolve(source, environment())
-    root = Namespace.parse(source.namespace or "")
-    opened = open_source(source, environment(), find_terminal())
-    keys = open_keys(source, environment(), find_terminal(), ask_for_default=reads_much)
-    return run_on_opened(work, opened, keys=keys, root=root, zeroed=zeroed)
+    resolved = resolve(source, environment())
+    description = describe(resolved, environment(), find_terminal(), ask_for_default=reads_much)
+    return run_on_described(work, description, zeroed=zeroed)
 
 
-def run_on_opened(
-    work: Callable[[Tree], Awaitable[R]],
-    source: Source,
-    *,
-    keys: KeyRing,
-    root: Namespace,
-    zeroed: ZeroedRanges | None = None,
+def run_on_described(
+    work: Callable[[Tree], Awaitable[R]], description: Description, *, zeroed: ZeroedRanges | None = None
 ) -> R:
-    """The same for a source that is there already."""
+    """The same for a source that is described already."""
     # These take a moment to import; `mount` has the same options, and does without.
     import trio  # noqa: PLC0415
 
     from pbsfs.reader.reader import open_reader  # noqa: PLC0415
     from pbsfs.tree import Tree  # noqa: PLC0415
 
+    source = description.access.open()
+
     async def run() -> R:
-        async with open_reader(source, keys=keys, zeroed=zeroed) as reader:
-            return await work(Tree(reader, root))
+        async with open_reader(source, keys=description.keys, zeroed=zeroed) as reader:
+            return await work(Tree(reader, description.namespace))
 
     return trio.run(_until_signalled, run)
 

@@ -130,9 +130,9 @@ class Server:
 
     async def _check(self) -> str:
         settings = self._settings
-        source = settings.open_source()
-        async with open_reader(source, keys=settings.keys, cache_size=settings.cache_size) as reader:
-            tree = Tree(reader, settings.namespace)
+        source = settings.source.access.open()
+        async with open_reader(source, keys=settings.source.keys, cache_size=settings.cache_size) as reader:
+            tree = Tree(reader, settings.source.namespace)
             node = await choose(tree, settings.path, missing=settings.missing, filters=settings.filters)
             return os.fsdecode(node.path)
 
@@ -159,15 +159,15 @@ class Server:
     def _run(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
             self._token = trio.lowlevel.current_trio_token()
-            source = self._settings.open_source()
+            source = self._settings.source.access.open()
             async with open_reader(
                 source,
-                keys=self._settings.keys,
+                keys=self._settings.source.keys,
                 cache_size=self._settings.cache_size,
                 zeroed=self._settings.zeroed,
             ) as reader:
                 await self._exports.serve(
-                    Tree(reader, self._settings.namespace), lambda: started.set_result(None)
+                    Tree(reader, self._settings.source.namespace), lambda: started.set_result(None)
                 )
 
         try:

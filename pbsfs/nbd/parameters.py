@@ -11,32 +11,23 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pbsfs.access.config import (
-    ServerAccess,
-    SourceOptions,
-    find_access,
-    open_keys,
-    open_source,
-    parse_cache_size,
-    resolve,
-)
+from pbsfs.access.config import SourceOptions, describe, parse_cache_size, resolve
 from pbsfs.access.credentials import (
     FORMS,
     MAX_SECRET,
     PASSWORD_VARIABLE,
     find_credential,
 )
-from pbsfs.access.keyring import KeyRing
+from pbsfs.access.description import Description
 from pbsfs.base.errors import UsageError
-from pbsfs.base.names import BACKUP_TYPES, Namespace
+from pbsfs.base.names import BACKUP_TYPES
 from pbsfs.base.secret import Secret
 from pbsfs.chunks.store import DEFAULT_CACHE_SIZE
 from pbsfs.reader.damage import ZeroedRanges
-from pbsfs.sources.base import Source
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +39,8 @@ NAMES = (
 )
 """Every parameter that a user may give. `keyfile` may be given more than once."""
 
-HANDED_OVER = ("keys_fd", "ready_fd")
-"""Parameters of `pbsfs nbd` itself: where it left the keys, and where it waits for word."""
+HANDED_OVER = ("source_fd", "ready_fd")
+"""Parameters of `pbsfs nbd` itself: the descriptors of the source's description and of its waiting pipe."""
 
 _PLACE = ("type", "id", "vmid", "timestamp", "image")
 
@@ -63,20 +54,13 @@ class Settings:
     `ready_fd`: where to tell that connections are taken. `filters`: those of nbdkit that are in use.
     """
 
-    options: SourceOptions
-    environment: Mapping[str, str] = field(repr=False)  # it holds the password
-    keys: KeyRing
-    namespace: Namespace
+    source: Description
     path: str
     missing: str | None = None
     cache_size: int = DEFAULT_CACHE_SIZE
     zeroed: ZeroedRanges | None = None
     ready_fd: int | None = None
     filters: frozenset[str] = frozenset()
-
-    def open_source(self) -> Source:
-        """A source of its own each time. Raises UsageError and SourceError."""
-        return open_source(self.options, self.environment, None)
 
 
 class Parameters:
@@ -110,6 +94,26 @@ class Parameters:
         """All of them together. Raises UsageError, KeyFileError, PasswordError, and what connecting does."""
         given = self._given
         path, missing = self._path()
+        cache_size = parse_cache_size(given["cache_size"]) if "cache_size" in given else DEFAULT_CACHE_SIZE
+        on_damage = given.get("on_damage", "fail")
+        if on_damage not in ("fail", "zero"):
+            raise UsageError(f"on_damage={on_damage}: it is fail or zero")
+        return Settings(
+            source=self._source(),
+            path=path,
+            missing=missing,
+            cache_size=cache_size,
+            zeroed=ZeroedRanges() if on_damage == "zero" else None,
+            ready_fd=self._whole("ready_fd", 0, 1 << 20),
+            filters=self._filters,
+        )
+
+    def _source(self) -> Description:
+        """What `pbsfs nbd` found out, or else what the parameters and the environment name."""
+        fd = self._whole("source_fd", 0, 1 << 20)
+        if fd is not None:
+            return Description.taken_over(fd)
+        given = self._given
         options = SourceOptions(
             repository=given.get("repo") or None,
             datastore_dir=self._directory(),
@@ -123,29 +127,8 @@ class Parameters:
             datastore=given.get("datastore") or None,
             auth_id=given.get("auth_id") or None,
         )
-        cache_size = parse_cache_size(given["cache_size"]) if "cache_size" in given else DEFAULT_CACHE_SIZE
-        on_damage = given.get("on_damage", "fail")
-        if on_damage not in ("fail", "zero"):
-            raise UsageError(f"on_damage={on_damage}: it is fail or zero")
         options = resolve(options, self._environment, _parameter)
-        namespace = Namespace.parse(options.namespace or "")
-        environment = dict(self._environment)
-        if options.repository is not None:
-            access = self._access(options)
-            options = replace(options, fingerprint=access.trust.pinned or "")
-            environment = with_password(environment, access.secret)
-        return Settings(
-            options=options,
-            environment=environment,
-            keys=self._keys(options),
-            namespace=namespace,
-            path=path,
-            missing=missing,
-            cache_size=cache_size,
-            zeroed=ZeroedRanges() if on_damage == "zero" else None,
-            ready_fd=self._whole("ready_fd", 0, 1 << 20),
-            filters=self._filters,
-        )
+        return describe(options, self._environment, None, secret=self._secret(options))
 
     def _path(self) -> tuple[str, str | None]:
         """The place in the tree, and which parameter is missing on the way to an image."""
@@ -182,26 +165,18 @@ class Parameters:
         # nbdkit changes its directory when it goes into the background
         return Path(os.path.abspath(self._given["datastore_dir"]))
 
-    def _access(self, options: SourceOptions) -> ServerAccess:
-        """How to get at the server: with the password that was given, or with that of the environment."""
-        environment = self._environment
-        if self._password is not None:
-            environment = with_password(environment, self._password)
-        elif not any(PASSWORD_VARIABLE + form in environment for form in FORMS) and (
-            find_credential("password", environment) is None
+    def _secret(self, options: SourceOptions) -> Secret | None:
+        """The password that was given; None to take the environment's. Raises UsageError without any."""
+        if options.repository is None or self._password is not None:
+            return self._password
+        if not any(PASSWORD_VARIABLE + form in self._environment for form in FORMS) and (
+            find_credential("password", self._environment) is None
         ):
             raise UsageError(
                 "no password: give password=+FILE, password=- to be asked for it, or set PBS_PASSWORD "
                 "(or PBS_PASSWORD_FD, _FILE, _CMD); for an API token it is the token's secret"
             )
-        return find_access(options, environment, None)
-
-    def _keys(self, options: SourceOptions) -> KeyRing:
-        fd = self._whole("keys_fd", 0, 1 << 20)
-        if fd is None:
-            return open_keys(options, self._environment, None)
-        with open(fd, "rb") as pipe:
-            return KeyRing.load(pipe.read())
+        return None
 
     def _whole(self, name: str, least: int, most: int) -> int | None:
         number = self._number(name, least, most)
@@ -237,13 +212,6 @@ def filters_of(arguments: Sequence[str]) -> frozenset[str]:
             name = value if equals else following
             found.add(os.path.basename(name).removeprefix("nbdkit-").removesuffix("-filter.so"))
     return frozenset(found)
-
-
-def with_password(environment: Mapping[str, str], secret: Secret) -> dict[str, str]:
-    """`environment` with the password in the one form that can be read again and again."""
-    forms = {PASSWORD_VARIABLE + suffix for suffix in FORMS}
-    kept = {name: value for name, value in environment.items() if name not in forms}
-    return {**kept, PASSWORD_VARIABLE: secret.reveal()}
 
 
 def _password(value: str) -> Secret:

@@ -14,8 +14,8 @@ from pbsfs.access.config import (
     REPOSITORY_VARIABLE,
     FuseOptions,
     SourceOptions,
+    describe,
     names_source,
-    open_source,
     parse_cache_size,
     parse_size,
     resolve,
@@ -35,7 +35,8 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(datastore_dir: Path | None = None, repository: str | None = None) -> Source:
     """The source that these options name."""
-    return open_source(SourceOptions(repository, datastore_dir))
+    options = resolve(SourceOptions(repository, datastore_dir), os.environ)
+    return describe(options, os.environ, None).access.open()
 
 
 def test_a_directory_is_a_source(writer: DatastoreWriter) -> None:

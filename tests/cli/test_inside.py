@@ -12,8 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, describe, named_by
+from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, named_by, shown_source
+from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess
+from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import SourceError
+from pbsfs.base.names import Namespace
+from pbsfs.base.secret import Secret
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.tls import Trust
+from tests.support.made import KEY
 from tests.support.mounts import Mounted, mounted
 from tests.support.needs import need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
@@ -160,15 +167,21 @@ main()
     assert "is that of another user; name the source with --repository" in error_of(done, 4)
 
 
+ODD = Path(os.fsdecode("/ü/\xff ☃".encode() + b"\xff"))
+SERVER = ServerAccess(Repository.parse("u@pbs!t@h:1:s"), Secret("geheim"), Trust(pinned="ab"))
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("access", "namespace", "options"),
     [
-        SourceOptions(repository="u@pbs!t@h:1:s", fingerprint="ab", namespace="prod/db"),
-        SourceOptions(datastore_dir=Path(os.fsdecode("/ü/\xff ☃".encode() + b"\xff")), namespace=""),
+        (SERVER, "prod/db", SourceOptions(repository="u@pbs!t@h:1:s", fingerprint="ab", namespace="prod/db")),
+        (DirectoryAccess(ODD), "", SourceOptions(datastore_dir=ODD, namespace="")),
     ],
 )
-def test_what_a_mount_tells_is_read_as_it_was(options: SourceOptions) -> None:
-    assert named_by(describe(options)) == options
+def test_what_a_mount_tells_is_read_as_it_was(access: Access, namespace: str, options: SourceOptions) -> None:
+    shown = shown_source(Description(access, Namespace.parse(namespace), KeyRing([KEY])))
+    assert named_by(shown) == options
+    assert b"geheim" not in shown
 
 
 @pytest.mark.parametrize("text", [b"", b"x", b"[]", b"null", b'"x"', b'{"datastore_dir": 1}', b"\xff"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pbsfs.access.description import Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import KeyFileError, UsageError
 from pbsfs.base.names import Namespace
@@ -42,11 +43,18 @@ def told(tmp_path: Path) -> Tells:
     return tell
 
 
+def server_of(settings: Settings) -> ServerAccess:
+    assert isinstance(settings.source.access, ServerAccess)
+    return settings.source.access
+
+
+def directory_of(settings: Settings) -> Path:
+    assert isinstance(settings.source.access, DirectoryAccess)
+    return settings.source.access.path
+
+
 def password_of(settings: Settings) -> str:
-    """The one secret, in the one form in which it can be read again and again."""
-    names = [name for name in settings.environment if name.startswith("PBS_PASSWORD")]
-    assert names == ["PBS_PASSWORD"]
-    return settings.environment["PBS_PASSWORD"]
+    return server_of(settings).secret.reveal()
 
 
 # --- what each of them says
@@ -54,22 +62,21 @@ def password_of(settings: Settings) -> str:
 
 def test_a_directory_is_enough(told: Tells) -> None:
     settings = told(DIRECTORY)
-    assert settings.options.datastore_dir == Path("/srv/datastore")
-    assert settings.options.repository is None
+    assert directory_of(settings) == Path("/srv/datastore")
     assert (settings.path, settings.missing) == ("", None)
-    assert settings.namespace == Namespace(())
+    assert settings.source.namespace == Namespace(())
     assert settings.cache_size == DEFAULT_CACHE_SIZE
     assert settings.zeroed is None
     assert settings.ready_fd is None
     assert settings.filters == {"cow"}
-    assert list(settings.keys) == []
+    assert list(settings.source.keys) == []
 
 
 def test_a_directory_stays_where_it_is_when_the_working_directory_is_another(
     told: Tells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told("datastore_dir=here").options.datastore_dir == tmp_path / "here"
+    assert directory_of(told("datastore_dir=here")) == tmp_path / "here"
 
 
 def test_a_server_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> None:
@@ -82,21 +89,21 @@ def test_a_server_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> No
         "connections=4",
         "retry_timeout=2.5",
     )
-    assert settings.options.repository == CANONICAL
-    assert settings.options.fingerprint == FINGERPRINT.replace(":", "").lower()
-    assert settings.namespace == Namespace(("prod", "db"))
-    assert (settings.options.connections, settings.options.retry_timeout) == (4, 2.5)
+    assert str(server_of(settings).repository) == CANONICAL
+    assert server_of(settings).trust.pinned == FINGERPRINT.replace(":", "").lower()
+    assert settings.source.namespace == Namespace(("prod", "db"))
+    assert (server_of(settings).connections, server_of(settings).retry_timeout) == (4, 2.5)
     assert password_of(settings) == PASSWORD
 
 
 def test_a_server_is_named_part_by_part(told: Tells) -> None:
     words = ("server=fd00::1", "port=8443", "datastore=store2", "auth_id=reader@pbs!laptop", "namespace=")
     settings = told(*words, PBS_PASSWORD=PASSWORD, PBS_NAMESPACE="prod", PBS_SERVER="other")
-    assert settings.options.repository == "reader@pbs!laptop@[fd00::1]:8443:store2"
-    assert settings.namespace == Namespace(())
+    assert str(server_of(settings).repository) == "reader@pbs!laptop@[fd00::1]:8443:store2"
+    assert settings.source.namespace == Namespace(())
     settings = told("datastore=store2", PBS_PASSWORD=PASSWORD, PBS_NAMESPACE="prod", PBS_SERVER="other")
-    assert settings.options.repository == "root@pam@other:8007:store2"
-    assert settings.namespace == Namespace(("prod",))
+    assert str(server_of(settings).repository) == "root@pam@other:8007:store2"
+    assert settings.source.namespace == Namespace(("prod",))
     with pytest.raises(UsageError, match="repo= and server= exclude each other"):
         told("server=host", f"repo={REPOSITORY}")
     with pytest.raises(UsageError, match="name it with datastore= or PBS_DATASTORE"):
@@ -105,13 +112,12 @@ def test_a_server_is_named_part_by_part(told: Tells) -> None:
 
 def test_the_environment_names_a_directory(told: Tells) -> None:
     settings = told(PBSFS_DATASTORE_DIR="/usr", PBS_REPOSITORY=REPOSITORY)
-    assert settings.options.datastore_dir == Path("/usr")
+    assert directory_of(settings) == Path("/usr")
 
 
 def test_names_may_have_hyphens(told: Tells) -> None:
     settings = told("datastore-dir=/x", "cache-size=64M", "retry-timeout=1", "on-damage=zero")
-    assert settings.options.datastore_dir == Path("/x")
-    assert settings.options.retry_timeout == 1
+    assert directory_of(settings) == Path("/x")
     assert settings.cache_size == 64 << 20
     assert settings.zeroed is not None
 
@@ -144,22 +150,25 @@ def test_names_may_have_hyphens(told: Tells) -> None:
 def test_words_come_to_a_place_in_the_tree(told: Tells, words: str, path: str, missing: str | None) -> None:
     settings = told(DIRECTORY, *words.split())
     assert (settings.path, settings.missing) == (path, missing)
-    assert settings.namespace == Namespace(())
+    assert settings.source.namespace == Namespace(())
 
 
 def test_key_files_may_be_several(told: Tells, tmp_path: Path) -> None:
     (tmp_path / "one.json").write_bytes(key_file())
     (tmp_path / "two.json").write_bytes(key_file(key=bytes(range(1, 33))))
     settings = told(DIRECTORY, f"keyfile={tmp_path}/one.json", f"keyfile={tmp_path}/two.json")
-    assert set(settings.keys) == {made.KEY.fingerprint, made.OTHER_KEY.fingerprint}
+    assert set(settings.source.keys) == {made.KEY.fingerprint, made.OTHER_KEY.fingerprint}
 
 
-def test_keys_may_be_handed_over(told: Tells) -> None:
-    reading, writing = os.pipe()
-    with open(writing, "wb") as pipe:
-        pipe.write(KeyRing([Key(bytes(range(32)))]).dump())
-    settings = told(DIRECTORY, f"keys_fd={reading}", "ready_fd=7")
-    assert set(settings.keys) == {made.KEY.fingerprint}
+def test_a_source_may_be_handed_over(told: Tells) -> None:
+    description = Description(
+        DirectoryAccess(Path("/srv/other")), Namespace(("prod",)), KeyRing([Key(bytes(range(32)))])
+    )
+    with description.handed_over() as fd:
+        settings = told(f"source_fd={os.dup(fd)}", "ready_fd=7", **SERVER)
+    assert directory_of(settings) == Path("/srv/other")
+    assert settings.source.namespace == Namespace(("prod",))
+    assert set(settings.source.keys) == {made.KEY.fingerprint}
     assert settings.ready_fd == 7
 
 
@@ -173,8 +182,11 @@ def test_sizes_and_damage(told: Tells) -> None:
 def test_an_empty_parameter_says_nothing(told: Tells) -> None:
     words = ("namespace=", "fingerprint=", "retry_timeout=", "connections=", "repo=", "path=", "id=", "type=")
     settings = told(DIRECTORY, *words)
-    assert (settings.path, settings.options.fingerprint) == ("", None)
-    assert (settings.options.retry_timeout, settings.options.connections) == (None, None)
+    assert settings.path == ""
+    assert directory_of(settings) == Path("/srv/datastore")
+    of_server = server_of(told(*words, **SERVER, PBS_PASSWORD=PASSWORD))
+    assert of_server.trust.pinned == FINGERPRINT.replace(":", "").lower()
+    assert (of_server.retry_timeout, of_server.connections) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +257,7 @@ def test_the_parameter_goes_before_the_environment(told: Tells, tmp_path: Path) 
         PBS_PASSWORD_FILE="/nowhere",
     )
     assert password_of(settings) == PASSWORD
-    assert settings.options.repository == "other@pbs@host:8007:store2"
+    assert str(server_of(settings).repository) == "other@pbs@host:8007:store2"
 
 
 @pytest.mark.parametrize("wrong", ["vmid=1 id=2", "cache_size=x", "on_damage=x", "fingerprint=x", "x=x"])

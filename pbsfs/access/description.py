@@ -1,0 +1,203 @@
+"""The description of a source: all that opening it takes, found out once and then never again.
+
+`pbsfs.access.config` makes descriptions of options and environment. A command opens the source of one
+itself, or hands the whole description over to a process that it starts (the mount in the background,
+nbdkit), through anonymous memory (memfd_create(2)): neither the arguments nor the environment of a
+process that lives for weeks hold a secret, and the two processes can't find different things. Synchronous.
+
+A new kind of source is one more class with these four methods in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pbsfs.access.keyring import KeyRing
+from pbsfs.base.errors import UsageError
+from pbsfs.base.names import Namespace
+from pbsfs.base.secret import Secret
+from pbsfs.sources.server.proxy import Proxy
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.tls import Trust
+
+if TYPE_CHECKING:
+    from pbsfs.sources.base import Source
+
+Facts = dict[str, Any]
+"""What JSON can hold."""
+
+
+class Access(abc.ABC):
+    """How to get at one kind of source. Immutable; its `repr` shows no secret."""
+
+    kind: ClassVar[str]
+
+    @abc.abstractmethod
+    def open(self) -> Source:
+        """A source of its own each time. Raises SourceError."""
+
+    @abc.abstractmethod
+    def dump(self) -> Facts:
+        """All of it, secrets included."""
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, facts: Facts) -> Self:
+        """The inverse of `dump`."""
+
+    @abc.abstractmethod
+    def public(self) -> dict[str, str]:
+        """What other users may know of it: what names the source, in the words of the options."""
+
+
+# Sources come with trio and HTTP/2, which a `mount` that starts a process for the background does without:
+# half of its time would be importing.
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryAccess(Access):
+    """A datastore's directory; `path` is absolute."""
+
+    kind: ClassVar[str] = "directory"
+    path: Path
+
+    def open(self) -> Source:
+        from pbsfs.sources.directory import DirectorySource  # noqa: PLC0415
+
+        return DirectorySource(self.path)
+
+    def dump(self) -> Facts:
+        return {"path": str(self.path)}
+
+    @classmethod
+    def load(cls, facts: Facts) -> Self:
+        return cls(Path(facts["path"]))
+
+    def public(self) -> dict[str, str]:
+        return {"datastore_dir": str(self.path)}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAccess(Access):
+    """A datastore on a server.
+
+    `retry_timeout`: seconds. `connections`: to one snapshot. None for both: the default of the source.
+    """
+
+    kind: ClassVar[str] = "server"
+    repository: Repository
+    secret: Secret
+    trust: Trust
+    proxy: Proxy | None = None
+    retry_timeout: float | None = None
+    connections: int | None = None
+
+    def open(self) -> Source:
+        from pbsfs.sources.retry import DEFAULT_LIMIT  # noqa: PLC0415
+        from pbsfs.sources.server.source import ServerSettings, ServerSource  # noqa: PLC0415
+
+        patience = DEFAULT_LIMIT if self.retry_timeout is None else self.retry_timeout
+        settings = ServerSettings(patience, self.connections)
+        return ServerSource(self.repository, self.secret, self.trust, settings, self.proxy)
+
+    def dump(self) -> Facts:
+        return {
+            "repository": str(self.repository),
+            "secret": self.secret.reveal(),
+            "pinned": self.trust.pinned,
+            "known": self.trust.known,
+            "proxy": None if self.proxy is None else _dump_proxy(self.proxy),
+            "retry_timeout": self.retry_timeout,
+            "connections": self.connections,
+        }
+
+    @classmethod
+    def load(cls, facts: Facts) -> Self:
+        return cls(
+            Repository.parse(facts["repository"]),
+            Secret(facts["secret"]),
+            Trust(facts["pinned"], facts["known"]),
+            None if facts["proxy"] is None else _load_proxy(facts["proxy"]),
+            facts["retry_timeout"],
+            facts["connections"],
+        )
+
+    def public(self) -> dict[str, str]:
+        pinned = {"fingerprint": self.trust.pinned} if self.trust.pinned else {}
+        return {"repository": str(self.repository), **pinned}
+
+
+KINDS: Mapping[str, type[Access]] = {kind.kind: kind for kind in (DirectoryAccess, ServerAccess)}
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A source with what is read of it: from `namespace` on, with `keys`."""
+
+    access: Access
+    namespace: Namespace
+    keys: KeyRing = field(repr=False)
+
+    def dump(self) -> bytes:
+        """All of it, secrets included, for another process of pbsfs."""
+        facts = {
+            "kind": self.access.kind,
+            "namespace": str(self.namespace),
+            "keys": self.keys.dump().decode(),
+        }
+        return json.dumps(facts | {"access": self.access.dump()}).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> Description:
+        """The inverse of `dump`."""
+        facts = json.loads(data)
+        access = KINDS[facts["kind"]].load(facts["access"])
+        return cls(access, Namespace.parse(facts["namespace"]), KeyRing.load(facts["keys"].encode()))
+
+    @contextlib.contextmanager
+    def handed_over(self) -> Iterator[int]:
+        """A descriptor for a child to inherit, of memory that holds all of it.
+
+        Not of a pipe: nobody reads before the child runs, and a pipe may hold no more than one page.
+        """
+        fd = os.memfd_create("pbsfs")
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(self.dump())
+            os.lseek(fd, 0, os.SEEK_SET)
+            yield fd
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def taken_over(cls, fd: int) -> Description:
+        """What the parent of this process handed over; closes `fd`. Raises UsageError for anything else."""
+        try:
+            with open(fd, "rb") as file:
+                return cls.load(file.read())
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+            # Not what was in it, nor where it went wrong: it may be a secret.
+            raise UsageError(f"descriptor {fd}: not the description of a source") from None
+
+
+def _dump_proxy(proxy: Proxy) -> Facts:
+    password = None if proxy.password is None else proxy.password.reveal()
+    return {
+        "host": proxy.host,
+        "port": proxy.port,
+        "variable": proxy.variable,
+        "user": proxy.user,
+        "password": password,
+    }
+
+
+def _load_proxy(facts: Facts) -> Proxy:
+    password = facts["password"]
+    return Proxy(**facts | {"password": None if password is None else Secret(password)})
