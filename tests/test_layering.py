@@ -124,7 +124,7 @@ def test_the_formats_do_no_io(module: str, tree: ast.Module) -> None:
         ("pbsfs.base.names", "from pbsfs.formats.blob import decode"),
         ("pbsfs.base.errors", "import pbsfs.formats.blob as n"),
         ("pbsfs.chunks.store", "from pbsfs.reader.image import Image"),
-        ("pbsfs.sources.directory", "from pbsfs.access.config import resolve"),
+        ("pbsfs.sources.directory", "from pbsfs.access.options import resolve"),
         ("pbsfs.sources.directory", "def f():\n    from pbsfs.chunks.store import ChunkStore"),
         (
             "pbsfs.sources.directory",
@@ -133,7 +133,7 @@ def test_the_formats_do_no_io(module: str, tree: ast.Module) -> None:
         ("pbsfs.sources.server.pool", "from ...reader import store"),
         ("pbsfs.sources.base", "from pbsfs.testing.writer import DatastoreWriter"),
         ("pbsfs.reader.image", "if TYPE_CHECKING:\n    from pbsfs.tree import Tree"),
-        ("pbsfs.reader.image", "from pbsfs.access.config import parse_size"),
+        ("pbsfs.reader.image", "from pbsfs.access.sizes import parse_size"),
         ("pbsfs.fuse.mount", "from pbsfs.cli import main"),
         ("pbsfs.tasks.copy", "from pbsfs.fuse.inodes import Inode"),
         ("pbsfs.tree", "import os, pbsfs.fuse"),

@@ -1,6 +1,6 @@
 """The description of a source: all that opening it takes, found out once and then never again.
 
-`pbsfs.access.config` makes descriptions of options and environment. A command opens the source of one
+`pbsfs.access.resolve` makes descriptions of options and environment. A command opens the source of one
 itself, or hands the whole description over to a process that it starts (the mount in the background,
 nbdkit), through anonymous memory (memfd_create(2)): neither the arguments nor the environment of a
 process that lives for weeks hold a secret, and the two processes can't find different things. Synchronous.

@@ -1,6 +1,6 @@
 """The file of known fingerprints: certificates that the user has accepted, one line `host fingerprint` each.
 
-It is the file of proxmox-backup-client, which reads and writes it too. `pbsfs.access.config` calls this
+It is the file of proxmox-backup-client, which reads and writes it too. `pbsfs.access.trust` calls this
 module. Synchronous; several processes may write at the same time.
 """
 

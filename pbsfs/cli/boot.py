@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from pbsfs.access.config import SourceOptions
+from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import HelperError, NotFoundError, OutputError, UsageError
 from pbsfs.boot import machine as machines
 from pbsfs.boot.machine import Machine

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pbsfs.access.config import SourceOptions
+from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import DamageError, OutputError, UsageError
 from pbsfs.base.text import first_of
 from pbsfs.cli.inside import find, from_mounts

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pbsfs.access.config import SourceOptions
+from pbsfs.access.options import SourceOptions
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging

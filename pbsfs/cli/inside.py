@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, named_by, names_source
+from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, named_by, names_source
 from pbsfs.base.errors import NotFoundError, SourceError, UsageError
 from pbsfs.cli.options import environment
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from pbsfs.access.config import SourceOptions
 from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE, find_secret
+from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
 from pbsfs.base.names import MASTER_KEY_BLOB
 from pbsfs.base.secret import Secret

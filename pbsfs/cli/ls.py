@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pbsfs.access.config import SourceOptions
+from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import DamageError
 from pbsfs.base.names import format_time
 from pbsfs.cli.inside import find, from_mounts

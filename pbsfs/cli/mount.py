@@ -15,16 +15,10 @@ from pathlib import Path
 
 import click
 
-from pbsfs.access.config import (
-    SOURCE_ATTRIBUTE,
-    FuseOptions,
-    SourceOptions,
-    describe,
-    parse_cache_size,
-    resolve,
-    shown_source,
-)
 from pbsfs.access.description import Description, DirectoryAccess
+from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, resolve, shown_source
+from pbsfs.access.resolve import describe
+from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import MountError, PbsfsError, exit_status_of
 from pbsfs.base.names import Namespace
 from pbsfs.cli.options import (
@@ -37,6 +31,7 @@ from pbsfs.cli.options import (
     source_options,
 )
 from pbsfs.fuse.mountpoint import check_usable
+from pbsfs.fuse.options import FuseOptions
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager

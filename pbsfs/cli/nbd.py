@@ -13,7 +13,9 @@ from typing import Generic, TypeVar
 
 import click
 
-from pbsfs.access.config import SourceOptions, describe, parse_cache_size, resolve
+from pbsfs.access.options import SourceOptions, resolve
+from pbsfs.access.resolve import describe
+from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import UsageError
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import (

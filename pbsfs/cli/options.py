@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from pbsfs.access.config import SourceOptions, Terminal, describe, resolve
+from pbsfs.access.options import SourceOptions, resolve
+from pbsfs.access.resolve import describe
+from pbsfs.access.terminal import Terminal
 from pbsfs.base.secret import Secret
 from pbsfs.reader.damage import ZeroedRanges
 

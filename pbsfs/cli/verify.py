@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from pbsfs.access.config import SourceOptions, parse_size
+from pbsfs.access.options import SourceOptions
+from pbsfs.access.sizes import parse_size
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pbsfs.access.config import SourceOptions, describe, parse_cache_size, resolve
 from pbsfs.access.credentials import (
     FORMS,
     MAX_SECRET,
@@ -23,6 +22,9 @@ from pbsfs.access.credentials import (
     find_credential,
 )
 from pbsfs.access.description import Description
+from pbsfs.access.options import SourceOptions, resolve
+from pbsfs.access.resolve import describe
+from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import BACKUP_TYPES
 from pbsfs.base.secret import Secret

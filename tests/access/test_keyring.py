@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from pbsfs.access import keyring
-from pbsfs.access.config import SourceOptions, Terminal, open_keys
 from pbsfs.access.keyring import KeyRing, read_keys
+from pbsfs.access.options import SourceOptions
+from pbsfs.access.resolve import open_keys
+from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import KeyFileError, PasswordError, UsageError
 from pbsfs.base.secret import Secret
 from pbsfs.formats.keyfile import KeyFile

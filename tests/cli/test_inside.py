@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.access.config import SOURCE_ATTRIBUTE, SourceOptions, named_by, shown_source
 from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing
+from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, named_by, shown_source
 from pbsfs.base.errors import SourceError
 from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret

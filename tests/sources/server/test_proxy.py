@@ -8,7 +8,9 @@ import socket
 import pytest
 import trio
 
-from pbsfs.access.config import SourceOptions, Terminal, find_access
+from pbsfs.access.options import SourceOptions
+from pbsfs.access.resolve import find_access
+from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import (
     AuthError,
     ConnectError,

@@ -9,18 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.access.config import (
-    MIN_CACHE_SIZE,
-    REPOSITORY_VARIABLE,
-    FuseOptions,
-    SourceOptions,
-    describe,
-    names_source,
-    parse_cache_size,
-    parse_size,
-    resolve,
-)
+from pbsfs.access.options import REPOSITORY_VARIABLE, SourceOptions, names_source, resolve
+from pbsfs.access.resolve import describe
+from pbsfs.access.sizes import MIN_CACHE_SIZE, parse_cache_size, parse_size
 from pbsfs.base.errors import SourceError, UsageError
+from pbsfs.fuse.options import FuseOptions
 from pbsfs.sources.base import Source
 from pbsfs.sources.directory import DirectorySource
 from pbsfs.testing.writer import DatastoreWriter

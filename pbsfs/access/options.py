@@ -1,0 +1,186 @@
+"""What names a source: options, completed from the environment.
+
+`resolve` reads what can be read only once (a descriptor, a command) and no secret. Used by the command line
+and by nbdkit's parameters; `pbsfs.access.resolve` makes a description of the result. Synchronous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pbsfs.access.credentials import FORMS, find_setting, has_credential
+from pbsfs.access.description import Description
+from pbsfs.base.errors import SourceError, UsageError
+from pbsfs.sources.server.repository import Repository, parse_port
+
+log = logging.getLogger(__name__)
+
+REPOSITORY_VARIABLE = "PBS_REPOSITORY"
+FINGERPRINT_VARIABLE = "PBS_FINGERPRINT"
+NAMESPACE_VARIABLE = "PBS_NAMESPACE"
+DIRECTORY_VARIABLE = "PBSFS_DATASTORE_DIR"
+
+PARTS = {"server": "PBS_SERVER", "port": "PBS_PORT", "datastore": "PBS_DATASTORE", "auth_id": "PBS_AUTH_ID"}
+"""The parts of a repository: the fields of `SourceOptions`, and the variables that complete them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What the options say about the source; `resolve` completes it from the environment.
+
+    `server`, `port`, `datastore`, `auth_id`: the parts of a repository, instead of `repository`.
+    `namespace`: the one to start at. `retry_timeout` None: the default of the server source.
+    """
+
+    repository: str | None = None
+    datastore_dir: Path | None = None
+    fingerprint: str | None = None
+    retry_timeout: float | None = None
+    connections: int | None = None
+    keyfiles: tuple[Path, ...] = ()
+    keyfd: int | None = None
+    server: str | None = None
+    port: int | None = None
+    datastore: str | None = None
+    auth_id: str | None = None
+    namespace: str | None = None
+
+    def names_source(self) -> bool:
+        """Whether these options say which source is meant."""
+        return bool(self._given())
+
+    def _given(self) -> list[str]:
+        fields = ("repository", *PARTS, "datastore_dir")
+        return [name for name in fields if getattr(self, name) is not None]
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def names_source(environment: Mapping[str, str]) -> bool:
+    """Whether the environment says which source is meant; reads nothing."""
+    repositories = [REPOSITORY_VARIABLE + form for form in FORMS]
+    wanted = (DIRECTORY_VARIABLE, PARTS["datastore"], *repositories)
+    return any(environment.get(name) for name in wanted) or has_credential("repository", environment)
+
+
+def resolve(
+    options: SourceOptions, environment: Mapping[str, str], option: Callable[[str], str] = _option
+) -> SourceOptions:
+    """`options`, completed from the environment: with `repository` or `datastore_dir`, and `namespace`.
+
+    The first of these that is given: a directory, a repository or its parts as options (the variables
+    complete the parts); PBSFS_DATASTORE_DIR; PBS_REPOSITORY, or the systemd credential; the parts as
+    variables. The rules for the server are those of proxmox-backup-client 4.1.8. `option`: how the caller's
+    users write a field of `SourceOptions`. Raises UsageError.
+    """
+    given = options._given()
+    kinds = {"parts" if name in PARTS else name: name for name in reversed(given)}
+    if len(kinds) > 1:
+        raise UsageError(f"{' and '.join(map(option, reversed(kinds.values())))} exclude each other")
+    if options.namespace is None:
+        options = replace(options, namespace=environment.get(NAMESPACE_VARIABLE, ""))
+    if options.datastore_dir is not None:
+        return replace(options, datastore_dir=Path(os.path.abspath(options.datastore_dir)))
+    if not given and environment.get(DIRECTORY_VARIABLE):
+        return replace(options, datastore_dir=_directory_of(environment))
+    text = options.repository
+    if not given:
+        text = find_setting(REPOSITORY_VARIABLE, "repository", environment)
+    repository = Repository.parse(text) if text is not None else _of_parts(options, environment, option)
+    fingerprint = options.fingerprint
+    if fingerprint is None:
+        fingerprint = find_setting(FINGERPRINT_VARIABLE, "fingerprint", environment)
+    return replace(
+        options,
+        repository=str(repository),
+        fingerprint=fingerprint or "",  # looked for: a descriptor or command is not to be read again
+        server=None,
+        port=None,
+        datastore=None,
+        auth_id=None,
+    )
+
+
+def _directory_of(environment: Mapping[str, str]) -> Path:
+    """The directory that the environment names. Raises SourceError where it is not one."""
+    directory = Path(os.path.abspath(environment[DIRECTORY_VARIABLE]))
+    others = [name for name in (REPOSITORY_VARIABLE, PARTS["datastore"]) if environment.get(name)]
+    unused = (
+        f"; as long as it is set, {' and '.join(others)} {'are' if others[1:] else 'is'} not used"
+        if others
+        else ""
+    )
+    try:
+        kind = os.stat(directory).st_mode
+    except OSError as error:
+        raise SourceError(f"{DIRECTORY_VARIABLE}: {directory}: {error.strerror}{unused}") from None
+    if not stat.S_ISDIR(kind):
+        raise SourceError(f"{DIRECTORY_VARIABLE}: {directory} is not a directory{unused}")
+    log.info("%s names the source: %s%s", DIRECTORY_VARIABLE, directory, unused)
+    return directory
+
+
+def _of_parts(
+    options: SourceOptions, environment: Mapping[str, str], option: Callable[[str], str]
+) -> Repository:
+    """The repository whose parts the options give, or else the variables."""
+    parts: dict[str, Any] = {}
+    for name, variable in PARTS.items():
+        parts[name] = getattr(options, name)
+        if parts[name] == "":
+            raise UsageError(f"{option(name)} is empty; leave it out, or give a value")
+        parts[name] = parts[name] or environment.get(variable) or None
+    if not parts["datastore"]:
+        if any(parts.values()):
+            raise UsageError(
+                "no source: the server's datastore is not named; "
+                f"name it with {option('datastore')} or {PARTS['datastore']}"
+            )
+        raise UsageError(
+            f"no source: name a server with {option('repository')} or {REPOSITORY_VARIABLE}, "
+            f"or a datastore's directory with {option('datastore_dir')} or {DIRECTORY_VARIABLE}"
+        )
+    port = parts["port"]
+    try:
+        number = parse_port(port) if isinstance(port, str) else port
+    except UsageError as error:
+        raise UsageError(f"{PARTS['port']}: {error}") from None
+    return Repository.of_parts(parts["auth_id"], parts["server"], number, parts["datastore"])
+
+
+SOURCE_ATTRIBUTE = "user.pbs.source"
+"""The extended attribute in which a mount tells what it shows."""
+
+
+def shown_source(description: Description) -> bytes:
+    """What a mount shows of its source: a JSON object without secrets.
+
+    It has `repository` and `fingerprint`, or `datastore_dir`; and `namespace`.
+    """
+    return json.dumps(description.access.public() | {"namespace": str(description.namespace)}).encode()
+
+
+def named_by(shown: bytes) -> SourceOptions:
+    """The options that name the source of a mount that shows this. Raises SourceError for anything else."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        facts = json.loads(shown)
+        directory = facts.get("datastore_dir")
+        options = SourceOptions(
+            repository=facts.get("repository"),
+            datastore_dir=None if directory is None else Path(directory),
+            fingerprint=facts.get("fingerprint"),
+            namespace=str(facts.get("namespace", "")),
+        )
+        if options.names_source():
+            return options
+    raise SourceError(f"{SOURCE_ATTRIBUTE}: the mount does not tell its source")

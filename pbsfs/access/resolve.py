@@ -1,0 +1,117 @@
+"""From resolved options to the description of a source: its secret, trust, proxy and keys.
+
+The one place that asks the user. Called by the command line and by nbdkit's parameters, once. Synchronous;
+it may connect to the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, find_secret
+from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess
+from pbsfs.access.keyring import KeyRing, read_keys
+from pbsfs.access.options import SourceOptions
+from pbsfs.access.terminal import Terminal
+from pbsfs.access.trust import find_trust
+from pbsfs.base.errors import UsageError
+from pbsfs.base.names import Namespace
+from pbsfs.base.secret import Secret
+from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
+from pbsfs.runtime.places import config_home
+from pbsfs.sources.server.proxy import find_proxy
+from pbsfs.sources.server.repository import Repository
+
+
+def describe(
+    options: SourceOptions,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+    *,
+    secret: Secret | None = None,
+    ask_for_default: bool = False,
+) -> Description:
+    """The source that resolved options name, with its secret and keys.
+
+    `secret`: instead of that of the environment. `ask_for_default`: see `open_keys`. Raises UsageError,
+    KeyFileError, PasswordError, and what connecting to the server raises.
+    """
+    namespace = Namespace.parse(options.namespace or "")
+    access: Access
+    if options.datastore_dir is not None:
+        access = DirectoryAccess(options.datastore_dir)
+    else:
+        access = find_access(options, environment, terminal, secret)
+    keys = open_keys(options, environment, terminal, ask_for_default=ask_for_default)
+    return Description(access, namespace, keys)
+
+
+def find_access(
+    options: SourceOptions,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+    secret: Secret | None = None,
+) -> ServerAccess:
+    """How to get at the server of resolved options. `secret`: instead of that of the environment.
+
+    Raises UsageError, and what connecting raises.
+    """
+    assert options.repository is not None
+    repository = Repository.parse(options.repository)
+    proxy = find_proxy(repository, environment)
+    # Before the password: who has to be asked for it should see that the server is the right one.
+    trust = find_trust(options.fingerprint, repository, proxy, environment, terminal)
+    if secret is None:
+        secret = find_secret(PASSWORD_VARIABLE, "password", environment)
+    if secret is not None and not secret.reveal():
+        secret = None  # a variable that is set to nothing
+    if secret is None and terminal is None:
+        raise UsageError(
+            f"no password for {repository.auth_id}: set PBS_PASSWORD (or PBS_PASSWORD_FD, _FILE, _CMD); "
+            "for an API token it is the token's secret"
+        )
+    if secret is None and terminal is not None:
+        what = "password" if repository.token is None else "secret"
+        secret = terminal.password(f"{what} of {repository.auth_id} at {repository.address}")
+    assert secret is not None
+    return ServerAccess(repository, secret, trust, proxy, options.retry_timeout, options.connections)
+
+
+def open_keys(
+    options: SourceOptions,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+    *,
+    ask_for_default: bool = False,
+) -> KeyRing:
+    """The keys that the options name, or else those in the usual places.
+
+    `ask_for_default`: for what reads much; a listing should not ask for the password of a key that it has no
+    use for. Raises UsageError, KeyFileError, PasswordError.
+    """
+    given = None
+    if options.keyfd is not None:
+        if not 0 <= options.keyfd < 1 << 31:
+            raise UsageError(f"--keyfd {options.keyfd}: not a descriptor's number")
+        try:
+            with open(options.keyfd, "rb") as file:
+                given = file.read(MAX_KEY_FILE_SIZE + 1)
+        except OSError as error:
+            raise UsageError(f"--keyfd {options.keyfd}: {error.strerror}") from None
+
+    def ask(path: Path, file: KeyFile) -> Secret | None:
+        if terminal is None:
+            return None
+        hint = f" (hint: {file.hint})" if file.hint else ""
+        return terminal.password(f"password of the key {path}{hint}")
+
+    password = find_secret(KEY_PASSWORD_VARIABLE, "encryption-password", environment)
+    return read_keys(
+        options.keyfiles,
+        given=given,
+        password=password,
+        ask=ask,
+        ask_for_default=ask_for_default and terminal is not None,
+        config_home=config_home(environment),
+    )

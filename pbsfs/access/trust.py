@@ -1,0 +1,64 @@
+"""By what a server is trusted: a fingerprint that was given or accepted before, a CA, or the user's answer.
+
+Asked once, before the password. Synchronous.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from pbsfs.access.fingerprints import fingerprints_file, known_fingerprint, remember_fingerprint
+from pbsfs.access.terminal import Terminal
+from pbsfs.base.errors import TrustError, UsageError
+from pbsfs.runtime.places import config_home
+from pbsfs.sources.server.proxy import Proxy
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.tls import (
+    Trust,
+    connect,
+    parse_fingerprint,
+    peek_fingerprint,
+    show_fingerprint,
+)
+
+log = logging.getLogger(__name__)
+
+
+def find_trust(
+    fingerprint: str | None,
+    repository: Repository,
+    proxy: Proxy | None,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+) -> Trust:
+    """`fingerprint`: the one that was given, if any; it is the only one that counts.
+
+    Without one, asks at the terminal about a server that is not known. Raises UsageError, and what
+    connecting raises.
+    """
+    if fingerprint:
+        return Trust(pinned=parse_fingerprint(fingerprint))
+    home = config_home(environment)
+    file = None if home is None else fingerprints_file(home)
+    trust = Trust(known=None if file is None else known_fingerprint(file, repository.host))
+    if trust.known is not None or terminal is None:
+        return trust
+    try:
+        connect(repository, trust, proxy).socket.close()
+    except TrustError:
+        found = peek_fingerprint(repository, proxy)
+        shown = show_fingerprint(found)
+        if not terminal.confirm(
+            f"{repository.address} is not known yet. The SHA-256 fingerprint of its certificate is\n"
+            f"{shown}\nIs that what its dashboard shows? Connect, and remember it"
+        ):
+            raise
+        try:
+            if file is None:
+                raise UsageError("cannot remember the fingerprint: this user has no home directory")
+            remember_fingerprint(file, repository.host, found)
+        except UsageError as error:
+            log.warning("%s; give it with --fingerprint or PBS_FINGERPRINT next time", error)
+        return Trust(known=found)
+    return trust

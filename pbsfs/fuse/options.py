@@ -1,0 +1,73 @@
+"""The mount options of `-o`, in the words of mount(8) and mount.fuse3(8).
+
+Used by `pbsfs mount`. Synchronous; imports nothing of pyfuse3, which the waiting process does without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pbsfs.base.errors import UsageError
+
+_PASSED_ON = frozenset(
+    ("allow_other", "allow_root", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime")
+)
+_FULFILLED = frozenset(("ro", "default_permissions", "defaults", "auto", "noauto", "user", "users", "nouser"))
+_FULFILLED_ALSO = frozenset(
+    ("_netdev", "nofail", "owner", "group", "noowner", "relatime", "norelatime", "async")
+)
+
+
+@dataclass(slots=True)
+class FuseOptions:
+    """What `-o` says, in the words of mount(8) and mount.fuse3(8).
+
+    `flags` go to libfuse as they stand. `umask` 0007 gives files mode 0440 and directories 0550.
+    """
+
+    uid: int = field(default_factory=os.getuid)
+    gid: int = field(default_factory=os.getgid)
+    umask: int = 0o007
+    nonempty: bool = False
+    flags: set[str] = field(default_factory=set)
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> FuseOptions:
+        """From the arguments of all `-o`. Raises UsageError."""
+        options = cls()
+        for option in ",".join(texts).split(","):
+            if option:
+                options._take(option)
+        return options
+
+    def _take(self, option: str) -> None:
+        name, _equals, value = option.partition("=")
+        if option in _PASSED_ON:
+            self.flags.add(option)
+        elif option == "nonempty":
+            self.nonempty = True
+        elif option in ("rw", "remount"):
+            raise UsageError(f"mount option {option}: backups are mounted read-only")
+        elif name in ("uid", "gid"):
+            setattr(self, name, _number(option, value, 10, 0xFFFFFFFE))
+        elif name == "umask":
+            self.umask = _number(option, value, 8, 0o777)
+        elif option not in _FULFILLED | _FULFILLED_ALSO and not name.startswith(("x-", "X-", "comment")):
+            raise UsageError(
+                f"mount option '{option}' is not known; there are allow_other, allow_root, uid=, gid=, "
+                "umask=, nonempty, and the general ones of mount(8)"
+            )
+
+
+def _number(option: str, value: str, base: int, most: int) -> int:
+    try:
+        number = int(value, base)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= most or not value.isalnum():
+        raise UsageError(
+            f"mount option '{option}': not a number from 0 to {f'{most:o} (octal)' if base == 8 else most}"
+        )
+    return number
