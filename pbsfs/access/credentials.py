@@ -1,8 +1,8 @@
-"""Where users keep secrets, and some settings that are kept the same way.
+"""Where users keep secrets, and settings in the same forms.
 
-The rules are those of proxmox-backup-client, whose users have all of this set up already: a variable,
-or with `_FD`, `_FILE` or `_CMD` behind its name a descriptor, file or command that gives it; the first
-that is set wins, and of what it gives, the first line counts. After those, systemd's credentials.
+The rules are those of proxmox-backup-client: a variable, or with the suffix `_FD`, `_FILE` or `_CMD` a
+descriptor, file or command that returns it. The first one that is set wins, and the first line of its
+content counts. systemd's credentials come last. Synchronous.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
 _CREDENTIAL_PREFIX = "proxmox-backup-client."
 
 MAX_SECRET = 64 << 10
-"""Bytes of a file or of a command's output that are looked at for the first line."""
+"""Bytes of a file or of a command's output in which the first line has to end."""
 
 
 def find_secret(variable: str, credential: str, environment: Mapping[str, str]) -> Secret | None:
     """The secret that `variable` (`PBS_PASSWORD`) names in one of its forms, or else a systemd credential.
 
-    `credential`: its name there, without the vendor's prefix. Raises UsageError where a place is named
-    that can't be read; the error names the place and never what was in it.
+    `credential`: its name there, without the vendor's prefix. Raises UsageError for a place that
+    can't be read; the error names the place and never its content.
     """
     found = _find(variable, environment)
     if found is None:
@@ -81,14 +81,14 @@ def has_credential(name: str, environment: Mapping[str, str]) -> bool:
 
 
 def _read_descriptor(text: str, _environment: Mapping[str, str]) -> bytes:
-    # Read to its end and closed: who gave it is done with it, and no child is to inherit it.
+    # Closed after reading: no child may inherit it.
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise ValueError(text)
     fd = int(text)
     try:
         return _read_all(fd)
     finally:
-        with contextlib.suppress(OSError):  # reading it told already what is wrong with it
+        with contextlib.suppress(OSError):  # reading has already reported the error
             os.close(fd)
 
 
@@ -114,7 +114,7 @@ def _run_command(command: str, environment: Mapping[str, str]) -> bytes:
     if not arguments:
         raise ValueError("no command")
     inherited = {name: value for name, value in environment.items() if name != NOTIFY_SOCKET}
-    # What it says on standard error is for the user; what it prints is not for anybody else.
+    # Its standard error is the user's; its output is the secret.
     done = subprocess.run(
         arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, env=inherited
     )
@@ -130,7 +130,7 @@ _FORMS: dict[str, Callable[[str, Mapping[str, str]], bytes]] = {
 
 
 FORMS = tuple(_FORMS)
-"""What may stand behind a variable's name."""
+"""The suffixes of a variable's name."""
 
 SECRETS = (PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE)
 
@@ -138,8 +138,8 @@ SECRETS = (PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE)
 def take_secrets(environment: MutableMapping[str, str]) -> dict[str, str]:
     """Removes the secrets, in all of their forms, from `environment`; returns what it was before.
 
-    Called with `os.environ` before anything else is done: so no process that is started later inherits
-    them, whatever starts it. Numbers of descriptors go too: they mean nothing in another process.
+    Called with `os.environ` before anything else, so that no process that is started later inherits them.
+    Variables with the number of a descriptor go too: the number means nothing in another process.
     """
     before = dict(environment)
     secret = {name + form for name in SECRETS for form in FORMS}

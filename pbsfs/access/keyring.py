@@ -1,7 +1,7 @@
-"""The keys at hand, by fingerprint: each snapshot uses the one that it names.
+"""The available keys, by fingerprint: each snapshot uses the key that it names.
 
-Key files are read and unlocked once, at the start. Those that were asked for have to work; those that lie in
-the usual places are taken where they can be.
+pbsfs reads and unlocks key files once, at the start. Files that the user names must be usable; pbsfs ignores
+unusable files in the usual places. Synchronous.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_KEYS = 1000
 _SUFFIXES = (".json", ".enc", ".key")
 
 Ask = Callable[[Path, KeyFile], Secret | None]
-"""Asks for the password of a key file; None where there is nobody to ask."""
+"""Asks for the password of a key file; None without a terminal."""
 
 
 class KeyRing(Mapping[str, Key]):
@@ -71,10 +71,10 @@ def read_keys(
 ) -> KeyRing:
     """The keys in `files` (key files, or directories of some), or else those in the usual places.
 
-    `given`: the content of a key file that came through a descriptor. `password`: tried for each that
-    needs one. `ask_for_default`: whether to ask for the password of the vendor's client's own key too, which
-    nobody named. Raises KeyFileError and PasswordError for files that were named, and for a directory that
-    was named where there is no usable one in it: without keys nothing would be verified.
+    `given`: the content of a key file that came through a descriptor. `password`: pbsfs tries it for each
+    file that needs one. `ask_for_default`: also ask for the password of the key of proxmox-backup-client,
+    which the user did not name. Raises KeyFileError and PasswordError for named files, and for a named
+    directory without a usable key: without keys pbsfs would not verify signatures.
     """
     keys = []
     if given is not None:
@@ -91,7 +91,7 @@ def read_keys(
             if os.path.lexists(default):
                 keys += _default(default, password, ask if ask_for_default else None)
         for directory in KEY_DIRECTORIES:
-            with contextlib.suppress(OSError):  # not there, or not for this user: no key of theirs
+            with contextlib.suppress(OSError):  # missing, or not readable for this user
                 keys += _usual(_in_directory(directory), password)[0]
     if len(keys) > MAX_KEYS:
         raise KeyFileError(f"{len(keys)} keys are too many; {MAX_KEYS} is the most")
@@ -99,7 +99,7 @@ def read_keys(
 
 
 def _default(path: Path, password: Secret | None, ask: Ask | None) -> list[Key]:
-    """The key of the vendor's client, which may not be needed: who is asked may go on without it."""
+    """The key of proxmox-backup-client. The user may answer nothing and continue without it."""
     keys, unusable = _usual([path], password)
     if ask is not None and any(isinstance(error, PasswordError) for error in unusable):
         file = _parse(path, _read(path, only_regular=True))
@@ -110,7 +110,7 @@ def _default(path: Path, password: Secret | None, ask: Ask | None) -> list[Key]:
 
 
 def _those_in(path: Path, password: Secret | None) -> list[Key]:
-    """The usable keys in a directory that was named, at least one."""
+    """The usable keys in a named directory, at least one."""
     try:
         keys, unusable = _usual(_in_directory(path), password)
     except OSError as error:
@@ -129,7 +129,7 @@ def _in_directory(path: Path) -> list[Path]:
 def _usual(
     files: Iterable[Path], password: Secret | None
 ) -> tuple[list[Key], list[KeyFileError | PasswordError]]:
-    """The keys of those files that can be used as they are, and what is wrong with the others."""
+    """The keys of the usable files, and the errors of the others."""
     keys: list[Key] = []
     unusable: list[KeyFileError | PasswordError] = []
     for path in files:
@@ -143,7 +143,7 @@ def _usual(
 
 
 def _read(path: Path, *, only_regular: bool = False) -> bytes:
-    """`only_regular`: nobody waits for a pipe that merely lies there; one that was named has a writer."""
+    """`only_regular`: refuse a named pipe, which may have no writer; a pipe that the user names has one."""
 
     def open_it(name: str, flags: int) -> int:
         return os.open(name, flags | (os.O_NONBLOCK if only_regular else 0))

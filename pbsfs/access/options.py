@@ -34,7 +34,7 @@ PARTS = {"server": "PBS_SERVER", "port": "PBS_PORT", "datastore": "PBS_DATASTORE
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What the options say about the source; `resolve` completes it from the environment.
+    """The options that name a source; `resolve` completes it from the environment.
 
     `server`, `port`, `datastore`, `auth_id`: the parts of a repository, instead of `repository`.
     `namespace`: the one to start at. `retry_timeout` None: the default of the server source.
@@ -54,7 +54,7 @@ class SourceOptions:
     namespace: str | None = None
 
     def names_source(self) -> bool:
-        """Whether these options say which source is meant."""
+        """Whether these options name a source."""
         return bool(self._given())
 
     def _given(self) -> list[str]:
@@ -67,7 +67,7 @@ def _option(name: str) -> str:
 
 
 def names_source(environment: Mapping[str, str]) -> bool:
-    """Whether the environment says which source is meant; reads nothing."""
+    """Whether the environment names a source; reads nothing."""
     repositories = [REPOSITORY_VARIABLE + form for form in FORMS]
     wanted = (DIRECTORY_VARIABLE, PARTS["datastore"], *repositories)
     return any(environment.get(name) for name in wanted) or has_credential("repository", environment)
@@ -80,8 +80,8 @@ def resolve(
 
     The first of these that is given: a directory, a repository or its parts as options (the variables
     complete the parts); PBSFS_DATASTORE_DIR; PBS_REPOSITORY, or the systemd credential; the parts as
-    variables. The rules for the server are those of proxmox-backup-client 4.1.8. `option`: how the caller's
-    users write a field of `SourceOptions`. Raises UsageError.
+    variables. The rules for the server are those of proxmox-backup-client 4.1.8. `option`: the caller's
+    name for a field of `SourceOptions`. Raises UsageError.
     """
     given = options._given()
     kinds = {"parts" if name in PARTS else name: name for name in reversed(given)}
@@ -103,7 +103,7 @@ def resolve(
     return replace(
         options,
         repository=str(repository),
-        fingerprint=fingerprint or "",  # looked for: a descriptor or command is not to be read again
+        fingerprint=fingerprint or "",  # not None: a descriptor or command is read once only
         server=None,
         port=None,
         datastore=None,
@@ -159,7 +159,7 @@ def _of_parts(
 
 
 SOURCE_ATTRIBUTE = "user.pbs.source"
-"""The extended attribute in which a mount tells what it shows."""
+"""The extended attribute in which a mount names its source."""
 
 
 def shown_source(description: Description) -> bytes:

@@ -60,12 +60,12 @@ def find_access(
     assert options.repository is not None
     repository = Repository.parse(options.repository)
     proxy = find_proxy(repository, environment)
-    # Before the password: who has to be asked for it should see that the server is the right one.
+    # Before the password: users should type it only after the server is trusted.
     trust = find_trust(options.fingerprint, repository, proxy, environment, terminal)
     if secret is None:
         secret = find_secret(PASSWORD_VARIABLE, "password", environment)
     if secret is not None and not secret.reveal():
-        secret = None  # a variable that is set to nothing
+        secret = None  # an empty variable
     if secret is None and terminal is None:
         raise UsageError(
             f"no password for {repository.auth_id}: set PBS_PASSWORD (or PBS_PASSWORD_FD, _FILE, _CMD); "
@@ -87,8 +87,8 @@ def open_keys(
 ) -> KeyRing:
     """The keys that the options name, or else those in the usual places.
 
-    `ask_for_default`: for what reads much; a listing should not ask for the password of a key that it has no
-    use for. Raises UsageError, KeyFileError, PasswordError.
+    `ask_for_default`: for commands that read contents; a listing does not need the password of a key that the
+    user did not name. Raises UsageError, KeyFileError, PasswordError.
     """
     given = None
     if options.keyfd is not None:

@@ -13,7 +13,6 @@ from pbsfs.access.options import REPOSITORY_VARIABLE, SourceOptions, names_sourc
 from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import MIN_CACHE_SIZE, parse_cache_size, parse_size
 from pbsfs.base.errors import SourceError, UsageError
-from pbsfs.fuse.options import FuseOptions
 from pbsfs.sources.base import Source
 from pbsfs.sources.directory import DirectorySource
 from pbsfs.testing.writer import DatastoreWriter
@@ -217,73 +216,3 @@ def test_a_cache_is_not_larger_than_the_memory() -> None:
     for text in ("999T", "16384T"):
         with pytest.raises(UsageError, match=r"^a cache of .* is too large: this computer has \d+M; "):
             parse_cache_size(text)
-
-
-# --- mount options
-
-
-def test_without_options_files_belong_to_the_caller_and_its_group() -> None:
-    options = FuseOptions.parse([])
-
-    assert (options.uid, options.gid) == (os.getuid(), os.getgid())
-    assert options.umask == 0o007
-    assert (options.nonempty, options.flags) == (False, set())
-
-
-def test_options_come_one_by_one_or_with_commas() -> None:
-    joined = FuseOptions.parse(["allow_other,uid=1000,gid=33,umask=0022,nonempty"])
-    apart = FuseOptions.parse(["allow_other", "uid=1000", "gid=33", "", "umask=22", "nonempty,"])
-
-    assert joined == apart
-    assert (joined.uid, joined.gid, joined.umask) == (1000, 33, 0o022)
-    assert joined.nonempty
-    assert joined.flags == {"allow_other"}
-
-
-def test_options_of_mount_8_that_mean_nothing_here_are_taken() -> None:
-    general = "ro,defaults,noauto,nofail,_netdev,user,x-systemd.automount,X-mount.mkdir,comment=x,relatime"
-    assert FuseOptions.parse([general]) == FuseOptions()
-
-
-@pytest.mark.parametrize(
-    "option", ["allow_root", "nosuid", "nodev", "noexec", "noatime", "suid", "dev", "exec"]
-)
-def test_options_of_libfuse_are_passed_on(option: str) -> None:
-    assert FuseOptions.parse([option]).flags == {option}
-
-
-@pytest.mark.parametrize("option", ["rw", "remount"])
-def test_writing_is_refused(option: str) -> None:
-    with pytest.raises(UsageError, match="mounted read-only"):
-        FuseOptions.parse(["ro", option])
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        "uid",
-        "uid=",
-        "uid=root",
-        "uid=-1",
-        "uid=4294967295",
-        "gid=1_0",
-        "gid= 1",
-        "umask=8",
-        "umask=1777",
-        "umask=-1",
-    ],
-)
-def test_a_number_out_of_range_is_refused(option: str) -> None:
-    with pytest.raises(UsageError, match="not a number from 0 to"):
-        FuseOptions.parse([option])
-
-
-@pytest.mark.parametrize("option", ["allow_others", "big_writes", "uids=1", "fsname=x", "ro=1", "nonempty=1"])
-def test_an_option_that_is_not_known_is_refused_by_name(option: str) -> None:
-    with pytest.raises(UsageError, match=f"'{option}' is not known"):
-        FuseOptions.parse([option])
-
-
-def test_two_sets_of_options_share_nothing() -> None:
-    FuseOptions.parse(["allow_other"])
-    assert FuseOptions.parse([]).flags == set()
