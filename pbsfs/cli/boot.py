@@ -17,6 +17,7 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import HelperError, NotFoundError, OutputError, UsageError
 from pbsfs.boot import machine as machines
+from pbsfs.boot import qemu as qemus
 from pbsfs.boot.machine import Machine
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.nbd import served
@@ -94,7 +95,8 @@ def command(
     if qemu is None or shutil.which("qemu-img") is None:
         raise HelperError("QEMU is not installed: apt install qemu-system-x86 qemu-utils")
     with ExitStack() as stack:
-        address = stack.enter_context(launch.private_socket())
+        directory = stack.enter_context(private_directory())
+        address = Address.of_socket(directory / "nbd.sock")
         serving = stack.enter_context(served(path, _find, address, ["--exit-with-parent"], source=source))
         backup = serving.found
         machine = _fitted(backup.machine, firmware, memory)
@@ -105,6 +107,9 @@ def command(
         arguments = machines.qemu_arguments(machine, drives.of, kvm=kvm)
         if machine.uefi:
             arguments += _uefi(machine, drives, stack)
+        arguments += qemus.confinement(qemu, qemu_options)
+        display, screen = qemus.screen(qemu, qemu_options, os.environ, directory)
+        arguments += display
         ours, theirs = map(stack.enter_context, socket.socketpair())
         arguments += ["-chardev", f"socket,id=pbsfs,fd={theirs.fileno()}", "-mon", "pbsfs,mode=control"]
         command_line = [*_ending_with_us(), qemu, "-name", path, *arguments, *qemu_options]
@@ -113,7 +118,7 @@ def command(
         theirs.close()
         if _runs(ours):
             drives.keep_new()
-            _tell(backup, machine, keep)
+            _tell(backup, machine, keep, screen)
         ours.close()
         status = child.wait()
     if status != 0:
@@ -189,12 +194,13 @@ def _fitted(machine: Machine, firmware: str | None, memory: int | None) -> Machi
     )
 
 
-def _tell(backup: _Backup, machine: Machine, keep: Path | None) -> None:
+def _tell(backup: _Backup, machine: Machine, keep: Path | None, screen: Path | None) -> None:
     firmware = "UEFI" if machine.uefi else "BIOS"
     kept = f"changes are kept in {keep}" if keep else "changes are thrown away"
     click.echo(
         f"Booting {backup.snapshot}: {', '.join(machine.disks)}; {machine.memory} MiB, "
-        f"{machine.cores} cores, {firmware}, no network; {kept}",
+        f"{machine.cores} cores, {firmware}, no network; {kept}"
+        + (f"; its screen: vncviewer {screen}" if screen is not None else ""),
         err=True,
     )
 

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -154,6 +155,25 @@ def test_qemus_options_are_passed_on_and_win(writer: DatastoreWriter, disk: Boot
     with booted(writer, path, "-nographic", "-m", "48", "-name", "guest", "-no-reboot") as command:
         assert command.ended() == 0
         assert disk.found(1) in command.output()
+
+
+@pytest.mark.parametrize("own", [[], ["-sandbox", "off"]])
+def test_qemu_is_confined_and_its_screen_private(
+    writer: DatastoreWriter, disk: BootDisk, own: list[str]
+) -> None:
+    path = back_up(writer, {"virtio0": disk.data}, "memory: 64")
+    with booted(writer, path, "-S", *own) as command:
+        wait_until(lambda: len(command.errors()) == 1, "it has told where the screen is")
+        screen = Path(command.errors()[0].rpartition("vncviewer ")[2])
+        assert screen.is_socket()
+        assert not screen.parent.stat().st_mode & 0o077
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(screen))
+            assert client.recv(4) == b"RFB "
+        (qemu,) = command.programs("qemu-system-x86")
+        assert ("Seccomp:\t2" in Path(f"/proc/{qemu}/status").read_text()) == (not own)
+        command.stop()
+    assert not screen.exists()
 
 
 def test_an_encrypted_backup_boots_with_its_key(
