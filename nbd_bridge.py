@@ -11,6 +11,7 @@ those after `open` from several threads at once.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import site
 import sys
@@ -105,7 +106,7 @@ def config(key: str, value: str) -> None:
 
 
 def config_complete() -> None:
-    _servers.append(Server(_parameters.settings(), _wanted))
+    _servers.append(Server(_parameters.settings(), _wanted, nbdkit.shutdown))
 
 
 def get_ready() -> None:
@@ -121,6 +122,10 @@ def after_fork() -> None:
 def cleanup() -> None:
     for server in _servers:
         server.stop()
+    if any(server.failed for server in _servers):
+        # After `shutdown` nbdkit itself ends with status 0, and a service would not be restarted.
+        logging.shutdown()
+        os._exit(1)
 
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:

@@ -83,11 +83,20 @@ class Server:
 
     patience = PATIENCE
 
-    def __init__(self, settings: Settings, wanted: Callable[[], bool] = lambda: True) -> None:
-        """`wanted`: asked from a thread that waits in `Export.read_into`: whether its client still waits."""
+    def __init__(
+        self,
+        settings: Settings,
+        wanted: Callable[[], bool] = lambda: True,
+        shut_down: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`wanted`: asked from a thread that waits in `Export.read_into`: whether its client still waits.
+        `shut_down`: called when serving failed, from the loop's thread: nothing can be opened any more.
+        """
         self._settings = settings
         self._path = settings.path
         self._wanted = wanted
+        self._shut_down = shut_down
+        self.failed = False
         self._exports = _Exports(settings, "")
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -174,7 +183,9 @@ class Server:
             trio.run(serve)
         except BaseException as error:
             if started.done():
-                log.exception("serving failed")
+                log.exception("serving failed; nbdkit shuts down")
+                self.failed = True
+                self._shut_down()
             else:
                 started.set_exception(error)
         if self._settings.zeroed is not None:

@@ -22,6 +22,7 @@ from tests.support.mounts import is_running
 from tests.support.nbd import (
     AT_ONCE,
     LIFETIME,
+    PLUGIN,
     READ,
     Client,
     command,
@@ -30,6 +31,7 @@ from tests.support.nbd import (
     nbdkit,
     refused,
     serving_at,
+    uri,
 )
 from tests.support.needs import need, need_root
 from tests.support.program import environment, output_of, run
@@ -271,6 +273,38 @@ def test_a_signal_ends_it_in_the_middle_of_reads(large: Disk) -> None:
             client.abandon()
         server.log_lines()
         server.check_end(limit=AT_ONCE)
+
+
+BROKEN_LOOP = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("nbd_bridge", {plugin!r})
+bridge = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bridge)
+globals().update({{name: value for name, value in vars(bridge).items() if not name.startswith("__")}})
+
+def open(readonly):
+    export = bridge.open(readonly)
+    bridge._serving()._token.run_sync_soon(lambda: 1 / 0)
+    return export
+"""
+
+
+def test_it_ends_with_an_error_when_its_loop_has_failed(stocked: Stocked, tmp_path: Path) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(BROKEN_LOOP.format(plugin=PLUGIN))
+    place = tmp_path / "socket"
+    words = command(stocked.path, f"path={IMAGE}", options=["-f", "-U", place], plugin=str(plugin))
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        watchdog = threading.Timer(LIFETIME, process.kill)
+        watchdog.start()
+        try:
+            wait_until(place.is_socket, "nbdkit serves")
+            subprocess.run(["nbdinfo", uri(place)], capture_output=True, check=False, timeout=LIFETIME)
+            _output, errors = process.communicate()
+        finally:
+            watchdog.cancel()
+    assert process.returncode == 1
+    assert "serving failed; nbdkit shuts down" in errors
 
 
 def test_it_keeps_no_core_dump_and_no_other_user_looks_into_it(stocked: Stocked) -> None:
