@@ -7,11 +7,13 @@ thread starts after nbdkit's fork into the background: before it there may be no
 
 from __future__ import annotations
 
+import builtins
 import concurrent.futures
 import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -28,7 +30,17 @@ from pbsfs.nbd.parameters import Settings
 from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime import process
-from pbsfs.tree import LATEST, Directory, GroupDirectory, ImageFile, Latest, Node, SnapshotDirectory, Tree
+from pbsfs.tree import (
+    DEFAULT_REFRESH,
+    LATEST,
+    Directory,
+    GroupDirectory,
+    ImageFile,
+    Latest,
+    Node,
+    SnapshotDirectory,
+    Tree,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +48,9 @@ R = TypeVar("R")
 
 MAX_EXPORTS = 10_000
 """Exports that are listed: nbdkit takes no more. Those that are not listed can be opened all the same."""
+
+LIST_KEPT = DEFAULT_REFRESH
+"""Seconds for which the list of exports is kept: each look at it may walk through the whole datastore."""
 
 MAX_EXTENTS = 1024
 """Extents in one answer; a client asks again from where it ends."""
@@ -277,6 +292,9 @@ class _Exports:
         self._settings = settings
         self._path = path
         self._open: dict[str, _Open] = {}
+        self._listing = trio.Lock()
+        self._listed: builtins.list[tuple[str, str]] = []
+        self._listed_until = -math.inf
         self._locked: tuple[str, ...] = ()  # the exports that were logged as not listed
         self.stopping = False
 
@@ -309,6 +327,14 @@ class _Exports:
             answer.set_exception(StoppedError("the server is shutting down"))
 
     async def list(self) -> list[tuple[str, str]]:
+        """The exports, as they are now or were some seconds ago; clients that come at once share one look."""
+        async with self._listing:
+            if trio.current_time() >= self._listed_until:
+                self._listed = await self._list()
+                self._listed_until = trio.current_time() + LIST_KEPT
+            return self._listed
+
+    async def _list(self) -> builtins.list[tuple[str, str]]:
         node = await self._tree.find(self._path)
         if isinstance(node, ImageFile):
             return [("", _description(node))]

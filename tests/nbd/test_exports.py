@@ -16,7 +16,7 @@ from pbsfs.nbd import exports
 from pbsfs.nbd.exports import Export, Server, StoppedError
 from pbsfs.nbd.parameters import Parameters
 from pbsfs.reader.image import Image
-from pbsfs.tree import ImageFile, Tree
+from pbsfs.tree import ImageFile, Node, Tree
 from tests.support import made
 from tests.support.serving import SECRET, TOKEN, serving
 from tests.support.stocked import CHUNK, FIRST, IMAGE, stock
@@ -130,3 +130,36 @@ def test_a_backup_made_again_is_served_with_its_new_content_to_those_who_open_it
             connection.close()
         connections = [served.open(IMAGE) for _ in range(4)]
         assert all(read(connection) == content for connection in connections)
+
+
+def test_clients_that_list_at_once_have_the_datastore_walked_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    walks = []
+    real = Tree.find
+
+    async def counted(tree: Tree, path: str) -> Node:
+        walks.append(path)
+        return await real(tree, path)
+
+    monkeypatch.setattr(Tree, "find", counted)
+    first = server.list()
+    assert first
+    assert [server.list() for _ in range(20)] == [first] * 20
+    assert len(walks) == 1
+    caplog.clear()  # of exports without their key
+
+
+def test_the_list_of_exports_is_renewed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(exports, "LIST_KEPT", 0.0)
+    before = server.list()
+
+    async def nothing(_node: Node) -> list[tuple[str, ImageFile]]:
+        return []
+
+    monkeypatch.setattr(exports, "_images", nothing)
+    assert before
+    caplog.clear()  # of exports without their key
+    assert server.list() == []
