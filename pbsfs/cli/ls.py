@@ -12,6 +12,7 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import DamageError
 from pbsfs.base.names import format_time
+from pbsfs.base.text import one_line
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
@@ -71,7 +72,7 @@ async def _collect(
                 await _collect(node, root, recursive, rows, tree, full)
             except DamageError as error:  # its neighbours are listed all the same
                 rows[-1]["error"] = str(error)
-                click.echo(f"pbsfs: {error}", err=True)
+                click.echo(f"pbsfs: {one_line(str(error))}", err=True)
 
 
 async def _row(node: Node, name: str, *, full: bool) -> dict[str, Any]:

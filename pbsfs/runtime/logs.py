@@ -8,8 +8,10 @@ import logging.handlers
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from pbsfs.base.errors import UsageError
+from pbsfs.base.text import printable
 from pbsfs.runtime.places import state_home
 
 STARTING = logging.getLogger("pbsfs.starting")
@@ -24,6 +26,11 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = shown(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, indented: an exception's text may hold a line that looks like a record."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {printable(line)}" for line in lines)
 
 
 def shown(text: str) -> str:

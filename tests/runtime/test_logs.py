@@ -50,3 +50,15 @@ def test_replies_that_nobody_waits_for_are_not_logged(capfd: pytest.CaptureFixtu
     pyfuse3.error("fuse_read(): fuse_reply_* failed with %s", os.strerror(errno.EIO))
     assert "fuse_release" not in (text := capfd.readouterr().err)
     assert "fuse_read" in text
+
+
+def test_tracebacks_are_escaped_and_indented(tmp_path: Path) -> None:
+    set_up_logging("warning", tmp_path / "log")
+    try:
+        raise ValueError("\x1b[31m\nforged: line\r\u2028end")
+    except ValueError:
+        logging.getLogger("pbsfs.test").exception("failed")
+    first, *rest = (tmp_path / "log").read_bytes().decode().removesuffix("\n").split("\n")
+    assert first.endswith(" ERROR failed")
+    assert rest[-1] == "  forged: line\ufffd\ufffdend"
+    assert all(line.startswith("  ") and line.isprintable() for line in rest)
