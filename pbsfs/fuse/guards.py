@@ -11,8 +11,6 @@ import pbsfs.fuse.shim  # before pyfuse3, see there
 import errno
 import functools
 import logging
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -20,36 +18,9 @@ import pyfuse3
 import trio
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of
+from pbsfs.runtime.report import Reporter
 
 log = logging.getLogger(__name__)
-
-REPEAT_AFTER = 3600.0
-"""Seconds after which the same error is logged again; a reader that retries would fill the log."""
-
-MAX_REPORTED = 10_000  # error texts that are remembered for that
-
-
-class Reporter:
-    """Logs the same error once in `REPEAT_AFTER` seconds, however often it occurs."""
-
-    def __init__(self, most: int = MAX_REPORTED) -> None:
-        """`most`: how many error texts are remembered."""
-        self._most = most
-        self._seen: OrderedDict[str, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._seen)
-
-    def report(self, error: PbsfsError) -> None:
-        """Logs `error`, unless the same text was logged a short time ago."""
-        text, now = str(error), time.monotonic()
-        if now - self._seen.get(text, float("-inf")) < REPEAT_AFTER:
-            return
-        self._seen[text] = now
-        self._seen.move_to_end(text)
-        if len(self._seen) > self._most:
-            self._seen.popitem(last=False)
-        log.log(logging.WARNING if isinstance(error, KeyRequiredError) else logging.ERROR, "%s", text)
 
 
 class Reporting(Protocol):
@@ -76,7 +47,8 @@ def answers(
             raise
         except PbsfsError as error:
             if isinstance(error, DamageError | KeyRequiredError | SourceError):
-                self.reporter.report(error)
+                level = logging.WARNING if isinstance(error, KeyRequiredError) else logging.ERROR
+                self.reporter.report(str(error), level)
             raise pyfuse3.FUSEError(errno_of(error)) from None
         except Exception:
             log.exception("%s failed", handler.__name__)

@@ -21,12 +21,13 @@ import trio
 
 from pbsfs.base.errors import NotFoundError, SourceError
 from pbsfs.fuse.attributes import Ownership, entry_of
-from pbsfs.fuse.guards import Reporter, answers, waits
+from pbsfs.fuse.guards import answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenDirectory, OpenImage
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
 from pbsfs.reader.image import Buffer, Image
 from pbsfs.reader.reader import SMALL
+from pbsfs.runtime.report import HOUR, Reporter
 from pbsfs.tree import BlobFile, Directory, File, ImageFile, Link, Node, SnapshotDirectory, Stat, Tree
 from pbsfs.tree.node import DIRECTORY_MODE
 
@@ -55,7 +56,7 @@ class Operations(pyfuse3.Operations):
         self.space = Space(tree.reader.source)
         self._tree = tree
         self._ownership = ownership
-        self.reporter = Reporter()
+        self.reporter = Reporter(log, repeat_after=HOUR)
         self._mounted_at = int(time.time()) * 1_000_000_000
         self._files: dict[int, OpenImage | OpenBlob] = {}
         self._inode_of: dict[int, Inode] = {}  # of the files that are read through the page cache

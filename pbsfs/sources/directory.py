@@ -40,6 +40,7 @@ from pbsfs.base.names import (
 )
 from pbsfs.formats import blob
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest
+from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.beneath import Steps, enter, exists, joined, read_file, scanned
 
@@ -129,8 +130,8 @@ class DirectorySource(Source):
         self._try_at = float("-inf")  # while there are such: trio's time before which others fail at once
         # manifest's identity on disk -> what was parsed from it
         self._parsed: OrderedDict[Snapshot, tuple[tuple[int, ...], SnapshotInfo]] = OrderedDict()
-        self._reported: set[str] = set()
-        self._lock = threading.Lock()  # guards these two, which worker threads share
+        self._lock = threading.Lock()  # guards it, as worker threads share it
+        self._reporter = Reporter(log, repeat_after=DAY)
         self._chunks = f"{path}/.chunks"
         self._metadata = str(path)
         self._check()
@@ -150,7 +151,7 @@ class DirectorySource(Source):
             return
         if is_cache:
             self._is_cache = True
-            self._report(
+            self._reporter.report(
                 f"{self} is the cache of a datastore in an object store: only some of its chunks are here; "
                 "read it through the server, or from a copy of the bucket"
             )
@@ -221,14 +222,6 @@ class DirectorySource(Source):
         self._try_at = trio.current_time() + STUCK_PAUSE
         raise SourceError(f"no answer from {self} within {limit:.0f} s", retryable=True)
 
-    def _report(self, text: str) -> None:
-        """Logs a warning about the datastore, once however often the same is met."""
-        with self._lock:
-            known = text in self._reported
-            self._reported.add(text)
-        if not known:
-            log.warning("%s", text)
-
     # --- blocking: below here everything runs in a worker thread
 
     def _attempt(self, work: Callable[[], T]) -> T:
@@ -295,7 +288,7 @@ class DirectorySource(Source):
             pass  # reported already
         except (OSError, SourceError) as error:
             # Listed all the same, as its neighbours are: looking into it fails.
-            self._report(f"{group}: {_problem(error, joined(self._metadata, steps))}")
+            self._reporter.report(f"{group}: {_problem(error, joined(self._metadata, steps))}")
         newest: int | None = None
         unfinished = 0
         for time in reversed(times):
@@ -339,7 +332,7 @@ class DirectorySource(Source):
             f"left out directories that hold backups, but whose names are not {what}: {_some(mangled)}; "
             f"copying changed them: rename them (to the form {form})"
         )
-        self._report(f"{joined(self._metadata, steps)}: {text}")
+        self._reporter.report(f"{joined(self._metadata, steps)}: {text}")
         return text
 
     def _holds(self, steps: Steps, pattern: re.Pattern[str]) -> bool:
@@ -361,7 +354,7 @@ class DirectorySource(Source):
                             found.add(entry.name)
                     elif _leads_to_directory(entry):
                         path = joined(self._metadata, (*steps, entry.name))
-                        self._report(
+                        self._reporter.report(
                             f"{path}: left out, it is a symbolic link; use a bind mount in its place"
                         )
                 return found
@@ -389,7 +382,9 @@ class DirectorySource(Source):
                     log.info("%s: left out, it is in the trash", snapshot)
                     return None
                 if MANIFEST.filename not in names:
-                    self._report(f"{snapshot}: left out, it has no manifest (unfinished or abandoned backup)")
+                    self._reporter.report(
+                        f"{snapshot}: left out, it has no manifest (unfinished or abandoned backup)"
+                    )
                     return None
                 manifest = names[MANIFEST.filename].stat(follow_symlinks=False)
                 client_log = names.get(CLIENT_LOG.filename)
@@ -410,7 +405,7 @@ class DirectorySource(Source):
             return None  # forgotten while we looked
         except (OSError, SourceError) as error:
             info = SnapshotInfo(snapshot, (), owner, error=_problem(error, joined(self._metadata, steps)))
-            self._report(f"{snapshot}: {info.error}")
+            self._reporter.report(f"{snapshot}: {info.error}")
             return info
         with self._lock:
             self._parsed[snapshot] = (identity, info)
@@ -428,10 +423,10 @@ class DirectorySource(Source):
             raw = read_file(self._metadata, steps, blob.stored_limit(MAX_MANIFEST_SIZE))
             manifest = Manifest.parse(blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False))
         except PbsfsError as error:
-            self._report(f"{snapshot}: unreadable manifest: {error}")
+            self._reporter.report(f"{snapshot}: unreadable manifest: {error}")
             return SnapshotInfo(snapshot, (), owner, error=f"unreadable manifest: {error}")
         for name in manifest.unknown:
-            self._report(f"{snapshot}: left out a file of a kind that is not known: {name!r}")
+            self._reporter.report(f"{snapshot}: left out a file of a kind that is not known: {name!r}")
         files = [
             FileInfo(file.archive, file.size, file.crypt_mode, file.csum)
             for file in manifest.files
@@ -439,7 +434,7 @@ class DirectorySource(Source):
         ]
         for file in files:
             if file.archive.filename not in names:
-                self._report(f"{snapshot}: {file.archive} is in the manifest, but missing")
+                self._reporter.report(f"{snapshot}: {file.archive} is in the manifest, but missing")
         files.append(FileInfo(MANIFEST, len(raw), CryptMode.NONE))
         if log_size is not None:
             files.append(FileInfo(CLIENT_LOG, log_size, None))

@@ -9,7 +9,6 @@ import logging
 import os
 import random
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +21,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pbsfs.base.errors import DamageError, NotFoundError
+from pbsfs.base.errors import NotFoundError
 from pbsfs.base.names import Archive, Group, Snapshot
 from pbsfs.fuse.attributes import Ownership, entry_of
-from pbsfs.fuse.guards import Reporter
 from pbsfs.fuse.inodes import ROOT, InodeTable
 from pbsfs.fuse.operations import Operations
 from pbsfs.reader.reader import open_reader
@@ -721,32 +719,4 @@ def test_a_bug_is_eio_and_never_ends_the_mount(
 
     serve(stocked, work, source=_Buggy)
     assert any("a bug" in str(r.exc_info) or "a bug" in r.getMessage() for r in caplog.records)
-    caplog.clear()
-
-
-def test_errors_that_were_reported_are_remembered_up_to_a_limit(caplog: pytest.LogCaptureFixture) -> None:
-    reporter = Reporter(most=10)
-    for number in range(15):
-        reporter.report(DamageError(f"damage {number}"))
-    assert len(reporter) == 10
-    caplog.clear()
-    reporter.report(DamageError("damage 10"))
-    assert not caplog.records
-    reporter.report(DamageError("damage 0"))  # long forgotten
-    assert len(caplog.records) == 1
-    caplog.clear()
-
-
-def test_an_error_is_reported_again_after_an_hour(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reporter, now = Reporter(), 5.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    reporter.report(DamageError("damage"))
-    now += 3599
-    reporter.report(DamageError("damage"))
-    assert len(caplog.records) == 1
-    now += 2
-    reporter.report(NotFoundError("damage"))
-    assert len(caplog.records) == 2
     caplog.clear()

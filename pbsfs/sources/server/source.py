@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from pbsfs.base.errors import (
 from pbsfs.base.names import Archive, ArchiveKind, Group, Namespace, Snapshot
 from pbsfs.base.secret import Secret
 from pbsfs.runtime.logs import STARTING
+from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.retry import DEFAULT_LIMIT, Outage, retried
 from pbsfs.sources.server import listing
@@ -41,9 +41,6 @@ R = TypeVar("R")
 
 NAMESPACES_KEPT = 2.0
 """Seconds for which the list of namespaces is kept: listing a tree of them asks once, not once for each."""
-
-MAX_REPORTED = 1000
-"""Warnings that are remembered, so that they are not repeated."""
 
 STALL_TIMEOUT = 30.0
 """Seconds without a sign of life after which a session counts as lost: a byte of an answer, or an answered
@@ -99,7 +96,7 @@ class ServerSource(Source):
         self._asking = trio.Lock()
         self._outage = Outage()
         self._empty: dict[Namespace, set[Group]] = {}  # groups without snapshots, as they were listed last
-        self._reported: OrderedDict[str, None] = OrderedDict()
+        self._reporter = Reporter(log, repeat_after=DAY)
 
     def __str__(self) -> str:
         return str(self.repository)
@@ -244,11 +241,4 @@ class ServerSource(Source):
         return listed.entries
 
     def _report(self, text: str) -> None:
-        """Logs a warning about what the server lists, once as long as the same is met."""
-        known = text in self._reported
-        self._reported[text] = None
-        self._reported.move_to_end(text)
-        if len(self._reported) > MAX_REPORTED:
-            self._reported.popitem(last=False)
-        if not known:
-            log.warning("%s: %s", self.repository.address, text)
+        self._reporter.report(f"{self.repository.address}: {text}")
