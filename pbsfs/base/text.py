@@ -25,9 +25,14 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else _REPLACEMENT for c in text)
 
 
+def escaped(text: str) -> str:
+    """`text` in one line, with escapes for what is not printable: it shows what was there."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: str, limit: int = MAX_SHOWN) -> str:
-    """`text` as one printable line of at most `limit` characters; runs of white space become one space."""
-    line = printable(" ".join(text[: 4 * limit].split()))
+    """`text` as one line of at most `limit` characters; a space stands for what is not printable."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * limit]).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

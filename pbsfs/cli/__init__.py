@@ -21,8 +21,8 @@ import click
 from pbsfs import __version__
 from pbsfs.access.credentials import take_secrets
 from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
+from pbsfs.base.text import escaped
 from pbsfs.runtime import process
-from pbsfs.runtime.logs import shown
 from pbsfs.runtime.service import NOTIFY_SOCKET
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def _message(error: click.ClickException) -> str:
 
 def _tell(text: str) -> None:
     """The one line about what went wrong."""
-    click.echo(f"pbsfs: {shown(text)}", err=True)
+    click.echo(f"pbsfs: {escaped(text)}", err=True)
 
 
 class _StandardOutput(io.TextIOWrapper):

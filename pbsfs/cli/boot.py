@@ -16,6 +16,7 @@ import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import HelperError, NotFoundError, OutputError, UsageError
+from pbsfs.base.text import first_of
 from pbsfs.boot import machine as machines
 from pbsfs.boot import qemu as qemus
 from pbsfs.boot.machine import Machine
@@ -159,11 +160,7 @@ async def _find(tree: Tree, path: str) -> tuple[str, _Backup]:
     else:
         only = None
     if not isinstance(node, SnapshotDirectory):
-        inside = (
-            ", ".join(map(os.fsdecode, list(await node.children())[:8]))
-            if isinstance(node, Directory)
-            else ""
-        )
+        inside = first_of(map(os.fsdecode, await node.children())) if isinstance(node, Directory) else ""
         raise UsageError(
             f"{node} is neither a snapshot nor a disk image{f'; it has {inside}' if inside else ''}"
         )

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from pbsfs.access.options import SourceOptions
+from pbsfs.base.text import printable
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tree import File, SnapshotDirectory, Tree
 
@@ -44,7 +45,7 @@ def command(path: str, as_json: bool, log_level: str, log_file: Path | None, sou
             click.echo(json.dumps(facts, indent=2))
             return
         for name, value in facts.items():
-            text = ", ".join(value) if isinstance(value, list) else printable(value)
+            text = ", ".join(value) if isinstance(value, list) else printable(value, keep="\n")
             click.echo(f"{name + ':':<17}" + text.replace("\n", "\n" + " " * 17))
 
     run_on_tree(work, source=source)

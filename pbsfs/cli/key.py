@@ -12,13 +12,13 @@ from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import DamageError, KeyFileError, NotFoundError, OutputError, PasswordError, UsageError
 from pbsfs.base.names import MASTER_KEY_BLOB
 from pbsfs.base.secret import Secret
+from pbsfs.base.text import printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import (
     FilePath,
     environment,
     find_terminal,
     logging_options,
-    printable,
     run_on_tree,
     source_options,
 )

@@ -274,8 +274,3 @@ async def _until_signalled(work: Callable[[], Awaitable[R]]) -> R:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def printable(text: str) -> str:
-    """`text` without anything that a terminal would obey: notes and owners come from anywhere."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -11,8 +11,9 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_size
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
+from pbsfs.base.text import printable
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import logging_options, printable, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import shown
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.verify import Report, Verification
@@ -73,7 +74,7 @@ def command(
             return await verification.run(list(files.values()), advance)
 
     report = run_on_tree(work, reads_much=True, source=source)
-    click.echo(json.dumps(_as_json(report), indent=2) if as_json else printable(_as_text(report)))
+    click.echo(json.dumps(_as_json(report), indent=2) if as_json else printable(_as_text(report), keep="\n"))
     if report.damaged:
         raise click.exceptions.Exit(exit_status_of(DamageError("")))
     if report.unverified:

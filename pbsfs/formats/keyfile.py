@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pbsfs.base.errors import DamageError, PasswordError
+from pbsfs.base.text import printable
 from pbsfs.formats.keys import IV_SIZE, KEY_SIZE, TAG_SIZE, Key
 
 MAX_KEY_FILE_SIZE = 64 << 10
@@ -164,4 +165,4 @@ def _text(value: object) -> str | None:
     """A text that can be shown: nothing that a terminal would obey, and one line."""
     if not isinstance(value, str):
         return None
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
+    return printable(value)

@@ -24,6 +24,7 @@ import trio
 
 from pbsfs.base.errors import NotFoundError, PbsfsError, SourceError, UsageError, errno_of
 from pbsfs.base.names import ArchiveKind
+from pbsfs.base.text import first_of, printable
 from pbsfs.chunks.cache import ChunkCache
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.nbd.parameters import Settings
@@ -362,8 +363,8 @@ class _Exports:
                     "exports that are not listed, as their keys were not given: %d (%s), with the keys %s; "
                     "give the key files with --keyfile (keyfile= of nbdkit)",
                     len(names),
-                    _some(names, 3),
-                    _some(keys, 3),
+                    first_of(names, 3),
+                    first_of(keys, 3),
                 )
         return [(name, image) for name, image in images if name not in set(names)] if names else images
 
@@ -503,19 +504,14 @@ async def _what_there_is(node: Node) -> str:
         names = [name for name, _image in await _images(node)]
     else:
         names = [os.fsdecode(name) for name in await node.children()] if isinstance(node, Directory) else []
-    return f"{node} has {_some(names, 8) or 'nothing'}"
-
-
-def _some(names: Sequence[str], most: int) -> str:
-    """The first `most` of `names`."""
-    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+    return f"{node} has {first_of(names, 8) or 'nothing'}"
 
 
 def _short(fingerprint: str | None) -> str:
     """A key's fingerprint as a manifest tells it: its first bytes, printable."""
     if fingerprint is None:
         return "without a name"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in fingerprint[:23])
+    return printable(fingerprint[:23])
 
 
 async def _images(node: Node) -> list[tuple[str, ImageFile]]:
@@ -551,7 +547,7 @@ def _description(image: ImageFile) -> str:
         text += ", encrypted"
     if info.notes:
         text += f": {info.notes.splitlines()[0] if info.notes.strip() else ''}"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:500])
+    return printable(text[:500])
 
 
 def _size(count: int) -> str:

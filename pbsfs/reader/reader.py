@@ -18,6 +18,7 @@ import trio
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
+from pbsfs.base.text import first_of, one_line
 from pbsfs.chunks.store import DEFAULT_CACHE_SIZE, ChunkStore
 from pbsfs.formats import blob
 from pbsfs.formats.index import (
@@ -305,14 +306,15 @@ class Reader:
 
     def _key_missing(self, snapshot: Snapshot, file: FileInfo, fingerprint: str | None) -> KeyRequiredError:
         done = "signed" if file.crypt_mode is CryptMode.SIGN_ONLY else "encrypted"
-        named = _shown(fingerprint) if fingerprint else "(the manifest does not name it)"
-        some = ", ".join(list(self._keys)[:8]) + (
-            f", … ({len(self._keys)} in all)" if len(self._keys) > 8 else ""
+        named = one_line(fingerprint, 100) if fingerprint else "(the manifest does not name it)"
+        given = (
+            f"; given: {first_of(self._keys)}"
+            if self._keys
+            else "; give its key file (--keyfile, or keyfile= of nbdkit)"
         )
-        given = f"; given: {some}" if self._keys else "; give its key file (--keyfile, or keyfile= of nbdkit)"
         return KeyRequiredError(
             f"{snapshot}/{file.archive.name} is {done} with the key {named}, which was not given{given}",
-            fingerprint=_shown(fingerprint) if fingerprint else None,
+            fingerprint=one_line(fingerprint, 100) if fingerprint else None,
         )
 
     async def _index(self, snapshot: Snapshot, file: FileInfo, key: Key | None) -> Index:
@@ -358,11 +360,6 @@ async def _work(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwar
     if size <= SMALL:
         return work(*args, **kwargs)
     return await trio.to_thread.run_sync(functools.partial(work, *args, **kwargs))
-
-
-def _shown(fingerprint: str) -> str:
-    """A fingerprint as a manifest has it that may not be genuine: nothing that a terminal would obey."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in fingerprint[:100])
 
 
 def _entry(manifest: Manifest, file: FileInfo) -> ManifestFile | None:

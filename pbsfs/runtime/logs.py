@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pbsfs.base.errors import UsageError
-from pbsfs.base.text import printable
+from pbsfs.base.text import escaped, printable
 from pbsfs.runtime.places import state_home
 
 STARTING = logging.getLogger("pbsfs.starting")
@@ -24,19 +24,13 @@ class _OneLine(logging.Formatter):
     """A message is one line of text that can be shown: names and answers come from anywhere."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = shown(record.message)
+        record.message = escaped(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """The traceback, indented: an exception's text may hold a line that looks like a record."""
         lines = super().formatException(ei).split("\n")
         return "\n".join(f"  {printable(line)}" for line in lines)
-
-
-def shown(text: str) -> str:
-    """`text` in one line, with escapes in the place of what is not to be shown: control characters, which a
-    terminal would obey, and what came from bytes that are not text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def set_up_logging(level: str, file: Path | None, *, background: bool = False) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.base.text import MAX_SHOWN, first_of, one_line, printable, quoted
+from pbsfs.base.text import MAX_SHOWN, escaped, first_of, one_line, printable, quoted
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,12 @@ def test_a_quoted_name_is_printable(name: str) -> None:
 )
 def test_the_first_names_are_shown_and_the_rest_counted(names: list[str], shown: str) -> None:
     assert first_of(names, 2) == shown
+
+
+@given(st.text())
+def test_what_is_escaped_is_printable(text: str) -> None:
+    assert escaped(text).isprintable()
+
+
+def test_escapes_show_what_was_there() -> None:
+    assert escaped("a\n\x1b[31m\udcff") == "a\\n\\x1b[31m\\udcff"

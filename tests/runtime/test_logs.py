@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.runtime.logs import set_up_logging, shown
+from pbsfs.base.text import escaped
+from pbsfs.runtime.logs import set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def handlers() -> Iterator[None]:
     ],
 )
 def test_what_is_not_to_be_shown_is_escaped(text: str, line: str, tmp_path: Path) -> None:
-    assert shown(text) == line
+    assert escaped(text) == line
     set_up_logging("warning", tmp_path / "log")
     logging.getLogger("pbsfs.test").error("%s", text)
     assert (tmp_path / "log").read_text(encoding="utf-8").endswith(f" ERROR {line}\n")

@@ -36,6 +36,7 @@ from pbsfs.base.errors import (
     UnknownRealmError,
 )
 from pbsfs.base.secret import Secret
+from pbsfs.base.text import first_of, one_line
 from pbsfs.sources.retry import connecting
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.refusals import (
@@ -43,7 +44,6 @@ from pbsfs.sources.server.refusals import (
     Meaning,
     meaning_of,
     meaning_of_file,
-    shown,
     words_of,
 )
 from pbsfs.sources.server.repository import Repository
@@ -287,7 +287,7 @@ class Api:
         except (SourceError, DamageError, ValueError, KeyError, TypeError, RecursionError):
             realms = []
         if realms and self.repository.realm not in realms:
-            there = shown(", ".join(str(realm)[:100] for realm in realms[:8]))
+            there = one_line(first_of(str(realm)[:100] for realm in realms))
             return UnknownRealmError(
                 f"{server} has no realm '{self.repository.realm}' (of {user}); there is {there}: {words}"
             )

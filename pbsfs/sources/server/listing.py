@@ -13,10 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import BACKUP_TYPES, CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
+from pbsfs.base.text import one_line
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
-from pbsfs.sources.server.refusals import shown
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def parse_list(data: object, parse: Callable[[dict[str, Any]], T]) -> Listed[T]:
             entries.append(parse(entry))
         except PbsfsError as error:
             if len(reasons) < MAX_TOLD:
-                reasons.append(shown(str(error)[:MAX_REASON]))
+                reasons.append(one_line(str(error), MAX_REASON))
     return Listed(entries, len(data), _refused(len(data) - len(entries), reasons))
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from pbsfs.base.errors import AuthError, ConnectError, ForbiddenError, NotPbsError, SourceError, UsageError
 from pbsfs.base.secret import Secret
+from pbsfs.base.text import one_line
 from pbsfs.sources.server.repository import Repository
 
 VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -140,7 +141,7 @@ def open_tunnel(connection: socket.socket, proxy: Proxy, repository: Repository)
     status_line = _STATUS_LINE.match(answer)
     if status_line is None:
         raise _no_proxy(proxy)
-    status, reason = int(status_line[1]), _shown(status_line[2] or b"")
+    status, reason = int(status_line[1]), one_line((status_line[2] or b"").decode(errors="replace"), 200)
     if not 200 <= status < 300:
         raise _refusal(proxy, repository, status, reason)
 
@@ -191,8 +192,3 @@ def _refusal(proxy: Proxy, repository: Repository, status: int, reason: str) -> 
         f"{proxy.address} opens no tunnel to {repository.address} ({said}); check {proxy.variable}, "
         "or except the server with NO_PROXY"
     )
-
-
-def _shown(text: bytes) -> str:
-    """The proxy's words, fit for a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text.decode(errors="replace"))[:200].strip()

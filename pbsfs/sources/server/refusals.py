@@ -13,6 +13,8 @@ import enum
 import errno
 import re
 
+from pbsfs.base.text import one_line
+
 MAX_ERROR_TEXT = 2000
 """Characters of an error's text that are shown."""
 
@@ -68,13 +70,8 @@ _DEBUG_DUMP = re.compile(r"\s*'?\bBackupDir \{.*\}'?")
 
 def words_of(body: bytes, status: int) -> str:
     """An error answer's text, as one line that is fit to be shown; its status where it has none."""
-    text = shown(body[: 4 * MAX_ERROR_TEXT].decode(errors="replace"))
+    text = one_line(body[: 4 * MAX_ERROR_TEXT].decode(errors="replace"), 4 * MAX_ERROR_TEXT)
     return _DEBUG_DUMP.sub("", text)[:MAX_ERROR_TEXT] or f"status {status}"
-
-
-def shown(text: str) -> str:
-    """Text from outside as one line without anything that a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def meaning_of(status: int, words: str) -> Meaning:

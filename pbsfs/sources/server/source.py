@@ -24,6 +24,7 @@ from pbsfs.base.errors import (
 )
 from pbsfs.base.names import Archive, ArchiveKind, Group, Namespace, Snapshot
 from pbsfs.base.secret import Secret
+from pbsfs.base.text import first_of
 from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
@@ -229,7 +230,7 @@ class ServerSource(Source):
         except (SourceError, DamageError, NotFoundError):
             return
         if self.repository.store not in stores:
-            shown = ", ".join(sorted(stores)[:8]) or "none"
+            shown = first_of(sorted(stores)) or "none"
             raise UnknownDatastoreError(
                 f"{self.repository.address} has no datastore '{self.repository.store}' that "
                 f"{self.repository.auth_id} may see; there is: {shown} ({refusal})"
