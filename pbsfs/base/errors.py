@@ -1,8 +1,8 @@
-"""One family of errors, and what each becomes at a door.
+"""The errors of pbsfs, and the errno and exit status of each.
 
 Every error that pbsfs raises on purpose derives from `PbsfsError`; its text is one line that names
-what was wrong and, where there is something to do, what to do. The doors turn errors into numbers
-in one place each: `errno_of` for the mount and NBD, `exit_status_of` for the command line.
+what was wrong and, where there is something to do, what to do. Two functions turn errors into
+numbers: `errno_of` for the mount and NBD, `exit_status_of` for the command line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class NotFoundError(PbsfsError):
 class SourceError(PbsfsError):
     """The place where the backups live can't be read: not a datastore, gone, or an I/O error.
 
-    `retryable` says whether the same request may succeed later without anybody's help.
+    `retryable` says whether the same request may succeed later without a change by the user.
     """
 
     exit_status = 4
@@ -60,7 +60,7 @@ class AuthError(SourceError):
 
 
 class ForbiddenError(SourceError):
-    """The server knows who asks, and does not allow it."""
+    """The server knows the user, and does not allow the request."""
 
     errno = errno.EACCES
     exit_status = 11
@@ -91,20 +91,20 @@ class ConnectError(SourceError):
 
 
 class NotPbsError(SourceError):
-    """What answers does not speak as a Proxmox Backup Server does."""
+    """The server at this address is not a Proxmox Backup Server."""
 
     exit_status = 15
 
 
 class UnknownDatastoreError(SourceError):
-    """The server has no such datastore, or does not show it to this user."""
+    """The server does not have this datastore, or hides it from this user."""
 
     errno = errno.ENOENT
     exit_status = 16
 
 
 class UnknownRealmError(AuthError):
-    """The server has no such realm to log in to."""
+    """The server does not have this realm."""
 
     exit_status = 17
 
@@ -128,7 +128,7 @@ class PasswordError(PbsfsError):
 
 
 class KeyFileError(PbsfsError):
-    """A key file that can't be read, or is none."""
+    """A file can't be read, or is not a key file."""
 
     errno = errno.EACCES
     exit_status = 19
@@ -147,13 +147,13 @@ class MountError(PbsfsError):
 
 
 class OutputError(PbsfsError):
-    """What `export` writes to can't be written."""
+    """The destination of `export` can't be written."""
 
     exit_status = 8
 
 
 class HelperError(PbsfsError):
-    """A program that pbsfs needs (nbdkit, QEMU) is not there, does not fit, or failed."""
+    """A program that pbsfs needs (nbdkit, QEMU) is missing, unsuitable, or failed."""
 
     exit_status = 9
 
@@ -165,7 +165,7 @@ INTERRUPTED_EXIT_STATUS = 130
 def errno_of(error: BaseException) -> int:
     """The errno that a file system or NBD client sees for `error`.
 
-    Errors that are not ours are EIO: whatever went wrong, the data could not be had.
+    Errors of other kinds are EIO: the data could not be read.
     """
     return error.errno if isinstance(error, PbsfsError) else errno.EIO
 

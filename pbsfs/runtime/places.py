@@ -21,12 +21,12 @@ MAX_PRIVATE_PATH = 80
 
 
 def config_home(environment: Mapping[str, str]) -> Path | None:
-    """Where programs keep their settings (XDG base directory specification); None where there is no home."""
+    """Where programs keep their settings (XDG base directory specification); None without a home."""
     return _base("XDG_CONFIG_HOME", ".config", environment)
 
 
 def state_home(environment: Mapping[str, str]) -> Path | None:
-    """The same for what programs write down; None where there is no home, or it does not exist."""
+    """The same for logs and other state; None without a home directory that exists."""
     home = _home(environment)
     if environment.get("XDG_STATE_HOME", "").startswith("/") or (home is not None and home.is_dir()):
         return _base("XDG_STATE_HOME", ".local/state", environment)
@@ -52,7 +52,7 @@ def _home(environment: Mapping[str, str]) -> Path | None:
 
 @contextmanager
 def private_directory() -> Iterator[Path]:
-    """A directory that only this user can get into; removed at the end. Raises HelperError.
+    """A directory that only this user can enter; removed at the end. Raises HelperError.
 
     Tried in this order: XDG_RUNTIME_DIR, TMPDIR, /tmp, /run, /dev/shm; never the current directory.
     """

@@ -23,8 +23,8 @@ def use_one_arena() -> None:
 
 
 def keep_memory_private() -> None:
-    """Sees to it that keys and passwords get into no core dump, and that no other process of this user can
-    look at them with a debugger."""
+    """Keeps keys and passwords out of core dumps, and out of reach of debuggers in other processes of this
+    user."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

@@ -1,4 +1,4 @@
-"""Tells the service manager (systemd) how this process is doing, as a unit of `Type=notify` does.
+"""Reports the state of this process to the service manager (systemd), as a unit of `Type=notify` does.
 
 The protocol is that of sd_notify(3): lines `NAME=value` in one datagram, to the socket that the variable
 NOTIFY_SOCKET names. Used by `pbsfs mount` in the foreground, from one thread.
