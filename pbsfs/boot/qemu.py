@@ -41,7 +41,12 @@ def screen(
     if has_display and _WINDOWS & set(_answer(qemu, "-display", "help").split()):
         return [], None
     socket = directory / "vnc.sock"
-    return ["-display", f"vnc=unix:{socket}"], socket
+    return ["-display", f"vnc=unix:{escaped(str(socket))}"], socket
+
+
+def escaped(text: str) -> str:
+    """`text` as a value in QEMU's comma-separated options."""
+    return text.replace(",", ",,")
 
 
 def _given(options: Sequence[str], names: Sequence[str]) -> bool:

@@ -219,13 +219,13 @@ class _Drives:
     def of_image(self, image: str, *, first: bool = False) -> list[str]:
         uri = self._address.uri(f"{self._backup.snapshot}/{image}")
         if self._keep is None:
-            return [f"file={_escaped(uri)}", "format=raw", "snapshot=on"]
+            return [f"file={qemus.escaped(uri)}", "format=raw", "snapshot=on"]
         overlay = self._keep
         if not first:
             overlay = overlay.with_name(f"{overlay.stem}-{image.removesuffix('.img')}{overlay.suffix}")
         if _prepare(overlay, uri):
             self._new.append(overlay)
-        return [f"file={_escaped(str(overlay))}", "format=qcow2"]
+        return [f"file={qemus.escaped(str(overlay))}", "format=qcow2"]
 
     def keep_new(self) -> None:
         """The machine runs: overlays that were made for it stay."""
@@ -285,14 +285,9 @@ def _uefi(machine: Machine, drives: _Drives, stack: ExitStack) -> list[str]:
             "or try --firmware bios"
         )
     code = folder / pattern.format("CODE")
-    arguments = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={_escaped(str(code))}"]
+    arguments = ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={qemus.escaped(str(code))}"]
     if stored in _FIRMWARE:
         return [*arguments, "-drive", ",".join(["if=pflash,unit=1", *drives.of_image(machines.EFI_DISK)])]
     fresh = stack.enter_context(private_directory()) / "variables.fd"
     shutil.copyfile(folder / pattern.format("VARS"), fresh)
-    return [*arguments, "-drive", f"if=pflash,unit=1,format=raw,file={_escaped(str(fresh))}"]
-
-
-def _escaped(text: str) -> str:
-    """`text` as a value in QEMU's comma-separated options."""
-    return text.replace(",", ",,")
+    return [*arguments, "-drive", f"if=pflash,unit=1,format=raw,file={qemus.escaped(str(fresh))}"]
