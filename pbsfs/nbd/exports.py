@@ -360,9 +360,8 @@ class _Exports:
             if names:
                 keys = sorted({_short(image.info.key_fingerprint) for _name, image in locked})
                 log.warning(
-                    "exports that are not listed, as their keys were not given: %d (%s), with the keys %s; "
+                    "exports that are not listed, as their keys were not given: %s, with the keys %s; "
                     "give the key files with --keyfile (keyfile= of nbdkit)",
-                    len(names),
                     first_of(names, 3),
                     first_of(keys, 3),
                 )

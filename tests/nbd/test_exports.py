@@ -6,12 +6,15 @@ import functools
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from pbsfs.formats.manifest import CryptMode
 from pbsfs.nbd import exports
 from pbsfs.nbd.exports import Export, Server, StoppedError
 from pbsfs.nbd.parameters import Parameters
@@ -138,14 +141,17 @@ def test_clients_that_list_at_once_have_the_datastore_walked_once(
     walks = []
     real = Tree.find
 
-    async def counted(tree: Tree, path: str) -> Node:
+    async def slow(tree: Tree, path: str) -> Node:
         walks.append(path)
+        await trio.testing.wait_all_tasks_blocked(0.01)  # until the other clients wait too
         return await real(tree, path)
 
-    monkeypatch.setattr(Tree, "find", counted)
-    first = server.list()
+    monkeypatch.setattr(Tree, "find", slow)
+    with ThreadPoolExecutor(8) as threads:
+        first, *others = threads.map(lambda _: server.list(), range(8))
     assert first
-    assert [server.list() for _ in range(20)] == [first] * 20
+    assert others == [first] * 7
+    assert server.list() == first
     assert len(walks) == 1
     caplog.clear()  # of exports without their key
 
@@ -163,3 +169,26 @@ def test_the_list_of_exports_is_renewed(
     assert before
     caplog.clear()  # of exports without their key
     assert server.list() == []
+
+
+def test_the_log_counts_exports_without_their_key_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stocked = stock(tmp_path)
+    for group in ("102", "103", "104"):
+        files = {"drive-scsi0.img.fidx": made.image(4, "r0")}
+        stocked.writer.add_snapshot(
+            made.snapshot(group), files, crypt_mode=CryptMode.ENCRYPT, key=made.KEY, chunk_size=CHUNK
+        )
+    parameters = Parameters({})
+    parameters.take("datastore_dir", str(stocked.path))
+    served = Server(parameters.settings())
+    served.start()
+    try:
+        assert served.list()
+    finally:
+        served.stop()
+    (line,) = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    assert "were not given: vm/10" in line
+    assert ", … (8 in all), with the keys " in line  # a snapshot and `latest` of each group
