@@ -89,6 +89,15 @@ def _wanted() -> bool:
     return nanosleep is None or bool(nanosleep(0, 1) == 0)
 
 
+def _end() -> None:
+    """Ends nbdkit with status 1, so that a service manager starts it again.
+
+    `nbdkit.shutdown` does not do: it waits for clients that stay connected, and ends with status 0.
+    """
+    logging.shutdown()
+    os._exit(1)
+
+
 def _serving() -> Server:
     return _servers[0]
 
@@ -106,7 +115,7 @@ def config(key: str, value: str) -> None:
 
 
 def config_complete() -> None:
-    _servers.append(Server(_parameters.settings(), _wanted, nbdkit.shutdown))
+    _servers.append(Server(_parameters.settings(), _wanted, _end))
 
 
 def get_ready() -> None:
@@ -122,10 +131,6 @@ def after_fork() -> None:
 def cleanup() -> None:
     for server in _servers:
         server.stop()
-    if any(server.failed for server in _servers):
-        # After `shutdown` nbdkit itself ends with status 0, and a service would not be restarted.
-        logging.shutdown()
-        os._exit(1)
 
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:

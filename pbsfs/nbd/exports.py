@@ -103,16 +103,15 @@ class Server:
         self,
         settings: Settings,
         wanted: Callable[[], bool] = lambda: True,
-        shut_down: Callable[[], object] = lambda: None,
+        end: Callable[[], object] = lambda: None,
     ) -> None:
         """`wanted`: asked from a thread that waits in `Export.read_into`: whether its client still waits.
-        `shut_down`: called when serving failed, from the loop's thread: nothing can be opened any more.
+        `end`: called last in the loop's thread when serving failed: no request can succeed any more.
         """
         self._settings = settings
         self._path = settings.path
         self._wanted = wanted
-        self._shut_down = shut_down
-        self.failed = False
+        self._end = end
         self._exports = _Exports(settings, "")
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -195,17 +194,19 @@ class Server:
                     Tree(reader, self._settings.source.namespace), lambda: started.set_result(None)
                 )
 
+        failed = False
         try:
             trio.run(serve)
         except BaseException as error:
             if started.done():
-                log.exception("serving failed; nbdkit shuts down")
-                self.failed = True
-                self._shut_down()
+                log.exception("serving failed; nbdkit ends, start it again")
+                failed = True
             else:
                 started.set_exception(error)
         if self._settings.zeroed is not None:
             self._settings.zeroed.log_all()
+        if failed:
+            self._end()
 
     def list(self) -> list[tuple[str, str]]:
         """Names and descriptions of the exports. Raises PbsfsError."""
