@@ -6,16 +6,17 @@ is ended.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import trio
 
-from pbsfs.base.errors import ConnectError, SourceError
+from pbsfs.base.errors import ConnectError, PbsfsError, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,45 @@ def connecting(address: str) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise ConnectError(f"{address}: no connection within {until - started:.0f} s")
+
+
+class SharedTry(Generic[R]):
+    """What many tasks need and one of them fetches: the others wait for it, and share its failure.
+
+    Otherwise each task that waits would begin its own try after the one before it had failed, and with an
+    unreachable server the last would wait for the time limits of all.
+    """
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+        self._failures = 0
+        self._failure: PbsfsError | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no task tries, or waits for one that does."""
+        return not self._lock.locked()
+
+    async def run(self, known: Callable[[], R | None], work: Callable[[], Awaitable[R]]) -> R:
+        """What `known` returns, or if that is None, the result of `work`.
+
+        Raises what `work` raises, and the PbsfsError of another task's try that failed meanwhile.
+        """
+        failures = self._failures
+        async with self._lock:
+            found = known()
+            if found is not None:
+                return found
+            if self._failure is not None and self._failures != failures:
+                raise copy.copy(self._failure)  # a copy: the traceback of one task holds its frames
+            try:
+                found = await work()
+            except PbsfsError as error:
+                self._failures += 1
+                self._failure = copy.copy(error)
+                raise
+            self._failure = None
+            return found
 
 
 class Outage:

@@ -37,7 +37,7 @@ from pbsfs.base.errors import (
 )
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import first_of, one_line
-from pbsfs.sources.retry import connecting
+from pbsfs.sources.retry import SharedTry, connecting
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.refusals import (
     MAX_ERROR_TEXT,
@@ -118,18 +118,18 @@ class Api:
         self._ticket: Secret | None = None
         self._ticket_time = 0.0
         self._closed = False
-        self._logging_in = trio.Lock()
+        self._logging_in = SharedTry[Secret]()
 
     async def headers(self) -> dict[str, str]:
         """The headers that say who asks; logs in, or renews the ticket, where that is due."""
         if self.repository.token is not None:
             secret = urllib.parse.quote(self._secret.reveal(), safe="")  # the server decodes it
             return {"Authorization": f"PBSAPIToken {self.repository.auth_id}:{secret}"}
-        async with self._logging_in:
-            if self._ticket is None or time.monotonic() - self._ticket_time > TICKET_RENEWAL:
-                await self._log_in()
-            assert self._ticket is not None
-            return _cookie(self._ticket)
+        return _cookie(await self._logging_in.run(self._kept_ticket, self._log_in))
+
+    def _kept_ticket(self) -> Secret | None:
+        """The ticket, unless it has to be renewed."""
+        return self._ticket if time.monotonic() - self._ticket_time <= TICKET_RENEWAL else None
 
     def forget_ticket(self, headers: Mapping[str, str]) -> bool:
         """The server refused `headers`: whether they held a ticket, and logging in again may help.
@@ -239,13 +239,12 @@ class Api:
             case Meaning.DELETING | Meaning.REFUSED:
                 return SourceError(f"{server}: status {status}: {words}")
 
-    async def _log_in(self) -> None:
+    async def _log_in(self) -> Secret:
         """With the old ticket while it is good, else with the password."""
         if self._ticket is not None:
             answer = await self._post_ticket(self._ticket)
             if answer.status == 200:
-                self._take_ticket(answer)
-                return
+                return self._take_ticket(answer)
             log.debug("the ticket was not renewed (status %d); logging in again", answer.status)
         answer = await self._post_ticket(self._secret)
         if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED:
@@ -256,20 +255,20 @@ class Api:
             )
         if answer.status != 200:
             raise self.error(answer.meaning, answer.status, answer.words)
-        self._take_ticket(answer)
+        return self._take_ticket(answer)
 
     async def _post_ticket(self, secret: Secret) -> _Answer:
         body = json.dumps({"username": self.repository.user, "password": secret.reveal()}).encode()
         headers = {"Content-Type": "application/json"}
         return await self._request("POST", "/api2/json/access/ticket", headers, body=body, limit=1 << 20)
 
-    def _take_ticket(self, answer: _Answer) -> None:
+    def _take_ticket(self, answer: _Answer) -> Secret:
         try:
             ticket = json.loads(answer.body)["data"].get("ticket") or answer.cookies.get(COOKIES[1])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             ticket = None
         if not isinstance(ticket, str) or not ticket:
-            raise NotPbsError(f"{self.repository.address} answers the login with something that is no ticket")
+            raise NotPbsError(f"{self.repository.address} returned an invalid login ticket")
         if ":!tfa!" in ticket or "!tfa!" in ticket.partition("::")[0]:
             raise AuthError(
                 f"{self.repository.user} logs in with a second factor, which can't be given here: "
@@ -277,6 +276,7 @@ class Api:
             )
         self._ticket = Secret(ticket)
         self._ticket_time = time.monotonic()
+        return self._ticket
 
     async def _refused(self, words: str) -> AuthError:
         """Why a login failed: the server tells wrong passwords and unknown realms by the same words."""

@@ -24,7 +24,7 @@ from pbsfs.base.errors import (
     UnavailableError,
 )
 from pbsfs.base.names import Archive, Snapshot
-from pbsfs.sources.retry import connecting
+from pbsfs.sources.retry import SharedTry, connecting
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.protocol import Response
 from pbsfs.sources.server.refusals import Meaning, meaning_of, meaning_of_chunk, meaning_of_file, words_of
@@ -90,8 +90,7 @@ class SessionPool:
         self._stall_timeout = stall_timeout
         self._answer_timeout = answer_timeout
         self._readers: dict[Snapshot, list[_Reader]] = {}
-        self._opening: dict[Snapshot, trio.Lock] = {}
-        self._failures: dict[Snapshot, PbsfsError] = {}  # of the last opening, while somebody waits for one
+        self._opening: dict[Snapshot, SharedTry[_Reader]] = {}
         # Sessions that have a place: from before they are opened until their connection is closed.
         self._placed: set[Session] = set()
         self._nursery: trio.Nursery | None = None
@@ -213,33 +212,16 @@ class SessionPool:
         """A session to `snapshot`, open or new; whoever asks is counted as its user."""
         least = self._least_used(snapshot)
         if least is None:
-            lock = self._opening.setdefault(snapshot, trio.Lock())
-            failure = self._failures.get(snapshot)
+            opening = self._opening.setdefault(snapshot, SharedTry())
             try:
-                async with lock:  # one is opened for all who come
-                    least = self._least_used(snapshot)
-                    if least is None:
-                        self._share_failure(snapshot, failure)
-                        least = await self._open(snapshot)
-                    least.users += 1
-                    return least
+                least = await opening.run(lambda: self._least_used(snapshot), lambda: self._open(snapshot))
             finally:
-                if not lock.locked():  # nobody waits for it
+                if opening.idle:
                     self._opening.pop(snapshot, None)
-                    self._failures.pop(snapshot, None)
-        if least.users >= 2:
+        elif least.users >= 2:
             self._open_more(snapshot, least)
         least.users += 1
         return least
-
-    def _share_failure(self, snapshot: Snapshot, before: PbsfsError | None) -> None:
-        """Raises why no session could be opened, if that was found while the caller waited for one.
-
-        While the server is away, each of many readers would otherwise wait for the tries of all others.
-        """
-        failure = self._failures.get(snapshot)
-        if failure is not None and failure is not before:
-            raise failure.with_traceback(None)
 
     def _least_used(self, snapshot: Snapshot) -> _Reader | None:
         readers = self._readers.get(snapshot, [])
@@ -289,11 +271,7 @@ class SessionPool:
         return min(MAX_CONNECTIONS, 1 + math.ceil(round_trip / ROUND_TRIP_PER_CONNECTION))
 
     async def _open(self, snapshot: Snapshot) -> _Reader:
-        try:
-            reader = _Reader(await self._open_session(snapshot))
-        except PbsfsError as error:
-            self._failures[snapshot] = error
-            raise
+        reader = _Reader(await self._open_session(snapshot))
         self._keep(snapshot, reader)
         return reader
 

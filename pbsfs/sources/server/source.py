@@ -28,7 +28,7 @@ from pbsfs.base.text import first_of
 from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
-from pbsfs.sources.retry import DEFAULT_LIMIT, Outage, retried
+from pbsfs.sources.retry import DEFAULT_LIMIT, Outage, SharedTry, retried
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.pool import SessionPool, snapshot_query
@@ -94,7 +94,7 @@ class ServerSource(Source):
             answer_timeout=self.settings.answer_timeout,
         )
         self._namespaces: tuple[float, list[Namespace]] = (float("-inf"), [])
-        self._asking = trio.Lock()
+        self._asking = SharedTry[list[Namespace]]()
         self._outage = Outage()
         self._empty: dict[Namespace, set[Group]] = {}  # groups without snapshots, as they were listed last
         self._reporter = Reporter(log, repeat_after=DAY)
@@ -119,7 +119,7 @@ class ServerSource(Source):
     async def _begin(self) -> None:
         await self.api.greet()
         try:
-            self._namespaces = trio.current_time(), await self._ask_namespaces()
+            await self._ask_namespaces()
         except (ForbiddenError, NotFoundError, UnknownDatastoreError) as error:
             await self._check_store(error)
             raise
@@ -142,16 +142,19 @@ class ServerSource(Source):
         return sorted(below)
 
     async def _all_namespaces(self) -> list[Namespace]:
-        async with self._asking:
-            since, found = self._namespaces
-            if trio.current_time() - since >= NAMESPACES_KEPT:
-                found = await self._retried("listing namespaces", self._ask_namespaces)
-                self._namespaces = trio.current_time(), found
-            return found
+        return await self._retried(
+            "listing namespaces", lambda: self._asking.run(self._kept_namespaces, self._ask_namespaces)
+        )
+
+    def _kept_namespaces(self) -> list[Namespace] | None:
+        since, found = self._namespaces
+        return found if trio.current_time() - since < NAMESPACES_KEPT else None
 
     async def _ask_namespaces(self) -> list[Namespace]:
         parse = functools.partial(listing.parse_list, parse=listing.parse_namespace)
-        return self._take("the namespaces", await self._ask("namespace", {}, parse))
+        found = self._take("the namespaces", await self._ask("namespace", {}, parse))
+        self._namespaces = trio.current_time(), found
+        return found
 
     async def groups(self, namespace: Namespace) -> list[GroupInfo]:
         found = await self._list_groups(namespace)

@@ -271,7 +271,7 @@ def test_a_ticket_that_comes_in_a_cookie_only_is_taken_from_there(datastore: Pat
 )
 def test_a_login_that_gives_no_ticket_is_not_one_of_ours(server: ReferenceServer, answer: str) -> None:
     server.faults.add(Status(status=200, text=answer, match=LOGIN))
-    assert "no ticket" in failure(api_of(server), NotPbsError)
+    assert "invalid login ticket" in failure(api_of(server), NotPbsError)
 
 
 # --- staying logged in

@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -54,6 +55,7 @@ from tests.sources.server.serving import (
     source_of,
     until,
 )
+from tests.support.run import in_trio
 from tests.support.server import (
     Body,
     Corrupt,
@@ -657,6 +659,36 @@ def test_a_server_that_takes_no_connection_is_given_up_at_the_limit_however_many
         started = time.monotonic()
         trio.run(main, silent.getsockname()[1])
         assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("token", ["viewer", None])
+@pytest.mark.parametrize("what", ["namespaces", "groups"])
+@in_trio
+async def test_listings_side_by_side_all_end_at_the_limit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str, token: str | None
+) -> None:
+    async def unreachable(*_arguments: object, **_options: object) -> NoReturn:
+        with retry.connecting("the server"):
+            await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(api.Api, "_request", unreachable)
+    repository = Repository("reader@pbs", token, "127.0.0.1", 8007, "store")
+    source = ServerSource(repository, Secret("secret"), Trust(), ServerSettings(retry_timeout=20))
+    calls = {"namespaces": source.namespaces, "groups": source.groups}
+    ends: list[float] = []
+
+    async def ask() -> None:
+        with pytest.raises(ConnectError, match="no connection within"):
+            await calls[what](ROOT_NAMESPACE)
+        ends.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for _task in range(8):
+            nursery.start_soon(ask)
+    assert len(ends) == 8
+    assert max(ends) <= 20 + 2 * retry.LEAST_TRY, "a try that is under way at the limit, and one more"
+    caplog.clear()
 
 
 @pytest.mark.parametrize("what", ["chunk", "index", "list", "blob"])

@@ -10,7 +10,7 @@ import trio
 
 from pbsfs.base.errors import AuthError, ConnectError, DamageError, ForbiddenError, SourceError
 from pbsfs.sources import retry
-from pbsfs.sources.retry import connecting, retried
+from pbsfs.sources.retry import SharedTry, connecting, retried
 from tests.support.run import in_trio
 
 
@@ -209,3 +209,62 @@ async def test_trying_again_is_said_aloud_once_and_so_is_that_it_goes_on(
         "vm/100: goes on",
     ]
     caplog.clear()
+
+
+# --- tries that are shared
+
+
+@in_trio
+async def test_tasks_that_wait_for_one_try_share_what_it_finds() -> None:
+    work, shared, kept = Work(times=0, takes=3), SharedTry[str](), list[str]()
+
+    async def ask() -> str:
+        kept.append(await work())
+        return kept[-1]
+
+    async with trio.open_nursery() as nursery:
+        for _task in range(8):
+            nursery.start_soon(shared.run, lambda: kept[0] if kept else None, ask)
+    assert len(work.started) == 1
+    assert trio.current_time() == 3
+    assert shared.idle
+
+
+@in_trio
+async def test_many_tasks_are_done_at_the_limit_when_no_try_succeeds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    work, shared, ends = Work(retryable(), takes=5), SharedTry[str](), list[float]()
+
+    async def read() -> None:
+        with pytest.raises(SourceError, match="gone"):
+            await retried(lambda: shared.run(lambda: None, work), 20, "reading")
+        ends.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for _task in range(8):
+            nursery.start_soon(read)
+    assert max(ends) <= 20 + 2 * 5, "the try that is under way at the limit, and one more"
+    caplog.clear()
+
+
+@in_trio
+async def test_a_failure_is_shared_with_those_that_waited_and_nobody_later() -> None:
+    work, shared = Work(retryable(), times=1), SharedTry[str]()
+    with pytest.raises(SourceError):
+        await shared.run(lambda: None, work)
+    assert await shared.run(lambda: None, work) == "done"
+
+
+@in_trio
+async def test_the_others_go_on_when_the_one_that_tries_is_cancelled() -> None:
+    work, shared, found = Work(times=0, takes=3), SharedTry[str](), list[str]()
+
+    async def ask() -> None:
+        found.append(await shared.run(lambda: None, work))
+
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(1):
+            await shared.run(lambda: None, work)
+        nursery.start_soon(ask)
+    assert found == ["done"]
