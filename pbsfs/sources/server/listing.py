@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import BACKUP_TYPES, CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
-from pbsfs.base.text import one_line
+from pbsfs.base.text import first_of, one_line
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
@@ -71,9 +71,18 @@ def parse_groups(namespace: Namespace, data: object) -> Listed[GroupInfo]:
 
 def parse_snapshots(group: Group, data: object) -> Listed[SnapshotInfo]:
     """The finished ones, oldest first."""
-    listed = parse_list(data, lambda entry: parse_snapshot(group, entry))
+    files: list[str] = []  # that were left out
+
+    def parse(entry: dict[str, Any]) -> SnapshotInfo | None:
+        info, refused = parse_snapshot(group, entry)
+        if info is not None and refused:
+            files.append(f"{info.snapshot}: {refused}")
+        return info
+
+    listed = parse_list(data, parse)
     finished = [info for info in listed.entries if info is not None]
-    return Listed(sorted(finished, key=lambda info: info.snapshot), listed.count, listed.refused)
+    refused = "; ".join(filter(None, [listed.refused, first_of(files)]))
+    return Listed(sorted(finished, key=lambda info: info.snapshot), listed.count, refused)
 
 
 def parse_namespace(entry: dict[str, Any]) -> Namespace:
@@ -96,24 +105,24 @@ def parse_group(namespace: Namespace, entry: dict[str, Any]) -> GroupInfo:
     return GroupInfo(group, newest, count, _optional(entry, "owner"), _optional(entry, "comment"))
 
 
-def parse_snapshot(group: Group, entry: dict[str, Any]) -> SnapshotInfo | None:
-    """None for a snapshot that is not finished: it is listed without sizes and manifest.
+def parse_snapshot(group: Group, entry: dict[str, Any]) -> tuple[SnapshotInfo | None, str]:
+    """The snapshot, and which of its files were left out, and why.
 
-    One that is listed without sizes, but with a manifest, has one that the server can't read.
+    None for a snapshot that is not finished: it is listed without sizes and manifest. One that is listed
+    without sizes, but with a manifest, has one that the server can't read.
     """
     if (_text(entry, "backup-type"), _text(entry, "backup-id")) != (group.type, group.id):
         raise DamageError(f"it is not of {group}")
     snapshot = Snapshot(group, _number(entry, "backup-time"))
-    listed = parse_list(entry.get("files"), _file).entries
-    files = tuple({file.archive: file for file in listed if file is not None}.values())
+    listed = parse_list(entry.get("files"), _file)
+    files = tuple({file.archive: file for file in listed.entries if file is not None}.values())
     if not any(file.archive == MANIFEST for file in files) or entry.get("size") is None:
         if entry.get("size") is not None or {"filename": MANIFEST.filename} not in entry["files"]:
-            return None
-        return SnapshotInfo(
-            snapshot, (), _optional(entry, "owner"), error="unreadable manifest: the server can't read it"
-        )
+            return None, ""
+        error = "unreadable manifest: the server can't read it"
+        return SnapshotInfo(snapshot, (), _optional(entry, "owner"), error=error), ""
     verification = entry.get("verification")
-    return SnapshotInfo(
+    info = SnapshotInfo(
         snapshot=snapshot,
         files=files,
         owner=_optional(entry, "owner"),
@@ -122,6 +131,7 @@ def parse_snapshot(group: Group, entry: dict[str, Any]) -> SnapshotInfo | None:
         notes=_optional(entry, "comment"),
         verify_state=_optional(verification, "state") if isinstance(verification, dict) else None,
     )
+    return info, listed.refused
 
 
 def parse_usage(data: object) -> Usage | None:

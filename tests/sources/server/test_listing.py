@@ -20,6 +20,7 @@ from pbsfs.sources.server.listing import (
     parse_list,
     parse_namespace,
     parse_snapshot,
+    parse_snapshots,
     parse_store,
     parse_usage,
 )
@@ -60,7 +61,8 @@ def groups(data: object, namespace: Namespace = ROOT_NAMESPACE) -> tuple[list[Gr
 
 
 def snapshots(data: object, group: Group = VM100) -> tuple[list[SnapshotInfo | None], str]:
-    return entries(data, functools.partial(parse_snapshot, group))
+    found, refused = entries(data, functools.partial(parse_snapshot, group))
+    return [info for info, _files in found], refused
 
 
 def one_snapshot(**changes: object) -> SnapshotInfo | None:
@@ -311,6 +313,16 @@ def test_a_snapshot_whose_files_are_no_list_is_a_fault_that_is_told_of() -> None
     found, refused = snapshots([SNAPSHOT | {"files": "none"}, SNAPSHOT])
     assert len(found) == 1
     assert "left out 1 entry" in refused
+
+
+def test_a_file_that_makes_no_sense_is_left_out_and_reported() -> None:
+    bad = {"filename": "drive-scsi1.img.fidx", "size": -1, "crypt-mode": "none"}
+    listed = parse_snapshots(VM100, [SNAPSHOT | {"files": [*FILES, bad]}, SNAPSHOT | {"backup-time": 9}])
+    assert [len(info.files) for info in listed.entries] == [len(FILES), len(FILES)]
+    where = "vm/100/2023-11-14T22:13:20Z"
+    assert listed.refused == f"{where}: left out 1 entry of the server's list: it has no valid 'size'"
+    many = [SNAPSHOT | {"files": [*FILES, bad], "backup-time": time} for time in range(100)]
+    assert "(100 in all)" in parse_snapshots(VM100, many).refused
 
 
 JSON = st.recursive(
