@@ -31,6 +31,7 @@ from pbsfs.nbd.parameters import Settings
 from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime import process
+from pbsfs.sources.retry import SharedTry
 from pbsfs.tree import (
     DEFAULT_REFRESH,
     LATEST,
@@ -294,7 +295,7 @@ class _Exports:
         self._settings = settings
         self._path = path
         self._open: dict[str, _Open] = {}
-        self._listing = trio.Lock()
+        self._listing = SharedTry[builtins.list[tuple[str, str]]]()
         self._listed: builtins.list[tuple[str, str]] = []
         self._listed_until = -math.inf
         self._locked: tuple[str, ...] = ()  # the exports that were logged as not listed
@@ -330,13 +331,16 @@ class _Exports:
 
     async def list(self) -> list[tuple[str, str]]:
         """The exports, as they are now or were some seconds ago; clients that come at once share one look."""
-        async with self._listing:
-            if trio.current_time() >= self._listed_until:
-                self._listed = await self._list()
-                self._listed_until = trio.current_time() + LIST_KEPT
-            return self._listed
+        return await self._listing.run(
+            lambda: self._listed if trio.current_time() < self._listed_until else None, self._list
+        )
 
     async def _list(self) -> builtins.list[tuple[str, str]]:
+        self._listed = await self._find_all()
+        self._listed_until = trio.current_time() + LIST_KEPT
+        return self._listed
+
+    async def _find_all(self) -> builtins.list[tuple[str, str]]:
         node = await self._tree.find(self._path)
         if isinstance(node, ImageFile):
             return [("", _description(node))]

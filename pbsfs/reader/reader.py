@@ -36,6 +36,7 @@ from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.reader.opened import DEFAULT_OPEN_LIMIT, Blob, OpenFiles
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
+from pbsfs.sources.retry import SharedTry
 
 MAX_INDEX_SIZE = HEADER_SIZE + (1 << 30)
 """Most bytes of a stored index: 128 TiB in chunks of 4 MiB."""
@@ -65,15 +66,15 @@ R = TypeVar("R")
 class _Kept:
     """A snapshot's manifest as it was fetched last.
 
-    `size` (bytes) and `digest` (SHA-256): of its text. `came`: when, by the loop's clock. The task that holds
-    `asking` fetches it; the others wait for what comes.
+    `size` (bytes) and `digest` (SHA-256): of its text. `came`: when, by the loop's clock. `asking`: for the
+    tasks that need it at once.
     """
 
     manifest: Manifest | None = None
     size: int = 0
     digest: bytes = b""
     came: float = -math.inf
-    asking: trio.Lock = field(default_factory=trio.Lock)
+    asking: SharedTry[_Kept] = field(default_factory=SharedTry)
 
 
 class Reader:
@@ -251,14 +252,18 @@ class Reader:
         while len(self._manifests) > MAX_MANIFESTS:
             del self._manifests[next(iter(self._manifests))]
         came = kept.came
-        async with kept.asking:
+
+        def young_enough() -> _Kept | None:
             came_meanwhile = kept.came != came
-            old = kept.manifest is None or trio.current_time() - kept.came >= max_age
-            if old and not came_meanwhile:
-                text, kept.manifest = await self._verified(snapshot)
-                kept.size, kept.digest = len(text), hashlib.sha256(text).digest()
-                kept.came = trio.current_time()
-        return kept
+            return kept if came_meanwhile or trio.current_time() - kept.came < max_age else None
+
+        async def fetch() -> _Kept:
+            text, kept.manifest = await self._verified(snapshot)
+            kept.size, kept.digest = len(text), hashlib.sha256(text).digest()
+            kept.came = trio.current_time()
+            return kept
+
+        return await kept.asking.run(young_enough, fetch)
 
     async def _verified(self, snapshot: Snapshot) -> tuple[bytes, Manifest]:
         """The manifest as it is stored now, as text too; held against the keys at hand."""

@@ -83,11 +83,15 @@ class PartDirectory(Directory):
 
     async def children(self) -> Listing:
         await self.namespace.children()
-        async with self._asking():
+
+        async def take_part() -> bool:
             while self._round != self.namespace.round:
                 found = self.namespace.round
                 self._values = await in_turns(await self.list_values())
                 self._round = found
+            return True
+
+        await self._asking().run(lambda: self._round == self.namespace.round or None, take_part)
         self.tree.hold(self)
         return self.listing()
 

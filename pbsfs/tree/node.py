@@ -25,6 +25,7 @@ import trio
 from pbsfs.base.errors import NotFoundError, PbsfsError
 from pbsfs.base.text import quoted
 from pbsfs.reader.reader import Reader
+from pbsfs.sources.retry import SharedTry
 
 log = logging.getLogger(__name__)
 
@@ -188,14 +189,14 @@ class Listing(Mapping[bytes, Node]):
 class Directory(Node):
     """A node with children. Subclasses list them and make their nodes; this class keeps the listing."""
 
-    __slots__ = ("_fresh_until", "_lock", "_values", "_walk")
+    __slots__ = ("_fresh_until", "_shared", "_values", "_walk")
 
     def __init__(self, tree: Nodes, parent: Directory | None, name: bytes, walk: Walk | None = None) -> None:
         """`walk`: shared with the directories beside it, where listing takes a request for each."""
         super().__init__(tree, parent, name)
         self._values: dict[bytes, object] = {}
         self._fresh_until = float("-inf")
-        self._lock: trio.Lock | None = None
+        self._shared: SharedTry[bool] | None = None
         self._walk = walk
 
     @abc.abstractmethod
@@ -256,18 +257,20 @@ class Directory(Node):
         """The children as they were listed last."""
         return Listing(self, self._values)
 
-    def _asking(self) -> trio.Lock:
-        """Held by the task that asks the source; the others wait for it. Made when it is first needed: most
-        of 100,000 snapshots are never looked at."""
-        if self._lock is None:
-            self._lock = trio.Lock()
-        return self._lock
+    def _asking(self) -> SharedTry[bool]:
+        """For the tasks that need something of the source at once. Made when it is first needed: most of
+        100,000 snapshots are never looked at."""
+        if self._shared is None:
+            self._shared = SharedTry()
+        return self._shared
 
     async def _listed(self) -> Listing:
-        async with self._asking():
-            if not self.is_fresh():
-                self._values = await in_turns(await self.list_values())
-                self._fresh_until = trio.current_time() + self.tree.refresh
+        async def ask() -> bool:
+            self._values = await in_turns(await self.list_values())
+            self._fresh_until = trio.current_time() + self.tree.refresh
+            return True
+
+        await self._asking().run(lambda: self.is_fresh() or None, ask)
         self.tree.hold(self)
         return self.listing()
 

@@ -117,9 +117,10 @@ class SnapshotDirectory(Directory):
         self.tree.hold(self)
 
     async def _look_at_blobs(self) -> None:
-        async with self._asking():
-            if trio.current_time() < self._looked_until or self.info.error is not None:
-                return
+        def is_known() -> bool | None:
+            return trio.current_time() < self._looked_until or self.info.error is not None or None
+
+        async def look() -> bool:
             blobs = [node for node in (await self.children()).values() if isinstance(node, BlobFile)]
             try:
                 version = await self.tree.reader.version(self.info.snapshot, self.tree.refresh)
@@ -134,6 +135,9 @@ class SnapshotDirectory(Directory):
             except PbsfsError as error:
                 log.debug("%s: the sizes of its blobs are not known: %s", self, error)
             self._looked_until = trio.current_time() + self.tree.refresh
+            return True
+
+        await self._asking().run(is_known, look)
 
     def _mtime_ns(self) -> int | None:
         return nanoseconds(self.info.snapshot.time)

@@ -62,6 +62,27 @@ async def test_ten_who_open_an_image_at_once_fetch_the_manifest_once() -> None:
 
 
 @in_trio
+async def test_all_who_wait_for_a_manifest_share_its_failure() -> None:
+    source, info = stored()
+    info = listed_by_a_server(info)
+    gate = source.hold("fetch_file")
+    source.fail("fetch_file", SourceError("no answer"))
+
+    async def look() -> None:
+        with pytest.raises(SourceError, match="no answer"):
+            await reader.version(info.snapshot, math.inf)
+
+    async with open_reader(source) as reader:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(look)
+            await wait_all_tasks_blocked()
+            gate.set()
+        assert source.calls["fetch_file"] == 1
+        assert await reader.version(info.snapshot, math.inf)
+
+
+@in_trio
 async def test_who_gives_up_waiting_for_a_manifest_does_not_spoil_it_for_the_others() -> None:
     source, info = stored()
     info = listed_by_a_server(info)

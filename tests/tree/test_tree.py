@@ -381,6 +381,27 @@ async def test_all_who_list_a_directory_at_once_share_one_listing() -> None:
 
 
 @in_trio
+async def test_all_who_wait_for_a_listing_share_its_failure() -> None:
+    source = filled()
+    async with shown(source) as tree:
+        group = await directory(tree, "vm/100")
+        gate = source.hold("snapshots")
+        source.fail("snapshots", SourceError("no answer"))
+
+        async def list_it() -> None:
+            with pytest.raises(SourceError, match="no answer"):
+                await group.children()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(list_it)
+            await wait_all_tasks_blocked()
+            gate.set()
+        assert source.calls["snapshots"] == 1
+        assert await group.children(), "a later listing asks again"
+
+
+@in_trio
 async def test_who_gives_up_listing_does_not_spoil_it_for_the_others() -> None:
     source = filled()
     async with shown(source) as tree:
