@@ -165,6 +165,23 @@ def decode(raw: bytes, *, max_size: int, key: Key | None = None, encrypted: bool
     return bytes(data)
 
 
+def work_of(raw: bytes) -> int:
+    """Bytes, stored or decoded, that decoding the stored blob `raw`, which may be anything, takes at most.
+
+    A small blob may hold much: its frame says how much, unless it is encrypted.
+    """
+    announced = zstandard.CONTENTSIZE_UNKNOWN
+    try:
+        kind = kind_of(raw)
+        if not kind.compressed:
+            return len(raw)
+        if not kind.encrypted:
+            announced = zstandard.get_frame_parameters(memoryview(raw)[kind.header_size :]).content_size
+    except (DamageError, zstandard.ZstdError):
+        return len(raw)  # decoding ends there too
+    return max(len(raw), MAX_BLOB_SIZE if announced in (0, zstandard.CONTENTSIZE_UNKNOWN) else announced)
+
+
 def decode_chunk(raw: bytes, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None) -> bytes:
     """The content (`length` bytes) of the stored chunk `raw`, held against its digest.
 

@@ -161,7 +161,7 @@ class Reader:
 
         async def fetch() -> bytes:
             raw = await self._fetch(info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE))
-            return await _work(len(raw), _decode_blob, raw, file, encrypted, key)
+            return await _work(blob.work_of(raw), _decode_blob, raw, file, encrypted, key)
 
         where = f"{info.snapshot}/{file.archive.name}"
         try:
@@ -272,13 +272,12 @@ class Reader:
             raw = await self._fetch(
                 snapshot, FileInfo(MANIFEST, 0, None), blob.stored_limit(MAX_MANIFEST_SIZE)
             )
-            text = blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False)
-            return text, Manifest.parse(text)
+            return await _work(blob.work_of(raw), _parse_manifest, raw)
 
         try:
             text, manifest = await self.source.confirmed(fetch)
             if self._keys:
-                self._verify(manifest, snapshot)
+                await _work(len(text), self._verify, manifest, snapshot)
         except DamageError as error:
             raise DamageError(f"{snapshot}/{MANIFEST}: {error}") from None
         return text, manifest
@@ -397,6 +396,12 @@ def _parse_index(raw: bytes, file: FileInfo, key: Key | None) -> Index:
     if index.size != file.size:
         raise DamageError(f"holds {index.size} bytes, the manifest says {file.size}")
     return index
+
+
+def _parse_manifest(raw: bytes) -> tuple[bytes, Manifest]:
+    """A manifest's text, and what it says."""
+    text = blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False)
+    return text, Manifest.parse(text)
 
 
 def _decode_blob(raw: bytes, file: FileInfo, encrypted: bool | None, key: Key | None) -> bytes:

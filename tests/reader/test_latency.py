@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import trio
 
-from pbsfs.base.names import Archive
+from pbsfs.base.names import MANIFEST, Archive
 from pbsfs.formats import blob, index
-from pbsfs.formats.manifest import CryptMode
+from pbsfs.formats.keys import Key
+from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode
 from pbsfs.reader.image import Image
-from pbsfs.reader.reader import open_reader
+from pbsfs.reader.reader import SMALL, open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
 from pbsfs.tree import ImageFile, Tree
 from tests.support import made
@@ -111,5 +114,49 @@ def test_other_tasks_run_while_an_index_is_read() -> None:
             await reader.open_image(info, info.files[0])
             assert ticks > 20
             nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def bloated(source: MemorySource) -> int:
+    """Makes the manifest of `SNAPSHOT` as large as it may be; returns the bytes that it is stored in."""
+    manifest = source.files[SNAPSHOT, MANIFEST]
+    content = json.loads(blob.decode(manifest, max_size=MAX_MANIFEST_SIZE))
+    content.setdefault("unprotected", {})["junk"] = [0] * (MAX_MANIFEST_SIZE // 3 - 2000)
+    text = json.dumps(content).encode()
+    assert MAX_MANIFEST_SIZE * 0.99 < len(text) <= MAX_MANIFEST_SIZE
+    stored = source.files[SNAPSHOT, MANIFEST] = blob.encode(text)
+    return len(stored)
+
+
+@pytest.mark.parametrize("keys", [{}, {made.KEY.fingerprint: made.KEY}])
+def test_a_large_manifest_leaves_the_loop_free(keys: dict[str, Key]) -> None:
+    async def main() -> None:
+        source = MemorySource()
+        mode = CryptMode.SIGN_ONLY if keys else CryptMode.NONE
+        info = source.add(
+            SNAPSHOT, {"a.conf.blob": b"content"}, crypt_mode=mode, key=made.KEY if keys else None
+        )
+        assert bloated(source) < SMALL, "it is small until it is decoded"
+        async with open_reader(source, keys=keys) as reader:
+            with measured_steps() as steps:
+                await reader.version(SNAPSHOT, 0)
+                assert await reader.read_blob(info, info.files[0]) == b"content"
+            assert steps.longest < LIMIT
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("key", [None, made.KEY])
+def test_a_blob_that_holds_much_leaves_the_loop_free(key: Key | None) -> None:
+    async def main() -> None:
+        source = MemorySource()
+        mode = CryptMode.NONE if key is None else CryptMode.ENCRYPT
+        info = source.add(SNAPSHOT, {"a.log.blob": bytes(blob.MAX_BLOB_SIZE)}, crypt_mode=mode, key=key)
+        assert info.files[0].size < SMALL, "it is small until it is decoded"
+        async with open_reader(source, keys={} if key is None else {key.fingerprint: key}) as reader:
+            with measured_steps() as steps:
+                assert len(await reader.read_blob(info, info.files[0])) == blob.MAX_BLOB_SIZE
+            assert steps.longest < LIMIT
 
     trio.run(main)
