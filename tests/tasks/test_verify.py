@@ -28,7 +28,7 @@ from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import File, Tree
 from tests.sources.server.serving import served, source_of
 from tests.support import damage, made
-from tests.support.run import in_trio
+from tests.support.run import in_trio, until
 from tests.support.sources import CHUNK_SIZE, MemorySource
 
 SNAPSHOT = made.snapshot()
@@ -115,8 +115,7 @@ async def test_several_chunks_are_under_way_at_once_and_no_more_than_that() -> N
     gate = source.hold("fetch_chunk")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(verified, source)
-        while source.in_flight < WORKERS:  # the index is read in a thread, while which all tasks are blocked
-            await trio.lowlevel.checkpoint()
+        await until(lambda: source.in_flight == WORKERS)  # the index is read in a thread before
         await wait_all_tasks_blocked()
         assert source.in_flight == WORKERS >= 4
         gate.set()
