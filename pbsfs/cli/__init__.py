@@ -31,11 +31,11 @@ _COMMANDS = {
     "mount": "Show backups as files in a directory.",
     "umount": "End a mount.",
     "ls": "List the tree without mounting it.",
-    "info": "Tell what is known of a snapshot or file.",
+    "info": "Show what is known about a snapshot or file.",
     "export": "Copy an image to a file, block device or pipe.",
     "nbd": "Serve images as network block devices.",
     "boot": "Boot a backup in QEMU, without restoring it.",
-    "verify": "Read and check everything, and tell what is damaged.",
+    "verify": "Read and check everything; report what is damaged.",
     "key": "Look at key files; recover a key with a master key.",
     "demo": "Try everything on a small datastore made for it.",
     "completion": "Print the script for a shell's completion.",
@@ -53,14 +53,14 @@ Exit status:
   6  damaged data
   7  can't mount or unmount
   8  can't write the destination
-  9  nbdkit or QEMU is missing or failed
+  9  nbdkit or QEMU is missing, unsuitable, or failed
   10 the server does not accept the user, token, password or secret
-  11 the server does not allow it
-  12 the server's certificate is not trusted
+  11 the server does not allow it to this user or token
+  12 the server's certificate is not trusted, or not the expected one
   13 the server's name does not resolve
-  14 no connection to the server
-  15 not a Proxmox Backup Server
-  16 no such datastore
+  14 no connection to the server, or it was lost
+  15 the server is not a Proxmox Backup Server
+  16 no such datastore, or none that this user may see
   17 no such realm
   18 the password of a key is missing or wrong
   19 a key file can't be read, or is not a key file

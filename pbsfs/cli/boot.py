@@ -52,21 +52,20 @@ class _Backup:
     "--keep",
     metavar="FILE",
     type=FilePath(dir_okay=False),
-    help="Keep what the guest writes in this qcow2 overlay; boot again with it to go on. Default: it is "
-    "thrown away.",
+    help="Keep what the guest writes in this qcow2 overlay; boot again with it to go on (default: discard).",
 )
 @click.option(
     "--firmware",
     type=click.Choice(["bios", "uefi"]),
-    help="Default: what the backup's configuration says, or else bios.",
+    help="Use this firmware (default: what the backup's configuration says, otherwise bios).",
 )
 @click.option(
     "--memory",
     metavar="MIB",
     type=click.IntRange(machines.MIN_MEMORY, 1 << 22),
-    help="Default: that of the configuration, at most half of this computer's.",
+    help="Give the guest this much memory (default: as configured, at most half of this computer's).",
 )
-@click.option("--kvm/--no-kvm", default=None, help="Default: KVM where /dev/kvm can be used.")
+@click.option("--kvm/--no-kvm", default=None, help="Use KVM (default: if /dev/kvm can be used).")
 @source_options
 def command(
     words: tuple[str, ...],
@@ -193,7 +192,7 @@ def _fitted(machine: Machine, firmware: str | None, memory: int | None) -> Machi
 
 def _tell(backup: _Backup, machine: Machine, keep: Path | None, screen: Path | None) -> None:
     firmware = "UEFI" if machine.uefi else "BIOS"
-    kept = f"changes are kept in {keep}" if keep else "changes are thrown away"
+    kept = f"changes are kept in {keep}" if keep else "changes are discarded"
     click.echo(
         f"Booting {backup.snapshot}: {', '.join(machine.disks)}; {machine.memory} MiB, "
         f"{machine.cores} cores, {firmware}, no network; {kept}"

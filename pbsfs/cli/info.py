@@ -23,7 +23,7 @@ from pbsfs.tree import File, SnapshotDirectory, Tree
 @source_options
 @logging_options
 def command(path: str, as_json: bool, log_level: str, log_file: Path | None, source: SourceOptions) -> None:
-    """Tell what is known of the group, snapshot or file at PATH.
+    """Show what is known about the group, snapshot or file at PATH.
 
     \b
     Examples:

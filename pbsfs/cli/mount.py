@@ -57,7 +57,7 @@ from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
     type=SECONDS,
     default=5.0,
     show_default=True,
-    help="New backups appear within this time.",
+    help="Show new backups within this time.",
 )
 @damage_option
 @click.option("--ready-fd", type=int, hidden=True)
@@ -78,8 +78,8 @@ def command(
 ) -> None:
     """Show the backups as files at MOUNTPOINT, an empty directory, read-only.
 
-    Files have mode 0440 and belong to whoever mounts; see uid=, gid=, umask= and allow_other to
-    give them to others.
+    Files have mode 0440 and belong to the user who mounts; uid=, gid=, umask= and allow_other give
+    them to others.
 
     \b
     Examples:

@@ -44,7 +44,7 @@ _TAKEN = ("-U", "-p", "-i", "-s")
 @click.command("nbd", cls=PassingOn)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="PATH|--all [NBDKIT OPTIONS]")
 @click.option("--all", "everything", is_flag=True, help="Serve every image; clients name theirs by its path.")
-@click.option("--cow", is_flag=True, help="Let clients write: to a layer that is thrown away in the end.")
+@click.option("--cow", is_flag=True, help="Let clients write to a layer that is discarded at the end.")
 @click.option(
     "--socket",
     metavar="PATH",
@@ -56,7 +56,7 @@ _TAKEN = ("-U", "-p", "-i", "-s")
     metavar="HOST[:PORT]",
     help="Listen with TCP, at this address (:10809 is that port of loopback).",
 )
-@click.option("--run", metavar="COMMAND", help="Serve while this shell command runs; $uri is where.")
+@click.option("--run", metavar="COMMAND", help="Serve while this shell command runs; $uri holds the URI.")
 @click.option(
     "--cache-size", metavar="SIZE", default="256M", show_default=True, help="Memory for decoded chunks."
 )

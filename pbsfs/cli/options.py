@@ -111,7 +111,7 @@ def source_options(command: F) -> F:
             "--retry-timeout",
             metavar="SECONDS",
             type=SECONDS,
-            help="How long a read waits for a server that is away (default: 120).",
+            help="How long to retry while the server is unreachable (default: 120).",
         ),
         click.option(
             "--fingerprint",
@@ -127,7 +127,7 @@ def source_options(command: F) -> F:
         click.option(
             "--auth-id",
             metavar="USER@REALM[!TOKEN]",
-            help="Who logs in to --server (or PBS_AUTH_ID; default: root@pam).",
+            help="The user or token that logs in to --server (or PBS_AUTH_ID; default: root@pam).",
         ),
         click.option(
             "--datastore", metavar="NAME", help="The datastore of --server to read (or PBS_DATASTORE)."
@@ -162,7 +162,7 @@ def damage_option(command: F) -> F:
         default="fail",
         show_default=True,
         callback=lambda _context, _parameter, value: ZeroedRanges() if value == "zero" else None,
-        help="Reads of damaged data fail, or show zeros in their place and tell where.",
+        help="Fail reads of damaged data, or return zeros and report where.",
     )(command)
 
 
@@ -180,7 +180,7 @@ def logging_options(command: F) -> F:
             type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
             default="warning",
             show_default=True,
-            help="Log what is at least this important.",
+            help="Log messages of at least this level.",
         ),
     ):
         command = option(command)

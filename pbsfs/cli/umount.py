@@ -12,7 +12,7 @@ from pbsfs.fuse.mountpoint import unmount
 
 @click.command("umount")
 @click.argument("mountpoint", type=FilePath())
-@click.option("-l", "--lazy", is_flag=True, help="Take it away now, end it when its last file is closed.")
+@click.option("-l", "--lazy", is_flag=True, help="Detach now; exit when the last open file is closed.")
 def command(mountpoint: Path, lazy: bool) -> None:
     """End the mount at MOUNTPOINT, also one whose process has died.
 

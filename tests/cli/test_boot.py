@@ -127,7 +127,7 @@ def test_a_backup_without_a_configuration_boots_too(writer: DatastoreWriter, dis
         assert command.ended() == 0
         assert disk.found(1) in command.output()
         assert command.errors() == [
-            f"Booting vm/100/{FIRST}: scsi0; 64 MiB, 1 cores, BIOS, no network; changes are thrown away"
+            f"Booting vm/100/{FIRST}: scsi0; 64 MiB, 1 cores, BIOS, no network; changes are discarded"
         ]
 
 

@@ -49,7 +49,14 @@ def test_every_error_has_its_status_in_the_help_and_in_the_readme() -> None:
         int(s) for s in re.findall(r"^ +(\d+) +[a-z]", output_of(PBSFS, "--help"), re.MULTILINE)
     }
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert {0, *statuses} == {int(status) for status in re.findall(r"^\| (\d+) \|", readme, re.MULTILINE)}
+    rows = dict(re.findall(r"^\| (\d+|128\+N) \| (.*?) \|$", readme, re.MULTILINE))
+    assert {0, *statuses} == {int(status) for status in rows if status.isdigit()}
+    shown = dict(
+        re.findall(
+            r"^ +(\d+|128\+N) +(.*)$", output_of(PBSFS, "--help").partition("Exit status")[2], re.MULTILINE
+        )
+    )
+    assert shown == rows, "one wording for both"
 
 
 @pytest.mark.parametrize("name", _COMMANDS)
