@@ -16,7 +16,7 @@ LAYERS = (
     ("",),  # the package itself: its version
     ("base",),
     ("runtime", "formats"),
-    ("sources",),
+    ("sources", "contents"),
     ("chunks",),
     ("reader",),
     ("access", "tree", "testing"),

@@ -1,0 +1,164 @@
+"""What every reader of contents offers: directories, entries, and the ranges that hold a file's bytes.
+
+A reader of contents gives the positions of a file's bytes, not the bytes: they come from the stream itself,
+with its cache and read-ahead. Synchronous; a reader may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+import abc
+import stat as stat_bits
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pbsfs.base.errors import DamageError
+
+
+class Stream(Protocol):
+    """The bytes that a reader of contents reads: an archive, or a disk. `size`: in bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """The bytes `offset` … `offset + size`, cut at the end of the stream; never zeros instead of
+        damaged data. Raises DamageError, KeyRequiredError, SourceError."""
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Requests ranges, each of an offset and a size, side by side, ahead of `pread`. Raises nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A directory, file, link, device, FIFO or socket, as it is stored.
+
+    `name`: empty for the root. `mode`: type and permissions, as st_mode. `mtime_ns`: nanoseconds since the
+    epoch, negative before it. `size`: of a file, in bytes; of a link, the length of its target; else 0.
+    `inode`: the same for all names of one file, and for nothing else in these contents. `rdev`: the device
+    number of a device, as `os.makedev` returns it. `target`: of a link. `has_xattrs`: whether it has extended
+    attributes or access control lists.
+
+    `exact`: False where only `name`, the type in `mode`, and perhaps `size` and `mtime_ns` are known, from a
+    source that may be wrong; `Contents.complete` reads the rest. `position` and `end` are the reader's own.
+    """
+
+    name: bytes
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    size: int = 0
+    inode: int = 0
+    rdev: int = 0
+    target: bytes | None = None
+    has_xattrs: bool = False
+    exact: bool = True
+    position: int = 0
+    end: int = 0
+
+    @property
+    def is_directory(self) -> bool:
+        return stat_bits.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat_bits.S_ISREG(self.mode)
+
+    @property
+    def is_link(self) -> bool:
+        return stat_bits.S_ISLNK(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`length` bytes of a file: from `offset` of the stream with the number `stream`; None for zeros."""
+
+    stream: int | None
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a directory holds. `damage`: why there may be more than these entries; None where all are here."""
+
+    entries: list[Entry]
+    damage: DamageError | None = None
+
+
+class Contents(abc.ABC):
+    """An archive or a file system. Every method raises DamageError, KeyRequiredError and SourceError."""
+
+    streams: Sequence[Stream]
+    """What it reads from, in the order that `Piece.stream` counts."""
+
+    root: Entry
+
+    @abc.abstractmethod
+    def children(self, directory: Entry, *, names_only: bool = False) -> Found:
+        """What `directory` holds, in the order in which it is stored.
+
+        `names_only`: the caller needs names and types only; where the rest costs more reads, the entries are
+        not exact.
+        """
+
+    @abc.abstractmethod
+    def child(self, directory: Entry, name: bytes) -> Entry | None:
+        """The exact entry `name` of `directory`; None where there is none."""
+
+    @abc.abstractmethod
+    def complete(self, directory: Entry, entries: Sequence[Entry]) -> list[Entry | DamageError | None]:
+        """The exact forms of `entries`, which `children` returned of `directory`, read side by side.
+
+        For each: None where it does not exist after all, an error where it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def link_count(self, entry: Entry) -> int:
+        """How many names a file has; 1 for all else. The first call may read all metadata once."""
+
+    @property
+    @abc.abstractmethod
+    def knows_link_counts(self) -> bool:
+        """Whether `link_count` returns without reading."""
+
+    @abc.abstractmethod
+    def data(self, file: Entry) -> Sequence[Piece]:
+        """Where the bytes of an exact `file` are: pieces in order, `file.size` bytes in all.
+
+        Zeros that the stream itself stores as a hole are not set apart.
+        """
+
+    @abc.abstractmethod
+    def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
+        """The extended attributes by name, with access control lists as `system.posix_acl_access` and
+        `system.posix_acl_default` in the kernel's form (linux/posix_acl_xattr.h)."""
+
+    def walk(self, directory: Entry) -> Iterator[tuple[bytes, Entry | DamageError]]:
+        """All below `directory`, in the order in which it is stored, each directory before what it holds.
+
+        Yields paths relative to `directory` with exact entries. Where a directory cannot be listed, or not in
+        full, its path comes with the error (again, if it was yielded before).
+        """
+        stack: list[Iterator[tuple[bytes, Entry | DamageError]]] = [self._level(directory, b"")]
+        while stack:
+            item = next(stack[-1], None)
+            if item is None:
+                stack.pop()
+                continue
+            yield item
+            path, entry = item
+            if isinstance(entry, Entry) and entry.is_directory:
+                stack.append(self._level(entry, path + b"/"))
+
+    def _level(self, directory: Entry, prefix: bytes) -> Iterator[tuple[bytes, Entry | DamageError]]:
+        try:
+            found = self.children(directory)
+        except DamageError as error:
+            yield prefix.removesuffix(b"/"), error
+            return
+        for entry in found.entries:
+            yield prefix + entry.name, entry
+        if found.damage is not None:
+            yield prefix.removesuffix(b"/"), found.damage
