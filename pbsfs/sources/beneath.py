@@ -17,9 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pbsfs.base.errors import DamageError, SourceError
-
-Steps = tuple[str, ...]
-"""Names that lead from a root to a file or directory; none: the root itself."""
+from pbsfs.sources.layout import Steps
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

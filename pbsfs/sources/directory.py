@@ -41,8 +41,10 @@ from pbsfs.base.names import (
 from pbsfs.formats import blob
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest
 from pbsfs.runtime.report import DAY, Reporter
+from pbsfs.sources import layout
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Source, Usage
-from pbsfs.sources.beneath import Steps, enter, exists, joined, read_file, scanned
+from pbsfs.sources.beneath import enter, exists, joined, read_file, scanned
+from pbsfs.sources.layout import Steps, file_steps, group_steps, namespace_steps, snapshot_steps
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +91,13 @@ _LEAST_EVICTED = 3
 """The chunk store is a cache where one chunk file in so many is empty, and at least so many are. A power loss
 leaves some empty files on an ordinary datastore, too."""
 
-_CHUNK_NAME = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BACKUP_FILE = re.compile(r".*(\.(fidx|didx|blob)|~\d+\.(fid|did|blo))", re.ASCII | re.IGNORECASE)
 _NEARLY_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d.*", re.ASCII)
-_TRASHED = ".trashed"
 
 
 def is_datastore(path: Path) -> bool:
     """Whether `path` looks like a datastore: it has the chunk store that every datastore has."""
-    return (path / ".chunks").is_dir()
+    return (path / layout.CHUNKS).is_dir()
 
 
 class _Operation(Generic[T]):
@@ -132,11 +132,13 @@ class DirectorySource(Source):
         self._parsed: OrderedDict[Snapshot, tuple[tuple[int, ...], SnapshotInfo]] = OrderedDict()
         self._lock = threading.Lock()  # guards it, as worker threads share it
         self._reporter = Reporter(log, repeat_after=DAY)
-        self._chunks = f"{path}/.chunks"
+        self._chunks = f"{path}/{layout.CHUNKS}"
         self._metadata = str(path)
         self._check()
-        if (path / ".cnt").is_dir():  # what a server keeps in an object store: metadata apart from chunks
-            self._metadata = f"{path}/.cnt"
+        if (
+            path / layout.METADATA
+        ).is_dir():  # what a server keeps in an object store: metadata apart from chunks
+            self._metadata = f"{path}/{layout.METADATA}"
         self._is_cache: bool | None = None  # not decided yet
         self._deciding = threading.Lock()
 
@@ -166,9 +168,9 @@ class DirectorySource(Source):
         if not stat.S_ISDIR(kind.st_mode):
             raise SourceError(f"{self.path} is not a directory: name the datastore's directory")
         if is_datastore(self.path):
-            raise SourceError(f"{self.path} is not a datastore: its directory '.cnt' is gone")
+            raise SourceError(f"{self.path} is not a datastore: its directory '{layout.METADATA}' is gone")
         raise SourceError(
-            f"{self.path} is not a datastore: it has no directory '.chunks'{self._datastore_nearby()}"
+            f"{self.path} is not a datastore: it has no directory '{layout.CHUNKS}'{self._datastore_nearby()}"
         )
 
     def _datastore_nearby(self) -> str:
@@ -196,12 +198,11 @@ class DirectorySource(Source):
         return await self._in_thread(lambda: self._snapshots(group))
 
     async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
-        steps = (*_steps(snapshot), archive.filename)
+        steps = file_steps(snapshot, archive)
         return await self._in_thread(lambda: read_file(self._metadata, steps, limit))
 
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
-        name = digest.hex()
-        return await self._in_thread(lambda: self._read_chunk(name, limit))
+        return await self._in_thread(lambda: self._read_chunk(digest, limit))
 
     async def usage(self) -> Usage:
         return await self._in_thread(self._usage)
@@ -244,7 +245,7 @@ class DirectorySource(Source):
 
     def _enter_namespace(self, namespace: Namespace) -> Steps:
         """The directory of a namespace. Raises NotFoundError where there is none."""
-        steps = _namespace_steps(namespace)
+        steps = namespace_steps(namespace)
         try:
             self._enter(steps)
         except (FileNotFoundError, NotADirectoryError):
@@ -256,7 +257,7 @@ class DirectorySource(Source):
         steps = self._enter_namespace(parent)
         if len(parent.parts) == MAX_NAMESPACE_DEPTH:
             return []
-        return sorted(_valid(parent.child, self._directories((*steps, "ns"))).values())
+        return sorted(_valid(parent.child, self._directories((*steps, layout.NAMESPACES))).values())
 
     def _groups(self, namespace: Namespace) -> list[GroupInfo]:
         steps = self._enter_namespace(namespace)
@@ -277,8 +278,8 @@ class DirectorySource(Source):
     def _group_info(self, group: Group, looks: Iterator[int]) -> GroupInfo | None:
         """What the group's directory says; None in the trash. `looks`: one for each snapshot that may be
         looked into once the newest is known; those beyond count as finished."""
-        steps = _group_steps(group)
-        if self._is_there((*steps, _TRASHED)):
+        steps = group_steps(group)
+        if self._is_there((*steps, layout.TRASHED)):
             log.info("%s: left out, it is in the trash", group)
             return None
         times = []
@@ -294,8 +295,10 @@ class DirectorySource(Source):
         for time in reversed(times):
             if newest is not None and next(looks, None) is None:
                 break
-            snapshot = _steps(group.snapshot(time))
-            if self._is_there((*snapshot, MANIFEST.filename)) and not self._is_there((*snapshot, _TRASHED)):
+            snapshot = snapshot_steps(group.snapshot(time))
+            if self._is_there((*snapshot, MANIFEST.filename)) and not self._is_there(
+                (*snapshot, layout.TRASHED)
+            ):
                 newest = time if newest is None else newest
             else:
                 unfinished += 1
@@ -303,14 +306,14 @@ class DirectorySource(Source):
             group=group,
             last_backup=newest,
             snapshot_count=len(times) - unfinished,
-            owner=_first_line(self._small_text((*steps, "owner"))),
-            notes=self._small_text((*steps, "notes")),
+            owner=_first_line(self._small_text((*steps, layout.OWNER))),
+            notes=self._small_text((*steps, layout.NOTES)),
         )
 
     def _times(self, group: Group) -> list[int]:
         """The times of the group's snapshots, in order. Raises DamageError where it has some, and the names
         of all of them are spoilt."""
-        steps = _group_steps(group)
+        steps = group_steps(group)
         names = self._directories(steps)
         times = _valid(parse_time, names)
         mangled = self._report_mangled(
@@ -366,19 +369,19 @@ class DirectorySource(Source):
         return _is(lambda: exists(self._metadata, steps))
 
     def _snapshots(self, group: Group) -> list[SnapshotInfo]:
-        steps = _group_steps(group)
+        steps = group_steps(group)
         self._enter(steps)
-        owner = _first_line(self._small_text((*steps, "owner")))
+        owner = _first_line(self._small_text((*steps, layout.OWNER)))
         found = (self._snapshot_info(Snapshot(group, time), owner) for time in self._times(group))
         return [info for info in found if info is not None]
 
     def _snapshot_info(self, snapshot: Snapshot, owner: str | None) -> SnapshotInfo | None:
         """What the snapshot's directory says; None while it is not finished, and in the trash."""
-        steps = _steps(snapshot)
+        steps = snapshot_steps(snapshot)
         try:
             with scanned(self._metadata, steps) as entries:
                 names = {entry.name: entry for entry in entries}
-                if _TRASHED in names:
+                if layout.TRASHED in names:
                     log.info("%s: left out, it is in the trash", snapshot)
                     return None
                 if MANIFEST.filename not in names:
@@ -419,7 +422,7 @@ class DirectorySource(Source):
         """What the manifest says. `names`: of the files that are there; `log_size`: bytes of the client's
         log, if there is one."""
         try:
-            steps = (*_steps(snapshot), MANIFEST.filename)
+            steps = file_steps(snapshot, MANIFEST)
             raw = read_file(self._metadata, steps, blob.stored_limit(MAX_MANIFEST_SIZE))
             manifest = Manifest.parse(blob.decode(raw, max_size=MAX_MANIFEST_SIZE, encrypted=False))
         except PbsfsError as error:
@@ -442,7 +445,7 @@ class DirectorySource(Source):
             snapshot=snapshot,
             files=tuple(files),
             owner=owner,
-            protected=".protected" in names,
+            protected=layout.PROTECTED in names,
             key_fingerprint=manifest.key_fingerprint,
             notes=manifest.notes,
             verify_state=manifest.verify_state,
@@ -463,23 +466,22 @@ class DirectorySource(Source):
         except (OSError, SourceError, DamageError):
             return None
 
-    def _read_chunk(self, name: str, limit: int) -> bytes:
-        steps = (name[:4], name)
-        path = joined(self._chunks, steps)
+    def _read_chunk(self, digest: bytes, limit: int) -> bytes:
+        steps = layout.chunk_steps(digest)
         try:
             data = read_file(self._chunks, steps, limit)
         except (FileNotFoundError, NotADirectoryError):
-            raise self._absent(name, "missing") from None
+            raise self._absent(digest, "missing") from None
         except OSError as error:
             if error.errno not in _MEDIUM_ERRORS:
                 raise
             self._check()  # the disk is there: it is this file that it can't read
-            raise DamageError(f"chunk file {path}: {error.strerror}") from None
+            raise DamageError(f"chunk file {joined(self._chunks, steps)}: {error.strerror}") from None
         if not data:
-            raise self._absent(name, "it is empty")
+            raise self._absent(digest, "it is empty")
         return data
 
-    def _absent(self, name: str, problem: str) -> DamageError | SourceError:
+    def _absent(self, digest: bytes, problem: str) -> DamageError | SourceError:
         """The error of a chunk of which nothing is here: damage, unless it is kept elsewhere."""
         self._check()
         with scanned(self._chunks, ()) as entries:
@@ -487,25 +489,25 @@ class DirectorySource(Source):
                 return SourceError(
                     f"{self._chunks} is empty: the disk with the chunks is not mounted there?", retryable=True
                 )
-        if self._is_only_a_cache(name):
+        if self._is_only_a_cache():
             return SourceError(
-                f"chunk {name} is not here: the chunks of {self} are in an object store; read it through the "
-                "server, or from a copy of the bucket"
+                f"chunk {digest.hex()} is not here: the chunks of {self} are in an object store; read it "
+                "through the server, or from a copy of the bucket"
             )
-        bad = self._beside(name, re.compile(rf"{name}\.\d\.bad"))
+        bad = self._bad_copy(digest)
         if bad is not None:
             problem = f"a verification found it damaged ({bad})"
-        return DamageError(f"chunk file {joined(self._chunks, (name[:4], name))}: {problem}")
+        return DamageError(f"chunk file {joined(self._chunks, layout.chunk_steps(digest))}: {problem}")
 
-    def _beside(self, name: str, pattern: re.Pattern[str]) -> str | None:
-        """The first name in the directory of a chunk that is like that."""
+    def _bad_copy(self, digest: bytes) -> str | None:
+        """The name of the first damaged copy of a chunk that a verification left."""
         try:
-            with scanned(self._chunks, (name[:4],)) as entries:
-                return min((e.name for e in entries if pattern.fullmatch(e.name)), default=None)
+            with scanned(self._chunks, layout.chunk_steps(digest)[:-1]) as entries:
+                return min((e.name for e in entries if layout.is_bad_copy(e.name, digest)), default=None)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _is_only_a_cache(self, name: str) -> bool:
+    def _is_only_a_cache(self) -> bool:
         """Whether chunks that are not here are in an object store. Decided once."""
         with self._deciding:
             if self._is_cache is None:
@@ -528,9 +530,9 @@ class DirectorySource(Source):
             try:
                 with scanned(self._chunks, (folder,)) as entries:
                     for entry in entries:
-                        if entry.name.endswith(".using"):
+                        if entry.name.endswith(layout.UNCACHED):
                             return True
-                        if _CHUNK_NAME.fullmatch(entry.name) and seen < files:
+                        if layout.is_chunk_name(entry.name) and seen < files:
                             seen += 1
                             empty += entry.stat(follow_symlinks=False).st_size == 0
             except (OSError, SourceError):
@@ -538,18 +540,6 @@ class DirectorySource(Source):
             if seen >= files:
                 break
         return empty >= _LEAST_EVICTED and empty * _EVICTED_SHARE >= seen
-
-
-def _namespace_steps(namespace: Namespace) -> Steps:
-    return tuple(step for part in namespace.parts for step in ("ns", part))
-
-
-def _group_steps(group: Group) -> Steps:
-    return (*_namespace_steps(group.namespace), group.type, group.id)
-
-
-def _steps(snapshot: Snapshot) -> Steps:
-    return (*_group_steps(snapshot.group), snapshot.time_text)
 
 
 def _problem(error: OSError | SourceError, path: str) -> str:

@@ -17,6 +17,7 @@ from pbsfs.base.names import BACKUP_TYPES, CLIENT_LOG, MANIFEST, Archive, Archiv
 from pbsfs.formats import blob, index, manifest
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode, ManifestFile
+from pbsfs.sources import layout
 
 DEFAULT_CHUNK_SIZE = 4 << 20
 """Bytes of a chunk of an image, as the vendor's client has it."""
@@ -27,19 +28,18 @@ class DatastoreWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        (path / ".chunks").mkdir(parents=True, exist_ok=True)
+        (path / layout.CHUNKS).mkdir(parents=True, exist_ok=True)
         for backup_type in BACKUP_TYPES:
             (path / backup_type).mkdir(exist_ok=True)
 
     def group_path(self, group: Group) -> Path:
-        return self.path / str(group)
+        return self.path.joinpath(*layout.group_steps(group))
 
     def snapshot_path(self, snapshot: Snapshot) -> Path:
-        return self.path / str(snapshot)
+        return self.path.joinpath(*layout.snapshot_steps(snapshot))
 
     def chunk_path(self, digest: bytes) -> Path:
-        name = digest.hex()
-        return self.path / ".chunks" / name[:4] / name
+        return self.path.joinpath(layout.CHUNKS, *layout.chunk_steps(digest))
 
     def add_chunk(self, data: bytes, *, key: Key | None = None, compress: bool = True) -> bytes:
         """Stores one chunk, unless it is there already; returns its digest."""
@@ -74,7 +74,7 @@ class DatastoreWriter:
             raise UsageError("a key goes with the crypt modes encrypt and sign-only, and with no other")
         directory = self.snapshot_path(snapshot)
         directory.mkdir(parents=True)
-        (directory.parent / "owner").write_text(f"{owner}\n")
+        (directory.parent / layout.OWNER).write_text(f"{owner}\n")
         data_key = key if crypt_mode is CryptMode.ENCRYPT else None
         entries = []
         for filename, content in files.items():
@@ -88,7 +88,7 @@ class DatastoreWriter:
         if client_log is not None:
             (directory / CLIENT_LOG.filename).write_bytes(blob.encode(client_log, key=data_key))
         if protected:
-            (directory / ".protected").touch()
+            (directory / layout.PROTECTED).touch()
         unprotected: dict[str, Any] = {"chunk_upload_stats": {}}
         if key is not None:
             unprotected["key-fingerprint"] = key.fingerprint

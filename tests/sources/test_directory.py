@@ -22,8 +22,9 @@ from pbsfs.formats import blob
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE
 from pbsfs.sources import beneath, directory
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
-from pbsfs.sources.beneath import Steps, joined, read_file
+from pbsfs.sources.beneath import joined, read_file
 from pbsfs.sources.directory import IO_TIMEOUT, MAX_THREADS, STUCK_PAUSE, STUCK_TIMEOUT, DirectorySource
+from pbsfs.sources.layout import Steps
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.conformance import (
     CONFIG,

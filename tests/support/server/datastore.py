@@ -20,6 +20,7 @@ from pbsfs.base.errors import PbsfsError, UsageError
 from pbsfs.base.names import BACKUP_TYPES, MANIFEST, Group, Namespace, Snapshot, parse_time
 from pbsfs.formats import blob
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE
+from pbsfs.sources import layout
 from tests.support.server.answers import RefusedError
 
 _STORED_FILE = re.compile(r".*\.([fd]idx|blob)")
@@ -37,14 +38,14 @@ class Datastore:
         return "/".join(("/datastore", self.name, *namespace.parts))
 
     def snapshot_path(self, snapshot: Snapshot) -> Path:
-        return self.path / str(snapshot)
+        return self.path.joinpath(*layout.snapshot_steps(snapshot))
 
     def shown_path(self, path: Path) -> str:
         """How texts write a path: as the server would show it, in quotes."""
         return json.dumps(f"{self.shown}/{path.relative_to(self.path)}", ensure_ascii=False)
 
     def chunk_path(self, digest: str) -> Path:
-        return self.path / ".chunks" / digest[:4] / digest
+        return self.path.joinpath(layout.CHUNKS, *layout.chunk_steps(bytes.fromhex(digest)))
 
     # --- listing
 
@@ -53,7 +54,7 @@ class Datastore:
         self._enter(self._namespace_path(parent))
         yield parent
         if depth > 0:
-            for name in _directories(self._namespace_path(parent) / "ns"):
+            for name in _directories(self._namespace_path(parent) / layout.NAMESPACES):
                 try:
                     child = parent.child(name)
                 except UsageError:
@@ -72,8 +73,8 @@ class Datastore:
                         continue
 
     def snapshots(self, group: Group) -> Iterator[Snapshot]:
-        self._enter(self.path / str(group))
-        for name in _directories(self.path / str(group)):
+        self._enter(self.path.joinpath(*layout.group_steps(group)))
+        for name in _directories(self.path.joinpath(*layout.group_steps(group))):
             try:
                 yield group.snapshot(parse_time(name))
             except UsageError:
@@ -84,7 +85,7 @@ class Datastore:
 
     def owner(self, group: Group) -> str:
         """The owner of a group. Raises RefusedError."""
-        path = self.path / str(group) / "owner"
+        path = self.path.joinpath(*layout.group_steps(group)) / "owner"
         try:
             return path.read_text().splitlines()[0].rstrip()
         except OSError as error:
@@ -93,7 +94,7 @@ class Datastore:
     def notes(self, group: Group) -> str | None:
         """The first line of a group's notes."""
         try:
-            return (self.path / str(group) / "notes").read_text().split("\n", 1)[0]
+            return (self.path.joinpath(*layout.group_steps(group)) / "notes").read_text().split("\n", 1)[0]
         except OSError:
             return None
 
@@ -104,7 +105,7 @@ class Datastore:
         return [e.name for e in os.scandir(path) if e.is_file() and _STORED_FILE.fullmatch(e.name)]
 
     def is_protected(self, snapshot: Snapshot) -> bool:
-        return (self.snapshot_path(snapshot) / ".protected").exists()
+        return (self.snapshot_path(snapshot) / layout.PROTECTED).exists()
 
     def manifest(self, snapshot: Snapshot) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The manifest, and the files as they are listed. Raises RefusedError."""
@@ -139,7 +140,7 @@ class Datastore:
         return path.read_bytes()
 
     def _namespace_path(self, namespace: Namespace) -> Path:
-        return self.path.joinpath(*(step for part in namespace.parts for step in ("ns", part)))
+        return self.path.joinpath(*layout.namespace_steps(namespace))
 
     def _enter(self, path: Path) -> None:
         if not path.is_dir():
