@@ -38,6 +38,7 @@ from pbsfs.base.errors import (
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import first_of, one_line
 from pbsfs.sources.retry import SharedTry, connecting
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.refusals import (
     MAX_ERROR_TEXT,
@@ -52,29 +53,6 @@ from pbsfs.sources.server.tls import Trust, connect
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-
-STALL_TIMEOUT = 60.0
-"""Seconds without a byte after which a request is given up: a server that reads the manifests of a
-large group from a sleeping disk is silent for long. Not a limit on the whole."""
-
-MAX_ANSWER = 256 << 20
-"""Bytes of a list: some 500,000 snapshots."""
-
-MAX_VALUES = 16 << 20
-"""Values of a list: 500,000 snapshots have some 10 million. What is parsed takes up to 100 bytes for each."""
-
-SMALL = 64 << 10
-"""Bytes of an answer that are parsed on the spot: it takes less time than going to a thread and back."""
-
-TICKET_RENEWAL = 3600.0
-"""Seconds after which a ticket is renewed: half of the two hours that it is good for, so that a server
-that is away for a while does not cost us the login."""
-
-KEPT_CONNECTIONS = 8
-"""Idle connections that are kept: the tree lists as many groups side by side."""
-
-KEEP_TIME = 20.0
-"""Seconds for which an idle connection is kept; longer, and servers and firewalls drop it first."""
 
 COOKIES = ("PBSAuthCookie", "__Host-PBSAuthCookie")
 """Servers up to 3.x read the first, 4.x prefers the second."""
@@ -107,10 +85,12 @@ class Api:
         trust: Trust,
         proxy: Proxy | None = None,
         threads: int = 8,
+        limits: ServerLimits = DEFAULT,
     ) -> None:
         self.repository = repository
         self.trust = trust
         self.proxy = proxy
+        self.limits = limits
         self._secret = secret
         self._threads = trio.CapacityLimiter(threads)
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
@@ -129,7 +109,7 @@ class Api:
 
     def _kept_ticket(self) -> Secret | None:
         """The ticket, unless it has to be renewed."""
-        return self._ticket if time.monotonic() - self._ticket_time <= TICKET_RENEWAL else None
+        return self._ticket if time.monotonic() - self._ticket_time <= self.limits.ticket_renewal else None
 
     def forget_ticket(self, headers: Mapping[str, str]) -> bool:
         """The server refused `headers`: whether they held a ticket, and logging in again may help.
@@ -155,20 +135,24 @@ class Api:
         path: str,
         parameters: Mapping[str, str],
         parse: Callable[[Any], Any] = lambda data: data,
-        *,
-        limit: int = MAX_ANSWER,
     ) -> Any:
         """What `parse` makes of the `data` of the answer to GET `path` (below `/api2/json`).
 
         Large answers are parsed in a worker thread, so `parse` has to be pure. Raises SourceError and its
         kin, NotFoundError, and what `parse` raises.
         """
-        answer = await self._get(path, parameters, limit, meaning_of)
+        answer = await self._get(path, parameters, self.limits.max_list, meaning_of)
         where = f"{self.repository.address}: the answer to {path}"
-        if len(answer.body) <= SMALL:
-            return _parsed(answer.body, parse, where)
+        if len(answer.body) <= self.limits.parse_at_once:
+            return _parsed(answer.body, parse, where, self.limits.max_values)
         return await trio.to_thread.run_sync(
-            _parsed, answer.body, parse, where, limiter=self._threads, abandon_on_cancel=True
+            _parsed,
+            answer.body,
+            parse,
+            where,
+            self.limits.max_values,
+            limiter=self._threads,
+            abandon_on_cancel=True,
         )
 
     async def download(self, path: str, parameters: Mapping[str, str], limit: int) -> bytes:
@@ -182,9 +166,9 @@ class Api:
             if not self._idle:
                 self._kept = trio.Event()
                 await self._kept.wait()
-            await trio.sleep(KEEP_TIME / 4)
+            await trio.sleep(self.limits.keep_time / 4)
             now = time.monotonic()
-            for kept in [kept for kept in self._idle if now - kept[0] >= KEEP_TIME]:
+            for kept in [kept for kept in self._idle if now - kept[0] >= self.limits.keep_time]:
                 self._idle.remove(kept)
                 kept[1].close()
 
@@ -309,7 +293,7 @@ class Api:
         now = time.monotonic()
         while self._idle:
             since, connection = self._idle.pop()
-            if now - since < KEEP_TIME:
+            if now - since < self.limits.keep_time:
                 return connection
             connection.close()
         return None
@@ -330,7 +314,7 @@ class Api:
                 return _exchange(used, method, target, headers, body, limit), used
 
         def open_connection() -> None:
-            call.open(self.repository, self.trust, self.proxy)
+            call.open(self.repository, self.trust, self.proxy, self.limits)
 
         try:
             if connection is None:
@@ -342,7 +326,7 @@ class Api:
         except BaseException:
             call.give_up()
             raise
-        if used.sock is not None and len(self._idle) < KEPT_CONNECTIONS and not self._closed:
+        if used.sock is not None and len(self._idle) < self.limits.kept_connections and not self._closed:
             self._idle.append((time.monotonic(), used))
             self._kept.set()
         else:
@@ -362,9 +346,9 @@ class _Call:
         self._given_up = False
         self._lock = threading.Lock()
 
-    def open(self, repository: Repository, trust: Trust, proxy: Proxy | None) -> None:
+    def open(self, repository: Repository, trust: Trust, proxy: Proxy | None, limits: ServerLimits) -> None:
         """Makes a connection, where there is none; for a thread."""
-        opened = _open(repository, trust, proxy)
+        opened = _open(repository, trust, proxy, limits)
         try:
             with self._lock:
                 self._check()
@@ -408,10 +392,12 @@ class _Call:
                     socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
 
 
-def _open(repository: Repository, trust: Trust, proxy: Proxy | None) -> http.client.HTTPConnection:
+def _open(
+    repository: Repository, trust: Trust, proxy: Proxy | None, limits: ServerLimits
+) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection(repository.host, repository.port)
-    connection.sock = connect(repository, trust, proxy).socket
-    connection.sock.settimeout(STALL_TIMEOUT)
+    connection.sock = connect(repository, trust, proxy, limits).socket
+    connection.sock.settimeout(limits.request_timeout)
     return connection
 
 
@@ -434,7 +420,7 @@ def _exchange(
         with connection.getresponse() as response:
             data = _read_bounded(response, limit if response.status == 200 else 4 * MAX_ERROR_TEXT)
     except TimeoutError:
-        raise ConnectError(f"{where}: no answer for {STALL_TIMEOUT:.0f} s") from None
+        raise ConnectError(f"{where}: no answer for {connection.sock.gettimeout():.0f} s") from None
     except (http.client.RemoteDisconnected, http.client.IncompleteRead, http.client.NotConnected):
         raise ConnectError(f"{where}: the connection was closed in the middle") from None
     except http.client.BadStatusLine as error:
@@ -484,10 +470,10 @@ def _is_cut(status_line: str) -> bool:
     return len(status_line) < 12 and not status_line.endswith("\n")
 
 
-def _parsed(body: bytes, parse: Callable[[Any], R], where: str) -> R:
+def _parsed(body: bytes, parse: Callable[[Any], R], where: str, max_values: int) -> R:
     # Counted before there are any: the shortest value takes two bytes here, and 50 times that as an object.
-    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise NotPbsError(f"{where} has more than {MAX_VALUES} values")
+    if sum(map(body.count, (b",", b"[", b"{"))) > max_values:
+        raise NotPbsError(f"{where} has more than {max_values} values")
     try:
         # The hook does nothing, but it is Python: between two calls the loop gets a turn, which the parser,
         # being C, would not let it have before the end.

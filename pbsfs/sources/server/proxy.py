@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pbsfs.base.errors import AuthError, ConnectError, ForbiddenError, NotPbsError, SourceError, UsageError
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import one_line
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
 
 VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -26,9 +27,6 @@ EXCEPTIONS = ("no_proxy", "NO_PROXY")
 """The variables that count, in curl's order; one that is set to nothing is not set."""
 
 DEFAULT_PORT = 1080
-
-TUNNEL_TIMEOUT = 30.0
-"""Seconds that the proxy may take for its answer, which comes when it has reached the server."""
 
 MAX_ANSWER = 64 << 10
 """Bytes of the proxy's answer; real ones have some hundreds."""
@@ -119,7 +117,9 @@ def _parse(variable: str, text: str) -> Proxy:
     return Proxy(host, port, variable, urllib.parse.unquote(parts.username), password)
 
 
-def open_tunnel(connection: socket.socket, proxy: Proxy, repository: Repository) -> None:
+def open_tunnel(
+    connection: socket.socket, proxy: Proxy, repository: Repository, limits: ServerLimits = DEFAULT
+) -> None:
     """Has the proxy pass on what comes over `connection`, which leads to it, to the server.
 
     Raises ConnectError, and AuthError, ForbiddenError and NotPbsError for a proxy that refuses or is not one.
@@ -131,11 +131,13 @@ def open_tunnel(connection: socket.socket, proxy: Proxy, repository: Repository)
         lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}")
     request = "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
     try:
-        connection.settimeout(TUNNEL_TIMEOUT)
+        connection.settimeout(limits.tunnel_timeout)
         connection.sendall(request)
-        answer = _answer(connection, proxy)
+        answer = _answer(connection, proxy, limits.tunnel_timeout)
     except TimeoutError:
-        raise ConnectError(f"the proxy {proxy.address}: no answer within {TUNNEL_TIMEOUT:.0f} s") from None
+        raise ConnectError(
+            f"the proxy {proxy.address}: no answer within {limits.tunnel_timeout:.0f} s"
+        ) from None
     except OSError as error:
         raise ConnectError(f"the proxy {proxy.address}: connection lost: {error.strerror or error}") from None
     status_line = _STATUS_LINE.match(answer)
@@ -146,9 +148,9 @@ def open_tunnel(connection: socket.socket, proxy: Proxy, repository: Repository)
         raise _refusal(proxy, repository, status, reason)
 
 
-def _answer(connection: socket.socket, proxy: Proxy) -> bytes:
+def _answer(connection: socket.socket, proxy: Proxy, timeout: float) -> bytes:
     """The proxy's answer up to its empty line, behind which nothing comes: the server waits for TLS."""
-    deadline = time.monotonic() + TUNNEL_TIMEOUT
+    deadline = time.monotonic() + timeout
     received = b""
     while not (end := _END.search(received)):
         if len(received) > MAX_ANSWER or not received.startswith(b"HTTP/1."[: len(received)]):

@@ -31,6 +31,7 @@ from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.retry import DEFAULT_LIMIT, Outage, SharedTry, retried
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.pool import SessionPool, snapshot_query
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
@@ -83,10 +84,11 @@ class ServerSource(Source):
         trust: Trust,
         settings: ServerSettings | None = None,
         proxy: Proxy | None = None,
+        limits: ServerLimits = DEFAULT,
     ) -> None:
         self.repository = repository
         self.settings = settings or ServerSettings()
-        self.api = Api(repository, secret, trust, proxy)
+        self.api = Api(repository, secret, trust, proxy, limits=limits)
         self.pool = SessionPool(
             self.api,
             connections=self.settings.connections,

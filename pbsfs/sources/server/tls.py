@@ -16,11 +16,9 @@ import time
 from dataclasses import dataclass
 
 from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, SourceError, TrustError, UsageError
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.proxy import Proxy, open_tunnel
 from pbsfs.sources.server.repository import Repository
-
-CONNECT_TIMEOUT = 15.0
-"""Seconds for a TCP connection, and again for each step of the TLS handshake."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HASH_NAME = re.compile(r"sha-?256(?:\s+fingerprint)?\s*[:=]", re.IGNORECASE)
@@ -68,22 +66,24 @@ class Connection:
     round_trip: float
 
 
-def connect(repository: Repository, trust: Trust, proxy: Proxy | None = None) -> Connection:
+def connect(
+    repository: Repository, trust: Trust, proxy: Proxy | None = None, limits: ServerLimits = DEFAULT
+) -> Connection:
     """A connection to a server that is trusted, through `proxy` if there is one.
 
     Raises ResolveError, ConnectError, TrustError, and what `open_tunnel` raises.
     """
     accepted = trust.pinned or trust.known
     if accepted is None:
-        return _connect(repository, ssl.create_default_context(), proxy)
-    connection = _connect(repository, _unverified(), proxy)
+        return _connect(repository, ssl.create_default_context(), proxy, limits)
+    connection = _connect(repository, _unverified(), proxy, limits)
     found = _fingerprint_of(connection.socket)
     if found == accepted:
         return connection
     connection.socket.close()
     if trust.pinned is None:
         with contextlib.suppress(TrustError):  # it has a new certificate; a CA may vouch for that one
-            return _connect(repository, ssl.create_default_context(), proxy)
+            return _connect(repository, ssl.create_default_context(), proxy, limits)
     raise TrustError(
         f"{repository.address} shows a certificate that is not the expected one. Expected fingerprint: "
         f"{show_fingerprint(accepted)}; found: {show_fingerprint(found)}. If the server's certificate was "
@@ -91,18 +91,22 @@ def connect(repository: Repository, trust: Trust, proxy: Proxy | None = None) ->
     )
 
 
-def peek_fingerprint(repository: Repository, proxy: Proxy | None = None) -> str:
+def peek_fingerprint(
+    repository: Repository, proxy: Proxy | None = None, limits: ServerLimits = DEFAULT
+) -> str:
     """The fingerprint of whatever certificate the server shows; nothing is sent to it."""
-    connection = _connect(repository, _unverified(), proxy)
+    connection = _connect(repository, _unverified(), proxy, limits)
     try:
         return _fingerprint_of(connection.socket)
     finally:
         connection.socket.close()
 
 
-def _connect(repository: Repository, context: ssl.SSLContext, proxy: Proxy | None) -> Connection:
+def _connect(
+    repository: Repository, context: ssl.SSLContext, proxy: Proxy | None, limits: ServerLimits
+) -> Connection:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    plain, round_trip = _connect_tcp(repository, proxy)
+    plain, round_trip = _connect_tcp(repository, proxy, limits)
     wrapped: ssl.SSLSocket | None = None
     try:
         # Not in one step: of a connection that is lost already, the one step would make something that
@@ -113,7 +117,7 @@ def _connect(repository: Repository, context: ssl.SSLContext, proxy: Proxy | Non
         _close(plain, wrapped)
         raise TrustError(
             f"{repository.address}: the certificate is not trusted ({error.verify_message}). "
-            f"{_how_to_accept(repository, proxy)}"
+            f"{_how_to_accept(repository, proxy, limits)}"
         ) from None
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # it restarts, or somebody in between lost it
         _close(plain, wrapped)
@@ -126,10 +130,10 @@ def _connect(repository: Repository, context: ssl.SSLContext, proxy: Proxy | Non
         ) from None
     except OSError as error:
         _close(plain, wrapped)
-        raise ConnectError(f"{repository.address}: no TLS connection: {_words(error)}") from None
+        raise ConnectError(f"{repository.address}: no TLS connection: {_words(error, limits)}") from None
     except ValueError as error:  # a name that can't be sent
         _close(plain, wrapped)
-        raise ResolveError(f"'{repository.host}' is not a name: {_words(error)}") from None
+        raise ResolveError(f"'{repository.host}' is not a name: {_words(error, limits)}") from None
     return Connection(wrapped, round_trip)
 
 
@@ -139,27 +143,33 @@ def _close(plain: socket.socket, wrapped: ssl.SSLSocket | None) -> None:
         wrapped.close()
 
 
-def _connect_tcp(repository: Repository, proxy: Proxy | None) -> tuple[socket.socket, float]:
+def _connect_tcp(
+    repository: Repository, proxy: Proxy | None, limits: ServerLimits
+) -> tuple[socket.socket, float]:
     """What leads to the server, and the seconds that the TCP handshake took."""
     if proxy is None:
-        return _dial(repository.host, repository.port, "the name", repository.address, "")
+        return _dial(repository.host, repository.port, "the name", repository.address, "", limits)
     check = f"; check {proxy.variable}"
-    plain, round_trip = _dial(proxy.host, proxy.port, "the proxy's name", f"the proxy {proxy.address}", check)
+    plain, round_trip = _dial(
+        proxy.host, proxy.port, "the proxy's name", f"the proxy {proxy.address}", check, limits
+    )
     try:
-        open_tunnel(plain, proxy, repository)
-        plain.settimeout(CONNECT_TIMEOUT)
+        open_tunnel(plain, proxy, repository, limits)
+        plain.settimeout(limits.connect_timeout)
     except BaseException:
         plain.close()
         raise
     return plain, round_trip
 
 
-def _dial(host: str, port: int, name: str, address: str, advice: str) -> tuple[socket.socket, float]:
+def _dial(
+    host: str, port: int, name: str, address: str, advice: str, limits: ServerLimits
+) -> tuple[socket.socket, float]:
     """A TCP connection. `name`, `address`, `advice`: words for errors."""
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        raise ResolveError(f"{name} '{host}' does not resolve: {_words(error)}{advice}") from None
+        raise ResolveError(f"{name} '{host}' does not resolve: {_words(error, limits)}{advice}") from None
     failure: OSError | None = None
     for family, kind, protocol, _name, place in addresses:
         try:
@@ -167,7 +177,7 @@ def _dial(host: str, port: int, name: str, address: str, advice: str) -> tuple[s
         except OSError as error:  # a family that this system has not
             failure = error
             continue
-        plain.settimeout(CONNECT_TIMEOUT)
+        plain.settimeout(limits.connect_timeout)
         started = time.monotonic()
         try:
             plain.connect(place)
@@ -179,7 +189,7 @@ def _dial(host: str, port: int, name: str, address: str, advice: str) -> tuple[s
             continue
         return plain, round_trip
     assert failure is not None  # getaddrinfo gives at least one address
-    raise ConnectError(f"cannot connect to {address}: {_words(failure)}{advice}") from None
+    raise ConnectError(f"cannot connect to {address}: {_words(failure, limits)}{advice}") from None
 
 
 def _unverified() -> ssl.SSLContext:
@@ -197,9 +207,9 @@ def _fingerprint_of(connection: ssl.SSLSocket) -> str:
     return hashlib.sha256(certificate).hexdigest()
 
 
-def _how_to_accept(repository: Repository, proxy: Proxy | None) -> str:
+def _how_to_accept(repository: Repository, proxy: Proxy | None, limits: ServerLimits) -> str:
     try:
-        found = show_fingerprint(peek_fingerprint(repository, proxy))
+        found = show_fingerprint(peek_fingerprint(repository, proxy, limits))
     except SourceError:
         return "Give its fingerprint with --fingerprint or PBS_FINGERPRINT"
     return (
@@ -208,7 +218,7 @@ def _how_to_accept(repository: Repository, proxy: Proxy | None) -> str:
     )
 
 
-def _words(error: Exception) -> str:
+def _words(error: Exception, limits: ServerLimits) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT:.0f} s"
+        return f"no answer within {limits.connect_timeout:.0f} s"
     return str(getattr(error, "strerror", None) or error)

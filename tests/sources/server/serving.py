@@ -15,6 +15,7 @@ from pbsfs.formats.keys import Key
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import SnapshotInfo
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
 from pbsfs.sources.server.tls import Trust, parse_fingerprint
@@ -82,6 +83,7 @@ def source_of(
     stall_timeout: float = LIMIT,
     answer_timeout: float = 3 * LIMIT,
     connections: int | None = 1,
+    limits: ServerLimits = DEFAULT,
 ) -> ServerSource:
     """A source that was not opened yet. `secret`: where it is not the usual one."""
     if secret is None:
@@ -96,6 +98,7 @@ def source_of(
             answer_timeout=answer_timeout,
             connections=connections,
         ),
+        limits=limits,
     )
 
 

@@ -31,7 +31,8 @@ from pbsfs.base.errors import (
 )
 from pbsfs.base.secret import Secret
 from pbsfs.sources.server import api as api_module
-from pbsfs.sources.server.api import KEEP_TIME, KEPT_CONNECTIONS, TICKET_RENEWAL, Api
+from pbsfs.sources.server.api import Api
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
 from pbsfs.sources.server.tls import Trust, parse_fingerprint
@@ -102,12 +103,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def api_of(
-    server: ReferenceServer, auth_id: str = USER, secret: str | None = None, *, threads: int = 8
+    server: ReferenceServer,
+    auth_id: str = USER,
+    secret: str | None = None,
+    *,
+    threads: int = 8,
+    limits: ServerLimits = DEFAULT,
 ) -> Api:
     if secret is None:
         secret = SECRET if "!" in auth_id else PASSWORD
     trust = Trust(pinned=parse_fingerprint(server.fingerprint))
-    return Api(Repository.parse(server.repository(auth_id)), Secret(secret), trust, threads=threads)
+    return Api(
+        Repository.parse(server.repository(auth_id)), Secret(secret), trust, threads=threads, limits=limits
+    )
 
 
 def using(api: Api, work: Callable[[], Awaitable[T]]) -> T:
@@ -189,7 +197,7 @@ def test_users_of_all_names_log_in_and_their_tickets_are_renewed(
 
     async def work() -> None:
         assert await api.get("/version", {})
-        clock.ahead = TICKET_RENEWAL + 1
+        clock.ahead = DEFAULT.ticket_renewal + 1
         assert await api.get("/version", {})
 
     using(api, work)
@@ -258,7 +266,7 @@ def test_a_ticket_that_comes_in_a_cookie_only_is_taken_from_there(datastore: Pat
 
             async def work(api: Api = api) -> None:
                 assert (await api.get("/version", {}))["version"] == "4.2"
-                clock.ahead += TICKET_RENEWAL + 1
+                clock.ahead += DEFAULT.ticket_renewal + 1
                 assert await api.get("/version", {})
 
             using(api, work)
@@ -282,18 +290,18 @@ def test_a_ticket_is_renewed_after_an_hour_and_not_before(server: ReferenceServe
 
     async def work() -> None:
         await api.get("/version", {})
-        clock.ahead = TICKET_RENEWAL - 60
+        clock.ahead = DEFAULT.ticket_renewal - 60
         await api.get("/version", {})
         assert logins(server) == 1
-        clock.ahead = TICKET_RENEWAL + 1
+        clock.ahead = DEFAULT.ticket_renewal + 1
         await api.get("/version", {})
         assert logins(server) == 2
-        clock.ahead = 2 * TICKET_RENEWAL - 60
+        clock.ahead = 2 * DEFAULT.ticket_renewal - 60
         await api.get("/version", {})
         assert logins(server) == 2
 
     using(api, work)
-    assert TICKET_RENEWAL == 3600
+    assert DEFAULT.ticket_renewal == 3600
 
 
 def test_a_ticket_is_renewed_by_itself_for_weeks_even_with_a_new_password(
@@ -305,8 +313,8 @@ def test_a_ticket_is_renewed_by_itself_for_weeks_even_with_a_new_password(
         await api.get("/version", {})
         server.add_user(USER, "another password")
         for _ in range(24):
-            server.clock.advance(TICKET_RENEWAL + 1)
-            clock.ahead += TICKET_RENEWAL + 1
+            server.clock.advance(DEFAULT.ticket_renewal + 1)
+            clock.ahead += DEFAULT.ticket_renewal + 1
             await api.get("/version", {})
 
     using(api, work)
@@ -319,8 +327,8 @@ def test_where_the_old_ticket_is_refused_the_password_is_used(server: ReferenceS
 
     async def work() -> None:
         await api.get("/version", {})
-        server.clock.advance(3 * TICKET_RENEWAL)
-        clock.ahead = 3 * TICKET_RENEWAL
+        server.clock.advance(3 * DEFAULT.ticket_renewal)
+        clock.ahead = 3 * DEFAULT.ticket_renewal
         await api.get("/version", {})
 
     using(api, work)
@@ -332,7 +340,7 @@ def test_a_ticket_that_is_refused_in_between_leads_to_one_new_login(server: Refe
 
     async def work() -> None:
         await api.get("/version", {})
-        server.clock.advance(3 * TICKET_RENEWAL)
+        server.clock.advance(3 * DEFAULT.ticket_renewal)
         assert await api.get(GROUPS, {})
 
     using(api, work)
@@ -349,7 +357,7 @@ def test_requests_at_once_that_are_all_refused_are_all_asked_again(server: Refer
 
     async def work() -> None:
         await api.get("/version", {})
-        server.clock.advance(3 * TICKET_RENEWAL)
+        server.clock.advance(3 * DEFAULT.ticket_renewal)
         held = server.faults.add(Hold(match=GROUPS, times=5))
         async with trio.open_nursery() as nursery:
             for _ in range(5):
@@ -392,7 +400,7 @@ def test_a_password_that_changed_meanwhile_is_told_of(server: ReferenceServer) -
     async def work() -> None:
         await api.get("/version", {})
         server.add_user(USER, "another password")
-        server.clock.advance(3 * TICKET_RENEWAL)
+        server.clock.advance(3 * DEFAULT.ticket_renewal)
         with pytest.raises(AuthError, match="permission check failed"):
             await api.get("/version", {})
 
@@ -416,7 +424,7 @@ def test_a_connection_is_kept_and_used_again(server: ReferenceServer) -> None:
 
 
 def test_as_many_connections_are_kept_as_are_of_use(server: ReferenceServer) -> None:
-    more = KEPT_CONNECTIONS + 3
+    more = DEFAULT.kept_connections + 3
     api = api_of(server, TOKEN, threads=more)
 
     async def work() -> None:
@@ -427,7 +435,7 @@ def test_as_many_connections_are_kept_as_are_of_use(server: ReferenceServer) -> 
             await trio.to_thread.run_sync(wait_until, lambda: held.hits == more, "all requests")
             held.release()
         await trio.to_thread.run_sync(
-            wait_until, lambda: server.open_connections == KEPT_CONNECTIONS, "closing the others"
+            wait_until, lambda: server.open_connections == DEFAULT.kept_connections, "closing the others"
         )
 
     using(api, work)
@@ -439,10 +447,10 @@ def test_a_connection_that_was_idle_for_long_is_not_used_again(server: Reference
 
     async def work() -> None:
         await api.get("/version", {})
-        clock.ahead = KEEP_TIME - 5
+        clock.ahead = DEFAULT.keep_time - 5
         await api.get("/version", {})
         assert server.connections == 1
-        clock.ahead += KEEP_TIME + 1
+        clock.ahead += DEFAULT.keep_time + 1
         await api.get("/version", {})
         assert server.connections == 2
 
@@ -478,12 +486,10 @@ def test_a_server_that_is_down_may_come_back(server: ReferenceServer) -> None:
     assert logins(server) == 1
 
 
-def test_a_server_that_goes_silent_is_given_up(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(api_module, "STALL_TIMEOUT", 0.1)
+def test_a_server_that_goes_silent_is_given_up(server: ReferenceServer) -> None:
     server.faults.add(Stall(match="/version", after_bytes=10))
-    assert "no answer for" in failure(api_of(server, TOKEN), ConnectError)
+    api = api_of(server, TOKEN, limits=ServerLimits(request_timeout=0.1))
+    assert "no answer for" in failure(api, ConnectError)
 
 
 # --- what the server refuses
@@ -516,11 +522,8 @@ def test_a_server_in_trouble_may_get_over_it(server: ReferenceServer, status: in
     assert got(api)
 
 
-def test_a_connection_that_lies_idle_is_closed(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pbsfs.sources.server.api.KEEP_TIME", 0.05)
-    api = api_of(server, TOKEN)
+def test_a_connection_that_lies_idle_is_closed(server: ReferenceServer) -> None:
+    api = api_of(server, TOKEN, limits=ServerLimits(keep_time=0.05))
 
     async def work() -> None:
         await api.get("/version", {})
@@ -570,8 +573,8 @@ def test_neither_password_nor_ticket_nor_secret_is_logged(
     async def work() -> None:
         await api.get(GROUPS, {"ns": ""})
         cookies.append((await api.headers())["Cookie"])
-        clock.ahead = TICKET_RENEWAL + 1
-        server.clock.advance(3 * TICKET_RENEWAL)
+        clock.ahead = DEFAULT.ticket_renewal + 1
+        server.clock.advance(3 * DEFAULT.ticket_renewal)
         await api.get("/version", {})
         cookies.append((await api.headers())["Cookie"])
 
@@ -604,11 +607,11 @@ def test_an_answer_larger_than_its_limit_is_refused(server: ReferenceServer) -> 
 @pytest.mark.parametrize("announce", [True, False])
 def test_an_endless_answer_is_refused_and_not_read(server: ReferenceServer, announce: bool) -> None:
     server.faults.add(Huge(match="/version", announce=announce))
-    api = api_of(server, TOKEN)
+    api = api_of(server, TOKEN, limits=ServerLimits(max_list=1 << 20))
 
     async def work() -> None:
         with pytest.raises(DamageError, match="more than 1048576 bytes"):
-            await api.get("/version", {}, limit=1 << 20)
+            await api.get("/version", {})
         assert await api.get("/version", {})
 
     using(api, work)

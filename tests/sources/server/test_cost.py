@@ -10,7 +10,7 @@ import trio.testing
 
 from pbsfs.base.names import Namespace
 from pbsfs.sources.server import pool
-from pbsfs.sources.server.api import KEPT_CONNECTIONS
+from pbsfs.sources.server.limits import DEFAULT
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Directory, Tree
 from tests.sources.server import serving
@@ -196,6 +196,6 @@ def test_lists_share_a_few_connections(large: Path) -> None:
         with serving.served(large) as server:
             async with reading(source_of(server)) as reader:
                 assert await walk(Tree(reader).root)
-                assert server.connections <= KEPT_CONNECTIONS
+                assert server.connections <= DEFAULT.kept_connections
 
     trio.run(main)

@@ -32,7 +32,8 @@ from pbsfs.base.secret import Secret
 from pbsfs.formats.index import encode_fixed
 from pbsfs.reader.image import Image
 from pbsfs.sources import retry
-from pbsfs.sources.server import api
+from pbsfs.sources.server.api import Api
+from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
 from pbsfs.sources.server.tls import Trust
@@ -249,11 +250,9 @@ def test_an_answer_that_never_comes_is_given_up_although_the_server_lives(server
     assert len(server.sessions.all()) == 1
 
 
-def test_a_list_that_stalls_is_asked_again(server: ReferenceServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "STALL_TIMEOUT", SHORT)
-
+def test_a_list_that_stalls_is_asked_again(server: ReferenceServer) -> None:
     async def main() -> None:
-        async with opened(source_of(server)) as source:
+        async with opened(source_of(server, limits=ServerLimits(request_timeout=SHORT))) as source:
             for after in (0, 30, 400):
                 stall = server.faults.add(Stall(match="/snapshots", after_bytes=after))
                 assert len(await source.snapshots(VM)) == 2
@@ -672,7 +671,7 @@ async def test_listings_side_by_side_all_end_at_the_limit(
             await trio.sleep_forever()
         raise AssertionError
 
-    monkeypatch.setattr(api.Api, "_request", unreachable)
+    monkeypatch.setattr(Api, "_request", unreachable)
     repository = Repository("reader@pbs", token, "127.0.0.1", 8007, "store")
     source = ServerSource(repository, Secret("secret"), Trust(), ServerSettings(retry_timeout=20))
     calls = {"namespaces": source.namespaces, "groups": source.groups}

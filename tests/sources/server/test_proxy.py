@@ -22,7 +22,7 @@ from pbsfs.base.errors import (
     UsageError,
 )
 from pbsfs.base.secret import Secret
-from pbsfs.sources.server import proxy as proxy_module
+from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.sources.server.proxy import Proxy, find_proxy, is_excepted
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
@@ -344,11 +344,10 @@ def test_a_proxy_whose_name_does_not_resolve_says_so() -> None:
         connect(SERVER, Trust(), via(3128, host="a..b"))
 
 
-def test_a_proxy_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "TUNNEL_TIMEOUT", 0.05)
+def test_a_proxy_that_says_nothing_is_given_up() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(ConnectError, match=r"the proxy 127\.0\.0\.1:\d+: no answer within") as caught,
     ):
-        connect(SERVER, Trust(), via(silent.getsockname()[1]))
+        connect(SERVER, Trust(), via(silent.getsockname()[1]), ServerLimits(tunnel_timeout=0.05))
     assert caught.value.retryable

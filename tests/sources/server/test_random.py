@@ -15,7 +15,7 @@ from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.cache import ChunkCache
 from pbsfs.reader.image import Handle, Image
 from pbsfs.reader.reader import Reader, open_reader
-from pbsfs.sources.server import api
+from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import CHUNK, IMAGE, STREAM, TOKEN, USER, VM, source_of
@@ -64,11 +64,6 @@ def datastore(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(datastore: Path) -> Iterator[ReferenceServer]:
     with serving.served(datastore) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "STALL_TIMEOUT", 0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +175,12 @@ def test_a_read_gives_the_right_bytes_or_a_clean_error_whatever_happens(
 
     async def main() -> None:
         source = source_of(
-            shared, (USER, TOKEN)[batch % 2], retry_timeout=1, stall_timeout=0.1, connections=1 + batch % 3
+            shared,
+            (USER, TOKEN)[batch % 2],
+            retry_timeout=1,
+            stall_timeout=0.1,
+            connections=1 + batch % 3,
+            limits=ServerLimits(request_timeout=0.1),
         )
         async with open_reader(source) as reader:
             for number in range(SCENARIOS // BATCHES):

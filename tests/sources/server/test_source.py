@@ -28,8 +28,8 @@ from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.directory import DirectorySource
-from pbsfs.sources.server import api as api_module
 from pbsfs.sources.server import source as source_module
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.source import ServerSource
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
@@ -232,7 +232,7 @@ def test_a_backup_that_runs_is_not_a_groups_last_one(tmp_path: Path) -> None:
 
 
 def test_a_large_list_is_parsed_beside_the_loop_and_one_without_bounds_is_refused(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
+    server: ReferenceServer,
 ) -> None:
     threads: list[int] = []
 
@@ -240,15 +240,17 @@ def test_a_large_list_is_parsed_beside_the_loop_and_one_without_bounds_is_refuse
         threads.append(threading.get_ident())
         return data
 
+    async def ask(limits: ServerLimits) -> object:
+        source = source_of(server, TOKEN, limits=limits)
+        try:
+            return await source.api.get("/admin/datastore/golden/groups", {}, parse)
+        finally:
+            await source.aclose()
+
     async def main() -> None:
-        async with opened(source_of(server)) as source:
-            path = "/admin/datastore/golden/groups"
-            expected = await source.api.get(path, {}, parse)
-            monkeypatch.setattr(api_module, "SMALL", 10)
-            assert await source.api.get(path, {}, parse) == expected
-            monkeypatch.setattr(api_module, "MAX_VALUES", 3)
-            with pytest.raises(NotPbsError, match="more than 3 values"):
-                await source.api.get(path, {}, parse)
+        assert await ask(DEFAULT) == await ask(ServerLimits(parse_at_once=10))
+        with pytest.raises(NotPbsError, match="more than 3 values"):
+            await ask(ServerLimits(parse_at_once=10, max_values=3))
 
     trio.run(main)
     assert threads[0] == threading.get_ident() != threads[1]

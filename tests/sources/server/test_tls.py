@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, TrustError, UsageError
 from pbsfs.sources.server import tls
+from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import (
@@ -169,7 +170,7 @@ def test_a_stranger_is_refused_with_its_fingerprint_and_told_nothing(self_signed
 def test_a_stranger_that_is_gone_again_is_refused_all_the_same(
     self_signed: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(_repository: Repository, _proxy: Proxy | None) -> str:
+    def gone(*_arguments: object) -> str:
         raise ConnectError("gone")
 
     monkeypatch.setattr(tls, "peek_fingerprint", gone)
@@ -250,8 +251,10 @@ def test_a_connection_that_was_lost_before_the_handshake_is_never_taken_for_a_ve
 ) -> None:
     make = tls._connect_tcp
 
-    def lost(repository: Repository, proxy: Proxy | None) -> tuple[socket.socket, float]:
-        plain, round_trip = make(repository, proxy)
+    def lost(
+        repository: Repository, proxy: Proxy | None, limits: ServerLimits
+    ) -> tuple[socket.socket, float]:
+        plain, round_trip = make(repository, proxy, limits)
         poll = select.poll()
         poll.register(plain, 0)  # tells of the reset, which nobody asks for
         assert poll.poll(20_000)
@@ -277,9 +280,7 @@ def test_a_closed_port_says_so() -> None:
     assert caught.value.retryable
 
 
-@pytest.fixture
-def short_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls, "CONNECT_TIMEOUT", 0.05)
+SHORT = ServerLimits(connect_timeout=0.05)
 
 
 @contextlib.contextmanager
@@ -295,19 +296,17 @@ def black_hole() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-@pytest.mark.usefixtures("short_time")
 def test_a_server_that_does_not_answer_is_given_up() -> None:
     with black_hole() as port, pytest.raises(ConnectError, match="no answer within") as caught:
-        connect(Repository("u@pam", None, "127.0.0.1", port, "store"), Trust())
+        connect(Repository("u@pam", None, "127.0.0.1", port, "store"), Trust(), limits=SHORT)
     assert caught.value.retryable
 
 
-@pytest.mark.usefixtures("short_time")
 def test_a_server_that_is_silent_in_the_handshake_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(ConnectError, match="no TLS connection: no answer within") as caught:
-            connect(Repository("u@pam", None, "127.0.0.1", port, "store"), Trust())
+            connect(Repository("u@pam", None, "127.0.0.1", port, "store"), Trust(), limits=SHORT)
     assert caught.value.retryable
 
 
