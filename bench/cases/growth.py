@@ -18,7 +18,7 @@ from bench.plan import Bench, Case, Goal, Plan
 from bench.serving import CHECKOUT, serving
 from pbsfs.base.names import MANIFEST, ROOT_NAMESPACE, Archive, Group, Snapshot
 from pbsfs.formats import blob, index, manifest
-from pbsfs.formats.blob import zero_digest
+from pbsfs.formats.blob import chunk_digest
 from pbsfs.formats.manifest import CryptMode, ManifestFile
 from pbsfs.testing.writer import DatastoreWriter
 
@@ -35,7 +35,7 @@ GROUPS, EACH = 100, 1000
 def _digests(size: int) -> bytes:
     """Of an image of `size` bytes that is a fourth holes: runs of data and holes of many lengths."""
     source = random.Random(size)
-    zero = zero_digest(CHUNK, None)
+    zero = chunk_digest(bytes(CHUNK), None)
     parts: list[bytes] = []
     left = size // CHUNK
     while left:

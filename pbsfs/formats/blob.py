@@ -200,26 +200,6 @@ def chunk_digest(data: bytes, key: Key | None) -> bytes:
     return key.digest(data) if key else hashlib.sha256(data).digest()
 
 
-_MAX_ZERO_DIGESTS = 64  # that are kept
-_zero_digests: dict[tuple[int, Key | None], bytes] = {}
-
-
-def zero_digest(length: int, key: Key | None) -> bytes:
-    """The digest of a chunk of `length` zero bytes: chunks that have it are holes. Called from any thread."""
-    found = _zero_digests.get((length, key))
-    if found is None:
-        found = chunk_digest(bytes(length), key)
-        if len(_zero_digests) >= _MAX_ZERO_DIGESTS:
-            _zero_digests.clear()
-        _zero_digests[length, key] = found
-    return found
-
-
-def knows_zero_digest(length: int, key: Key | None) -> bool:
-    """Whether `zero_digest` has nothing to compute."""
-    return (length, key) in _zero_digests
-
-
 def encode(data: bytes, *, key: Key | None = None, compress: bool = True) -> bytes:
     """`data` as a stored blob: encrypted if there is a key, compressed if asked and where that helps."""
     compressed = False

@@ -19,8 +19,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from pbsfs.base.errors import DamageError, SourceError
-from pbsfs.formats.blob import DIGEST_SIZE, MAX_CHUNK_SIZE, knows_zero_digest, zero_digest
+from pbsfs.formats.blob import DIGEST_SIZE, MAX_CHUNK_SIZE
 from pbsfs.formats.keys import Key
+from pbsfs.formats.zeros import ZeroDigests
 
 FIXED_MAGIC = bytes.fromhex("2f7f41ed91fd0fcd")
 DYNAMIC_MAGIC = bytes.fromhex("1c914ea519bab3cd")
@@ -142,11 +143,13 @@ class FixedIndex(Index):
 
     _magic = FIXED_MAGIC
 
-    def __init__(self, raw: bytes, key: Key | None = None) -> None:
+    def __init__(self, raw: bytes, key: Key | None = None, zeros: ZeroDigests | None = None) -> None:
         """Parses and verifies the stored file `raw`. Raises DamageError.
 
-        `key`: the one that encrypts the archive; the digest of a hole depends on it.
+        `key`: the one that encrypts the archive; the digest of a hole depends on it. `zeros`: shared by
+        indexes, so that each need not hash the zeros of a chunk again.
         """
+        zeros = ZeroDigests() if zeros is None else zeros
         self.csum = _header(raw, self._magic)
         self.size: int
         self._chunk_size: int
@@ -161,16 +164,16 @@ class FixedIndex(Index):
         if len(raw) != expected:
             raise DamageError(f"index has {len(raw)} bytes where its header makes it {expected}")
         self._take_table(raw)
-        self._holes = self._learn_holes(raw, key)
+        self._holes = self._learn_holes(raw, key, zeros)
         self.data_size = self.size - self._holes.count(1) * chunk_size
         if self.count and self.is_hole(self.count - 1):  # which may be shorter than the others
             self.data_size += self.count * chunk_size - self.size
 
-    def _learn_holes(self, raw: bytes, key: Key | None) -> bytes:
+    def _learn_holes(self, raw: bytes, key: Key | None, zeros: ZeroDigests) -> bytes:
         """A byte for each chunk: 1 for a hole, 0 for data."""
         holes = bytearray()
         if self.count > 1:
-            zero = zero_digest(self._chunk_size, key)
+            zero = zeros.digest(self._chunk_size, key)
             view = memoryview(raw)
             for first in range(0, self.count, _STEP):
                 count = min(_STEP, self.count - first)
@@ -185,11 +188,11 @@ class FixedIndex(Index):
         if self.count:
             # The last chunk may be short, and then its digest as a hole is another one.
             start, end = self.span(self.count - 1)
-            holes[self.count - 1 :] = bytes([raw[-DIGEST_SIZE:] == zero_digest(end - start, key)])
+            holes[self.count - 1 :] = bytes([raw[-DIGEST_SIZE:] == zeros.digest(end - start, key)])
         return bytes(holes)
 
     @staticmethod
-    def hashes(raw: bytes, key: Key | None) -> int:
+    def hashes(raw: bytes, zeros: ZeroDigests) -> int:
         """Bytes of zeros that parsing `raw`, which may be anything, has to hash: at most two chunks."""
         if len(raw) < HEADER_SIZE:
             return 0
@@ -197,7 +200,7 @@ class FixedIndex(Index):
         if not 0 < chunk_size <= MAX_CHUNK_SIZE:
             return 0
         lengths = {min(size, chunk_size), size % chunk_size}
-        return sum(length for length in lengths if length and not knows_zero_digest(length, key))
+        return sum(map(zeros.work, lengths))
 
     @property
     def chunk_size(self) -> int:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from pbsfs.base.errors import DamageError
 
 if TYPE_CHECKING:
+    from hashlib import _Hash as Sha256
+
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_SIZE = 32
@@ -54,7 +56,11 @@ class Key:
 
     def digest(self, data: bytes) -> bytes:
         """The digest (32 bytes) of a chunk whose decoded content is `data`."""
-        state = hashlib.sha256(data)
+        return self.finish(hashlib.sha256(data))
+
+    def finish(self, hashed: Sha256) -> bytes:
+        """The digest (32 bytes) of a chunk whose decoded content `hashed` has; `hashed` stays as it is."""
+        state = hashed.copy()
         state.update(self._id_key)
         return state.digest()
 

@@ -32,6 +32,7 @@ from pbsfs.formats.index import (
 )
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest, ManifestFile
+from pbsfs.formats.zeros import ZeroDigests
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.reader.opened import DEFAULT_OPEN_LIMIT, Blob, OpenFiles
@@ -99,6 +100,7 @@ class Reader:
         self.zeroed = zeroed
         self._keys = keys
         self._opened = opened
+        self._zeros = ZeroDigests()
         self._manifests: dict[Snapshot, _Kept] = {}  # the one that was used last is the last
 
     def lacks_key(self, info: SnapshotInfo, file: FileInfo) -> bool:
@@ -326,8 +328,8 @@ class Reader:
             raw = await self._fetch(snapshot, file, _index_limit(file))
             fixed = file.archive.kind is ArchiveKind.FIXED
             # However small the index is, the digest of a hole may be that of 16 MiB.
-            work = len(raw) + (FixedIndex.hashes(raw, key) if fixed else 0)
-            return await _work(work, _parse_index, raw, file, key)
+            work = len(raw) + (FixedIndex.hashes(raw, self._zeros) if fixed else 0)
+            return await _work(work, _parse_index, raw, file, key, self._zeros)
 
         try:
             return await self.source.confirmed(fetch)
@@ -389,8 +391,9 @@ def _usual_table_size(file: FileInfo) -> int:
     return min(-(-file.size // USUAL_CHUNK) * entry, MAX_INDEX_SIZE)
 
 
-def _parse_index(raw: bytes, file: FileInfo, key: Key | None) -> Index:
-    index: Index = FixedIndex(raw, key) if file.archive.kind is ArchiveKind.FIXED else DynamicIndex(raw)
+def _parse_index(raw: bytes, file: FileInfo, key: Key | None, zeros: ZeroDigests) -> Index:
+    fixed = file.archive.kind is ArchiveKind.FIXED
+    index: Index = FixedIndex(raw, key, zeros) if fixed else DynamicIndex(raw)
     if file.csum is not None and index.csum != file.csum:
         raise DamageError("checksum differs from the manifest")
     if index.size != file.size:

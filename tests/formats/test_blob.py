@@ -64,19 +64,6 @@ def test_the_kind_is_told_by_the_magic_number(magic: str) -> None:
     assert kind.header_size == (44 if kind.encrypted else 12)
 
 
-def test_the_digest_of_zeros_is_a_constant_per_length_and_key() -> None:
-    known = {
-        1 << 16: "de2f256064a0af797747c2b97505dc0b9f3df0de4f489eac731c23ae9ca9cc31",
-        4 << 20: "bb9f8df61474d25e71fa00722318cd387396ca1736605e1248821cc0de3d3af8",
-    }
-    id_key = hashlib.pbkdf2_hmac("sha256", byhand.KEY, b"_id_key", 10, 32)
-
-    for length, digest in known.items():
-        assert blob.zero_digest(length, None).hex() == digest
-        assert blob.zero_digest(length, KEY) == hashlib.sha256(bytes(length) + id_key).digest()
-        assert blob.zero_digest(length, OTHER_KEY) != blob.zero_digest(length, KEY)
-
-
 # --- there and back
 
 

@@ -22,6 +22,7 @@ from pbsfs.formats.index import (
     encode_fixed,
 )
 from pbsfs.formats.keys import Key
+from pbsfs.formats.zeros import ZeroDigests
 from tests.support import byhand
 from tests.support.made import KEY
 
@@ -134,7 +135,7 @@ def check_against_lists(index: Index, spans: list[tuple[int, int]], digests: lis
 def test_runs_of_holes_are_those_that_a_look_at_every_chunk_finds(
     pattern: list[str], last: str, tail: int, key: Key | None
 ) -> None:
-    zero = blob.zero_digest(CHUNK, key)
+    zero = blob.chunk_digest(bytes(CHUNK), key)
     words = {
         "zero": zero,
         "zero of a whole chunk": zero,
@@ -143,7 +144,7 @@ def test_runs_of_holes_are_those_that_a_look_at_every_chunk_finds(
         "right": zero[16:] + DATA[16:],
     }
     digests = [words[word] for word in pattern]
-    digests.append(blob.zero_digest(tail, key) if last == "zero" else words[last])
+    digests.append(blob.chunk_digest(bytes(tail), key) if last == "zero" else words[last])
     holes = [word == "zero" for word in pattern]
     holes.append(last == "zero" or (last == "zero of a whole chunk" and tail == CHUNK))
 
@@ -157,7 +158,7 @@ def test_runs_of_holes_are_those_that_a_look_at_every_chunk_finds(
 def test_long_runs_of_holes_are_found_to_their_very_end(runs: list[tuple[bool, int]], tail: int) -> None:
     holes = [hole for hole, count in runs for _ in range(count)]
     digests = [ZERO if hole else DATA for hole in holes]
-    digests[-1] = blob.zero_digest(tail, None) if holes[-1] else DATA
+    digests[-1] = blob.chunk_digest(bytes(tail), None) if holes[-1] else DATA
     ends = list(accumulate(count for _hole, count in runs))
     near = {at for end in [0, *ends] for at in (end - 2, end - 1, end, end + 1) if 0 <= at < len(holes)}
 
@@ -194,21 +195,30 @@ def test_the_holes_of_an_encrypted_image_are_those_of_its_key() -> None:
     assert encrypted.run(1) == (False, 3)
 
 
-def test_holes_are_learned_once_and_never_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = {}
+def test_holes_are_learned_once_and_never_asked_for_again() -> None:
     for count in (10, 100_000):
-        asked = counts[count] = [0]
-
-        def counting(length: int, key: Key | None, asked: list[int] = asked) -> bytes:
-            asked[0] += 1
-            return blob.zero_digest(length, key)
-
-        monkeypatch.setattr("pbsfs.formats.index.zero_digest", counting)
-        index = fixed([ZERO, DATA] * (count // 2), tail=9)
+        zeros = CountingZeros()
+        index = FixedIndex(
+            byhand.fixed([ZERO, DATA] * (count // 2), size=(count - 1) * CHUNK + 9, chunk_size=CHUNK),
+            KEY,
+            zeros,
+        )
         for chunk in range(0, count, 7):
             index.is_hole(chunk)
             index.run(chunk)
-    assert counts == {10: [2], 100_000: [2]}  # one for whole chunks, one for the last
+        assert zeros.asked == [CHUNK, 9]
+
+
+class CountingZeros(ZeroDigests):
+    """`asked`: the lengths of which a digest was asked for, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def digest(self, length: int, key: Key | None) -> bytes:
+        self.asked.append(length)
+        return super().digest(length, key)
 
 
 # --- the table alone can be dropped
@@ -443,19 +453,18 @@ def test_every_flipped_bit_of_a_digest_or_an_end_is_noticed(archive: Archive) ->
                 kind(byhand.flipped(stored, bit))
 
 
-def test_what_parsing_has_to_hash_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blob, "_zero_digests", {})
-    raw = byhand.fixed([DATA, DATA], size=CHUNK + 512, chunk_size=CHUNK)
-    assert FixedIndex.hashes(raw, None) == CHUNK + 512
-    FixedIndex(raw)
-    assert FixedIndex.hashes(raw, None) == 0
-    assert FixedIndex.hashes(raw, KEY) == CHUNK + 512
+def test_what_parsing_has_to_hash_is_known_before() -> None:
+    zeros = ZeroDigests()
+    raw = byhand.fixed([DATA, DATA], size=CHUNK + 513, chunk_size=CHUNK)
+    assert FixedIndex.hashes(raw, zeros) == CHUNK + 513
+    FixedIndex(raw, KEY, zeros)
+    assert FixedIndex.hashes(raw, zeros) == 513, "only of whole chunks is the hash kept"
     large = byhand.fixed([DATA], size=1 << 24, chunk_size=1 << 24)
-    assert FixedIndex.hashes(large, None) == 1 << 24
+    assert FixedIndex.hashes(large, zeros) == 1 << 24
     short = byhand.fixed([DATA], size=1024, chunk_size=1 << 24)
-    assert FixedIndex.hashes(short, None) == 1024, "no chunk has the full length"
+    assert FixedIndex.hashes(short, zeros) == 1024, "no chunk has the full length"
 
 
 @given(st.binary(max_size=64) | st.binary(min_size=4096, max_size=4160))
 def test_what_is_not_an_index_needs_no_more_hashing_than_two_chunks(raw: bytes) -> None:
-    assert 0 <= FixedIndex.hashes(raw, None) <= 2 * blob.MAX_CHUNK_SIZE
+    assert 0 <= FixedIndex.hashes(raw, ZeroDigests()) <= 2 * blob.MAX_CHUNK_SIZE

@@ -58,7 +58,7 @@ def measured_steps() -> Iterator[_Steps]:
 def holding(size: int, pattern: str) -> tuple[MemorySource, SnapshotInfo]:
     """A source with an image of `size` bytes: `pattern` ('0' a hole, 'd' data) again and again."""
     source = MemorySource()
-    digests = {"0": blob.zero_digest(CHUNK, None), "d": source.add_chunk(DATA)}
+    digests = {"0": blob.chunk_digest(bytes(CHUNK), None), "d": source.add_chunk(DATA)}
     count = size // CHUNK
     body = b"".join(digests[kind] for kind in pattern) * (count // len(pattern))
     raw, csum = index.encode_fixed([body], size=size, chunk_size=CHUNK, ctime=0)
