@@ -27,7 +27,14 @@ from pbsfs.base.names import Archive, Snapshot
 from pbsfs.sources.retry import SharedTry, connecting
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.protocol import Response
-from pbsfs.sources.server.refusals import Meaning, meaning_of, meaning_of_chunk, meaning_of_file, words_of
+from pbsfs.sources.server.refusals import (
+    Meaning,
+    error_of,
+    meaning_of,
+    meaning_of_chunk,
+    meaning_of_file,
+    words_of,
+)
 from pbsfs.sources.server.session import RefusedError, Session
 
 log = logging.getLogger(__name__)
@@ -153,7 +160,7 @@ class SessionPool:
     def _body(self, answer: Response, meaning: Callable[[int, str], Meaning]) -> bytes:
         if answer.status != 200:
             words = words_of(answer.body, answer.status)
-            raise self._api.error(meaning(answer.status, words), answer.status, words)
+            raise error_of(meaning(answer.status, words), answer.status, words, self._api.repository)
         return answer.body
 
     async def _download(
@@ -329,7 +336,7 @@ class SessionPool:
 
     async def _open_session(self, snapshot: Snapshot) -> Session:
         for last_try in (False, True):
-            headers = await self._api.headers()
+            headers = await self._api.login.headers()
             session = Session(
                 self._api.repository,
                 self._api.trust,
@@ -346,7 +353,7 @@ class SessionPool:
                     await session.open()
             except RefusedError as refused:
                 error = self._refusal(snapshot, refused)
-                if isinstance(error, AuthError) and not last_try and self._api.forget_ticket(headers):
+                if isinstance(error, AuthError) and not last_try and self._api.login.forget_ticket(headers):
                     continue
                 raise error from None
             if self._closed:
@@ -365,7 +372,7 @@ class SessionPool:
             )
         if meaning is Meaning.PASSING:
             return ConnectError(f"{snapshot}: the server can't open a session now: {words}")
-        return self._api.error(meaning, refused.status, words)
+        return error_of(meaning, refused.status, words, self._api.repository)
 
 
 def snapshot_query(store: str, snapshot: Snapshot) -> dict[str, str]:

@@ -13,7 +13,19 @@ import enum
 import errno
 import re
 
+from pbsfs.base.errors import (
+    AuthError,
+    DamageError,
+    ForbiddenError,
+    NotFoundError,
+    NotPbsError,
+    PbsfsError,
+    SourceError,
+    UnavailableError,
+    UnknownDatastoreError,
+)
 from pbsfs.base.text import one_line
+from pbsfs.sources.server.repository import Repository
 
 MAX_ERROR_TEXT = 2000
 """Characters of an error's text that are shown."""
@@ -106,6 +118,34 @@ def meaning_of_chunk(status: int, words: str) -> Meaning:
         return Meaning.DAMAGED
     meaning = _meaning_of_data(status, words)
     return Meaning.PASSING if meaning is Meaning.MISSING else meaning
+
+
+def error_of(meaning: Meaning, status: int, words: str, repository: Repository) -> PbsfsError:
+    """The error for an answer of `status` and `words` that has this `meaning`."""
+    server, user = repository.address, repository.auth_id
+    match meaning:
+        case Meaning.NOT_ACCEPTED:
+            return AuthError(f"{server} does not accept {user}: {words}")
+        case Meaning.FORBIDDEN:
+            return ForbiddenError(f"{server} does not allow it to {user}: {words}")
+        case Meaning.MISSING:
+            return NotFoundError(f"{server}: {words}")
+        case Meaning.DAMAGED:
+            return DamageError(f"the server can't read it: {words}")
+        case Meaning.NO_DATASTORE:
+            return UnknownDatastoreError(f"{server}: {words}")
+        case Meaning.MAINTENANCE:
+            return UnavailableError(f"{server}: {words}")
+        case Meaning.LOCKED:
+            return UnavailableError(f"{server}: it is being written, removed or the like: {words}")
+        case Meaning.NOT_PBS:
+            return NotPbsError(
+                f"{server} answers with status {status} ({words}): is it a Proxmox Backup Server?"
+            )
+        case Meaning.PASSING:
+            return SourceError(f"{server}: status {status}: {words}", retryable=True)
+        case Meaning.DELETING | Meaning.REFUSED:
+            return SourceError(f"{server}: status {status}: {words}")
 
 
 def _meaning_of_data(status: int, words: str) -> Meaning:

@@ -88,7 +88,7 @@ class ServerSource(Source):
     ) -> None:
         self.repository = repository
         self.settings = settings or ServerSettings()
-        self.api = Api(repository, secret, trust, proxy, limits=limits)
+        self.api = Api(repository, secret, trust, proxy, limits)
         self.pool = SessionPool(
             self.api,
             connections=self.settings.connections,

@@ -9,7 +9,8 @@ import pytest
 
 from pbsfs.sources import retry
 from tests.sources.server import serving
-from tests.support.server import ReferenceServer
+from tests.support.server import ReferenceServer, certificate
+from tests.support.server.certificate import Certificate
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,12 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def datastore(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made data. Not to be written to: all tests of a module share it."""
     return serving.fill(tmp_path_factory.mktemp("made") / "datastore")
+
+
+@pytest.fixture(scope="module")
+def peer_certificate() -> Certificate:
+    """Of peers that are not the reference server."""
+    return certificate.make()
 
 
 @pytest.fixture

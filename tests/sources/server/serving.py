@@ -27,7 +27,7 @@ from tests.support.server import ReferenceServer
 USER = "reader@pbs"
 TOKEN = "reader@pbs!viewer"
 PASSWORD = "p:a s+s/w%rd"
-SECRET = "5ec2e7/%+:secret"
+SECRET = "5ec2e7/%41+:secret"
 
 CHUNK = 1 << 16
 VM = Group(ROOT_NAMESPACE, "vm", "100")

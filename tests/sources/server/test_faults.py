@@ -32,7 +32,7 @@ from pbsfs.base.secret import Secret
 from pbsfs.formats.index import encode_fixed
 from pbsfs.reader.image import Image
 from pbsfs.sources import retry
-from pbsfs.sources.server.api import Api
+from pbsfs.sources.server.http1 import HttpClient
 from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
@@ -671,7 +671,7 @@ async def test_listings_side_by_side_all_end_at_the_limit(
             await trio.sleep_forever()
         raise AssertionError
 
-    monkeypatch.setattr(Api, "_request", unreachable)
+    monkeypatch.setattr(HttpClient, "request", unreachable)
     repository = Repository("reader@pbs", token, "127.0.0.1", 8007, "store")
     source = ServerSource(repository, Secret("secret"), Trust(), ServerSettings(retry_timeout=20))
     calls = {"namespaces": source.namespaces, "groups": source.groups}

@@ -1,0 +1,291 @@
+"""HTTP/1.1 requests to one server, over a few connections that are kept.
+
+Each request runs in a worker thread and blocks only that. Used by `login` and `api`, in tasks of one trio
+loop. Answers are bounded before they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import TypeVar
+
+import trio
+
+from pbsfs.base.errors import ConnectError, DamageError, NotPbsError
+from pbsfs.sources.retry import connecting
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
+from pbsfs.sources.server.proxy import Proxy
+from pbsfs.sources.server.refusals import MAX_ERROR_TEXT, Meaning, meaning_of, words_of
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.tls import Trust, connect
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that was received in full. `body`: of an error, at most its first few thousand bytes."""
+
+    status: int
+    body: bytes
+    cookies: Mapping[str, str]
+
+    @property
+    def words(self) -> str:
+        """An error's text, as one line that can be shown."""
+        return words_of(self.body, self.status)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What an error answer to anything but a download means."""
+        return meaning_of(self.status, self.words)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`target`: path and query. `limit`: bytes of a successful answer's body at most."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    limit: int
+    body: bytes | None = None
+
+
+class HttpClient:
+    """Requests to one server, whose certificate is verified first."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        trust: Trust,
+        proxy: Proxy | None = None,
+        limits: ServerLimits = DEFAULT,
+        *,
+        threads: trio.CapacityLimiter,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`threads`: how many requests run at once. `clock`: seconds."""
+        self._repository = repository
+        self._trust = trust
+        self._proxy = proxy
+        self._limits = limits
+        self._threads = threads
+        self._clock = clock
+        self._idle: list[tuple[float, http.client.HTTPConnection]] = []
+        self._kept = trio.Event()  # there is an idle connection, which `tidy` closes later
+        self._closed = False
+
+    async def request(self, request: Request) -> Answer:
+        """The server's answer, whatever its status. Raises SourceError, and DamageError above the limit."""
+        connection = self._take_kept()
+        log.debug("%s %s", request.method, request.target)
+        if connection is not None:
+            try:
+                return await self._run(connection, request)
+            except ConnectError:
+                pass  # it was closed while it was idle
+        return await self._run(None, request)
+
+    async def tidy(self) -> None:
+        """Closes connections that are idle for too long. Runs as long as the client is used."""
+        while True:
+            if not self._idle:
+                self._kept = trio.Event()
+                await self._kept.wait()
+            await trio.sleep(self._limits.keep_time / 4)
+            now = self._clock()
+            for kept in [kept for kept in self._idle if now - kept[0] >= self._limits.keep_time]:
+                self._idle.remove(kept)
+                kept[1].close()
+
+    def close(self) -> None:
+        """Closes idle connections. The client keeps none from now on."""
+        self._closed = True
+        for _since, connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+    def _take_kept(self) -> http.client.HTTPConnection | None:
+        now = self._clock()
+        while self._idle:
+            since, connection = self._idle.pop()
+            if now - since < self._limits.keep_time:
+                return connection
+            connection.close()
+        return None
+
+    async def _run(self, connection: http.client.HTTPConnection | None, request: Request) -> Answer:
+        call = _Call(connection)
+        address = self._repository.address
+
+        def exchange() -> tuple[Answer, http.client.HTTPConnection]:
+            with call.connection() as used:
+                return _exchange(used, request, address, self._limits.request_timeout), used
+
+        def open_connection() -> None:
+            call.open(self._connect)
+
+        try:
+            if connection is None:
+                with connecting(address):
+                    await self._in_thread(open_connection)
+            answer, used = await self._in_thread(exchange)
+        except BaseException:
+            call.give_up()
+            raise
+        if used.sock is not None and len(self._idle) < self._limits.kept_connections and not self._closed:
+            self._idle.append((self._clock(), used))
+            self._kept.set()
+        else:
+            used.close()
+        return answer
+
+    async def _in_thread(self, work: Callable[[], R]) -> R:
+        return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(self._repository.host, self._repository.port)
+        connection.sock = connect(self._repository, self._trust, self._proxy, self._limits).socket
+        connection.sock.settimeout(self._limits.request_timeout)
+        return connection
+
+
+class _Call:
+    """Makes sure that a request's connection is closed when the request fails or is cancelled.
+
+    Cancelling does not wait for a thread that uses the connection: it cuts the connection, and the thread
+    closes it.
+    """
+
+    def __init__(self, connection: http.client.HTTPConnection | None) -> None:
+        self._connection = connection
+        self._in_use = False
+        self._given_up = False
+        self._lock = threading.Lock()
+
+    def open(self, make: Callable[[], http.client.HTTPConnection]) -> None:
+        """Makes the connection; for a thread."""
+        opened = make()
+        try:
+            with self._lock:
+                self._check()
+                self._connection = opened
+        except BaseException:
+            opened.close()
+            raise
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[http.client.HTTPConnection]:
+        """The connection, to use it; for a thread."""
+        used = self._connection
+        assert used is not None
+        try:
+            with self._lock:
+                self._check()
+                self._in_use = True
+            yield used
+            with self._lock:
+                self._check()
+                self._in_use = False
+        except BaseException:
+            used.close()
+            raise
+
+    def _check(self) -> None:
+        if self._given_up:
+            raise ConnectError("request cancelled")
+
+    def give_up(self) -> None:
+        """The request failed or was cancelled."""
+        with self._lock:
+            self._given_up = True
+            if self._connection is None:
+                return
+            if not self._in_use:
+                self._connection.close()
+            elif self._connection.sock is not None:
+                with contextlib.suppress(OSError):
+                    # Not the TLS socket's own method: after that, the thread could go on without TLS.
+                    socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, request: Request, address: str, timeout: float
+) -> Answer:
+    """One request on `connection`, whose socket has this `timeout`. `address`: names the server in errors.
+
+    Raises ConnectError, NotPbsError, DamageError (above the limit).
+    """
+    # http.client must not open a connection, which would not be verified.
+    assert connection.sock is not None
+    connection.auto_open = 0
+    try:
+        connection.request(request.method, request.target, body=request.body, headers=dict(request.headers))
+        # Closed in any case: the last answer on a connection owns its socket.
+        with connection.getresponse() as response:
+            data = _read_bounded(response, request.limit if response.status == 200 else 4 * MAX_ERROR_TEXT)
+    except TimeoutError:
+        raise ConnectError(f"{address}: no answer for {timeout:.0f} s") from None
+    except (http.client.RemoteDisconnected, http.client.IncompleteRead, http.client.NotConnected):
+        raise _cut(address) from None
+    except http.client.BadStatusLine as error:
+        if _is_cut(str(error.args[0])):
+            raise _cut(address) from None
+        raise NotPbsError(f"{address} does not answer as a Proxmox Backup Server does") from None
+    except OSError as error:
+        raise ConnectError(f"{address}: the connection was lost: {error.strerror or error}") from None
+    except (http.client.HTTPException, ValueError) as error:
+        raise NotPbsError(
+            f"{address} does not answer as a Proxmox Backup Server does ({type(error).__name__})"
+        ) from None
+    if response.status == 200 and not data and response.length is None and not response.chunked:
+        # Servers announce how long an answer is: the headers that do so were cut off.
+        raise _cut(address)
+    if len(data) > request.limit and response.status == 200:
+        del data  # otherwise the error's traceback would hold it
+        raise DamageError(f"{address}: the answer has more than {request.limit} bytes")
+    if response.status != 200 or response.will_close:
+        connection.close()  # its body may not have been read to the end
+    return Answer(response.status, data, _cookies(response))
+
+
+def _cut(address: str) -> ConnectError:
+    return ConnectError(f"{address}: the connection was closed in the middle")
+
+
+def _is_cut(status_line: str) -> bool:
+    """Whether it may be the beginning of a valid one: of `HTTP/1.1 200`, or less, without an end of line."""
+    return len(status_line) < 12 and not status_line.endswith("\n")
+
+
+def _read_bounded(response: http.client.HTTPResponse, limit: int) -> bytes:
+    """The body, or `limit + 1` bytes of a longer one."""
+    parts = []
+    size = 0
+    while size <= limit and (part := response.read(min(1 << 20, limit + 1 - size))):
+        parts.append(part)
+        size += len(part)
+    if response.length and size <= limit:  # what was announced and did not come
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(parts)
+
+
+def _cookies(response: http.client.HTTPResponse) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in response.headers.get_all("Set-Cookie", []):
+        try:
+            found |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
+        except CookieError:
+            continue
+    return found

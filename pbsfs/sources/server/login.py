@@ -1,0 +1,137 @@
+"""Who asks the server: an API token, or a user with a password and a ticket that pbsfs renews.
+
+Used by `api` and `pool`, in tasks of one trio loop. pbsfs renews a ticket long before it expires, so a mount
+stays logged in for weeks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+
+from pbsfs.base.errors import AuthError, DamageError, NotPbsError, SourceError, UnknownRealmError
+from pbsfs.base.secret import Secret
+from pbsfs.base.text import first_of, one_line
+from pbsfs.sources.retry import SharedTry
+from pbsfs.sources.server.http1 import Answer, HttpClient, Request
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
+from pbsfs.sources.server.refusals import Meaning, error_of
+from pbsfs.sources.server.repository import Repository
+
+log = logging.getLogger(__name__)
+
+COOKIES = ("PBSAuthCookie", "__Host-PBSAuthCookie")
+"""Servers up to 3.x read the first, 4.x prefers the second."""
+
+MAX_ANSWER = 1 << 20
+"""Bytes of an answer to a login, and of the list of realms."""
+
+
+class Login:
+    """The login of one user or API token at one server."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        secret: Secret,
+        client: HttpClient,
+        limits: ServerLimits = DEFAULT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`secret`: the user's password, or the token's secret. `clock`: seconds."""
+        self._repository = repository
+        self._secret = secret
+        self._client = client
+        self._limits = limits
+        self._clock = clock
+        self._ticket: Secret | None = None
+        self._ticket_time = 0.0
+        self._logging_in = SharedTry[Secret]()
+
+    async def headers(self) -> dict[str, str]:
+        """The headers that name the user or token; logs in, or renews the ticket, if that is due.
+
+        Raises AuthError, UnknownRealmError, NotPbsError and other SourceErrors.
+        """
+        if self._repository.token is not None:
+            secret = urllib.parse.quote(self._secret.reveal(), safe="")  # the server decodes it
+            return {"Authorization": f"PBSAPIToken {self._repository.auth_id}:{secret}"}
+        return _cookie(await self._logging_in.run(self._valid_ticket, self._log_in))
+
+    def forget_ticket(self, headers: Mapping[str, str]) -> bool:
+        """The server refused `headers`. Returns whether they held a ticket: a new login may help.
+
+        Keeps a ticket that is newer than the refused one: another request fetched it.
+        """
+        if self._ticket is not None and headers == _cookie(self._ticket):
+            self._ticket = None
+        return "Cookie" in headers
+
+    def _valid_ticket(self) -> Secret | None:
+        """The ticket, unless it is due for renewal."""
+        return self._ticket if self._clock() - self._ticket_time <= self._limits.ticket_renewal else None
+
+    async def _log_in(self) -> Secret:
+        """Logs in with the old ticket if the server accepts it, and with the password if not."""
+        if self._ticket is not None:
+            answer = await self._post_ticket(self._ticket)
+            if answer.status == 200:
+                return self._take_ticket(answer)
+            log.debug("the ticket was not renewed (status %d); logging in again", answer.status)
+        answer = await self._post_ticket(self._secret)
+        if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED:
+            raise await self._refused(answer.words)
+        if answer.status in (404, 405):
+            raise NotPbsError(
+                f"{self._repository.address} has no login ({answer.words}): is it a Proxmox Backup Server?"
+            )
+        if answer.status != 200:
+            raise error_of(answer.meaning, answer.status, answer.words, self._repository)
+        return self._take_ticket(answer)
+
+    async def _post_ticket(self, secret: Secret) -> Answer:
+        body = json.dumps({"username": self._repository.user, "password": secret.reveal()}).encode()
+        headers = {"Content-Type": "application/json"}
+        return await self._client.request(
+            Request("POST", "/api2/json/access/ticket", headers, MAX_ANSWER, body)
+        )
+
+    def _take_ticket(self, answer: Answer) -> Secret:
+        try:
+            ticket = json.loads(answer.body)["data"].get("ticket") or answer.cookies.get(COOKIES[1])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            ticket = None
+        if not isinstance(ticket, str) or not ticket:
+            raise NotPbsError(f"{self._repository.address} returned an invalid login ticket")
+        if ":!tfa!" in ticket or "!tfa!" in ticket.partition("::")[0]:
+            raise AuthError(
+                f"{self._repository.user} logs in with a second factor, which pbsfs does not support; "
+                "create an API token for this user on the server and use that"
+            )
+        self._ticket = Secret(ticket)
+        self._ticket_time = self._clock()
+        return self._ticket
+
+    async def _refused(self, words: str) -> AuthError:
+        """Why a login failed: the server reports wrong passwords and unknown realms in the same words."""
+        server, user = self._repository.address, self._repository.user
+        try:
+            answer = await self._client.request(Request("GET", "/api2/json/access/domains", {}, MAX_ANSWER))
+            realms = [entry["realm"] for entry in json.loads(answer.body)["data"]]
+        except (SourceError, DamageError, ValueError, KeyError, TypeError, RecursionError):
+            realms = []
+        if realms and self._repository.realm not in realms:
+            known = one_line(first_of(str(realm)[:100] for realm in realms))
+            return UnknownRealmError(
+                f"{server} has no realm '{self._repository.realm}' (of {user}); "
+                f"its realms are {known}: {words}"
+            )
+        return AuthError(f"{server} does not accept {user} and this password: {words}")
+
+
+def _cookie(ticket: Secret) -> dict[str, str]:
+    quoted = urllib.parse.quote(ticket.reveal(), safe="")
+    return {"Cookie": "; ".join(f"{name}={quoted}" for name in COOKIES)}

@@ -1,0 +1,253 @@
+"""Connections that are kept, and answers that no server should give."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+import trio
+
+from pbsfs.base.errors import (
+    ConnectError,
+    DamageError,
+    NotPbsError,
+    SourceError,
+)
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
+from tests.sources.server.asking import (
+    GROUPS,
+    Clock,
+    api_of,
+    failure,
+    got,
+    logins,
+    peer_api,
+    using,
+)
+from tests.sources.server.peers import Peer, Talk, request_of
+from tests.sources.server.serving import CONFIG, FIRST, TOKEN
+from tests.support.server import (
+    EndlessHeaders,
+    Hold,
+    Huge,
+    ReferenceServer,
+    Stall,
+    Status,
+    Truncate,
+    WrongLength,
+)
+from tests.support.server.certificate import Certificate
+from tests.support.waiting import wait_until
+
+# --- connections
+
+
+def test_a_connection_is_kept_and_used_again(server: ReferenceServer) -> None:
+    api = api_of(server)
+
+    async def work() -> None:
+        for _ in range(5):
+            await api.get(GROUPS, {})
+        assert server.open_connections == 1
+
+    using(api, work)
+    assert server.connections == 1
+    wait_until(lambda: server.open_connections == 0, "closing")
+
+
+def test_as_many_connections_are_kept_as_are_of_use(server: ReferenceServer) -> None:
+    more = DEFAULT.kept_connections + 3
+    api = api_of(server, TOKEN, threads=more)
+
+    async def work() -> None:
+        held = server.faults.add(Hold(match="/version", times=more))
+        async with trio.open_nursery() as nursery:
+            for _ in range(more):
+                nursery.start_soon(api.get, "/version", {})
+            await trio.to_thread.run_sync(wait_until, lambda: held.hits == more, "all requests")
+            held.release()
+        await trio.to_thread.run_sync(
+            wait_until, lambda: server.open_connections == DEFAULT.kept_connections, "closing the others"
+        )
+
+    using(api, work)
+    assert server.connections == more
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(server: ReferenceServer) -> None:
+    clock = Clock()
+    api = api_of(server, TOKEN, clock=clock)
+
+    async def work() -> None:
+        await api.get("/version", {})
+        clock.ahead = DEFAULT.keep_time - 5
+        await api.get("/version", {})
+        assert server.connections == 1
+        clock.ahead += DEFAULT.keep_time + 1
+        await api.get("/version", {})
+        assert server.connections == 2
+
+    using(api, work)
+
+
+def test_a_server_may_close_connections_that_are_idle(server: ReferenceServer) -> None:
+    api = api_of(server)
+
+    async def work() -> None:
+        for cut in (server.drop_connections, server.restart, server.drop_connections):
+            await api.get("/version", {})
+            await trio.to_thread.run_sync(cut)
+        await api.get("/version", {})
+
+    using(api, work)
+    assert (server.requests.count("/version"), logins(server)) == (4, 1)
+
+
+def test_a_server_that_is_down_may_come_back(server: ReferenceServer) -> None:
+    api = api_of(server)
+
+    async def work() -> None:
+        await api.get("/version", {})
+        await trio.to_thread.run_sync(server.go_down)
+        with pytest.raises(ConnectError, match="Connection refused") as caught:
+            await api.get("/version", {})
+        assert caught.value.retryable
+        await trio.to_thread.run_sync(server.come_back)
+        assert await api.get("/version", {})
+
+    using(api, work)
+    assert logins(server) == 1
+
+
+def test_a_server_that_goes_silent_is_given_up(server: ReferenceServer) -> None:
+    server.faults.add(Stall(match="/version", after_bytes=10))
+    api = api_of(server, TOKEN, limits=ServerLimits(request_timeout=0.1))
+    assert "no answer for" in failure(api, ConnectError)
+
+
+def test_a_connection_that_lies_idle_is_closed(server: ReferenceServer) -> None:
+    api = api_of(server, TOKEN, limits=ServerLimits(keep_time=0.05))
+
+    async def work() -> None:
+        await api.get("/version", {})
+        assert server.open_connections == 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(api.tidy)
+            await trio.to_thread.run_sync(wait_until, lambda: server.open_connections == 0, "closed")
+            await api.get("/version", {})  # and on a new one, which is closed too
+            await trio.to_thread.run_sync(wait_until, lambda: server.open_connections == 0, "closed")
+            nursery.cancel_scope.cancel()
+
+    using(api, work)
+    assert server.connections == 2
+
+
+# --- what no server should answer
+
+
+def test_an_answer_larger_than_its_limit_is_refused(server: ReferenceServer) -> None:
+    query = {"backup-type": "vm", "backup-id": "100", "backup-time": str(FIRST.time)}
+    query["file-name"] = CONFIG.filename
+    path = "/admin/datastore/golden/download"
+    api = api_of(server)
+
+    async def work() -> None:
+        whole = await api.download(path, query, 1 << 20)
+        with pytest.raises(DamageError, match=f"more than {len(whole) - 1} bytes"):
+            await api.download(path, query, len(whole) - 1)
+        assert await api.download(path, query, len(whole)) == whole
+
+    using(api, work)
+
+
+@pytest.mark.parametrize("announce", [True, False])
+def test_an_endless_answer_is_refused_and_not_read(server: ReferenceServer, announce: bool) -> None:
+    server.faults.add(Huge(match="/version", announce=announce))
+    api = api_of(server, TOKEN, limits=ServerLimits(max_list=1 << 20))
+
+    async def work() -> None:
+        with pytest.raises(DamageError, match="more than 1048576 bytes"):
+            await api.get("/version", {})
+        assert await api.get("/version", {})
+
+    using(api, work)
+
+
+def test_an_endless_error_is_cut(server: ReferenceServer) -> None:
+    class HugeError(Huge):
+        def change(self, answer: Any) -> Any:
+            return super().change(Status(status=500, text="broken ").change(answer))
+
+    server.faults.add(HugeError(match="/version"))
+    with pytest.raises(SourceError, match="status 500: broken") as caught:
+        got(api_of(server, TOKEN))
+    assert caught.value.retryable
+
+
+def test_endless_headers_are_refused(server: ReferenceServer) -> None:
+    server.faults.add(EndlessHeaders(match="/version"))
+    assert "does not answer as a Proxmox Backup Server does" in failure(api_of(server, TOKEN), NotPbsError)
+
+
+@pytest.mark.parametrize("fault", [WrongLength(by=1), WrongLength(by=1 << 40), Truncate(missing=3)])
+def test_an_answer_that_breaks_off_is_a_lost_connection(
+    server: ReferenceServer, fault: WrongLength | Truncate
+) -> None:
+    fault.match = GROUPS
+    server.faults.add(fault)
+    api = api_of(server, TOKEN)
+    assert "closed in the middle" in failure(api, ConnectError, GROUPS)
+    assert got(api, GROUPS)
+
+
+def test_an_answer_that_is_longer_than_announced_is_no_answer(server: ReferenceServer) -> None:
+    server.faults.add(WrongLength(by=-1, match="/version"))
+    api = api_of(server, TOKEN)
+    assert "makes no sense" in failure(api, NotPbsError)
+    assert got(api)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'HTTP/1.1 200 OK\r\ndate: now\r\ncontent-length: 13\r\nserver: x\r\n\r\n{"data": [1]}',
+        b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n7\r\n{"data"\r\n6\r\n: [1]}\r\n0\r\n\r\n',
+    ],
+)
+def test_an_answer_that_breaks_off_at_any_byte_is_a_lost_connection(
+    peer_certificate: Certificate, answer: bytes
+) -> None:
+    cuts = iter(range(len(answer) + 1))
+    sent = iter(range(len(answer) + 1))
+
+    def talk(connection: socket.socket) -> None:
+        request_of(connection)
+        connection.sendall(answer[: next(sent)])
+
+    with Peer(peer_certificate, talk) as peer:
+        for _ in zip(range(len(answer.rstrip())), cuts, strict=False):
+            with pytest.raises(ConnectError, match="closed in the middle"):
+                got(peer_api(peer, peer_certificate))
+        for _ in cuts:  # nothing is missing any more but ends of lines
+            assert got(peer_api(peer, peer_certificate)) == [1]
+
+
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(peer_certificate: Certificate) -> None:
+    good = b'{"data": "%d"}'
+
+    def talk(connection: Any) -> None:
+        first, smuggled = good % 1, good % 2
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
+        while request_of(connection):
+            connection.sendall(head % len(first) + first + head % len(smuggled) + smuggled)
+
+    speaking: Talk = talk
+    with Peer(peer_certificate, speaking) as peer:
+        api = peer_api(peer, peer_certificate)
+
+        async def work() -> None:
+            assert await api.get("/version", {}) == "1"
+            assert await api.get("/version", {}) == "1"
+
+        using(api, work)
