@@ -17,9 +17,9 @@ MIB = 1 << 20
 
 _NEAR: dict[str, Mapping[str, int | float]] = {
     "pbsfs as it is": {},
-    "flight budget 32 MiB": {"chunks.store.FLIGHT_BUDGET": 32 * MIB},
-    "flight budget 64 MiB": {"chunks.store.FLIGHT_BUDGET": 64 * MIB},
-    "flight budget 192 MiB": {"chunks.store.FLIGHT_BUDGET": 192 * MIB},
+    "fetch budget 32 MiB": {"chunks.store.FETCH_BUDGET": 32 * MIB},
+    "fetch budget 64 MiB": {"chunks.store.FETCH_BUDGET": 64 * MIB},
+    "fetch budget 192 MiB": {"chunks.store.FETCH_BUDGET": 192 * MIB},
     "window 16 MiB": {"chunks.prefetch.MAX_WINDOW": 16 * MIB},
     "window 32 MiB": {"chunks.prefetch.MAX_WINDOW": 32 * MIB},
     "window 128 MiB": {"chunks.prefetch.MAX_WINDOW": 128 * MIB},
@@ -32,12 +32,12 @@ _NEAR: dict[str, Mapping[str, int | float]] = {
 
 _FAR: dict[str, Mapping[str, int | float]] = {
     "pbsfs as it is": {},
-    "flight budget 64 MiB, window 32 MiB": {
-        "chunks.store.FLIGHT_BUDGET": 64 * MIB,
+    "fetch budget 64 MiB, window 32 MiB": {
+        "chunks.store.FETCH_BUDGET": 64 * MIB,
         "chunks.prefetch.MAX_WINDOW": 32 * MIB,
     },
-    "flight budget 192 MiB, window 128 MiB": {
-        "chunks.store.FLIGHT_BUDGET": 192 * MIB,
+    "fetch budget 192 MiB, window 128 MiB": {
+        "chunks.store.FETCH_BUDGET": 192 * MIB,
         "chunks.prefetch.MAX_WINDOW": 128 * MIB,
     },
 }

@@ -1,1 +1,1 @@
-"""Chunks of any source: fetched, verified, decoded, kept; and what to fetch before it is read."""
+"""Chunks of any source: fetched, verified, decoded and cached, also ahead of being read."""

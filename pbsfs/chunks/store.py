@@ -1,13 +1,12 @@
 """The chunk store: from a chunk's name to its verified, decoded bytes.
 
-A chunk is answered from the cache, or by joining the flight that is already under way for it, or by
-a new flight: fetch the stored blob from the source, verify and decode it in a worker thread, keep
-it. Flights run in the store's own nursery, so a reader that gives up does not take the chunk away
-from the others. A failed flight fails those who wait for it and is forgotten: the next read tries
-again.
+The store answers from the cache, or with the fetch that already runs for the chunk, or with a new one:
+get the stored blob from the source, verify and decode it in a worker thread, and cache it. Fetches run in the
+store's own nursery, so they continue for the other readers when one is cancelled. A fetch that fails raises
+its error in each reader that waits for it and is then forgotten, so the next read tries again.
 
-Memory is bounded: the cache in bytes, and the flights by a budget of bytes in flight. Everything is called
-from tasks of one trio loop, but `peek` and `under_way`, which any thread may call.
+Memory is bounded: the bytes in the cache, and the decoded bytes of the fetches that run. Tasks of one trio
+loop call all of this; any thread may call `peek` and `under_way`.
 """
 
 from __future__ import annotations
@@ -32,25 +31,26 @@ from pbsfs.sources.base import Source
 log = logging.getLogger(__name__)
 
 DEFAULT_CACHE_SIZE = 256 << 20
-"""Bytes of decoded chunks that are kept: enough for the working set of a booting guest."""
+"""Bytes of decoded chunks in the cache: enough for the working set of a booting guest."""
 
-FLIGHT_BUDGET = 96 << 20
-"""Decoded bytes that may be in flight at once: 24 chunks of 4 MiB. On the way they take their stored size."""
+FETCH_BUDGET = 96 << 20
+"""Decoded bytes of the chunks that are fetched at once: 24 chunks of 4 MiB. Until they are decoded they take
+their stored size."""
 
 PREFETCH_SHARE = 2 / 3
-"""The part of the flight budget that prefetching may fill; the rest stays free for reads on demand. These 16
-chunks of 4 MiB, 20 MB as they are usually stored, are what fills 1 Gbit/s at 50 ms; 8 filled 60 % of it."""
+"""The part of the fetch budget that prefetching may use; the rest is reserved for reads. These 16 chunks of
+4 MiB, usually 20 MB as stored, fill 1 Gbit/s at 50 ms; 8 chunks filled 60 % of it."""
 
 SPARE_DECODERS = 1
-"""Threads that decode, beyond one for each core: what ends is followed by the next only after a turn of the
-loop, in which the core would be idle. A whole image from a directory took an eighth longer without."""
+"""Threads that decode, besides one for each core: a thread gets its next chunk only after a turn of the loop,
+and its core would be idle until then. Without it, a whole image from a directory took an eighth longer."""
 
 Identity = tuple[bytes, Key | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk of an archive: where to fetch it and what it has to be.
+    """A chunk of an archive: where to fetch it, and how to verify it.
 
     `length`: decoded bytes. `key`: the archive's key where it is encrypted, else None.
     """
@@ -64,75 +64,76 @@ class Chunk:
 
     @property
     def identity(self) -> Identity:
-        """What the cache knows the content by.
+        """The key of the content in the cache.
 
-        With the key: what was verified for a plain archive must not answer for an encrypted one, or a
-        server could slip plain data into it by way of the cache.
+        It includes the encryption key: content that was verified for a plain archive must not answer for an
+        encrypted one, or a server could insert plain data into it by way of the cache.
         """
         return self.digest, self.key
 
 
-class Flight:
-    """A chunk on its way. Tasks `wait` for it; other threads `join` it."""
+class Fetch:
+    """One fetch of a chunk. Tasks `wait` for its result; other threads `join` it."""
 
-    __slots__ = ("_data", "_error", "_is_down", "_joined", "_landed", "length")
+    __slots__ = ("_data", "_error", "_finished", "_is_finished", "_joined", "length")
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self._landed = trio.Event()
-        self._is_down = False
+        self._finished = trio.Event()
+        self._is_finished = False
         self._joined: list[threading.Lock] = []
         self._data: bytes | None = None
         self._error: PbsfsError | None = None
 
-    def land(self, result: bytes | PbsfsError) -> None:
+    def finish(self, result: bytes | PbsfsError) -> None:
+        """Gives `result` to all that wait. Called from the trio loop, once."""
         if isinstance(result, PbsfsError):
-            self._error = result.with_traceback(None)  # whose frames hold this flight: a cycle
+            self._error = result.with_traceback(None)  # its frames refer to this fetch: a cycle
         else:
             self._data = result
-        self._landed.set()
-        self._is_down = True  # before looking who has joined: who joins looks at it afterwards
+        self._finished.set()
+        self._is_finished = True  # set before the loop below: a thread that joins checks it after that
         for turn in self._joined:
             turn.release()
 
     async def wait(self) -> bytes:
-        """The chunk's bytes. Raises what the flight failed with."""
-        await self._landed.wait()
+        """The chunk's bytes. Raises the error of the fetch."""
+        await self._finished.wait()
         return self._result()
 
     def join(self, timeout: float) -> bytes | None:
-        """The same for a thread that is not the loop's; None when it has not landed after so many seconds."""
+        """Like `wait`, for a thread other than the loop's. Returns None after `timeout` seconds."""
         turn = threading.Lock()
         turn.acquire()
         self._joined.append(turn)
-        if not self._is_down and not turn.acquire(timeout=timeout):
+        if not self._is_finished and not turn.acquire(timeout=timeout):
             return None
         return self._result()
 
     def _result(self) -> bytes:
         if self._data is None:
             assert self._error is not None
-            # To each its own: what is raised holds on to all who wait, and so to images that are closed.
+            # A copy for each: a raised error refers to the frames of its task, and so to closed images.
             raise copy.copy(self._error)
         return self._data
 
 
 class ChunkStore:
-    """All chunks of one source; shared by every image that is read from it."""
+    """The chunks of one source, shared by all of its images."""
 
     def __init__(self, source: Source, nursery: trio.Nursery, cache_size: int = DEFAULT_CACHE_SIZE) -> None:
-        """`nursery`: where flights live; cancelling it ends them. `cache_size`: in bytes."""
+        """`nursery`: runs the fetches; cancelling it ends them. `cache_size`: in bytes."""
         self._source = source
         self._nursery = nursery
         self.cache = ChunkCache(cache_size)
-        # By length too: where an index lies about it, its flight fails, and not that of an honest one.
-        self._flights: dict[tuple[Identity, int], Flight] = {}
-        # Flights whose task has not run yet. trio runs new tasks in no certain order, so each takes the
-        # first from here: what is read on demand must not take off behind what is fetched ahead of it.
-        self._departing: deque[tuple[Chunk, Flight, bool]] = deque()
+        # By length too: where one index has a wrong length, the fetch of another index must not fail.
+        self._fetches: dict[tuple[Identity, int], Fetch] = {}
+        # Fetches whose task has not run yet. trio runs new tasks in random order, so each task takes the
+        # first from here: a chunk that is read must not start after one that was prefetched later.
+        self._queued: deque[tuple[Chunk, Fetch, bool]] = deque()
         self._prefetching = 0
         self.sequential_readers = 0
-        self._budget = Budget(FLIGHT_BUDGET)
+        self._budget = Budget(FETCH_BUDGET)
         self._decoders = trio.CapacityLimiter(len(os.sched_getaffinity(0)) + SPARE_DECODERS)
 
     def peek(self, digest: bytes, key: Key | None) -> bytes | None:
@@ -144,52 +145,53 @@ class ChunkStore:
 
     @property
     def window_limit(self) -> int:
-        """Bytes that one sequential reader may have fetched ahead, so that all of them fit the cache."""
+        """Bytes to prefetch for one sequential reader, so that those of all readers fit the cache."""
         return self.cache.room // 2 // max(1, self.sequential_readers)
 
-    def under_way(self, chunk: Chunk) -> Flight | None:
-        """The flight that brings `chunk`, if there is one already. From any thread."""
-        return self._flights.get((chunk.identity, chunk.length))
+    def under_way(self, chunk: Chunk) -> Fetch | None:
+        """The fetch of `chunk` that runs already, or None. Any thread may call this."""
+        return self._fetches.get((chunk.identity, chunk.length))
 
-    def request(self, chunk: Chunk) -> Flight:
-        """The flight that brings `chunk`: the one under way, or a new one."""
-        flight = self._flights.get((chunk.identity, chunk.length))
-        if flight is None:
-            flight = self._launch(chunk)
-        return flight
+    def request(self, chunk: Chunk) -> Fetch:
+        """The fetch of `chunk` that runs already, or a new one."""
+        fetch = self._fetches.get((chunk.identity, chunk.length))
+        if fetch is None:
+            fetch = self._start(chunk)
+        return fetch
 
-    def request_or_kept(self, chunk: Chunk) -> Flight:
-        """Like `request`; for a chunk that may have landed since it was looked for, one that is down."""
+    def request_or_kept(self, chunk: Chunk) -> Fetch:
+        """Like `request`, but looks in the cache first: a chunk found there gives a finished fetch."""
         data = self.cache.get(chunk.identity)
         if data is None or len(data) != chunk.length:
             return self.request(chunk)
-        flight = Flight(chunk.length)
-        flight.land(data)
-        return flight
+        fetch = Fetch(chunk.length)
+        fetch.finish(data)
+        return fetch
 
     def prefetch(self, chunk: Chunk) -> bool:
-        """Sees to it that `chunk` gets into the cache; False where there is no room for it now."""
-        if chunk.identity in self.cache or (chunk.identity, chunk.length) in self._flights:
+        """Fetches `chunk` into the cache, unless it is there. Returns False if it does not fit now."""
+        if chunk.identity in self.cache or (chunk.identity, chunk.length) in self._fetches:
             return True
         if chunk.length > self.cache.room:
-            return False  # it would not be kept
-        room = min(FLIGHT_BUDGET * PREFETCH_SHARE, self.cache.room / 2)  # what lands has to stay for a while
+            return False  # the cache would not take it
+        # Half of the cache: a prefetched chunk has to stay there until it is read.
+        room = min(FETCH_BUDGET * PREFETCH_SHARE, self.cache.room / 2)
         if self._prefetching and self._prefetching + chunk.length > room:
             return False
-        self._launch(chunk, prefetch=True)
+        self._start(chunk, prefetch=True)
         return True
 
-    def _launch(self, chunk: Chunk, *, prefetch: bool = False) -> Flight:
-        flight = Flight(chunk.length)
-        self._nursery.start_soon(self._fly)  # fails where the reader was closed
-        self._departing.append((chunk, flight, prefetch))
-        self._flights[chunk.identity, chunk.length] = flight
+    def _start(self, chunk: Chunk, *, prefetch: bool = False) -> Fetch:
+        fetch = Fetch(chunk.length)
+        self._nursery.start_soon(self._run_next)  # fails where the reader was closed
+        self._queued.append((chunk, fetch, prefetch))
+        self._fetches[chunk.identity, chunk.length] = fetch
         if prefetch:
             self._prefetching += chunk.length
-        return flight
+        return fetch
 
-    async def _fly(self) -> None:
-        chunk, flight, prefetch = self._departing.popleft()
+    async def _run_next(self) -> None:
+        chunk, fetch, prefetch = self._queued.popleft()
         result: bytes | PbsfsError = SourceError("reading ends: the source is being closed")
         try:
             async with self._budget.take(chunk.length):
@@ -203,8 +205,8 @@ class ChunkStore:
         finally:
             if prefetch:
                 self._prefetching -= chunk.length
-            del self._flights[chunk.identity, chunk.length]
-            flight.land(result)
+            del self._fetches[chunk.identity, chunk.length]
+            fetch.finish(result)
 
     async def _fetch(self, chunk: Chunk) -> bytes:
         limit = blob.stored_limit(chunk.length)

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 from pbsfs.base.errors import DamageError, UsageError
 from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.prefetch import ReadAhead
-from pbsfs.chunks.store import Chunk, ChunkStore, Flight
+from pbsfs.chunks.store import Chunk, ChunkStore, Fetch
 from pbsfs.formats.blob import MAX_CHUNK_SIZE
 from pbsfs.formats.index import Index
 from pbsfs.formats.keys import Key
@@ -151,12 +151,12 @@ class Image:
         if not self.index.has_table():
             await self._restore(self.index)
 
-    async def request(self, numbers: Iterable[int]) -> dict[int, Flight]:
+    async def request(self, numbers: Iterable[int]) -> dict[int, Fetch]:
         """What brings these chunks. Raises like `load`."""
         await self.load()
         return {number: self.store.request_or_kept(self.chunk(number)) for number in numbers}
 
-    def under_way(self, number: int) -> Flight | None:
+    def under_way(self, number: int) -> Fetch | None:
         """What brings chunk `number`, if it is under way and known to be. From any thread."""
         digest = self.index.find_digest(number)
         return None if digest is None else self.store.under_way(self._chunk(number, digest))
@@ -166,18 +166,18 @@ class Image:
         digest = self.index.find_digest(number)
         return digest is not None and self.store.prefetch(self._chunk(number, digest))
 
-    def _start(self, offset: int, size: int) -> list[tuple[_Piece, Buffer | Flight]]:
+    def _start(self, offset: int, size: int) -> list[tuple[_Piece, Buffer | Fetch]]:
         """Asks for all chunks of a range: each piece with its chunk's bytes, or with what brings them."""
-        started: list[tuple[_Piece, Buffer | Flight]] = []
+        started: list[tuple[_Piece, Buffer | Fetch]] = []
         for piece in self._pieces(offset, size):
             data = self._at_hand(piece.chunk)
             started.append((piece, self.store.request(self.chunk(piece.chunk)) if data is None else data))
         return started
 
-    async def _finish(self, started: list[tuple[_Piece, Buffer | Flight]]) -> Buffer:
+    async def _finish(self, started: list[tuple[_Piece, Buffer | Fetch]]) -> Buffer:
         parts: list[Buffer] = []
         for piece, source in started:
-            if isinstance(source, Flight):
+            if isinstance(source, Fetch):
                 try:
                     data: Buffer = await source.wait()
                 except DamageError as error:
@@ -187,9 +187,9 @@ class Image:
             parts.append(memoryview(data)[piece.start : piece.start + piece.length])
         return _join(parts)
 
-    def _join(self, number: int, flight: Flight, loop: Loop) -> Buffer:
+    def _join(self, number: int, fetch: Fetch, loop: Loop) -> Buffer:
         try:
-            while (data := flight.join(loop.patience)) is None:
+            while (data := fetch.join(loop.patience)) is None:
                 loop.check()
         except DamageError as error:
             return self._zeros_for(number, self._damage(number, error))
@@ -366,22 +366,22 @@ class Handle:
             raise UsageError(f"{image}: a read of {size} bytes at {offset} goes beyond the end")
         image.last_read = next(_READS)
         pieces = [(piece, image._at_hand(piece.chunk)) for piece in image._pieces(offset, size)]
-        flights: dict[int, Flight] = {}
+        fetches: dict[int, Fetch] = {}
         wanted: list[int] = []
         for piece, data in pieces:
             if data is None:
-                flight = image.under_way(piece.chunk)
-                if flight is None:
+                fetch = image.under_way(piece.chunk)
+                if fetch is None:
                     wanted.append(piece.chunk)
                 else:
-                    flights[piece.chunk] = flight
+                    fetches[piece.chunk] = fetch
         if wanted:
-            flights |= loop.call(functools.partial(image.request, wanted))
+            fetches |= loop.call(functools.partial(image.request, wanted))
         if self.observe(offset, size):
             loop.post(self.fetch_ahead)
         done = 0
         for piece, at_hand in pieces:
-            data = image._join(piece.chunk, flights.pop(piece.chunk), loop) if at_hand is None else at_hand
+            data = image._join(piece.chunk, fetches.pop(piece.chunk), loop) if at_hand is None else at_hand
             _copy(buffer, done, data, piece.start, piece.length)
             done += piece.length
 

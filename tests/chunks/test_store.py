@@ -1,4 +1,4 @@
-"""The chunk store: one flight per chunk, failures, cancellation, and the bound on bytes in flight."""
+"""The chunk store: one fetch per chunk, failures, cancellation, and the bound on bytes in flight."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ async def failure(store: ChunkStore, chunk: Chunk) -> PbsfsError:
 def small_budget(monkeypatch: pytest.MonkeyPatch) -> int:
     """Lets four chunks be in flight at once."""
     budget = 4 * CHUNK_SIZE
-    monkeypatch.setattr(store_module, "FLIGHT_BUDGET", budget)
+    monkeypatch.setattr(store_module, "FETCH_BUDGET", budget)
     return budget
 
 
-# --- single flight
+# --- single fetch
 
 
 @in_trio
@@ -102,18 +102,18 @@ async def test_chunks_that_differ_fly_side_by_side() -> None:
     source, chunks, contents = source_of(5)
     gate = source.hold("fetch_chunk")
     async with opened(source) as store:
-        flights = [store.request(wanted) for wanted in chunks]
+        fetches = [store.request(wanted) for wanted in chunks]
         await wait_all_tasks_blocked()
         assert source.in_flight == 5
         gate.set()
-        assert [await flight.wait() for flight in flights] == contents
+        assert [await fetch.wait() for fetch in fetches] == contents
 
 
 # --- failure
 
 
 @in_trio
-async def test_a_failed_flight_fails_all_who_wait_and_the_next_read_tries_again() -> None:
+async def test_a_failed_fetch_fails_all_who_wait_and_the_next_read_tries_again() -> None:
     source, (wanted,), (content,) = source_of(1)
     source.fail("fetch_chunk", SourceError("the disk is gone"))
     gate = source.hold("fetch_chunk")
@@ -139,11 +139,11 @@ async def test_a_failure_does_not_touch_other_chunks() -> None:
     source, chunks, contents = source_of(3)
     source.damage(chunks[1].digest, 700)
     async with opened(source) as store:
-        flights = [store.request(wanted) for wanted in chunks]
-        assert await flights[0].wait() == contents[0]
+        fetches = [store.request(wanted) for wanted in chunks]
+        assert await fetches[0].wait() == contents[0]
         with pytest.raises(DamageError):
-            await flights[1].wait()
-        assert await flights[2].wait() == contents[2]
+            await fetches[1].wait()
+        assert await fetches[2].wait() == contents[2]
 
 
 @in_trio
@@ -266,8 +266,8 @@ async def test_a_chunk_that_nobody_waits_for_any_more_is_kept_when_it_comes() ->
         with trio.move_on_after(1):
             await get(store, wanted)
         gate.set()
-        flight = store.request(wanted)
-        assert await flight.wait() == content
+        fetch = store.request(wanted)
+        assert await fetch.wait() == content
         assert store.peek(wanted.digest, None) == content
     assert source.calls["fetch_chunk"] == 1
 
@@ -310,12 +310,12 @@ async def test_bytes_in_flight_never_exceed_the_budget(small_budget: int) -> Non
     source, chunks, contents = source_of(11)
     gates = [source.hold(wanted.digest) for wanted in chunks]
     async with opened(source) as store:
-        flights = [store.request(wanted) for wanted in chunks]
-        for gate, flight, content in zip(gates, flights, contents, strict=True):
+        fetches = [store.request(wanted) for wanted in chunks]
+        for gate, fetch, content in zip(gates, fetches, contents, strict=True):
             await wait_all_tasks_blocked()
             assert source.in_flight * CHUNK_SIZE <= small_budget
             gate.set()
-            assert await flight.wait() == content
+            assert await fetch.wait() == content
     assert source.peak == 4
     assert source.fetched == [wanted.digest for wanted in chunks]  # first come, first served
 
@@ -415,14 +415,14 @@ async def test_who_is_cancelled_at_the_moment_of_its_turn_gives_it_on() -> None:
 
 
 @in_trio
-async def test_a_failed_flight_gives_its_bytes_back(small_budget: int) -> None:
+async def test_a_failed_fetch_gives_its_bytes_back(small_budget: int) -> None:
     source, chunks, contents = source_of(9)
     source.fail("fetch_chunk", *[SourceError("no")] * 8)
     async with opened(source) as store:
-        flights = [store.request(wanted) for wanted in chunks[:8]]
-        for flight in flights:
+        fetches = [store.request(wanted) for wanted in chunks[:8]]
+        for fetch in fetches:
             with pytest.raises(SourceError):
-                await flight.wait()
+                await fetch.wait()
         assert await get(store, chunks[8]) == contents[8]
     assert source.peak == small_budget // CHUNK_SIZE
 
@@ -438,9 +438,9 @@ async def test_prefetching_brings_a_chunk_into_the_cache_once() -> None:
         assert store.prefetch(wanted)
         await wait_all_tasks_blocked()
         assert store.prefetch(wanted)
-        flight = store.request(wanted)
+        fetch = store.request(wanted)
         gate.set()
-        assert await flight.wait() == content
+        assert await fetch.wait() == content
         assert store.prefetch(wanted)
         await wait_all_tasks_blocked()
     assert source.calls["fetch_chunk"] == 1
@@ -454,11 +454,11 @@ async def test_prefetching_fills_its_share_of_the_budget_and_leaves_the_rest_to_
     gate = source.hold("fetch_chunk")
     async with opened(source) as store:
         assert [store.prefetch(wanted) for wanted in chunks[:4]] == [True, True, False, False]
-        flights = [store.request(wanted) for wanted in chunks[4:]]
+        fetches = [store.request(wanted) for wanted in chunks[4:]]
         await wait_all_tasks_blocked()
         assert source.in_flight * CHUNK_SIZE == small_budget
         gate.set()
-        assert [await flight.wait() for flight in flights] == contents[4:]
+        assert [await fetch.wait() for fetch in fetches] == contents[4:]
         for wanted, content in zip(chunks[:2], contents[:2], strict=True):
             assert await get(store, wanted) == content
         assert [store.prefetch(wanted) for wanted in chunks[2:4]] == [True, True]

@@ -495,7 +495,7 @@ async def test_a_sequential_reader_finds_what_comes_next_at_hand() -> None:
     async with opened(source, info) as image:
         handle = image.handle()
         assert await read_through(handle, 0, 4 * CHUNK_SIZE) == content[: 4 * CHUNK_SIZE]
-        # What is ahead comes without anybody asking for it; a flight that is joined ends with it.
+        # What is ahead comes without anybody asking for it; a fetch that is joined ends with it.
         for number in range(4, 8):
             await image.read(number * CHUNK_SIZE, 1)
         asked = len(source.fetched)
@@ -558,7 +558,7 @@ async def test_sequential_reading_keeps_several_fetches_in_flight() -> None:
     async with opened(source, info) as image:
         handle = image.handle()
         await read_through(handle, 0, 6 * CHUNK_SIZE)
-        for number in range(6, 14):  # whatever is in the air has to land, so that only new flights count
+        for number in range(6, 14):  # all earlier fetches have to end, so that only new ones count
             await image.read(number * CHUNK_SIZE, 1)
         source.hold("fetch_chunk")
         await read_through(handle, 6 * CHUNK_SIZE, 12 * CHUNK_SIZE)
@@ -705,7 +705,7 @@ async def test_what_could_not_be_fetched_ahead_is_not_tried_again_before_it_is_r
         source.damage(digest, 999)
         for offset in range(0, 5 * CHUNK_SIZE, REQUEST):
             await handle.read(offset, REQUEST)
-            await until(lambda: not image.store._flights)
+            await until(lambda: not image.store._fetches)
         assert source.fetched.count(digest) == 1
         handle.close()
 

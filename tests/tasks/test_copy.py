@@ -488,7 +488,7 @@ async def copy_until_stuck(
         try:
             # One piece is being written, some are queued, and one is in the reader's hand.
             await until(lambda: len(pieces) >= copy.QUEUED_PIECES + 2)
-            await until(lambda: not image.store._flights)
+            await until(lambda: not image.store._fetches)
             await wait_all_tasks_blocked()
             assert len(pieces) == copy.QUEUED_PIECES + 2
         finally:
