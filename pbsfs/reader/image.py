@@ -8,6 +8,7 @@ bytes, or raises.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import itertools
@@ -117,6 +118,13 @@ class Image:
 
     def __str__(self) -> str:
         return f"{self.snapshot}/{self.archive.name}"
+
+    def strict(self) -> Image:
+        """The same image, whose damaged chunks never read as zeros."""
+        image = copy.copy(self)
+        image._zeroed = None
+        image._zero_chunks = {}
+        return image
 
     def handle(self, *, whole: bool = False) -> Handle:
         """A reader of its own; `whole`: one that reads all of the image, from its beginning."""

@@ -33,6 +33,7 @@ from pbsfs.formats.index import (
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode, Manifest, ManifestFile
 from pbsfs.formats.zeros import ZeroDigests
+from pbsfs.reader.bridge import Bridge
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.reader.opened import DEFAULT_OPEN_LIMIT, Blob, OpenFiles
@@ -98,6 +99,7 @@ class Reader:
         self.source = source
         self.store = store
         self.zeroed = zeroed
+        self.bridge = Bridge()
         self._keys = keys
         self._opened = opened
         self._zeros = ZeroDigests()

@@ -1,0 +1,106 @@
+"""Runs readers of contents, which are synchronous, where they cannot block the trio loop.
+
+A reader of contents reads `ImageStream`s. In a worker thread, bytes that are cached are returned at once, and
+for others the thread waits for a task of the loop. When the task that waits for the thread is cancelled, the
+thread's next read ends the work. The threads are limited by a limiter of their own: threads that wait for a
+slow server never keep those from working that decode what it sends.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import trio
+
+from pbsfs.reader.image import Extent, Image
+
+R = TypeVar("R")
+
+THREADS = 8
+"""Readers of contents that run at once: most of the time, all but one or two wait for storage."""
+
+
+class _NotCachedError(Exception):
+    """The bytes are not in memory."""
+
+
+_here = threading.local()
+"""`inline`: whether this thread is the loop's, which must not wait."""
+
+
+class Bridge:
+    """Where the readers of contents of one `Reader` run."""
+
+    def __init__(self, threads: int = THREADS) -> None:
+        self._limiter = trio.CapacityLimiter(threads)
+
+    async def run(self, work: Callable[[], R]) -> R:
+        """The result of `work`, called in a worker thread. Raises what it raises."""
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+    async def run_short(self, work: Callable[[], R]) -> R:
+        """The same for work that takes less time than going to a thread, where what it reads is cached."""
+        _here.inline = True
+        try:
+            return work()
+        except _NotCachedError:
+            pass
+        finally:
+            _here.inline = False
+        return await self.run(work)
+
+
+class ImageStream:
+    """An image as a `contents.base.Stream`. For work that a `Bridge` runs."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image.strict()
+        self._handle = self._image.handle()
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self._image.size
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """See `contents.base.Stream`."""
+        data = self._image.read_cached(offset, size)
+        if getattr(_here, "inline", False):
+            if data is None:
+                raise _NotCachedError
+        elif data is None:
+            data = trio.from_thread.run(self._handle.read, offset, size)
+        elif self._handle.observe(offset, size):
+            trio.from_thread.run_sync(self._handle.fetch_ahead)
+        return bytes(data)
+
+    def spans(self, offset: int, size: int) -> Iterator[Extent]:
+        """The range, cut at the end, in pieces: holes, and data by chunk. Reads nothing."""
+        for found in self._image.extents(offset, size):
+            if found.hole:
+                yield found
+                continue
+            here, end = found.offset, found.offset + found.length
+            while here < end:
+                stop = min(self._image.index.span(self._image.index.find(here))[1], end)
+                yield Extent(here, stop - here, hole=False)
+                here = stop
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """See `contents.base.Stream`."""
+        if not getattr(_here, "inline", False):
+            trio.from_thread.run(functools.partial(self._prefetch, ranges))
+
+    async def _prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        await self._image.load()
+        for offset, size in ranges:
+            for number in self._image.data_chunks(offset, size):
+                if not self._image.prefetch(number):
+                    return
+
+    def close(self) -> None:
+        """Gives back this reader's part of the read-ahead memory. Call from the trio loop."""
+        self._handle.close()
