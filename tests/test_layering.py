@@ -124,10 +124,10 @@ def test_the_formats_do_no_io(module: str, tree: ast.Module) -> None:
         ("pbsfs.base.names", "from pbsfs.formats.blob import decode"),
         ("pbsfs.base.errors", "import pbsfs.formats.blob as n"),
         ("pbsfs.chunks.store", "from pbsfs.reader.image import Image"),
-        ("pbsfs.sources.directory", "from pbsfs.access.options import resolve"),
-        ("pbsfs.sources.directory", "def f():\n    from pbsfs.chunks.store import ChunkStore"),
+        ("pbsfs.sources.directory.source", "from pbsfs.access.options import resolve"),
+        ("pbsfs.sources.directory.source", "def f():\n    from pbsfs.chunks.store import ChunkStore"),
         (
-            "pbsfs.sources.directory",
+            "pbsfs.sources.directory.source",
             "class C:\n    def f(self):\n        if 1:\n            import pbsfs.cli.ls",
         ),
         ("pbsfs.sources.server.pool", "from ...reader import store"),

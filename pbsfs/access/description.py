@@ -69,7 +69,7 @@ class DirectoryAccess(Access):
     path: Path
 
     def open(self) -> Source:
-        from pbsfs.sources.directory import DirectorySource  # noqa: PLC0415
+        from pbsfs.sources.directory.source import DirectorySource  # noqa: PLC0415
 
         return DirectorySource(self.path)
 

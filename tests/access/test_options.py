@@ -14,7 +14,7 @@ from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import MIN_CACHE_SIZE, parse_cache_size, parse_size
 from pbsfs.base.errors import SourceError, UsageError
 from pbsfs.sources.base import Source
-from pbsfs.sources.directory import DirectorySource
+from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.testing.writer import DatastoreWriter
 
 # --- the source

@@ -28,7 +28,7 @@ from pbsfs.fuse.inodes import ROOT, InodeTable
 from pbsfs.fuse.operations import Operations
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import SnapshotInfo, Usage
-from pbsfs.sources.directory import DirectorySource
+from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.tree import Directory, File, SnapshotDirectory, Stat, Tree
 from tests.support import damage, made
 from tests.support.stocked import (

@@ -26,7 +26,7 @@ from pbsfs.formats.manifest import CryptMode, Manifest
 from pbsfs.reader.image import Extent
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
-from pbsfs.sources.directory import DirectorySource
+from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.support import byhand, damage, made

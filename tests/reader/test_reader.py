@@ -18,7 +18,7 @@ from pbsfs.formats import blob, index
 from pbsfs.formats.manifest import CryptMode, Manifest
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
-from pbsfs.sources.directory import DirectorySource
+from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, made
 from tests.support.run import in_trio

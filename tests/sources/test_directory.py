@@ -20,10 +20,10 @@ from pbsfs.base.errors import DamageError, NotFoundError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Namespace
 from pbsfs.formats import blob
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE
-from pbsfs.sources import beneath, directory
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
-from pbsfs.sources.beneath import joined, read_file
-from pbsfs.sources.directory import IO_TIMEOUT, MAX_THREADS, STUCK_PAUSE, STUCK_TIMEOUT, DirectorySource
+from pbsfs.sources.directory.limits import DEFAULT, DirectoryLimits
+from pbsfs.sources.directory.root import Root
+from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.sources.layout import Steps
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.conformance import (
@@ -178,14 +178,13 @@ def test_a_snapshot_without_a_manifest_is_left_out_and_told_once(
 
 
 def test_an_unfinished_backup_is_neither_counted_nor_the_last(
-    neighbours: list[Path], writer: DatastoreWriter, monkeypatch: pytest.MonkeyPatch
+    neighbours: list[Path], writer: DatastoreWriter
 ) -> None:
     for unfinished in (neighbours[0], neighbours[2]):
         (unfinished / MANIFEST.filename).unlink()
     (neighbours[2] / IMAGE.filename).rename(neighbours[2] / "disk.img.tmp_fidx")
-    source = DirectorySource(writer.path)
-    assert groups(source) == [GroupInfo(VM, TIME + 1, 1, "root@pam")]
-    monkeypatch.setattr(directory, "MAX_LOOKS", 0)  # then the newest is right still
+    assert groups(DirectorySource(writer.path)) == [GroupInfo(VM, TIME + 1, 1, "root@pam")]
+    source = DirectorySource(writer.path, DirectoryLimits(looks=0))  # then the newest is right still
     assert groups(source) == [GroupInfo(VM, TIME + 1, 2, "root@pam")]
 
 
@@ -269,32 +268,40 @@ def test_a_file_of_an_unknown_kind_is_told_once_and_its_neighbours_are_listed(
     assert_told_once(caplog, r"'x\nstate.zst'")
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read, in order."""
+    names: list[str] = []
+    real = Root.read_file
+
+    def read_file(root: Root, steps: Steps, limit: int) -> bytes:
+        names.append(steps[-1])
+        return real(root, steps, limit)
+
+    monkeypatch.setattr(Root, "read_file", read_file)
+    return names
+
+
+@pytest.mark.parametrize(("limit", "parsed_again"), [(4, 6), (5, 6), (6, 0), (7, 0)])
 def test_parsed_manifests_are_kept_up_to_a_limit_and_none_is_ever_mixed_up(
-    writer: DatastoreWriter, monkeypatch: pytest.MonkeyPatch
+    writer: DatastoreWriter, read: list[str], limit: int, parsed_again: int
 ) -> None:
     for number in range(6):
         writer.add_snapshot(VM.snapshot(TIME + number), {}, notes=f"number {number}")
-    monkeypatch.setattr(directory, "MAX_PARSED", 4)
-    source = DirectorySource(writer.path)
-    for _turn in range(2):
+    source = DirectorySource(writer.path, DirectoryLimits(parsed_manifests=limit))
+    for count in (6, parsed_again):
+        read.clear()
         assert [info.notes for info in snapshots(source)] == [f"number {number}" for number in range(6)]
-    assert len(source._parsed) == 4
+        assert read.count(MANIFEST.filename) == count
 
 
-def test_an_unchanged_manifest_is_parsed_once(
-    writer: DatastoreWriter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unchanged_manifest_is_parsed_once(writer: DatastoreWriter, read: list[str]) -> None:
     add(writer)
     source = DirectorySource(writer.path)
     first = snapshots(source)
-    monkeypatch.setattr(directory, "read_file", refuse_to_read)
+    read.clear()
     assert [info.files for info in snapshots(source)] == [info.files for info in first]
-
-
-def refuse_to_read(_root: str, steps: Steps, _limit: int) -> bytes:
-    """A stand-in for reading: owners are there, and nothing else is touched."""
-    assert steps[-1] in ("owner", "notes"), f"{steps} was read again"
-    return b"root@pam\n"
+    assert read == ["owner"]
 
 
 # --- foreign things
@@ -533,18 +540,18 @@ def states(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 @pytest.fixture
 def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
-    """Makes opening anything whose path ends so fail with an errno, for root too."""
+    """Makes opening anything whose path ends so, or is below it, fail with an errno, for root too."""
 
     def set_fault(end: str, number: int) -> None:
-        real = beneath._open
+        real = os.open
 
-        def failing(root: str, steps: Steps, flags: int) -> int:
-            path = joined(root, steps)
-            if path.endswith(end):
-                raise OSError(number, os.strerror(number), path)
-            return real(root, steps, flags)
+        def failing(path: Any, flags: int, *rest: Any, dir_fd: int | None = None) -> int:
+            above = "" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")
+            if os.path.join(above, path).endswith(end):
+                raise OSError(number, os.strerror(number))
+            return real(path, flags, *rest, dir_fd=dir_fd)
 
-        monkeypatch.setattr(beneath, "_open", failing)
+        monkeypatch.setattr(os, "open", failing)
 
     return set_fault
 
@@ -562,6 +569,13 @@ def test_a_snapshot_that_may_not_be_read_hides_no_other(
         assert (len(before.files), len(broken.files), len(after.files)) == (4, 0, 4)
         assert broken.error == f"cannot read {neighbours[1]}: Permission denied"
     assert_told_once(caplog, str(VM.snapshot(TIME + 1)))
+
+
+def test_a_snapshot_that_may_not_be_read_counts_in_its_group(
+    neighbours: list[Path], writer: DatastoreWriter, fault: Callable[[str, int], None]
+) -> None:
+    fault(neighbours[2].name, errno.EACCES)
+    assert groups(DirectorySource(writer.path)) == [GroupInfo(VM, TIME + 2, 3, "root@pam")]
 
 
 def test_a_manifest_that_may_not_be_read_hides_no_other(
@@ -651,14 +665,16 @@ class Stuck:
         self.name: str | None = None
         self.clock: MockClock | None = None
 
-        def read(root: str, steps: Steps, limit: int) -> bytes:
+        real = Root.read_file
+
+        def read_file(root: Root, steps: Steps, limit: int) -> bytes:
             if self.name in (None, steps[-1]) and not self._answers.is_set():
                 if self.clock is not None:
                     trio.from_thread.run_sync(setattr, self.clock, "autojump_threshold", 0)
                 self._answers.wait()
-            return read_file(root, steps, limit)
+            return real(root, steps, limit)
 
-        monkeypatch.setattr(directory, "read_file", read)
+        monkeypatch.setattr(Root, "read_file", read_file)
 
     def release(self) -> None:
         self._answers.set()
@@ -678,23 +694,23 @@ def test_a_stuck_file_system_is_an_error_after_the_timeout(writer: DatastoreWrit
     async def main() -> float:
         start = trio.current_time()
         with pytest.raises(
-            SourceError, match=f"no answer from datastore directory .* within {IO_TIMEOUT:.0f} s"
+            SourceError, match=f"no answer from datastore directory .* within {DEFAULT.io_timeout:.0f} s"
         ) as e:
             await source.fetch_file(FIRST, CONFIG, LIMIT)
         assert e.value.retryable
         return trio.current_time() - start
 
-    assert trio.run(main, clock=MockClock(autojump_threshold=0)) == pytest.approx(IO_TIMEOUT)
+    assert trio.run(main, clock=MockClock(autojump_threshold=0)) == pytest.approx(DEFAULT.io_timeout)
     stuck.release()
 
 
 def test_more_stuck_calls_than_threads_all_get_their_error_and_later_ones_their_answer(
-    writer: DatastoreWriter, stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+    writer: DatastoreWriter, stuck: Stuck
 ) -> None:
     add(writer)
-    source = DirectorySource(writer.path)
+    source = DirectorySource(writer.path, DirectoryLimits(io_timeout=0.05))
     errors: list[SourceError] = []
-    calls = MAX_THREADS + 20
+    calls = DEFAULT.threads + 20
 
     async def call() -> None:
         try:
@@ -703,19 +719,21 @@ def test_more_stuck_calls_than_threads_all_get_their_error_and_later_ones_their_
             errors.append(error)
 
     async def main() -> bytes:
-        with monkeypatch.context() as patch:
-            patch.setattr(directory, "IO_TIMEOUT", 0.05)
-            async with trio.open_nursery() as nursery:
-                for _turn in range(calls):
-                    nursery.start_soon(call)
+        async with trio.open_nursery() as nursery:
+            for _turn in range(calls):
+                nursery.start_soon(call)
         # Decoding runs in trio's own threads, which stuck storage must not use up.
         with trio.fail_after(10):
             assert await trio.to_thread.run_sync(lambda: "decoded") == "decoded"
         stuck.release()
         with trio.fail_after(10):
-            while any(operation.is_running for operation in source._stuck):
+            while source.workers.stuck():
                 await trio.lowlevel.checkpoint()
-        return await source.fetch_file(FIRST, CONFIG, LIMIT)
+            while True:
+                try:
+                    return await source.fetch_file(FIRST, CONFIG, LIMIT)
+                except SourceError:  # the short limit
+                    continue
 
     assert trio.run(main) == stored(writer, CONFIG)
     assert len(errors) == calls
@@ -737,10 +755,12 @@ def test_while_an_operation_is_stuck_others_fail_fast(writer: DatastoreWriter, s
 
     async def main() -> list[float]:
         found = [await waited() for _ in range(3)]
-        clock.jump(STUCK_PAUSE)
+        clock.jump(DEFAULT.stuck_pause)
         return found + [await waited() for _ in range(3)]
 
-    assert trio.run(main, clock=clock) == pytest.approx([IO_TIMEOUT, 0, 0, STUCK_TIMEOUT, 0, 0])
+    assert trio.run(main, clock=clock) == pytest.approx(
+        [DEFAULT.io_timeout, 0, 0, DEFAULT.stuck_timeout, 0, 0]
+    )
 
 
 def test_what_can_be_read_beside_a_stuck_operation_is_read(writer: DatastoreWriter, stuck: Stuck) -> None:
@@ -753,7 +773,7 @@ def test_what_can_be_read_beside_a_stuck_operation_is_read(writer: DatastoreWrit
         with pytest.raises(SourceError, match="within 60 s"):
             await source.fetch_file(FIRST, IMAGE, LIMIT)
         clock.autojump_threshold = float("inf")
-        clock.jump(STUCK_PAUSE)
+        clock.jump(DEFAULT.stuck_pause)
         return [await source.fetch_file(FIRST, CONFIG, LIMIT) for _ in range(3)]
 
     assert trio.run(main, clock=clock) == [stored(writer, CONFIG)] * 3

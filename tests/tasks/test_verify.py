@@ -21,7 +21,7 @@ from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
-from pbsfs.sources.directory import DirectorySource
+from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.tasks import verify
 from pbsfs.tasks.verify import WORKERS, Report, Verification
 from pbsfs.testing.writer import DatastoreWriter

@@ -27,7 +27,7 @@ from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Grou
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
-from pbsfs.sources.directory import DirectorySource
+from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.sources.server import source as source_module
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.source import ServerSource

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pbsfs.base.errors import DamageError, SourceError
-from pbsfs.sources.beneath import enter, exists, read_file, scanned
+from pbsfs.sources.directory.root import Root
 from tests.support.needs import need_loop
 
 LIMIT = 1 << 20
@@ -36,41 +36,41 @@ def no_descriptor_is_left_open() -> Iterator[None]:
 
 
 def names(root: Path, *steps: str) -> list[str]:
-    with scanned(str(root), steps) as entries:
+    with Root(str(root)).scanned(steps) as entries:
         return sorted(entry.name for entry in entries)
 
 
 def test_a_file_and_a_directory_are_what_they_are(root: Path) -> None:
-    assert read_file(str(root), ("a", "b", "file"), LIMIT) == b"content"
+    assert Root(str(root)).read_file(("a", "b", "file"), LIMIT) == b"content"
     assert names(root, "a", "b") == ["file"]
     assert names(root) == ["a"]
-    assert exists(str(root), ("a", "b", "file"))
-    assert not exists(str(root), ("a", "c", "file"))
-    assert not exists(str(root), ("a", "b", "file", "more"))
-    enter(str(root), ("a",))
+    assert Root(str(root)).exists(("a", "b", "file"))
+    assert not Root(str(root)).exists(("a", "c", "file"))
+    assert not Root(str(root)).exists(("a", "b", "file", "more"))
+    Root(str(root)).enter(("a",))
     with pytest.raises(NotADirectoryError):
-        enter(str(root), ("a", "b", "file"))
+        Root(str(root)).enter(("a", "b", "file"))
 
 
 def test_what_is_missing_is_named_with_its_path(root: Path) -> None:
     for steps in (("x",), ("a", "x"), ("a", "x", "file")):
         with pytest.raises(FileNotFoundError) as caught:
-            read_file(str(root), steps, LIMIT)
+            Root(str(root)).read_file(steps, LIMIT)
         assert caught.value.filename == "/".join((str(root), *steps))
 
 
 def test_the_root_and_what_lies_above_it_may_be_links(root: Path) -> None:
     (root.parent / "above").symlink_to(root)
     (root.parent / "root2").symlink_to("above/a")
-    assert read_file(str(root.parent / "above"), ("a", "b", "file"), LIMIT) == b"content"
+    assert Root(str(root.parent / "above")).read_file(("a", "b", "file"), LIMIT) == b"content"
     assert names(root.parent / "root2") == ["b"]
-    assert read_file(str(root.parent / "root2"), ("b", "file"), LIMIT) == b"content"
+    assert Root(str(root.parent / "root2")).read_file(("b", "file"), LIMIT) == b"content"
 
 
 WAYS: dict[str, Callable[[Path, tuple[str, ...]], object]] = {
-    "read": lambda root, steps: read_file(str(root), steps, LIMIT),
+    "read": lambda root, steps: Root(str(root)).read_file(steps, LIMIT),
     "scan": lambda root, steps: names(root, *steps),
-    "enter": lambda root, steps: enter(str(root), steps),
+    "enter": lambda root, steps: Root(str(root)).enter(steps),
 }
 
 
@@ -90,8 +90,8 @@ def test_a_link_on_the_way_or_at_its_end_is_refused_by_name(root: Path, way: str
 def test_a_link_is_refused_wherever_it_leads(root: Path, target: str) -> None:
     (root / "loop").symlink_to(target)
     with pytest.raises(SourceError, match="is a symbolic link"):
-        read_file(str(root), ("loop",), LIMIT)
-    assert exists(str(root), ("loop",))
+        Root(str(root)).read_file(("loop",), LIMIT)
+    assert Root(str(root)).exists(("loop",))
 
 
 def _socket(path: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_is_not_a_regular_file_is_not_even_opened(
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", noted)
         with pytest.raises(DamageError, match=f"^{root}/odd is not a regular file$"):
-            read_file(str(root), ("odd",), LIMIT)
+            Root(str(root)).read_file(("odd",), LIMIT)
     assert opened == []
 
 
@@ -133,27 +133,27 @@ def test_a_file_that_is_exchanged_between_looking_and_opening_is_not_read(
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", lambda *_args, **_more: seen)
         with pytest.raises(DamageError, match="is not a regular file"):
-            read_file(str(root), ("odd",), LIMIT)
+            Root(str(root)).read_file(("odd",), LIMIT)
 
 
 def test_an_oversize_file_is_refused(root: Path) -> None:
     with pytest.raises(DamageError, match="file has 7 bytes where 6 is the most"):
-        read_file(str(root), ("a", "b", "file"), 6)
+        Root(str(root)).read_file(("a", "b", "file"), 6)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_damage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = iter([b"some", b""])
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", lambda _file, _size: next(parts))
-        with pytest.raises(DamageError, match="got shorter while it was read"):
-            read_file(str(root), ("a", "b", "file"), LIMIT)
+        with pytest.raises(DamageError, match="became shorter while pbsfs read it"):
+            Root(str(root)).read_file(("a", "b", "file"), LIMIT)
 
 
 def test_a_file_that_comes_in_pieces_is_read_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.read
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", lambda file, size: whole(file, min(size, 2)))
-        assert read_file(str(root), ("a", "b", "file"), LIMIT) == b"content"
+        assert Root(str(root)).read_file(("a", "b", "file"), LIMIT) == b"content"
 
 
 def test_a_read_that_fails_half_way_names_the_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_a_read_that_fails_half_way_names_the_file(root: Path, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", fail)
         with pytest.raises(OSError, match="Input/output error") as caught:
-            read_file(str(root), ("a", "b", "file"), LIMIT)
+            Root(str(root)).read_file(("a", "b", "file"), LIMIT)
     assert caught.value.filename == str(root / "a" / "b" / "file")
 
 
@@ -179,7 +179,7 @@ def test_another_user_s_files_are_read_though_the_kernel_refuses_to_leave_their_
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refusing)
-        assert read_file(str(root), ("a", "b", "file"), LIMIT) == b"content"
+        assert Root(str(root)).read_file(("a", "b", "file"), LIMIT) == b"content"
         assert names(root, "a", "b") == ["file"]
 
 
@@ -197,7 +197,7 @@ def test_access_times_stay_where_the_file_system_counts_every_access(tmp_path: P
         (place / "a" / "file").write_bytes(b"content")
         for path in (place / "a" / "file", place / "a", place):
             os.utime(path, ns=(10**18, 10**18))
-        assert read_file(str(place), ("a", "file"), LIMIT) == b"content"
+        assert Root(str(place)).read_file(("a", "file"), LIMIT) == b"content"
         assert names(place, "a") == ["file"]
         assert "a" in names(place)
         assert [p.stat().st_atime_ns for p in (place, place / "a", place / "a" / "file")] == [10**18] * 3

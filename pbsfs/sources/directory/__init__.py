@@ -1,0 +1,1 @@
+"""A datastore's directory on disk, read without a server."""

@@ -1,0 +1,70 @@
+"""Threads for file operations, which pbsfs gives up on when the storage does not answer in time.
+
+Nothing ends a file operation that is stuck, as on a network file system whose server is unreachable. So
+pbsfs abandons the thread: the reader gets an error, and the mount keeps working. Other files may still be
+readable, on another disk or on the same, so pbsfs tries them. Used from tasks of one trio loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from pbsfs.base.errors import SourceError
+from pbsfs.sources.directory.limits import DirectoryLimits
+
+T = TypeVar("T")
+
+
+class _Operation(Generic[T]):
+    """Blocking `work` for a thread. `is_running`: whether a thread is in it; only that thread changes it."""
+
+    __slots__ = ("_work", "is_running")
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self.is_running = False
+
+    def __call__(self) -> T:
+        self.is_running = True
+        try:
+            return self._work()
+        finally:
+            self.is_running = False
+
+
+class Workers:
+    """The threads that work on the storage `name`."""
+
+    def __init__(self, name: str, limits: DirectoryLimits) -> None:
+        self._name = name
+        self._limits = limits
+        self._limiter = trio.CapacityLimiter(limits.threads)
+        self._abandoned: list[_Operation[Any]] = []
+        self._try_at = float("-inf")  # trio's time before which all operations fail while some are stuck
+
+    def stuck(self) -> int:
+        """How many abandoned operations still occupy a thread."""
+        self._abandoned = [operation for operation in self._abandoned if operation.is_running]
+        return len(self._abandoned)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Runs blocking `work` in a thread and returns its result.
+
+        Raises what `work` raises, and a retryable SourceError if the storage does not answer in time.
+        """
+        limits, stuck = self._limits, self.stuck()
+        if stuck and trio.current_time() < self._try_at:
+            raise SourceError(f"no answer from {self._name}: earlier reads of it are stuck", retryable=True)
+        limit = limits.stuck_timeout if stuck else limits.io_timeout
+        operation = _Operation(work)
+        with trio.move_on_after(limit):
+            result = await trio.to_thread.run_sync(operation, limiter=self._limiter, abandon_on_cancel=True)
+            self._try_at = float("-inf")
+            return result
+        if operation.is_running:
+            self._abandoned.append(operation)
+        self._try_at = trio.current_time() + limits.stuck_pause
+        raise SourceError(f"no answer from {self._name} within {limit:.0f} s", retryable=True)
