@@ -1,0 +1,389 @@
+"""The pxar archive format, versions 1 and 2: bytes to values.
+
+An archive is a sequence of items, each a type and a size (16 bytes) and content; all numbers are
+little-endian. `Archive` (pbsfs.contents.archive) reads the bytes and calls this module with windows of them.
+No I/O, no state: for any thread. The format's source: proxmox/pxar, src/format/mod.rs,
+src/format/acl.rs and src/accessor/mod.rs.
+"""
+
+from __future__ import annotations
+
+import stat as stat_bits
+import struct
+from typing import NamedTuple
+
+from pbsfs.base.errors import DamageError
+
+FORMAT_VERSION = 0x730F6C75DF16A40D
+PRELUDE = 0xE309D79D9F7B771B
+ENTRY = 0xD5956474E588ACEF
+ENTRY_V1 = 0x11DA850A1C1CCEFF
+FILENAME = 0x16701121063917B3
+SYMLINK = 0x27F971E7DBF5DC5F
+HARDLINK = 0x51269C8422BD7275
+DEVICE = 0x9FC9E906586D5CE9
+XATTR = 0x0DAB0229B57DCD03
+ACL_USER = 0x2CE8540A457D55B8
+ACL_GROUP = 0x136E3ECEB04C03AB
+ACL_GROUP_OBJ = 0x10868031E9582876
+ACL_DEFAULT = 0xBBBB13415A6896F5
+ACL_DEFAULT_USER = 0xC89357B40532CD1F
+ACL_DEFAULT_GROUP = 0xF90A8A5816038FFE
+FCAPS = 0x2DA9DD9DB5F7FB67
+QUOTA_PROJID = 0xE07540E82F7D1CBB
+PAYLOAD = 0x28147A1B0B7C1A25
+PAYLOAD_REF = 0x419D3D6BC4BA977E
+GOODBYE = 0x2FEC4FA642D5731D
+GOODBYE_TAIL = 0xEF5EED5B753E1555
+PAYLOAD_START = 0x834C68C2194A4ED2
+PAYLOAD_TAIL = 0x6C72B78B984C81B5
+
+NAME_KEYS = (0x83AC3F1CFBB450DB, 0xAA4F1B6879369FBD)
+"""The keys of the hashes of names in goodbye tables."""
+
+HEADER = struct.Struct("<QQ")  # type, size with this header
+ITEM = struct.Struct("<QQQ")  # of a goodbye table: hash, offset, size
+ITEM_SIZE = 24
+HEADER_SIZE = 16
+MAX_NAME = 4096
+"""Bytes of a name or of a link's target, as the vendor limits them."""
+
+MAX_ATTRIBUTES = 4 << 20
+"""Bytes of the attributes of one entry. A file system with 64 KiB for each may have more in theory only."""
+
+MAX_ENTRY = MAX_ATTRIBUTES + 3 * MAX_NAME
+"""Bytes of an entry without its payload, at most."""
+
+_STAT_NEXT = struct.Struct(
+    "<QQQQIIqIIQQ"
+)  # header; mode, flags, uid, gid, seconds, nanoseconds, zero; the next header
+_STAT_V1 = struct.Struct("<QQQQIIQ")  # header; mode, flags, uid, gid, nanoseconds
+_TWO = struct.Struct("<QQ")
+_U64 = struct.Struct("<Q")
+
+_ATTRIBUTE_SIZES = {
+    ACL_USER: 16,
+    ACL_GROUP: 16,
+    ACL_GROUP_OBJ: 8,
+    ACL_DEFAULT: 32,
+    ACL_DEFAULT_USER: 16,
+    ACL_DEFAULT_GROUP: 16,
+    QUOTA_PROJID: 8,
+}
+_SINGLE = {ACL_GROUP_OBJ, ACL_DEFAULT, FCAPS, QUOTA_PROJID}
+_MAX_XATTR = 255 + 1 + (64 << 10)
+_TYPES = {
+    stat_bits.S_IFREG,
+    stat_bits.S_IFDIR,
+    stat_bits.S_IFLNK,
+    stat_bits.S_IFBLK,
+    stat_bits.S_IFCHR,
+    stat_bits.S_IFIFO,
+    stat_bits.S_IFSOCK,
+}
+
+
+class ShortError(Exception):
+    """The window ends before the entry does. `needed`: bytes of it that are needed, at least."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
+
+
+class Parsed(NamedTuple):
+    """An entry. Offsets are those of the window.
+
+    `mode`: as st_mode; 0 for a hard link. `size`: of a file's content. `value`: of a file in version 1, the
+    offset of its content; in version 2, that of its payload's header in the payload stream; of a device its
+    number as `os.makedev` returns it; of a hard link, how far back its target lies. `target`: of a link.
+    `end`: where the entry ends; of a directory, where its first child or its goodbye table starts.
+    """
+
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    value: int
+    target: bytes | None
+    has_xattrs: bool
+    end: int
+
+
+def check_name(name: bytes) -> None:
+    """Raises DamageError where no entry can have this name."""
+    if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise DamageError("a name that no file can have")
+
+
+def parse_entry(data: bytes, at: int, *, split: bool) -> Parsed:
+    """The entry whose FILENAME item starts at `at` of the window `data`. `split`: whether it is version 2.
+
+    Of a payload, its header alone has to be in the window. Raises DamageError, and ShortError.
+    """
+    try:
+        kind, size = HEADER.unpack_from(data, at)
+        if kind != FILENAME:
+            raise DamageError("there is no entry")
+        if not 17 < size <= HEADER_SIZE + MAX_NAME + 1:
+            raise DamageError(f"a name of {size - 17} bytes")
+        start = at + size
+        if start > len(data):
+            raise ShortError(start - at)
+        name = data[at + HEADER_SIZE : start - 1]
+        if data[start - 1] or b"/" in name or b"\0" in name or name in (b".", b".."):
+            raise DamageError("a name that no file can have")
+        return _parse_rest(data, at, start, name, split)
+    except struct.error:
+        raise ShortError(len(data) - at + 1) from None
+
+
+def parse_root(data: bytes, at: int, *, split: bool) -> Parsed:
+    """The root's entry, whose ENTRY item starts at `at`: as `parse_entry`."""
+    try:
+        parsed = _parse_rest(data, at, at, b"", split)
+    except struct.error:
+        raise ShortError(len(data) - at + 1) from None
+    if not stat_bits.S_ISDIR(parsed.mode):
+        raise DamageError("the root is not a directory")
+    return parsed
+
+
+def _parse_rest(data: bytes, at: int, start: int, name: bytes, split: bool) -> Parsed:
+    """What follows the name: the item at `start` and those that belong to it. Raises struct.error too."""
+    kind, size = HEADER.unpack_from(data, start)
+    if kind == ENTRY:
+        if size != 56:
+            raise DamageError(f"an entry of {size} bytes")
+        _k, _s, mode, _flags, uid, gid, seconds, nanoseconds, _zero, kind, size = _STAT_NEXT.unpack_from(
+            data, start
+        )
+        if nanoseconds >= 1_000_000_000:
+            raise DamageError("a time with too many nanoseconds")
+        mtime_ns = seconds * 1_000_000_000 + nanoseconds
+        here = start + 56
+    elif kind == ENTRY_V1:
+        if size != 48:
+            raise DamageError(f"an entry of {size} bytes")
+        _k, _s, mode, _flags, uid, gid, mtime_ns = _STAT_V1.unpack_from(data, start)
+        here = start + 48
+        kind, size = HEADER.unpack_from(data, here)
+    elif kind == HARDLINK:
+        if not 26 <= size <= HEADER_SIZE + 8 + MAX_NAME + 1:
+            raise DamageError(f"a hard link of {size} bytes")
+        end = start + size
+        if end > len(data):
+            raise ShortError(end - at)
+        (back,) = _U64.unpack_from(data, start + HEADER_SIZE)
+        return Parsed(name, 0, 0, 0, 0, 0, back, data[start + 24 : end - 1], False, end)
+    else:
+        raise DamageError("a name without an entry")
+    has_xattrs = False
+    if kind not in _ENDINGS:
+        here, has_xattrs = _skip_attributes(data, at, here)
+        kind, size = HEADER.unpack_from(data, here)
+    kind_of_file = mode & ~0o7777
+    if kind_of_file == stat_bits.S_IFREG:
+        if kind == PAYLOAD_REF and split:
+            if size != 32:
+                raise DamageError(f"a reference of {size} bytes to a payload")
+            value, length = _TWO.unpack_from(data, here + HEADER_SIZE)
+            return Parsed(name, mode, uid, gid, mtime_ns, length, value, None, has_xattrs, here + 32)
+        if kind == PAYLOAD and not split:
+            if size < HEADER_SIZE:
+                raise DamageError(f"a payload of {size} bytes with its header")
+            content = here + HEADER_SIZE
+            length = size - HEADER_SIZE
+            return Parsed(name, mode, uid, gid, mtime_ns, length, content, None, has_xattrs, here + size)
+        raise DamageError("a file without content")
+    if kind_of_file == stat_bits.S_IFDIR:
+        if kind not in (FILENAME, GOODBYE):
+            raise DamageError("a directory without a table")
+        return Parsed(name, mode, uid, gid, mtime_ns, 0, 0, None, has_xattrs, here)
+    if kind_of_file == stat_bits.S_IFLNK:
+        if kind != SYMLINK:
+            raise DamageError("a symbolic link without a target")
+        if not 17 < size <= HEADER_SIZE + MAX_NAME + 1:
+            raise DamageError(f"a symbolic link to a path of {size - 17} bytes")
+        end = here + size
+        if end > len(data):
+            raise ShortError(end - at)
+        target = data[here + HEADER_SIZE : end - 1]
+        if data[end - 1] or b"\0" in target:
+            raise DamageError("a symbolic link to a path that no file can have")
+        return Parsed(name, mode, uid, gid, mtime_ns, len(target), 0, target, has_xattrs, end)
+    if kind_of_file in (stat_bits.S_IFBLK, stat_bits.S_IFCHR):
+        if kind != DEVICE or size != 32:
+            raise DamageError("a device without a number")
+        major, minor = _TWO.unpack_from(data, here + HEADER_SIZE)
+        rdev = device_number(major, minor)
+        return Parsed(name, mode, uid, gid, mtime_ns, 0, rdev, None, has_xattrs, here + 32)
+    if kind_of_file in (stat_bits.S_IFIFO, stat_bits.S_IFSOCK):
+        if kind not in (FILENAME, GOODBYE):
+            raise DamageError("a FIFO or socket with content")
+        return Parsed(name, mode, uid, gid, mtime_ns, 0, 0, None, has_xattrs, here)
+    raise DamageError(f"an unknown type of file (mode {mode:o})")
+
+
+_ENDINGS = frozenset({PAYLOAD, PAYLOAD_REF, SYMLINK, DEVICE, FILENAME, GOODBYE})
+
+
+def device_number(major: int, minor: int) -> int:
+    """As `os.makedev` has it on Linux (gnu_dev_makedev). Raises DamageError beyond 32 bits each."""
+    if major >> 32 or minor >> 32:
+        raise DamageError("a device with an impossible number")
+    return (major & 0xFFF) << 8 | (major & 0xFFFFF000) << 32 | (minor & 0xFF) | (minor & 0xFFFFFF00) << 12
+
+
+def _skip_attributes(data: bytes, at: int, here: int) -> tuple[int, bool]:
+    """Where the attributes that start at `here` end, and whether there are extended ones among them."""
+    first = here
+    has_xattrs = False
+    seen = set()
+    while True:
+        kind, size = HEADER.unpack_from(data, here)
+        if kind in _ENDINGS:
+            return here, has_xattrs
+        if kind in (XATTR, FCAPS):
+            if not HEADER_SIZE <= size <= HEADER_SIZE + _MAX_XATTR:
+                raise DamageError(f"an attribute of {size} bytes")
+        elif size - HEADER_SIZE != _ATTRIBUTE_SIZES.get(kind):
+            raise DamageError("an attribute of an unknown type or size")
+        if kind in _SINGLE:
+            if kind in seen:
+                raise DamageError("the same attribute twice")
+            seen.add(kind)
+        has_xattrs |= kind != QUOTA_PROJID
+        here += size
+        if here - first > MAX_ATTRIBUTES:
+            raise DamageError("too many attributes")
+        if here > len(data):
+            raise ShortError(here - at)
+
+
+def parse_xattrs(data: bytes, at: int, *, named: bool) -> dict[bytes, bytes]:
+    """The extended attributes of the entry at `at`, which `parse_entry` took (`parse_root`, if not `named`).
+
+    ACLs are `system.posix_acl_access` and `system.posix_acl_default` in the kernel's form, file capabilities
+    `security.capability`. Raises DamageError.
+    """
+    if named:
+        at += HEADER.unpack_from(data, at)[1]
+    kind, size = HEADER.unpack_from(data, at)
+    if kind not in (ENTRY, ENTRY_V1):
+        return {}
+    (mode,) = _U64.unpack_from(data, at + HEADER_SIZE)
+    at += size
+    found: dict[bytes, bytes] = {}
+    acls: dict[int, list[tuple[int, ...]]] = {}
+    while True:
+        kind, size = HEADER.unpack_from(data, at)
+        if kind in _ENDINGS:
+            break
+        content = data[at + HEADER_SIZE : at + size]
+        at += size
+        if kind == XATTR:
+            name, nul, value = content.partition(b"\0")
+            if not name or not nul:
+                raise DamageError("an extended attribute without a name")
+            if len(name) > 255 or name.startswith(b"system.posix_acl_"):
+                raise DamageError("an extended attribute with a name that it cannot have")
+            found[name] = value
+        elif kind == FCAPS:
+            found[b"security.capability"] = content
+        else:
+            acls.setdefault(kind, []).append(struct.unpack(f"<{len(content) // 8}Q", content))
+    return found | _acls(mode, acls)
+
+
+_NONE = 0xFFFFFFFFFFFFFFFF
+"""For an ACL's permission that is not set."""
+
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
+
+
+def _acls(mode: int, items: dict[int, list[tuple[int, ...]]]) -> dict[bytes, bytes]:
+    found = {}
+    users, groups = items.get(ACL_USER, []), items.get(ACL_GROUP, [])
+    if users or groups or ACL_GROUP_OBJ in items:
+        of_mode = mode >> 3 & 7
+        group = items[ACL_GROUP_OBJ][0][0] if ACL_GROUP_OBJ in items else of_mode
+        found[b"system.posix_acl_access"] = _acl(mode >> 6 & 7, users, group, groups, of_mode, mode & 7)
+    if ACL_DEFAULT in items:
+        user, group, other, mask = items[ACL_DEFAULT][0]
+        found[b"system.posix_acl_default"] = _acl(
+            user, items.get(ACL_DEFAULT_USER, []), group, items.get(ACL_DEFAULT_GROUP, []), mask, other
+        )
+    return found
+
+
+def _acl(
+    user: int,
+    users: list[tuple[int, ...]],
+    group: int,
+    groups: list[tuple[int, ...]],
+    mask: int,
+    other: int,
+) -> bytes:
+    """An ACL as linux/posix_acl_xattr.h has it, in the order that the kernel requires."""
+    entries = [
+        (_USER_OBJ, user, 0xFFFFFFFF),
+        *((_USER, permissions, number) for number, permissions in sorted(users)),
+        (_GROUP_OBJ, group, 0xFFFFFFFF),
+        *((_GROUP, permissions, number) for number, permissions in sorted(groups)),
+        (_MASK, mask, 0xFFFFFFFF),
+        (_OTHER, other, 0xFFFFFFFF),
+    ]
+    raw = struct.pack("<I", 2)
+    for tag, permissions, number in entries:
+        if permissions == _NONE and tag not in (_USER, _GROUP):
+            continue
+        if permissions > 7 or number > 0xFFFFFFFF:
+            raise DamageError("an access control list with an impossible entry")
+        raw += struct.pack("<HHI", tag, permissions, number)
+    return raw
+
+
+def parse_tail(raw: bytes) -> tuple[int, int]:
+    """The last 24 bytes of a directory: how far back its entry lies from its goodbye item, and that item's
+    size. Raises DamageError."""
+    mark, offset, size = ITEM.unpack(raw)
+    if mark != GOODBYE_TAIL:
+        raise DamageError("a directory does not end with its table")
+    if size < HEADER_SIZE + ITEM_SIZE or (size - HEADER_SIZE) % ITEM_SIZE:
+        raise DamageError(f"a directory's table of {size} bytes")
+    return offset, size
+
+
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+def hash_name(name: bytes) -> int:
+    """SipHash-2-4 of a name under the format's keys (Aumasson and Bernstein, 2012)."""
+    k0, k1 = NAME_KEYS
+    v0, v1 = k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D
+    v2, v3 = k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573
+    length = len(name)
+    padded = name + bytes(7 - length % 8) + bytes((length & 0xFF,))
+    m = _MASK64
+    for word in (*struct.unpack(f"<{len(padded) // 8}Q", padded), None):
+        if word is None:
+            v2 ^= 0xFF
+        else:
+            v3 ^= word
+        for _ in range(4 if word is None else 2):
+            v0 = (v0 + v1) & m
+            v1 = ((v1 << 13) & m | v1 >> 51) ^ v0
+            v0 = (v0 << 32) & m | v0 >> 32
+            v2 = (v2 + v3) & m
+            v3 = ((v3 << 16) & m | v3 >> 48) ^ v2
+            v0 = (v0 + v3) & m
+            v3 = ((v3 << 21) & m | v3 >> 43) ^ v0
+            v2 = (v2 + v1) & m
+            v1 = ((v1 << 17) & m | v1 >> 47) ^ v2
+            v2 = (v2 << 32) & m | v2 >> 32
+        if word is not None:
+            v0 ^= word
+    return v0 ^ v1 ^ v2 ^ v3
