@@ -15,6 +15,9 @@ MAX_SHOWN = 2000
 SHOWN_NAMES = 8
 """Names that an error lists before it only counts the rest."""
 
+MAX_EXCERPT = 100
+"""Characters that an error repeats of a setting that is not valid: enough to find it."""
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -28,6 +31,12 @@ def printable(text: str, *, keep: str = "") -> str:
 def escaped(text: str) -> str:
     """`text` in one line, with escapes for what is not printable: it shows what was there."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def excerpt(text: str, limit: int = MAX_EXCERPT) -> str:
+    """The beginning of `text`, escaped like `escaped`, in at most `limit` characters."""
+    shown = escaped(text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def one_line(text: str, limit: int = MAX_SHOWN) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.base.text import MAX_SHOWN, escaped, first_of, one_line, printable, quoted
+from pbsfs.base.text import MAX_SHOWN, escaped, excerpt, first_of, one_line, printable, quoted
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,14 @@ def test_the_first_names_are_shown_and_the_rest_counted(names: list[str], shown:
 @given(st.text())
 def test_what_is_escaped_is_printable(text: str) -> None:
     assert escaped(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("abc", "abc"), ("abcde", "abcde"), ("abcdef", "abcd…"), ("\0\0", "\\x00…"), ("\0" * 10**6, "\\x00…")],
+)
+def test_an_excerpt_is_bounded_with_its_escapes(text: str, shown: str) -> None:
+    assert excerpt(text, 5) == shown
 
 
 def test_escapes_show_what_was_there() -> None:

@@ -114,6 +114,12 @@ def test_a_source_has_to_be_named_and_only_once(command: list[str], tmp_path: Pa
     assert "exclude each other" in error_of(pbsfs(*command, *both, cwd=tmp_path), 2)
 
 
+def test_a_setting_from_an_endless_file_is_refused_in_a_short_line() -> None:
+    assert len(error_of(pbsfs("ls", env=environment(PBS_REPOSITORY_FILE="/dev/zero")), 2)) < 200
+    told = environment(PBS_REPOSITORY="host:store", PBS_FINGERPRINT_FILE="/dev/zero", PBS_PASSWORD="x")
+    assert len(error_of(pbsfs("ls", env=told), 2)) < 250
+
+
 def test_a_directory_goes_before_the_environment(tmp_path: Path) -> None:
     own = stock(tmp_path / "datastore")
     done = pbsfs("ls", "--datastore-dir", own.path, env=environment(PBS_REPOSITORY="host:store"))

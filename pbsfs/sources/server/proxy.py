@@ -189,7 +189,9 @@ def _refusal(proxy: Proxy, repository: Repository, status: int, reason: str) -> 
             "have its administrator allow them, or except the server with NO_PROXY"
         )
     if status in (408, 429) or (status >= 500 and status not in (501, 505)):
-        return ConnectError(f"the proxy {proxy.address} can't reach {repository.address} ({said})")
+        return ConnectError(
+            f"the proxy {proxy.address} can't reach {repository.address} ({said}){repository.port_hint}"
+        )
     return NotPbsError(
         f"{proxy.address} opens no tunnel to {repository.address} ({said}); check {proxy.variable}, "
         "or except the server with NO_PROXY"

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pbsfs.base.errors import UsageError
+from pbsfs.base.text import excerpt
+
+MAX_LENGTH = 512
+"""Characters of a repository: a user and token have at most 64, a host's name 253, a datastore's name 32."""
 
 DEFAULT_USER = "root@pam"
 DEFAULT_HOST = "localhost"
@@ -35,7 +39,8 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> Repository:
-        """Raises UsageError where `text` is not a repository."""
+        """Raises UsageError if `text` is not a repository."""
+        _check_length("the repository", text)
         if "://" in text:
             raise UsageError(f"a repository is not a URL: {_form_of_url(text)}")
         if ":" in text.rpartition("@")[0]:  # not shown: it is a password, most likely
@@ -45,7 +50,9 @@ class Repository:
         rest, colon, store = text.rpartition(":")
         auth, at, place = rest.rpartition("@")
         if (form := _form_of_address(text)) is not None:
-            raise UsageError(f"'{text}' is not a repository: an IPv6 address needs brackets; write {form}")
+            raise UsageError(
+                f"'{excerpt(text)}' is not a repository: an IPv6 address needs brackets; write {form}"
+            )
         try:
             if not _STORE.fullmatch(store):
                 raise UsageError("no valid datastore at its end")
@@ -54,7 +61,7 @@ class Repository:
             user, token = _parse_auth(auth) if at else (DEFAULT_USER, None)
             host, port = _parse_place(place)
         except UsageError as error:
-            raise UsageError(f"'{text}' is not a repository: {error}; {_FORM}") from None
+            raise UsageError(f"'{excerpt(text)}' is not a repository: {error}; {_FORM}") from None
         return cls(user, token, host, port, store)
 
     @classmethod
@@ -65,15 +72,19 @@ class Repository:
 
         `server`: a name or an address, an IPv6 address with or without brackets. Raises UsageError.
         """
+        _check_length("the user", auth_id or "")
+        _check_length("the server's name", server or "")
+        _check_length("the datastore's name", datastore)
         user, token = _parse_auth(auth_id) if auth_id else (DEFAULT_USER, None)
         if not _STORE.fullmatch(datastore):
-            raise UsageError(f"'{datastore}' is not the name of a datastore")
+            raise UsageError(f"'{excerpt(datastore)}' is not the name of a datastore")
         host = DEFAULT_HOST
         if server:
             is_address = _is_address6(server)
             if not is_address and ":" in server.partition("]")[2 if server.startswith("[") else 0]:
                 raise UsageError(
-                    f"'{server}' is not a server's name or address; its port goes into --port or PBS_PORT"
+                    f"'{excerpt(server)}' is not a server's name or address; "
+                    "its port goes into --port or PBS_PORT"
                 )
             host = _parse_place(f"[{server}]" if is_address else server)[0]
         return cls(user, token, host, DEFAULT_PORT if port is None else port, datastore)
@@ -92,16 +103,36 @@ class Repository:
         """`host:port`, with brackets where they are needed."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def port_hint(self) -> str:
+        """For errors: what to write if the name of the datastore is a port. Empty for other names.
+
+        `user@host:18007` names the datastore 18007, as in proxmox-backup-client.
+        """
+        if self.port != DEFAULT_PORT or not _is_port(self.store):
+            return ""
+        meant = replace(self, port=int(self.store), store="DATASTORE")
+        return f"; if {self.store} is the port, write {meant}"
+
     def __str__(self) -> str:
         """The whole repository string; it holds no secret."""
         return f"{self.auth_id}@{self.address}:{self.store}"
 
 
+def _check_length(what: str, text: str) -> None:
+    if len(text) > MAX_LENGTH:  # not shown: it may be the content of a wrong file, and hold a password
+        raise UsageError(f"{what} has {len(text)} characters; valid ones have at most {MAX_LENGTH}; {_FORM}")
+
+
 def parse_port(text: str) -> int:
     """A TCP port in decimal digits. Raises UsageError."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
-        raise UsageError(f"'{text}' is not a port")
+    if not _is_port(text):
+        raise UsageError(f"'{excerpt(text)}' is not a port")
     return int(text)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536
 
 
 def _parse_auth(auth: str) -> tuple[str, str | None]:
@@ -109,9 +140,9 @@ def _parse_auth(auth: str) -> tuple[str, str | None]:
     realm, bang, token = rest.partition("!")
     user = f"{name}@{realm}"
     if not _USER.fullmatch(user):
-        raise UsageError(f"'{user if at else realm}' is not user@realm")
+        raise UsageError(f"'{excerpt(user if at else realm)}' is not user@realm")
     if bang and not _TOKEN.fullmatch(token):
-        raise UsageError(f"'{token}' is not a token's name")
+        raise UsageError(f"'{excerpt(token)}' is not a token's name")
     if bang and not user.isascii():
         raise UsageError("servers take no token of a user whose name is not plain ASCII")
     return user, token if bang else None
@@ -127,7 +158,7 @@ def _parse_place(place: str) -> tuple[str, int]:
         valid = _HOST.fullmatch(host) is not None
         port = port if colon else str(DEFAULT_PORT)
     if not valid:
-        raise UsageError(f"'{place}' is not a host")
+        raise UsageError(f"'{excerpt(place)}' is not a host")
     return host, parse_port(port)
 
 

@@ -238,7 +238,7 @@ class ServerSource(Source):
             shown = first_of(sorted(stores)) or "none"
             raise UnknownDatastoreError(
                 f"{self.repository.address} has no datastore '{self.repository.store}' that "
-                f"{self.repository.auth_id} may see; there is: {shown} ({refusal})"
+                f"{self.repository.auth_id} may see; there is: {shown} ({refusal}){self.repository.port_hint}"
             )
 
     def _take(self, what: str, listed: listing.Listed[R]) -> list[R]:

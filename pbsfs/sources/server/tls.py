@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 
 from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, SourceError, TrustError, UsageError
+from pbsfs.base.text import excerpt
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.proxy import Proxy, open_tunnel
 from pbsfs.sources.server.repository import Repository
@@ -35,8 +36,8 @@ def parse_fingerprint(text: str) -> str:
     digits = shown[name.end() if name else 0 :].strip().replace(":", "").lower()
     if not _FINGERPRINT.fullmatch(digits):
         raise UsageError(
-            f"'{shown}' is not a fingerprint of SHA-256: that is 32 pairs of hex digits with ':' between, "
-            "as the server's dashboard shows it"
+            f"'{excerpt(shown)}' is not a fingerprint of SHA-256; "
+            "give 32 pairs of hex digits with ':' between, as the server's dashboard shows it"
         )
     return digits
 
@@ -121,16 +122,20 @@ def _connect(
         ) from None
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # it restarts, or somebody in between lost it
         _close(plain, wrapped)
-        raise ConnectError(f"{repository.address}: closed the connection in the TLS handshake") from None
+        raise ConnectError(
+            f"{repository.address}: closed the connection in the TLS handshake{repository.port_hint}"
+        ) from None
     except ssl.SSLError as error:
         _close(plain, wrapped)
         raise NotPbsError(
             f"{repository.address} does not speak TLS ({error.reason or error}): "
-            "is it a Proxmox Backup Server?"
+            f"is it a Proxmox Backup Server?{repository.port_hint}"
         ) from None
     except OSError as error:
         _close(plain, wrapped)
-        raise ConnectError(f"{repository.address}: no TLS connection: {_words(error, limits)}") from None
+        raise ConnectError(
+            f"{repository.address}: no TLS connection: {_words(error, limits)}{repository.port_hint}"
+        ) from None
     except ValueError as error:  # a name that can't be sent
         _close(plain, wrapped)
         raise ResolveError(f"'{repository.host}' is not a name: {_words(error, limits)}") from None
@@ -148,7 +153,9 @@ def _connect_tcp(
 ) -> tuple[socket.socket, float]:
     """What leads to the server, and the seconds that the TCP handshake took."""
     if proxy is None:
-        return _dial(repository.host, repository.port, "the name", repository.address, "", limits)
+        return _dial(
+            repository.host, repository.port, "the name", repository.address, repository.port_hint, limits
+        )
     check = f"; check {proxy.variable}"
     plain, round_trip = _dial(
         proxy.host, proxy.port, "the proxy's name", f"the proxy {proxy.address}", check, limits

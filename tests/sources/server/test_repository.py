@@ -175,6 +175,45 @@ def test_whatever_is_taken_reads_the_same_after_it_was_written_out(text: str) ->
         assert repository.auth_id.startswith(repository.user)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("u@pam@host:18007", "u@pam@host:18007:DATASTORE"),
+        ("u@pbs!t@[::1]:8008", "u@pbs!t@[::1]:8008:DATASTORE"),
+        ("host:1", "root@pam@host:1:DATASTORE"),
+        ("host:store", None),
+        ("host:8s", None),
+        ("host:65536", None),
+        ("host:123456789", None),
+        ("host:1234:18007", None),
+    ],
+)
+def test_a_datastore_that_may_be_a_port_is_hinted_at(text: str, meant: str | None) -> None:
+    expected = "" if meant is None else f"; if {text.rpartition(':')[2]} is the port, write {meant}"
+    assert Repository.parse(text).port_hint == expected
+
+
+@pytest.mark.parametrize("text", ["\0" * 65536, "a" * 65536, "u:hunter2@host:" + "a" * 513])
+def test_what_is_far_too_long_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(
+        UsageError, match=f"has {len(text)} characters; valid ones have at most 512"
+    ) as caught:
+        Repository.parse(text)
+    assert len(str(caught.value)) < 200
+    assert "hunter2" not in str(caught.value)
+    for parts in (("u@pbs", "host", text), ("u@pbs", text, "store"), (text, "host", "store")):
+        with pytest.raises(UsageError, match="valid ones have at most 512"):
+            Repository.of_parts(parts[0], parts[1], None, parts[2])
+
+
+def test_an_error_shows_the_beginning_of_a_wrong_repository() -> None:
+    with pytest.raises(UsageError) as caught:
+        Repository.parse("\x1b" * 500)
+    assert str(caught.value).startswith("'\\x1b\\x1b")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
 def test_a_repository_tells_who_logs_in_where() -> None:
     token = Repository.parse("jane@example.com@ldap!t@[fd00::1]:1234:store")
     assert token.auth_id == "jane@example.com@ldap!t"

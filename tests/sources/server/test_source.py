@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,13 +25,16 @@ from pbsfs.base.errors import (
     UnknownDatastoreError,
 )
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Group, Namespace
+from pbsfs.base.secret import Secret
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.sources.server import source as source_module
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
+from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSource
+from pbsfs.sources.server.tls import Trust, parse_fingerprint
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 from tests.sources.conformance import SourceConformance
@@ -381,6 +385,21 @@ def test_who_may_see_nothing_of_the_datastore_is_told_so_at_the_start(server: Re
     server.add_token("reader@pbs!none", serving.SECRET, grants={"/datastore/golden": NOTHING})
     with pytest.raises(UnknownDatastoreError, match="'golden' that reader@pbs!none may see; there is: none"):
         trio.run(open_and_close, source_of(server, "reader@pbs!none"))
+
+
+def test_a_datastore_that_may_be_a_port_is_hinted_at(
+    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_o: [place])
+    source = ServerSource(
+        Repository.parse(f"{USER}@localhost:18007"),
+        Secret(serving.PASSWORD),
+        Trust(pinned=parse_fingerprint(server.fingerprint)),
+    )
+    expected = "has no datastore '18007' .*; if 18007 is the port, write reader@pbs@localhost:18007:DATASTORE"
+    with pytest.raises(UnknownDatastoreError, match=expected):
+        trio.run(open_and_close, source)
 
 
 def test_a_wrong_secret_is_told_at_the_start_in_the_servers_words(server: ReferenceServer) -> None:

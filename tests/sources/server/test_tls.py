@@ -280,6 +280,26 @@ def test_a_closed_port_says_so() -> None:
     assert caught.value.retryable
 
 
+@pytest.mark.parametrize(
+    ("port", "store", "hint"),
+    [
+        (8007, "18007", "; if 18007 is the port, write u@pam@127.0.0.1:18007:DATASTORE"),
+        (8007, "store", ""),
+        (8008, "18007", ""),
+    ],
+)
+def test_a_closed_port_leads_to_the_one_that_may_be_meant(
+    monkeypatch: pytest.MonkeyPatch, port: int, store: str, hint: str
+) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        place = (socket.AF_INET, socket.SOCK_STREAM, 0, "", bound.getsockname())
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_o: [place])
+        with pytest.raises(ConnectError) as caught:
+            connect(Repository("u@pam", None, "127.0.0.1", port, store), Trust())
+    assert str(caught.value) == f"cannot connect to 127.0.0.1:{port}: Connection refused{hint}"
+
+
 SHORT = ServerLimits(connect_timeout=0.05)
 
 
