@@ -28,7 +28,7 @@ from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
 from pbsfs.sources.server.tls import Trust, connect, parse_fingerprint, peek_fingerprint
 from tests.sources.server.peers import Peer, request_of, to_the_end
-from tests.sources.server.serving import CONTENT, TOKEN, image_of, read_all, reading
+from tests.sources.server.serving import CONTENT, SECRET, TOKEN, image_of, read_all, reading
 from tests.support.proxy import NAME, ConnectProxy
 from tests.support.server import ReferenceServer, certificate
 
@@ -173,7 +173,7 @@ def via(port: int, user: str | None = None, password: str | None = None, host: s
 def through(server: ReferenceServer, proxy: Proxy, host: str = NAME) -> ServerSource:
     return ServerSource(
         Repository.parse(server.repository(TOKEN, host=host)),
-        Secret("5ec2e7/%+:secret"),
+        Secret(SECRET),
         Trust(pinned=parse_fingerprint(server.fingerprint)),
         ServerSettings(retry_timeout=0, connections=2),
         proxy,
