@@ -1,9 +1,9 @@
 """Blobs: the envelope of every chunk, manifest and configuration file.
 
-A blob is a header (magic, CRC-32 and, for the encrypted kinds, IV and tag) and its data. `decode`
-opens one; `decode_chunk` also holds the result against the digest and length that an index gives,
-which is what makes a chunk trustworthy. Called from worker threads: all bulk work (CRC, AES, zstd,
-SHA-256) releases the GIL.
+A blob is a header (magic number, CRC-32 and, for the encrypted kinds, IV and tag) and its data. `decode`
+returns its content; `decode_chunk` also checks the content against the digest and length in an index, which
+makes a chunk trustworthy. Called from worker threads: all bulk work (CRC, AES, zstd, SHA-256) releases the
+GIL.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class _Envelope:
 def stored_limit(decoded_limit: int) -> int:
     """Most bytes that a blob of at most `decoded_limit` decoded bytes takes in storage.
 
-    Writers compress only where that makes data smaller; what zstd adds at worst is allowed for
-    all the same, so that an odd writer's blob is read and not refused.
+    Writers compress only if that makes data smaller. The limit still includes what zstd adds at worst, so
+    that pbsfs reads the blobs of an unusual writer.
     """
     return decoded_limit + (decoded_limit >> 8) + 1024
 
 
 def kind_of(raw: bytes) -> BlobKind:
-    """The kind of the stored blob `raw`, from its first bytes. Raises DamageError for none of the four."""
+    """The kind of the stored blob `raw`, from its first bytes. Raises DamageError if there is none."""
     try:
         return BlobKind(bytes(raw[:_MAGIC_SIZE]))
     except ValueError:
@@ -98,7 +98,7 @@ _thread = threading.local()
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:
-    # One per thread: a context must not be shared, and is dear to make.
+    # One per thread: threads must not share a context, and making one takes long.
     context: zstandard.ZstdDecompressor | None = getattr(_thread, "decompressor", None)
     if context is None:
         context = _thread.decompressor = zstandard.ZstdDecompressor()
@@ -106,18 +106,18 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 
 
 def _decompress(data: bytes | memoryview, max_size: int) -> bytes:
-    """One zstd frame of at most `max_size` decoded bytes, and nothing behind it. Never allocates more."""
+    """The content, at most `max_size` bytes, of one zstd frame with nothing after it. Allocates no more."""
     try:
         frame = zstandard.get_frame_parameters(data)
         announced = frame.content_size
         if announced != zstandard.CONTENTSIZE_UNKNOWN and announced > max_size:
             raise DamageError(f"zstd frame announces {announced} bytes where {max_size} is the most")
         if announced in (0, zstandard.CONTENTSIZE_UNKNOWN):
-            _check_frame_end(data, has_checksum=frame.has_checksum)  # the library only looks for the others
-        if announced == 0:  # the library would take that on trust
+            _check_frame_end(data, has_checksum=frame.has_checksum)  # the library checks only other frames
+        if announced == 0:  # the library would believe that
             content = _decompressor().stream_reader(data, read_across_frames=False).read(1)
         else:
-            # max_output_size=0 would mean 'no limit', so 1 is asked for instead, and looked at below.
+            # max_output_size=0 would mean 'no limit', so pbsfs asks for 1 and checks the length below.
             content = _decompressor().decompress(
                 data, max_output_size=max(max_size, 1), read_across_frames=False, allow_extra_data=False
             )
@@ -139,24 +139,24 @@ def _check_frame_end(data: bytes | memoryview, *, has_checksum: bool) -> None:
         if at > len(data):
             raise DamageError("zstd frame cut short")
     if at + 4 * has_checksum != len(data):
-        raise DamageError("zstd frame ends elsewhere than its blob")
+        raise DamageError("zstd frame does not end where its blob ends")
 
 
 def decode(raw: bytes, *, max_size: int, key: Key | None = None, encrypted: bool | None = None) -> bytes:
     """The content of the stored blob `raw`.
 
-    `max_size`: most decoded bytes that are allowed. `encrypted`: whether the blob has to be of an
-    encrypted kind; None accepts both. Raises DamageError where anything does not fit, and
-    KeyRequiredError for an encrypted blob without a key.
+    `max_size`: most decoded bytes. `encrypted`: whether the blob has to be of an encrypted kind; None accepts
+    both. Raises DamageError if anything is wrong with the blob, and KeyRequiredError for an encrypted blob
+    without a key.
     """
     envelope = _open(raw)
     if encrypted is not None and envelope.kind.encrypted != encrypted:
-        found = "encrypted" if envelope.kind.encrypted else "not encrypted"
-        raise DamageError(f"the manifest does not allow it, but the blob is {found}")
+        is_not = "encrypted, but must not be" if envelope.kind.encrypted else "not encrypted, but must be"
+        raise DamageError(f"the blob is {is_not}")
     data: bytes | memoryview = envelope.data
     if envelope.kind.encrypted:
         if key is None:
-            raise KeyRequiredError("encrypted, and no key was given")
+            raise KeyRequiredError("encrypted, but no key was given")
         data = key.decrypt(envelope.iv, envelope.tag, envelope.data)
     if envelope.kind.compressed:
         return _decompress(data, max_size)
@@ -166,9 +166,9 @@ def decode(raw: bytes, *, max_size: int, key: Key | None = None, encrypted: bool
 
 
 def work_of(raw: bytes) -> int:
-    """Bytes, stored or decoded, that decoding the stored blob `raw`, which may be anything, takes at most.
+    """The most bytes, stored or decoded, that decoding `raw` has to process; `raw` may be anything.
 
-    A small blob may hold much: its frame says how much, unless it is encrypted.
+    A small blob may decode to many bytes: its frame says how many, unless it is encrypted.
     """
     announced = zstandard.CONTENTSIZE_UNKNOWN
     try:
@@ -178,14 +178,14 @@ def work_of(raw: bytes) -> int:
         if not kind.encrypted:
             announced = zstandard.get_frame_parameters(memoryview(raw)[kind.header_size :]).content_size
     except (DamageError, zstandard.ZstdError):
-        return len(raw)  # decoding ends there too
+        return len(raw)  # decoding fails there, too
     return max(len(raw), MAX_BLOB_SIZE if announced in (0, zstandard.CONTENTSIZE_UNKNOWN) else announced)
 
 
 def decode_chunk(raw: bytes, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None) -> bytes:
-    """The content (`length` bytes) of the stored chunk `raw`, held against its digest.
+    """The content (`length` bytes) of the stored chunk `raw`, checked against its digest.
 
-    `encrypted` tells the kind that the archive's crypt mode allows. Raises like `decode`.
+    `encrypted`: whether the archive's crypt mode requires an encrypted blob. Raises like `decode`.
     """
     data = decode(raw, max_size=length, key=key, encrypted=encrypted)
     if len(data) != length:
@@ -196,12 +196,12 @@ def decode_chunk(raw: bytes, *, digest: bytes, length: int, encrypted: bool, key
 
 
 def chunk_digest(data: bytes, key: Key | None) -> bytes:
-    """The digest (32 bytes) of a chunk of content `data`; `key` is the one that encrypts it, if any."""
+    """The digest (32 bytes) of a chunk with the content `data`; `key`: the one that encrypts it, if any."""
     return key.digest(data) if key else hashlib.sha256(data).digest()
 
 
 def encode(data: bytes, *, key: Key | None = None, compress: bool = True) -> bytes:
-    """`data` as a stored blob: encrypted if there is a key, compressed if asked and where that helps."""
+    """`data` as a stored blob: encrypted if there is a key, compressed if asked to and if that is smaller."""
     compressed = False
     if compress:
         packed = zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL).compress(data)

@@ -1,11 +1,11 @@
 """Indexes: which chunk holds which bytes of an archive.
 
-A fixed index (images) has chunks of one size, a dynamic index (pxar archives) has chunks that end at
-given offsets; both answer the same questions, so that the reader needs to know no difference.
-Chunks are counted from 0. What an index takes in memory: its digest table, 32 bytes a chunk (40 in a dynamic
-index) in one bytes object, and 1 byte a chunk (8) for the rest. The table alone can be dropped, and restored
-from the same stored file. Usable from any thread; parsing and restoring take a while and
-belong in a worker thread.
+A fixed index (images) has chunks of one size, a dynamic index (pxar archives) has chunks that end at given
+offsets. Both have the same interface, so the reader treats them alike. Chunks are counted from 0.
+
+An index takes 32 bytes of memory for each chunk (40 in a dynamic index) for its digest table, which is one
+bytes object, and 1 byte (8) for the rest. The table alone can be dropped, and restored from the same stored
+file. Usable from any thread; parsing and restoring take a while, which belongs in a worker thread.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _DYNAMIC_ENTRY = struct.Struct("<Q32s")  # end offset, digest
 
 FIXED_ENTRY_SIZE = DIGEST_SIZE
 DYNAMIC_ENTRY_SIZE = _DYNAMIC_ENTRY.size
-"""Bytes that a chunk takes in an index of each kind."""
+"""Bytes for each chunk in an index of either kind."""
 
 _STEP = 1 << 15
-"""Chunks that are looked at in one go: a search through their MiB of digests holds Python's lock (GIL) for
-0.2 ms, one through all of a large table for much longer."""
+"""Chunks that one search covers: a search through their MiB of digests holds Python's lock (GIL) for 0.2 ms,
+a search through a large table for much longer."""
 
 
 class TableDroppedError(SourceError):
@@ -49,11 +49,11 @@ class TableDroppedError(SourceError):
 
 
 class Index(abc.ABC):
-    """What both kinds of index answer.
+    """The interface of both kinds of index.
 
     `size`: bytes of the archive. `data_size`: those that are not in holes. `count`: number of chunks.
-    `csum`: the verified checksum (32 bytes) that the manifest repeats. `stored_size`: bytes of the stored
-    file. `table_size`: bytes of the digest table while it is there.
+    `csum`: the verified checksum (32 bytes), which is also in the manifest. `stored_size`: bytes of the
+    stored file. `table_size`: bytes of the digest table, unless it is dropped.
     """
 
     size: int
@@ -62,12 +62,12 @@ class Index(abc.ABC):
     csum: bytes
     stored_size: int
     _magic: bytes
-    _raw: bytes | None  # the stored file, header and all: to cut that off would copy all of it
+    _raw: bytes | None  # the whole stored file: cutting off the header would copy it
 
     @property
     @abc.abstractmethod
     def chunk_size(self) -> int | None:
-        """The size of every chunk but the last, where they have one size."""
+        """The size in bytes of every chunk but the last; None if sizes differ."""
 
     @abc.abstractmethod
     def find(self, offset: int) -> int:
@@ -75,11 +75,11 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def span(self, chunk: int) -> tuple[int, int]:
-        """The first byte of `chunk`, and the first behind it."""
+        """The offset of the first byte of `chunk`, and of the first byte after it."""
 
     @abc.abstractmethod
     def find_digest(self, chunk: int) -> bytes | None:
-        """The digest of `chunk` (32 bytes); None where the table was dropped."""
+        """The digest of `chunk` (32 bytes); None if the table is dropped."""
 
     def digest(self, chunk: int) -> bytes:
         """The digest of `chunk` (32 bytes). Raises TableDroppedError."""
@@ -90,13 +90,13 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def is_hole(self, chunk: int) -> bool:
-        """Whether `chunk` is all zeros. Takes the same time whatever the index."""
+        """Whether `chunk` is all zeros. Takes constant time."""
 
     @abc.abstractmethod
     def run(self, chunk: int, stop: int | None = None) -> tuple[bool, int]:
-        """Whether `chunk` is a hole, and the first chunk behind it that is not like it.
+        """Whether `chunk` is a hole, and the first later chunk for which the answer differs.
 
-        `stop`: the first chunk that is of no interest; the run ends there at the latest.
+        `stop`: a chunk after `chunk`; the run ends there at the latest.
         """
 
     @property
@@ -104,7 +104,7 @@ class Index(abc.ABC):
         return self.stored_size - HEADER_SIZE
 
     def has_table(self) -> bool:
-        """Whether the digest table is there: not where it was dropped."""
+        """Whether the index has its digest table: not if it is dropped."""
         return self._raw is not None
 
     def drop_table(self) -> None:
@@ -112,7 +112,7 @@ class Index(abc.ABC):
         self._raw = None
 
     def restore_table(self, raw: bytes) -> None:
-        """Takes the digest table from `raw`, the stored file. Raises DamageError where it is another one."""
+        """Takes the digest table from `raw`, the stored file. Raises DamageError for another file."""
         if _header(raw, self._magic) != self.csum or len(raw) != self.stored_size:
             raise DamageError("the index is not the one that was opened; open the file again")
         self._take_table(raw)
@@ -125,7 +125,7 @@ class Index(abc.ABC):
 
 
 def _header(raw: bytes, magic: bytes) -> bytes:
-    """Checks what both headers share; returns the checksum that the header claims."""
+    """Checks what both kinds of header have; returns the checksum in the header."""
     if len(raw) < HEADER_SIZE:
         raise DamageError(f"index cut short: {len(raw)} bytes, less than its header")
     found, _uuid, _ctime, csum = _HEADER.unpack_from(raw)
@@ -179,21 +179,21 @@ class FixedIndex(Index):
                 count = min(_STEP, self.count - first)
                 start = HEADER_SIZE + first * DIGEST_SIZE
                 end = start + count * DIGEST_SIZE
-                # A search is fast, and most of an image has no holes. What it finds may lie across two
-                # digests, so then each is compared.
+                # A search is fast, and most of an image has no holes. A match may span two digests, so after
+                # one each digest is compared.
                 if raw.find(zero, start, end) < 0:
                     holes += bytes(count)
                 else:
                     holes += bytes([d == zero for (d,) in _FIXED_ENTRY.iter_unpack(view[start:end])])
         if self.count:
-            # The last chunk may be short, and then its digest as a hole is another one.
+            # The last chunk may be short, and then a hole has another digest.
             start, end = self.span(self.count - 1)
             holes[self.count - 1 :] = bytes([raw[-DIGEST_SIZE:] == zeros.digest(end - start, key)])
         return bytes(holes)
 
     @staticmethod
     def hashes(raw: bytes, zeros: ZeroDigests) -> int:
-        """Bytes of zeros that parsing `raw`, which may be anything, has to hash: at most two chunks."""
+        """Bytes of zeros that parsing `raw` has to hash: at most two chunks. `raw` may be anything."""
         if len(raw) < HEADER_SIZE:
             return 0
         size, chunk_size = _FIXED_HEADER.unpack_from(raw, _HEADER.size)
@@ -231,8 +231,8 @@ class FixedIndex(Index):
 class DynamicIndex(Index):
     """A `.didx`. Look-ups are O(log n).
 
-    It has no holes: chunks of a stream are cut where its content says, so zero chunks have many lengths and
-    each would need a digest of its own. A pxar stream has no holes worth that.
+    It has no holes: the content of a stream decides where its chunks end, so zero chunks have many lengths,
+    and each would need a digest of its own. The holes of a pxar stream are too few for that.
     """
 
     _magic = DYNAMIC_MAGIC

@@ -1,7 +1,8 @@
 """Key files: an encryption key as proxmox-backup-client and Proxmox VE store it, mostly under a password.
 
-JSON (format of `KeyConfig` in proxmox-backup's pbs-key-config). What derives the key from a password is
-bounded here: a file must not make us spend minutes or gigabytes. Deriving takes a moment on purpose.
+JSON (format of `KeyConfig` in proxmox-backup's pbs-key-config). pbsfs limits how much time and memory a file
+can make it spend on deriving the key from a password, which takes a moment on purpose. Pure functions, for
+any thread; `KeyFile.unlock` belongs in a worker thread.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _Scrypt:
         )
 
     def usable(self) -> bool:
-        """Whether these are parameters of scrypt (RFC 7914, 2 and 6) whose price is to be paid."""
+        """Whether these are parameters of scrypt (RFC 7914, 2 and 6) that cost an acceptable amount."""
         n, r, p = self.n, self.r, self.p
         valid = n > 1 and n & (n - 1) == 0 and n.bit_length() - 1 < 16 * r
         return valid and _scrypt_memory(n, r, p) <= MAX_SCRYPT_MEMORY and n * r * p <= MAX_SCRYPT_WORK
@@ -65,7 +66,7 @@ class _Pbkdf2:
 
 @dataclass(frozen=True, slots=True)
 class KeyFile:
-    """A parsed key file. `created`, `modified`, `fingerprint`, `hint`: as they stand there, if they do."""
+    """A parsed key file. `created`, `modified`, `fingerprint`, `hint`: as they are in the file, or None."""
 
     created: str | None
     modified: str | None
@@ -76,7 +77,7 @@ class KeyFile:
 
     @classmethod
     def parse(cls, text: bytes) -> KeyFile:
-        """Raises DamageError where `text` is no key file."""
+        """Raises DamageError if `text` is not a key file."""
         if len(text) > MAX_KEY_FILE_SIZE:
             raise DamageError("too long for a key file")
         try:
@@ -84,7 +85,7 @@ class KeyFile:
         except (ValueError, RecursionError):
             if text.lstrip().startswith(b"-----BEGIN "):
                 raise DamageError(
-                    "not a key file but a PEM file; a master key goes to: pbsfs key recover --master-key"
+                    "not a key file but a PEM file; for a master key, use pbsfs key recover --master-key"
                 ) from None
             raise DamageError("not a key file: not JSON") from None
         if not isinstance(data, dict) or "kdf" not in data:
@@ -137,14 +138,14 @@ def _parse_kdf(kdf: object) -> _Scrypt | _Pbkdf2 | None:
             n, r, p = (_number(values, part) for part in ("n", "r", "p"))
             scrypt = _Scrypt(n, r, p, _base64(values.get("salt"), "salt"))
             if not scrypt.usable():
-                raise DamageError(f"its scrypt parameters n={n}, r={r}, p={p} are not ones to use")
+                raise DamageError(f"its scrypt parameters n={n}, r={r}, p={p} cost too much or are invalid")
             return scrypt
         if name == "PBKDF2" and isinstance(values, dict):
             iterations = _number(values, "iter")
             if iterations > MAX_ITERATIONS:
-                raise DamageError(f"its {iterations} rounds of PBKDF2 are not a number to use")
+                raise DamageError(f"its {iterations} rounds of PBKDF2 are too many")
             return _Pbkdf2(iterations, _base64(values.get("salt"), "salt"))
-    raise DamageError("it is protected in a way that is not known (scrypt and PBKDF2 are)")
+    raise DamageError("its kind of password protection is unknown; pbsfs knows scrypt and PBKDF2")
 
 
 def _number(values: dict[str, Any], name: str) -> int:
@@ -162,7 +163,7 @@ def _base64(value: object, name: str) -> bytes:
 
 
 def _text(value: object) -> str | None:
-    """A text that can be shown: nothing that a terminal would obey, and one line."""
+    """A text that is safe to show: one line, and nothing that a terminal would obey."""
     if not isinstance(value, str):
         return None
     return printable(value)

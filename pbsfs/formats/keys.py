@@ -1,4 +1,4 @@
-"""An encryption key: decrypts blobs, and is part of the digest of every chunk it encrypts.
+"""An encryption key: it decrypts blobs, and is part of the digest of every chunk that it encrypts.
 
 Immutable and usable from any thread. `repr` shows the fingerprint, never key material.
 """
@@ -28,7 +28,7 @@ _FINGERPRINT_INPUT = hashlib.sha256(b"Proxmox Backup Encryption Key Fingerprint"
 
 
 class Key:
-    """A 32-byte AES-256 key and what is derived from it.
+    """A 32-byte AES-256 key, and what pbsfs derives from it.
 
     Source of the derivations: `CryptConfig` of proxmox-backup's pbs-tools.
     """
@@ -41,13 +41,13 @@ class Key:
 
     @functools.cached_property
     def _cipher(self) -> AESGCM:
-        # Imported late: `cryptography` costs more start-up time than most commands take.
+        # Imported late: importing `cryptography` takes longer than most commands.
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
 
         return AESGCM(self._enc_key)
 
     def reveal(self) -> bytes:
-        """The key itself, to be handed over to another process of ours or written to a key file."""
+        """The key itself, to hand over to another pbsfs process or to write to a key file."""
         return self._enc_key
 
     def sign(self, data: bytes) -> bytes:
@@ -70,7 +70,7 @@ class Key:
         return self.digest(_FINGERPRINT_INPUT).hex(":")
 
     def decrypt(self, iv: bytes, tag: bytes, data: bytes | memoryview) -> bytes:
-        """Authenticated decryption. Raises DamageError where the tag does not fit."""
+        """Authenticated decryption. Raises DamageError if the tag does not match."""
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415
 
         try:

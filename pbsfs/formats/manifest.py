@@ -1,7 +1,7 @@
 """Manifests: what a snapshot consists of.
 
-`Manifest.parse` takes the decoded JSON of `index.json.blob`. Members that are not known are
-tolerated: newer servers and clients add some. What matters for reading is checked strictly.
+`Manifest.parse` takes the decoded JSON of `index.json.blob`. It ignores unknown members, since newer servers
+and clients add some, and checks strictly what matters for reading. Pure functions, for any thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_MANIFEST_SIZE = 16 << 20
 
 
 class CryptMode(enum.Enum):
-    """How an archive's chunks are protected by the client."""
+    """How the client protects an archive's chunks."""
 
     NONE = "none"
     ENCRYPT = "encrypt"
@@ -46,10 +46,10 @@ class ManifestFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A snapshot's manifest. `unknown` names files that this version can't read.
+    """A snapshot's manifest. `unknown`: names of files that this version of pbsfs can't read.
 
-    `signature`: as it stands there, hex. `signed`: what it is computed over, the canonical JSON of the
-    manifest without the members `unprotected` and `signature`; empty where there is no signature.
+    `signature`: hex, as it is in the manifest. `signed`: what the signature covers, the canonical JSON of the
+    manifest without the members `unprotected` and `signature`; empty if there is no signature.
     """
 
     backup_type: str
@@ -65,20 +65,20 @@ class Manifest:
 
     @property
     def needs_key(self) -> bool:
-        """Whether it says that a key was used to make the backup."""
+        """Whether the manifest says that the backup was made with a key."""
         modes = (file.crypt_mode for file in self.files)
         return bool(self.key_fingerprint or self.signature) or any(m is not CryptMode.NONE for m in modes)
 
     def is_signed_by(self, key: Key) -> bool:
-        """Whether the signature is there, and is that of this content under `key`."""
+        """Whether there is a signature, and it is that of this content under `key`."""
         if not (self.signature and self.signed):
             return False
-        stored = self.signature.lower().encode(errors="replace")  # JSON can have what is no text
+        stored = self.signature.lower().encode(errors="replace")  # JSON can hold half a surrogate pair
         return hmac.compare_digest(stored, key.sign(self.signed).hex().encode())
 
     @classmethod
     def parse(cls, text: bytes) -> Manifest:
-        """Raises DamageError where `text` is no manifest."""
+        """Raises DamageError if `text` is not a manifest."""
         try:
             data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_members)
         except (ValueError, RecursionError) as error:
@@ -121,7 +121,7 @@ def encode(
     unprotected: dict[str, Any],
     key: Key | None = None,
 ) -> bytes:
-    """A manifest as JSON, signed where there is a key."""
+    """A manifest as JSON, signed if there is a key."""
     data: dict[str, Any] = {
         "backup-type": backup_type,
         "backup-id": backup_id,
@@ -142,7 +142,7 @@ def encode(
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Two members of one name would let a signature cover the one and a reader use the other.
+    # With two members of one name, a signature could cover one, and a reader use the other.
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("an object has a member twice")
@@ -150,9 +150,9 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _canonical(data: dict[str, Any]) -> bytes:
-    """What a signature is computed over: members sorted by name at every level, no white space.
+    """What a signature covers: members sorted by name at every level, no white space.
 
-    Unknown members are part of it. Empty for what has no canonical form, so nothing can be its signature.
+    Unknown members are part of it. Empty if there is no canonical form; nothing is the signature of that.
     """
     signed = {name: value for name, value in data.items() if name not in ("unprotected", "signature")}
     try:
@@ -183,7 +183,7 @@ def _integer(value: object, what: str) -> int:
 
 
 def _optional_text(value: object) -> str | None:
-    # Half a surrogate pair is legal in JSON's escapes, but no text that could be shown or encoded.
+    # JSON's escapes allow half a surrogate pair, which can be neither shown nor encoded.
     return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
@@ -212,7 +212,7 @@ def _files(entries: object) -> tuple[tuple[ManifestFile, ...], tuple[str, ...]]:
 
 
 def _crypt_mode(value: object, filename: str) -> CryptMode:
-    if value is None:  # very old backups
+    if value is None:  # in very old backups
         return CryptMode.NONE
     try:
         return CryptMode(value)

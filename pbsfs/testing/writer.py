@@ -1,7 +1,7 @@
-"""Writes a datastore directory, as the vendor's client and server do it together.
+"""Writes a datastore directory, as the vendor's client and server do together.
 
-For the demo and the tests, which need real data of every kind. Not a backup program: synchronous,
-one writer at a time, nothing is locked.
+For the demo and the tests, which need real data of every kind. Not a backup program: everything blocks, it
+locks nothing, and a directory must have one writer at a time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pbsfs.formats.manifest import CryptMode, ManifestFile
 from pbsfs.sources import layout
 
 DEFAULT_CHUNK_SIZE = 4 << 20
-"""Bytes of a chunk of an image, as the vendor's client has it."""
+"""Bytes of a chunk of an image, as with the vendor's client."""
 
 
 class DatastoreWriter:
-    """A datastore in the directory `path`, which is made if it does not exist."""
+    """A datastore in the directory `path`, which it makes if needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class DatastoreWriter:
         return self.path.joinpath(layout.CHUNKS, *layout.chunk_steps(digest))
 
     def add_chunk(self, data: bytes, *, key: Key | None = None, compress: bool = True) -> bytes:
-        """Stores one chunk, unless it is there already; returns its digest."""
+        """Stores one chunk, unless it is stored already; returns its digest."""
         digest = blob.chunk_digest(data, key)
         path = self.chunk_path(digest)
         if not path.exists():
@@ -71,7 +71,7 @@ class DatastoreWriter:
         `key`: needed for any `crypt_mode` but NONE. `chunk_size`: bytes, of fixed indexes.
         """
         if (key is None) != (crypt_mode is CryptMode.NONE):
-            raise UsageError("a key goes with the crypt modes encrypt and sign-only, and with no other")
+            raise UsageError("give a key with the crypt modes encrypt and sign-only, and with no other")
         directory = self.snapshot_path(snapshot)
         directory.mkdir(parents=True)
         (directory.parent / layout.OWNER).write_text(f"{owner}\n")
@@ -104,14 +104,14 @@ class DatastoreWriter:
             unprotected=unprotected,
             key=key,
         )
-        # The manifest comes last: with it the backup is finished.
+        # The manifest comes last: it makes the backup finished.
         (directory / MANIFEST.filename).write_bytes(blob.encode(text))
         return directory
 
     def _store(
         self, archive: Archive, stream: BinaryIO, ctime: int, key: Key | None, chunk_size: int, compress: bool
     ) -> tuple[bytes, int, bytes]:
-        """Stores what an archive refers to: its own stored bytes, and size and csum for the manifest."""
+        """Stores the chunks of an archive; returns its file, and size and csum for the manifest."""
         if archive.kind is ArchiveKind.BLOB:
             stored = blob.encode(stream.read(), key=key, compress=compress)
             return stored, len(stored), hashlib.sha256(stored).digest()
