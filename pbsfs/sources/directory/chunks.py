@@ -37,7 +37,7 @@ class ChunkFiles:
         self._datastore = datastore
         self._files = datastore.chunks
         self._is_cache: bool | None = None  # not decided yet
-        self._deciding = threading.Lock()
+        self._deciding = threading.Lock()  # one thread takes the large sample, the others wait for it
 
     def is_obviously_a_cache(self) -> bool:
         """Whether a quick look says that only some chunks are here. Raises SourceError, OSError."""
@@ -60,7 +60,7 @@ class ChunkFiles:
         except OSError as error:
             if error.errno not in _MEDIUM_ERRORS:
                 raise
-            self._datastore.check()  # only if the disk is there, the fault is this file's
+            self._datastore.check()  # if the disk is missing, the file is not at fault
             raise DamageError(f"chunk file {self._files.joined(steps)}: {error.strerror}") from None
         if not data:
             raise self._absent(digest, "it is empty")

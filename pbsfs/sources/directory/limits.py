@@ -28,7 +28,7 @@ class DirectoryLimits:
     threads, on which decoding depends: stuck operations would use those up."""
 
     parsed_manifests: int = 20_000
-    """Snapshots whose parsed manifest pbsfs keeps (some KiB each), so that listing them again is fast."""
+    """Snapshots whose parsed manifest pbsfs keeps (some 1.5 KiB each), so that listing them again is fast."""
 
     looks: int = 500
     """Snapshots in which a listing of groups looks for a manifest, beyond the newest of each group: a disk
