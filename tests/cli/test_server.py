@@ -233,7 +233,7 @@ def second_factor(server: ReferenceServer, _stocked: Stocked, _path: Path) -> It
 
 
 @failure(
-    *("… does not allow it to …missing Datastore.Audit…", 11, "some@pbs"),
+    *("… does not allow … to do this: …missing Datastore.Audit…", 11, "some@pbs"),
     *("permission check failed - missing Datastore.Audit|Datastore.Backup", "/datastore/store1/prod"),
     at_start=False,
 )
@@ -243,7 +243,7 @@ def missing_privilege(server: ReferenceServer, _stocked: Stocked, _path: Path) -
 
 
 @failure(
-    *("… does not allow it to …missing Datastore.Read…", 11, "list@pbs", "/datastore/store1"),
+    *("… does not allow … to do this: …missing Datastore.Read…", 11, "list@pbs", "/datastore/store1"),
     at_start=False,
 )
 def listing_only(server: ReferenceServer, _stocked: Stocked, path: Path) -> Iterator[Prepared]:
@@ -279,7 +279,7 @@ def nobody_listens(server: ReferenceServer, _stocked: Stocked, _path: Path) -> I
         yield [], at(server, port)
 
 
-@failure("the connection was closed in the middle", 14)
+@failure("the connection was closed before the answer was complete", 14)
 def dropped_connection(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
     server.faults.add(Drop(match="/access/ticket", times=None))
     yield [], access(server)
@@ -312,7 +312,7 @@ def answers_of_another_service(server: ReferenceServer, _stocked: Stocked, _path
         yield [], told | {"PBS_REPOSITORY": repository, "PBS_PASSWORD": SECRET}
 
 
-@failure("is it a Proxmox Backup Server?", 15, "404 Not Found")
+@failure("are those of a Proxmox Backup Server", 15, "404 Not Found")
 def web_server(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
     page = b"<html><title>404 Not Found</title></html>\n"
     head = b"HTTP/1.1 404 Not Found\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n" % len(page)

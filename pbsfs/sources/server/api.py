@@ -19,7 +19,7 @@ from pbsfs.sources.server.http1 import Answer, HttpClient, Request
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.login import Login
 from pbsfs.sources.server.proxy import Proxy
-from pbsfs.sources.server.refusals import Meaning, error_of, meaning_of, meaning_of_file
+from pbsfs.sources.server.refusals import CHECK_ADDRESS, Meaning, error_of, meaning_of, meaning_of_file
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Trust
 
@@ -57,7 +57,7 @@ class Api:
         try:
             await self.get("/version", {})
         except NotFoundError as error:
-            raise NotPbsError(f"{error}: is it a Proxmox Backup Server?") from None
+            raise NotPbsError(f"{error}; {CHECK_ADDRESS}") from None
 
     async def get(
         self,

@@ -261,7 +261,7 @@ def _exchange(
 
 
 def _cut(address: str) -> ConnectError:
-    return ConnectError(f"{address}: the connection was closed in the middle")
+    return ConnectError(f"{address}: the connection was closed before the answer was complete")
 
 
 def _is_cut(status_line: str) -> bool:

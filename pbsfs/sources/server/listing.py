@@ -1,8 +1,8 @@
 """The server's lists: JSON to values.
 
-Pure. Every entry is checked by itself: one that makes no sense (a newer server's, or a hostile one's) is left
-out, and reported, and does not hide its neighbours. Whatever grows with a list is done here, so that it can
-run in a worker thread.
+Each entry is checked alone: an invalid one, from a newer or a hostile server, is left out and reported, and
+the others are still listed. All work that grows with a list is done here, so that it can run in a worker
+thread. Used by `source`. Pure; from any thread.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
 T = TypeVar("T")
 
 MAX_TOLD = 8
-"""Entries of one list that are reported; of more, the number."""
+"""Left-out entries of one list that a report describes; the report counts the others."""
 
 MAX_REASON = 200
-"""Characters of the reason why an entry was left out: it may quote what the server sent."""
+"""Characters of the reason why an entry was left out: it may quote the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed(Generic[T]):
-    """A list that was read. `count`: how many entries the server sent. `refused`: which were left out, and
-    why; empty where none was."""
+    """A parsed list. `count`: how many entries the server sent. `refused`: the entries that were left out,
+    and why; empty if there are none."""
 
     entries: list[T]
     count: int
@@ -38,7 +38,10 @@ class Listed(Generic[T]):
 
 
 def parse_list(data: object, parse: Callable[[dict[str, Any]], T]) -> Listed[T]:
-    """The entries that `parse` takes, in the server's order. Raises SourceError where it is not a list."""
+    """The entries that `parse` accepts, in the server's order. Raises SourceError if `data` is not a list.
+
+    `parse` raises a PbsfsError for an entry that it does not accept.
+    """
     if not isinstance(data, list):
         raise SourceError("the server's answer is not a list")
     entries: list[T] = []
@@ -63,15 +66,15 @@ def _refused(count: int, reasons: list[str]) -> str:
 
 
 def parse_groups(namespace: Namespace, data: object) -> Listed[GroupInfo]:
-    """In order. See `parse_group`."""
+    """The groups of a namespace, by type and ID. See `parse_group`."""
     listed = parse_list(data, lambda entry: parse_group(namespace, entry))
     listed.entries.sort(key=lambda info: (BACKUP_TYPES.index(info.group.type), info.group.id))
     return listed
 
 
 def parse_snapshots(group: Group, data: object) -> Listed[SnapshotInfo]:
-    """The finished ones, oldest first."""
-    files: list[str] = []  # that were left out
+    """The finished snapshots, oldest first."""
+    files: list[str] = []  # the snapshots of which files were left out, and why
 
     def parse(entry: dict[str, Any]) -> SnapshotInfo | None:
         info, refused = parse_snapshot(group, entry)
@@ -86,15 +89,17 @@ def parse_snapshots(group: Group, data: object) -> Listed[SnapshotInfo]:
 
 
 def parse_namespace(entry: dict[str, Any]) -> Namespace:
+    """One namespace."""
     return Namespace.parse(_text(entry, "ns"))
 
 
 def parse_store(entry: dict[str, Any]) -> str:
+    """The name of one datastore."""
     return _text(entry, "store")
 
 
 def parse_group(namespace: Namespace, entry: dict[str, Any]) -> GroupInfo:
-    """`last_backup` is None where the newest snapshot is not finished: the list has no other."""
+    """One group. `last_backup` is None if the newest snapshot is not finished: the entry has no other."""
     group = Group(namespace, _text(entry, "backup-type"), _text(entry, "backup-id"))
     count = _number(entry, "backup-count")
     # A group without a snapshot has 0 there.
@@ -106,13 +111,13 @@ def parse_group(namespace: Namespace, entry: dict[str, Any]) -> GroupInfo:
 
 
 def parse_snapshot(group: Group, entry: dict[str, Any]) -> tuple[SnapshotInfo | None, str]:
-    """The snapshot, and which of its files were left out, and why.
+    """The snapshot, and which of its files were left out and why.
 
-    None for a snapshot that is not finished: it is listed without sizes and manifest. One that is listed
-    without sizes, but with a manifest, has one that the server can't read.
+    None if the snapshot is not finished: the server lists it without sizes and manifest. If the server lists
+    a manifest but no sizes, it can't read that manifest.
     """
     if (_text(entry, "backup-type"), _text(entry, "backup-id")) != (group.type, group.id):
-        raise DamageError(f"it is not of {group}")
+        raise DamageError(f"it does not belong to {group}")
     snapshot = Snapshot(group, _number(entry, "backup-time"))
     listed = parse_list(entry.get("files"), _file)
     files = tuple({file.archive: file for file in listed.entries if file is not None}.values())
@@ -135,9 +140,9 @@ def parse_snapshot(group: Group, entry: dict[str, Any]) -> tuple[SnapshotInfo | 
 
 
 def parse_usage(data: object) -> Usage | None:
-    """A datastore's status. None where the server does not tell this user: all is 0 then.
+    """A datastore's status. None if the user may not see it: the server sends zeros then.
 
-    Raises DamageError for what is not a status.
+    Raises DamageError if `data` is not a status.
     """
     if not isinstance(data, dict):
         raise DamageError("the server's answer is not a status")
@@ -152,7 +157,7 @@ def _file(entry: dict[str, Any]) -> FileInfo | None:
     except ValueError:
         raise DamageError("no valid crypt-mode") from None
     archive = Archive(_text(entry, "filename"))
-    if entry.get("size") is None:  # in the directory, but not in the manifest
+    if entry.get("size") is None:  # in the directory, and not in the manifest
         return FileInfo(archive, 0, None) if archive == CLIENT_LOG else None
     return FileInfo(archive, _number(entry, "size"), crypt_mode)
 

@@ -18,7 +18,7 @@ from pbsfs.base.text import first_of, one_line
 from pbsfs.sources.retry import SharedTry
 from pbsfs.sources.server.http1 import Answer, HttpClient, Request
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
-from pbsfs.sources.server.refusals import Meaning, error_of
+from pbsfs.sources.server.refusals import CHECK_ADDRESS, Meaning, error_of
 from pbsfs.sources.server.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -85,9 +85,7 @@ class Login:
         if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED:
             raise await self._refused(answer.words)
         if answer.status in (404, 405):
-            raise NotPbsError(
-                f"{self._repository.address} has no login ({answer.words}): is it a Proxmox Backup Server?"
-            )
+            raise NotPbsError(f"{self._repository.address} has no login ({answer.words}); {CHECK_ADDRESS}")
         if answer.status != 200:
             raise error_of(answer.meaning, answer.status, answer.words, self._repository)
         return self._take_ticket(answer)

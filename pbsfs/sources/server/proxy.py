@@ -1,8 +1,8 @@
-"""An HTTP proxy between here and the server: which one the environment names, and the tunnel through it.
+"""The HTTP proxy that the environment names, and the tunnel through it to the server.
 
-The rules are curl's for an `https` URL. The proxy resolves the server's name and passes bytes on; TLS and the
-check of the certificate are with the server itself, through the tunnel. Called by `config`, when a source is
-made, and by `tls`, from worker threads and session threads.
+The rules are curl's for an `https` URL. The proxy resolves the server's name and passes bytes on; TLS runs
+through the tunnel, so pbsfs verifies the certificate of the server itself. Used by `pbsfs.access` when it
+resolves a source, and by `tls`. Synchronous; from any thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pbsfs.sources.server.repository import Repository
 
 VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 EXCEPTIONS = ("no_proxy", "NO_PROXY")
-"""The variables that count, in curl's order; one that is set to nothing is not set."""
+"""The variables, in curl's order of precedence. An empty variable counts as not set."""
 
 DEFAULT_PORT = 1080
 
@@ -40,7 +40,7 @@ _END = re.compile(rb"\r?\n\r?\n")
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """`host` has no brackets. `variable`: the one that names it. `password`: with a `user` only."""
+    """`host` has no brackets. `variable`: which one names the proxy. `password`: None without `user`."""
 
     host: str
     port: int
@@ -50,14 +50,14 @@ class Proxy:
 
     @property
     def address(self) -> str:
-        """`host:port`, with brackets where they are needed."""
+        """`host:port`, with brackets around an IPv6 address."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def find_proxy(repository: Repository, environment: Mapping[str, str]) -> Proxy | None:
     """The proxy that the environment names for this server; None to connect directly.
 
-    Raises UsageError for one that pbsfs can't use. Its text does not show the variable's value, which may
+    Raises UsageError if pbsfs can't use the proxy. The error does not show the variable's value, which may
     hold a password.
     """
     variable = next((name for name in VARIABLES if environment.get(name)), None)
@@ -72,8 +72,8 @@ def find_proxy(repository: Repository, environment: Mapping[str, str]) -> Proxy 
 def is_excepted(host: str, exceptions: str) -> bool:
     """Whether a NO_PROXY list names `host`.
 
-    A name stands for itself and all names below it, with a dot in front or without; an address for itself
-    or, as `192.0.2.0/24`, for a network; a `*` alone for everything. Source: curl's CURLOPT_NOPROXY(3).
+    In the list, a name, with or without a leading dot, means itself and all names below it; an address means
+    itself, or a network (`192.0.2.0/24`); `*` alone means everything. Source: curl's CURLOPT_NOPROXY(3).
     """
     if exceptions.strip() == "*":
         return True
@@ -101,7 +101,7 @@ def _parse(variable: str, text: str) -> Proxy:
     if scheme.lower() in _OTHER_SCHEMES:
         raise UsageError(
             f"{variable}: {scheme.lower()}:// proxies are not supported, only http:// ones; "
-            "name such a one, or except the server with NO_PROXY"
+            "name an http:// proxy, or except the server with NO_PROXY"
         )
     wrong = UsageError(f"{variable}: not the address of a proxy; {_FORM}")
     try:
@@ -120,9 +120,9 @@ def _parse(variable: str, text: str) -> Proxy:
 def open_tunnel(
     connection: socket.socket, proxy: Proxy, repository: Repository, limits: ServerLimits = DEFAULT
 ) -> None:
-    """Has the proxy pass on what comes over `connection`, which leads to it, to the server.
+    """Makes `connection`, a TCP connection to the proxy, a tunnel to the server.
 
-    Raises ConnectError, and AuthError, ForbiddenError and NotPbsError for a proxy that refuses or is not one.
+    Raises ConnectError; AuthError and ForbiddenError if the proxy refuses; NotPbsError if it is not a proxy.
     Source: RFC 9110, 9.3.6 (CONNECT) and 11.7 (Proxy-Authorization); RFC 7617 (Basic).
     """
     lines = [f"CONNECT {repository.address} HTTP/1.1", f"Host: {repository.address}"]
@@ -139,7 +139,9 @@ def open_tunnel(
             f"the proxy {proxy.address}: no answer within {limits.tunnel_timeout:.0f} s"
         ) from None
     except OSError as error:
-        raise ConnectError(f"the proxy {proxy.address}: connection lost: {error.strerror or error}") from None
+        raise ConnectError(
+            f"the proxy {proxy.address}: the connection was lost: {error.strerror or error}"
+        ) from None
     status_line = _STATUS_LINE.match(answer)
     if status_line is None:
         raise _no_proxy(proxy)
@@ -149,7 +151,7 @@ def open_tunnel(
 
 
 def _answer(connection: socket.socket, proxy: Proxy, timeout: float) -> bytes:
-    """The proxy's answer up to its empty line, behind which nothing comes: the server waits for TLS."""
+    """The proxy's answer up to the empty line. Nothing follows it: the server waits for TLS."""
     deadline = time.monotonic() + timeout
     received = b""
     while not (end := _END.search(received)):
@@ -158,7 +160,7 @@ def _answer(connection: socket.socket, proxy: Proxy, timeout: float) -> bytes:
         connection.settimeout(max(0.001, deadline - time.monotonic()))
         more = connection.recv(4096)
         if not more:
-            raise ConnectError(f"the proxy {proxy.address}: closed the connection")
+            raise ConnectError(f"the proxy {proxy.address} closed the connection")
         received += more
     status_line = _STATUS_LINE.match(received)
     if len(received) > end.end() and status_line is not None and status_line[1].startswith(b"2"):
@@ -186,7 +188,7 @@ def _refusal(proxy: Proxy, repository: Repository, status: int, reason: str) -> 
     if status in (401, 403):
         return ForbiddenError(
             f"the proxy {proxy.address} refuses connections to {repository.address} ({said}); "
-            "have its administrator allow them, or except the server with NO_PROXY"
+            "ask its administrator to allow them, or except the server with NO_PROXY"
         )
     if status in (408, 429) or (status >= 500 and status not in (501, 505)):
         return ConnectError(

@@ -1,10 +1,10 @@
-"""What a server's error answers mean: the one place that knows its words.
+"""What a server's error answers mean, and the error of pbsfs for each: the one place that knows the texts.
 
-A Proxmox Backup Server answers nearly every failure with status 400 and a line of text, so the text has to
-be read to tell data that is lost from a fault that passes. The rule: data is damaged only where the words
-say that it is missing or broken. Everything else that goes wrong while data is read may pass, and is asked
-for again. The texts are those of proxmox-backup 3.2 to 4.2 (src/api2/reader, pbs-datastore,
-pbs-api-types/src/maintenance.rs). Pure; from any thread.
+A Proxmox Backup Server answers nearly every failure with status 400 and a line of text, so only the text
+distinguishes lost data from a temporary fault. The rule: data is damaged only if the text says that it is
+missing or broken. Every other failure to read data may be temporary, and pbsfs tries again. The texts are
+those of proxmox-backup 3.2 to 4.2 (src/api2/reader, pbs-datastore, pbs-api-types/src/maintenance.rs). Used by
+`http1`, `login`, `api` and `pool`. Pure; from any thread.
 """
 
 from __future__ import annotations
@@ -28,39 +28,42 @@ from pbsfs.base.text import one_line
 from pbsfs.sources.server.repository import Repository
 
 MAX_ERROR_TEXT = 2000
-"""Characters of an error's text that are shown."""
+"""Characters that pbsfs shows of an error's text."""
+
+CHECK_ADDRESS = "check that host and port are those of a Proxmox Backup Server"
+"""The action of errors for something that answers as no Proxmox Backup Server does."""
 
 
 class Meaning(enum.Enum):
-    """What an error answer says."""
+    """What an error answer means."""
 
     DAMAGED = "stored data is missing or broken"
-    MISSING = "what was asked for does not exist"
-    PASSING = "it failed, and may succeed later"
-    LOCKED = "the snapshot is locked by a backup, a removal or the like"
-    MAINTENANCE = "the datastore can't be read for now"
+    MISSING = "the requested object does not exist"
+    PASSING = "the request failed, and may succeed later"
+    LOCKED = "the snapshot is locked by a backup, a removal or another task"
+    MAINTENANCE = "the datastore is unavailable for now"
     DELETING = "the datastore is being deleted"
-    FORBIDDEN = "the user may not do that"
-    NO_DATASTORE = "there is no such datastore"
-    NOT_ACCEPTED = "the password, ticket or token is not accepted"
-    NOT_PBS = "something else than a Proxmox Backup Server answers"
-    REFUSED = "the request is refused, now and later"
+    FORBIDDEN = "the user lacks a privilege"
+    NO_DATASTORE = "the datastore does not exist"
+    NOT_ACCEPTED = "the server does not accept the password, ticket or token"
+    NOT_PBS = "the answer is not one of a Proxmox Backup Server"
+    REFUSED = "the request fails, now and later"
 
 
 _NOT_PBS = (301, 302, 303, 307, 308, 405, 406, 411, 415, 501)
-"""What other web servers say to our requests, and a Proxmox Backup Server never does."""
+"""Statuses with which other web servers answer requests of pbsfs, and a Proxmox Backup Server never does."""
 
 _UNAVAILABLE = re.compile(
     r"(?P<deleting>datastore is being deleted)"
     r"|(?:offline|S3 refresh) maintenance mode|datastore is being unmounted|^datastore '[^']*' is not mounted"
 )
-"""The first match counts: the administrator's own words follow it."""
+"""The first match counts: text that the administrator wrote follows it."""
 
 _LOCKED = re.compile(r"^while reading snapshot\b|\bunable to acquire\b.*\block\b")
-"""From 3.3.5 on the server tells only what it was about to do, and not that there is a lock."""
+"""From 3.3.5 on, the text says only what the server was about to do, and does not mention the lock."""
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)\.?$|\b(?P<name>E[A-Z0-9]+): ")
-"""An error of the system as Rust's library writes it, or its crate nix (`EMFILE: Too many open files`)."""
+"""A system error as Rust's standard library or its crate nix (`EMFILE: Too many open files`) writes it."""
 
 _BROKEN = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
 
@@ -70,7 +73,7 @@ _BAD_CHUNK = re.compile(
     r"|^(?:encrypted )?blob too small \(",
     re.IGNORECASE,
 )
-"""Of datastores in an object store; the server looks at what it fetches from there."""
+"""For datastores in an object store: the server checks what it fetches from there."""
 
 _BAD_INDEX = re.compile(
     r"^Unable to open (?:fixed|dynamic) index \".*\" - "
@@ -81,38 +84,38 @@ _DEBUG_DUMP = re.compile(r"\s*'?\bBackupDir \{.*\}'?")
 
 
 def words_of(body: bytes, status: int) -> str:
-    """An error answer's text, as one line that is fit to be shown; its status where it has none."""
+    """An error answer's text, as one printable line; its status if it has no text."""
     text = one_line(body[: 4 * MAX_ERROR_TEXT].decode(errors="replace"), 4 * MAX_ERROR_TEXT)
     return _DEBUG_DUMP.sub("", text)[:MAX_ERROR_TEXT] or f"status {status}"
 
 
 def meaning_of(status: int, words: str) -> Meaning:
-    """Of an answer to a login, a question for a list, or the opening of a session."""
+    """The meaning of an answer to a login, the request for a list, or the opening of a session."""
     if status == 401 or (status == 400 and words.startswith("authentication failed")):
-        return Meaning.NOT_ACCEPTED  # 4.1.2 and 4.1.3 say 400
+        return Meaning.NOT_ACCEPTED  # 4.1.2 and 4.1.3 answer with 400
     if status == 403:
         return Meaning.FORBIDDEN
     if status == 404:
         return Meaning.MISSING
     if status in _NOT_PBS:
         return Meaning.NOT_PBS
-    if status >= 500 or status in (408, 429):  # 408: a proxy in between has waited for too long
+    if status >= 500 or status in (408, 429):  # 408: from a proxy that waited for too long
         return Meaning.PASSING
     return _meaning_of_words(words) if status == 400 else Meaning.REFUSED
 
 
 def meaning_of_file(status: int, words: str) -> Meaning:
-    """Of an answer to the download of an index or a blob."""
+    """The meaning of an answer to the download of an index or a blob."""
     if status == 400 and (_BAD_INDEX.match(words) or _os_error(words) in _BROKEN):
         return Meaning.DAMAGED
     return _meaning_of_data(status, words)
 
 
 def meaning_of_chunk(status: int, words: str) -> Meaning:
-    """Of an answer to the request for a chunk that the downloaded index names."""
+    """The meaning of an answer to the request for a chunk that the downloaded index names."""
     if status != 400:
         return Meaning.PASSING if status == 404 else _meaning_of_data(status, words)
-    # An error of the system counts where the chunk itself was read, and not where the server's cache failed.
+    # A system error counts if the server read the chunk itself, and not if the server's cache failed.
     error = _os_error(words) if words.startswith("reading file ") else None
     if error in (errno.ENOENT, *_BROKEN) or _BAD_CHUNK.search(words):
         return Meaning.DAMAGED
@@ -127,7 +130,7 @@ def error_of(meaning: Meaning, status: int, words: str, repository: Repository) 
         case Meaning.NOT_ACCEPTED:
             return AuthError(f"{server} does not accept {user}: {words}")
         case Meaning.FORBIDDEN:
-            return ForbiddenError(f"{server} does not allow it to {user}: {words}")
+            return ForbiddenError(f"{server} does not allow {user} to do this: {words}")
         case Meaning.MISSING:
             return NotFoundError(f"{server}: {words}")
         case Meaning.DAMAGED:
@@ -137,11 +140,11 @@ def error_of(meaning: Meaning, status: int, words: str, repository: Repository) 
         case Meaning.MAINTENANCE:
             return UnavailableError(f"{server}: {words}")
         case Meaning.LOCKED:
-            return UnavailableError(f"{server}: it is being written, removed or the like: {words}")
-        case Meaning.NOT_PBS:
-            return NotPbsError(
-                f"{server} answers with status {status} ({words}): is it a Proxmox Backup Server?"
+            return UnavailableError(
+                f"{server}: the snapshot is locked by a backup, a removal or another task: {words}"
             )
+        case Meaning.NOT_PBS:
+            return NotPbsError(f"{server} answers with status {status} ({words}); {CHECK_ADDRESS}")
         case Meaning.PASSING:
             return SourceError(f"{server}: status {status}: {words}", retryable=True)
         case Meaning.DELETING | Meaning.REFUSED:
@@ -171,7 +174,7 @@ def _meaning_of_words(words: str) -> Meaning:
 
 
 def _os_error(words: str) -> int | None:
-    """The number of the system's error that a text tells."""
+    """The errno of the system error in a text, if it has one."""
     found = _OS_ERROR.search(words)
     if found is None:
         return None

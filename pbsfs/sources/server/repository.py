@@ -1,6 +1,7 @@
-"""A repository: which server, as whom, and which datastore.
+"""A repository: the server, the user or token, and the datastore.
 
-`[[user@realm[!token]@]host[:port]:]datastore`, as proxmox-backup-client has it.
+`[[user@realm[!token]@]host[:port]:]datastore`, as for proxmox-backup-client. Used by `pbsfs.access`, which
+parses it, and by all of this folder. Pure; from any thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pbsfs.base.errors import UsageError
 from pbsfs.base.text import excerpt
 
 MAX_LENGTH = 512
-"""Characters of a repository: a user and token have at most 64, a host's name 253, a datastore's name 32."""
+"""Characters of a repository at most: of a user and token the server takes 64, of a host's name DNS 253, of a
+datastore's name the server 32."""
 
 DEFAULT_USER = "root@pam"
 DEFAULT_HOST = "localhost"
@@ -29,7 +31,7 @@ _FORM = "they look like user@realm!token@host:8007:datastore, or host:datastore"
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """`host` has no brackets. `token` is the token's name; None for a user with a password."""
+    """`host` has no brackets. `token`: the token's name; None for a user with a password."""
 
     user: str
     token: str | None
@@ -43,7 +45,7 @@ class Repository:
         _check_length("the repository", text)
         if "://" in text:
             raise UsageError(f"a repository is not a URL: {_form_of_url(text)}")
-        if ":" in text.rpartition("@")[0]:  # not shown: it is a password, most likely
+        if ":" in text.rpartition("@")[0]:  # not shown: most likely it is a password
             raise UsageError(
                 f"a repository has no ':' before its '@': a password belongs in PBS_PASSWORD; {_FORM}"
             )
@@ -68,9 +70,10 @@ class Repository:
     def of_parts(
         cls, auth_id: str | None, server: str | None, port: int | None, datastore: str
     ) -> Repository:
-        """From the parts that the vendor's client takes one by one; None means its default.
+        """The repository that has these parts; None means the default.
 
-        `server`: a name or an address, an IPv6 address with or without brackets. Raises UsageError.
+        `server`: a name or an address, an IPv6 address with or without brackets. Raises UsageError. Source:
+        the options --auth-id, --server, --port and --datastore of proxmox-backup-client.
         """
         _check_length("the user", auth_id or "")
         _check_length("the server's name", server or "")
@@ -84,14 +87,14 @@ class Repository:
             if not is_address and ":" in server.partition("]")[2 if server.startswith("[") else 0]:
                 raise UsageError(
                     f"'{excerpt(server)}' is not a server's name or address; "
-                    "its port goes into --port or PBS_PORT"
+                    "give its port with --port or PBS_PORT"
                 )
             host = _parse_place(f"[{server}]" if is_address else server)[0]
         return cls(user, token, host, DEFAULT_PORT if port is None else port, datastore)
 
     @property
     def auth_id(self) -> str:
-        """Who logs in: `user@realm` or `user@realm!token`."""
+        """The user or token that logs in: `user@realm` or `user@realm!token`."""
         return self.user if self.token is None else f"{self.user}!{self.token}"
 
     @property
@@ -100,7 +103,7 @@ class Repository:
 
     @property
     def address(self) -> str:
-        """`host:port`, with brackets where they are needed."""
+        """`host:port`, with brackets around an IPv6 address."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -136,7 +139,7 @@ def _is_port(text: str) -> bool:
 
 
 def _parse_auth(auth: str) -> tuple[str, str | None]:
-    name, at, rest = auth.rpartition("@")  # names of users may hold both signs
+    name, at, rest = auth.rpartition("@")  # names of users may contain '@' and '!'
     realm, bang, token = rest.partition("!")
     user = f"{name}@{realm}"
     if not _USER.fullmatch(user):
@@ -144,7 +147,7 @@ def _parse_auth(auth: str) -> tuple[str, str | None]:
     if bang and not _TOKEN.fullmatch(token):
         raise UsageError(f"'{excerpt(token)}' is not a token's name")
     if bang and not user.isascii():
-        raise UsageError("servers take no token of a user whose name is not plain ASCII")
+        raise UsageError("servers accept tokens only of users whose names are plain ASCII")
     return user, token if bang else None
 
 
@@ -172,7 +175,7 @@ def _is_address6(text: str) -> bool:
 
 
 def _form_of_address(text: str) -> str | None:
-    """How to write a repository whose IPv6 address has no brackets; None for any other."""
+    """How to write a repository whose IPv6 address lacks brackets; None for other repositories."""
     auth, at, place = text.rpartition("@")
     address, _colon, store = place.rpartition(":")
     if _is_address6(place):
@@ -181,7 +184,7 @@ def _form_of_address(text: str) -> str | None:
 
 
 def _form_of_url(text: str) -> str:
-    """How to write what was given as `https://…`; a password in it is not repeated."""
+    """How to write a repository that was given as `https://…`; does not show a password in it."""
     rest = text.partition("://")[2].partition("/")[0]
     if ":" in rest.rpartition("@")[0]:
         return f"a password belongs in PBS_PASSWORD; {_FORM}"

@@ -1,8 +1,8 @@
-"""Connections that are trusted before a byte of ours is sent, and not otherwise.
+"""Connections to servers that pbsfs trusts. pbsfs sends nothing to a server before it trusts it.
 
-A server is trusted when its certificate has the fingerprint that was configured, or when the system's
-CAs vouch for it and its name. Nothing turns that off. Synchronous; called from worker threads and
-session threads.
+pbsfs trusts a server if its certificate has the configured fingerprint, or if the system's CAs verify the
+certificate and the name. Nothing turns that off. Used by `http1`, `session` and `pbsfs.access.trust`.
+Synchronous; from any thread.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, SourceErr
 from pbsfs.base.text import excerpt
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.proxy import Proxy, open_tunnel
+from pbsfs.sources.server.refusals import CHECK_ADDRESS
 from pbsfs.sources.server.repository import Repository
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -28,7 +29,7 @@ _HASH_NAME = re.compile(r"sha-?256(?:\s+fingerprint)?\s*[:=]", re.IGNORECASE)
 def parse_fingerprint(text: str) -> str:
     """A SHA-256 fingerprint as 64 lower-case hex digits. Raises UsageError.
 
-    Colons and case are ignored, and so is the name of the hash in front: `openssl x509 -fingerprint -sha256`
+    Ignores colons, case, and the name of the hash at the beginning: `openssl x509 -fingerprint -sha256`
     prints `sha256 Fingerprint=AA:BB:…`.
     """
     shown = text.strip()
@@ -49,10 +50,10 @@ def show_fingerprint(digits: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What a server is trusted by.
+    """The fingerprints by which pbsfs trusts a server; without one, the system's CAs decide.
 
-    `pinned`: a fingerprint that was given for this connection: it has to match, whatever a CA says.
-    `known`: one that was accepted before (the file of known fingerprints): it or a CA has to match.
+    `pinned`: given for this connection. It has to match, even if a CA verifies the certificate.
+    `known`: accepted before (the file of known fingerprints). It or a CA has to match.
     """
 
     pinned: str | None = None
@@ -61,7 +62,7 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """An established connection. `round_trip`: seconds that the TCP handshake took."""
+    """An established connection. `round_trip`: the seconds of the TCP handshake."""
 
     socket: ssl.SSLSocket
     round_trip: float
@@ -70,9 +71,9 @@ class Connection:
 def connect(
     repository: Repository, trust: Trust, proxy: Proxy | None = None, limits: ServerLimits = DEFAULT
 ) -> Connection:
-    """A connection to a server that is trusted, through `proxy` if there is one.
+    """Connects to a server and verifies it, through `proxy` if there is one.
 
-    Raises ResolveError, ConnectError, TrustError, and what `open_tunnel` raises.
+    Raises ResolveError, ConnectError, TrustError, NotPbsError, and what `open_tunnel` raises.
     """
     accepted = trust.pinned or trust.known
     if accepted is None:
@@ -83,19 +84,22 @@ def connect(
         return connection
     connection.socket.close()
     if trust.pinned is None:
-        with contextlib.suppress(TrustError):  # it has a new certificate; a CA may vouch for that one
+        with contextlib.suppress(TrustError):  # the certificate is new; a CA may verify it
             return _connect(repository, ssl.create_default_context(), proxy, limits)
     raise TrustError(
         f"{repository.address} shows a certificate that is not the expected one. Expected fingerprint: "
         f"{show_fingerprint(accepted)}; found: {show_fingerprint(found)}. If the server's certificate was "
-        f"renewed on purpose, accept it with --fingerprint or PBS_FINGERPRINT; if not, somebody is in between"
+        "renewed, accept it with --fingerprint or PBS_FINGERPRINT; if not, somebody intercepts the connection"
     )
 
 
 def peek_fingerprint(
     repository: Repository, proxy: Proxy | None = None, limits: ServerLimits = DEFAULT
 ) -> str:
-    """The fingerprint of whatever certificate the server shows; nothing is sent to it."""
+    """The fingerprint of the certificate that the server shows, trusted or not; sends nothing.
+
+    Raises like `connect`.
+    """
     connection = _connect(repository, _unverified(), proxy, limits)
     try:
         return _fingerprint_of(connection.socket)
@@ -110,8 +114,8 @@ def _connect(
     plain, round_trip = _connect_tcp(repository, proxy, limits)
     wrapped: ssl.SSLSocket | None = None
     try:
-        # Not in one step: of a connection that is lost already, the one step would make something that
-        # was never verified. The time limit is for each of the peer's messages.
+        # Not in one step: for a connection that is already lost, that would return a socket that was never
+        # verified. The time limit is for each message of the server.
         wrapped = context.wrap_socket(plain, server_hostname=repository.host, do_handshake_on_connect=False)
         wrapped.do_handshake()
     except ssl.SSLCertVerificationError as error:
@@ -120,16 +124,16 @@ def _connect(
             f"{repository.address}: the certificate is not trusted ({error.verify_message}). "
             f"{_how_to_accept(repository, proxy, limits)}"
         ) from None
-    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # it restarts, or somebody in between lost it
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # it restarts, or the network lost the connection
         _close(plain, wrapped)
         raise ConnectError(
-            f"{repository.address}: closed the connection in the TLS handshake{repository.port_hint}"
+            f"{repository.address} closed the connection during the TLS handshake{repository.port_hint}"
         ) from None
     except ssl.SSLError as error:
         _close(plain, wrapped)
         raise NotPbsError(
-            f"{repository.address} does not speak TLS ({error.reason or error}): "
-            f"is it a Proxmox Backup Server?{repository.port_hint}"
+            f"{repository.address} does not speak TLS ({error.reason or error}); "
+            f"{CHECK_ADDRESS}{repository.port_hint}"
         ) from None
     except OSError as error:
         _close(plain, wrapped)
@@ -138,7 +142,9 @@ def _connect(
         ) from None
     except ValueError as error:  # a name that can't be sent
         _close(plain, wrapped)
-        raise ResolveError(f"'{repository.host}' is not a name: {_words(error, limits)}") from None
+        raise ResolveError(
+            f"'{repository.host}' is not the name of a host: {_words(error, limits)}"
+        ) from None
     return Connection(wrapped, round_trip)
 
 
@@ -151,7 +157,7 @@ def _close(plain: socket.socket, wrapped: ssl.SSLSocket | None) -> None:
 def _connect_tcp(
     repository: Repository, proxy: Proxy | None, limits: ServerLimits
 ) -> tuple[socket.socket, float]:
-    """What leads to the server, and the seconds that the TCP handshake took."""
+    """A TCP connection or a tunnel to the server, and the seconds of the TCP handshake."""
     if proxy is None:
         return _dial(
             repository.host, repository.port, "the name", repository.address, repository.port_hint, limits
@@ -181,7 +187,7 @@ def _dial(
     for family, kind, protocol, _name, place in addresses:
         try:
             plain = socket.socket(family, kind, protocol)
-        except OSError as error:  # a family that this system has not
+        except OSError as error:  # an address family that this system does not have
             failure = error
             continue
         plain.settimeout(limits.connect_timeout)
@@ -200,7 +206,7 @@ def _dial(
 
 
 def _unverified() -> ssl.SSLContext:
-    """For connections whose certificate is compared by fingerprint before anything is sent."""
+    """For connections whose certificate pbsfs compares by fingerprint before it sends anything."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -197,7 +197,7 @@ def test_an_answer_that_breaks_off_is_a_lost_connection(
     fault.match = GROUPS
     server.faults.add(fault)
     api = api_of(server, TOKEN)
-    assert "closed in the middle" in failure(api, ConnectError, GROUPS)
+    assert "closed before the answer was complete" in failure(api, ConnectError, GROUPS)
     assert got(api, GROUPS)
 
 
@@ -227,7 +227,7 @@ def test_an_answer_that_breaks_off_at_any_byte_is_a_lost_connection(
 
     with Peer(peer_certificate, talk) as peer:
         for _ in zip(range(len(answer.rstrip())), cuts, strict=False):
-            with pytest.raises(ConnectError, match="closed in the middle"):
+            with pytest.raises(ConnectError, match="closed before the answer was complete"):
                 got(peer_api(peer, peer_certificate))
         for _ in cuts:  # nothing is missing any more but ends of lines
             assert got(peer_api(peer, peer_certificate)) == [1]

@@ -338,7 +338,7 @@ def test_what_a_limited_token_may_not_see_is_forbidden_and_not_retried(namespace
                 ]
                 for call in calls:
                     server.requests.clear()
-                    with pytest.raises(ForbiddenError, match="does not allow it to reader@pbs!limited"):
+                    with pytest.raises(ForbiddenError, match="does not allow reader@pbs!limited to do this"):
                         await call()  # type: ignore[misc]
                     assert server.requests.count() == 1
 
