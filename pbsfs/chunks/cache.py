@@ -1,6 +1,6 @@
-"""Decoded chunks, bounded in bytes, least recently used first out.
+"""Decoded chunks, bounded in bytes. The least recently used chunk is dropped first.
 
-Used from the trio loop and, for look-ups, from any other thread.
+The chunk store fills it from the trio loop. Any thread may look chunks up and change the bound.
 """
 
 from __future__ import annotations
@@ -9,18 +9,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
-LEAST_ROOM = 32 << 20
-"""Bytes of chunks that are kept however much is reserved: two chunks of the largest size that exists."""
-
 
 class ChunkCache:
-    """Holds at most `capacity` bytes of decoded chunks, less what is reserved.
+    """At most `room` bytes of decoded chunks; `size` is what they take now."""
 
-    `room`: bytes of chunks that it holds at most now.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = self.room = capacity
+    def __init__(self, room: int) -> None:
+        self.room = room
         self.size = 0
         self._chunks: OrderedDict[Hashable, bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -33,7 +27,7 @@ class ChunkCache:
             return data
 
     def put(self, key: Hashable, data: bytes) -> None:
-        """Keeps `data`, and drops what was not used for longest; does nothing where it could never fit."""
+        """Adds `data` and drops the least recently used chunks. Does nothing if `data` alone does not fit."""
         if len(data) > self.room:
             return
         with self._lock:
@@ -42,10 +36,10 @@ class ChunkCache:
             self._chunks[key] = data
             self._shrink()
 
-    def reserve(self, size: int) -> None:
-        """Leaves `size` bytes of the capacity to buffers that a door holds for what was read."""
+    def resize(self, room: int) -> None:
+        """Changes the bound to `room` bytes."""
         with self._lock:
-            self.room = max(self.capacity - size, min(self.capacity, LEAST_ROOM))
+            self.room = room
             self._shrink()
 
     def _shrink(self) -> None:

@@ -26,12 +26,10 @@ from pbsfs.chunks.budget import Budget
 from pbsfs.chunks.cache import ChunkCache
 from pbsfs.formats import blob
 from pbsfs.formats.keys import Key
+from pbsfs.runtime.memory import Memory
 from pbsfs.sources.base import Source
 
 log = logging.getLogger(__name__)
-
-DEFAULT_CACHE_SIZE = 256 << 20
-"""Bytes of decoded chunks in the cache: enough for the working set of a booting guest."""
 
 FETCH_BUDGET = 96 << 20
 """Decoded bytes of the chunks that are fetched at once: 24 chunks of 4 MiB. Until they are decoded they take
@@ -121,11 +119,13 @@ class Fetch:
 class ChunkStore:
     """The chunks of one source, shared by all of its images."""
 
-    def __init__(self, source: Source, nursery: trio.Nursery, cache_size: int = DEFAULT_CACHE_SIZE) -> None:
-        """`nursery`: runs the fetches; cancelling it ends them. `cache_size`: in bytes."""
+    def __init__(self, source: Source, nursery: trio.Nursery, memory: Memory) -> None:
+        """`nursery`: runs the fetches; cancelling it ends them. `memory`: what it leaves is for the cache."""
         self._source = source
         self._nursery = nursery
-        self.cache = ChunkCache(cache_size)
+        self.memory = memory
+        self.cache = ChunkCache(memory.cache_size)
+        memory.resize_cache_with(self.cache.resize)
         # By length too: where one index has a wrong length, the fetch of another index must not fail.
         self._fetches: dict[tuple[Identity, int], Fetch] = {}
         # Fetches whose task has not run yet. trio runs new tasks in random order, so each task takes the
@@ -196,6 +196,7 @@ class ChunkStore:
         try:
             async with self._budget.take(chunk.length):
                 result = await self._fetch(chunk)
+                self.memory.settle()
                 self.cache.put(chunk.identity, result)
         except PbsfsError as error:
             result = error

@@ -103,6 +103,11 @@ class Index(abc.ABC):
     def table_size(self) -> int:
         return self.stored_size - HEADER_SIZE
 
+    @property
+    @abc.abstractmethod
+    def rest_size(self) -> int:
+        """Bytes that the index needs in memory besides its table."""
+
     def has_table(self) -> bool:
         """Whether the index has its digest table: not if it is dropped."""
         return self._raw is not None
@@ -206,6 +211,10 @@ class FixedIndex(Index):
     def chunk_size(self) -> int:
         return self._chunk_size
 
+    @property
+    def rest_size(self) -> int:
+        return self.count
+
     def find(self, offset: int) -> int:
         return offset // self._chunk_size
 
@@ -257,6 +266,10 @@ class DynamicIndex(Index):
     @property
     def chunk_size(self) -> None:
         return None
+
+    @property
+    def rest_size(self) -> int:
+        return self.count * self._ends.itemsize
 
     def find(self, offset: int) -> int:
         return bisect_right(self._ends, offset)

@@ -25,12 +25,12 @@ import trio
 from pbsfs.base.errors import NotFoundError, PbsfsError, SourceError, UsageError, errno_of
 from pbsfs.base.names import ArchiveKind
 from pbsfs.base.text import first_of, printable
-from pbsfs.chunks.cache import ChunkCache
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.nbd.parameters import Settings
 from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime import process
+from pbsfs.runtime.memory import Charge, Memory
 from pbsfs.sources.retry import SharedTry
 from pbsfs.tree import (
     DEFAULT_REFRESH,
@@ -117,7 +117,7 @@ class Server:
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._lock = threading.Lock()
-        self._held = 0  # bytes of nbdkit's buffers; guarded by the lock
+        self._buffers: Charge | None = None  # for nbdkit's buffers; guarded by the lock
 
     def look(self) -> None:
         """Looks whether what is to be exported can be had. Raises PbsfsError, naming what there is.
@@ -226,11 +226,12 @@ class Server:
         )
         return Export(self, name, handle, description)
 
-    def hold(self, cache: ChunkCache, grown: int) -> None:
-        """Makes the cache give way to the buffers that nbdkit's threads hold until their connection ends."""
+    def hold(self, memory: Memory, grown: int) -> None:
+        """Charges `memory` for the buffers that nbdkit's threads hold until their connection ends."""
         with self._lock:
-            self._held += grown
-            cache.reserve(self._held)
+            if self._buffers is None:
+                self._buffers = memory.charge("buffers of connections", 0)
+            self._buffers.resize(self._buffers.size + grown)
 
     def close(self, export: Export) -> None:
         self.post(lambda: self._exports.close(export.name, export.handle))
@@ -434,7 +435,7 @@ class Export:
         if size > SMALL_BUFFER and size > self._buffers.get(threading.get_ident(), 0):
             grown = size - self._buffers.get(threading.get_ident(), 0)
             self._buffers[threading.get_ident()] = size
-            self._server.hold(self.handle.image.store.cache, grown)
+            self._server.hold(self.handle.image.store.memory, grown)
         for start in range(0, size, STEP):
             self.handle.read_into(buffer[start : start + STEP], offset + start, self._server)
 
@@ -461,7 +462,7 @@ class Export:
 
     def close(self) -> None:
         """Ends the connection's part; no read of it is under way any more."""
-        self._server.hold(self.handle.image.store.cache, -sum(self._buffers.values()))
+        self._server.hold(self.handle.image.store.memory, -sum(self._buffers.values()))
         self._server.close(self)
 
 

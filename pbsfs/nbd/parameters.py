@@ -28,8 +28,8 @@ from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import BACKUP_TYPES
 from pbsfs.base.secret import Secret
-from pbsfs.chunks.store import DEFAULT_CACHE_SIZE
 from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 
 log = logging.getLogger(__name__)
 

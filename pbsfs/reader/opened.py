@@ -1,22 +1,22 @@
-"""What is open: images and blobs, each once however many handles are on it, within a limit of memory.
+"""The images and blobs that are open: each once, however many handles use it, charged to the memory limit.
 
-An image takes little but its digest table, a blob its content. When all of them take more than the limit, the
-images that were read least recently drop their tables, which are fetched again when they are read the next
-time. A blob can't do without its content: one that does not fit is refused. The counts are made
-from what is alive, so there is nothing to give back. Used from tasks of one trio loop.
+An image needs little memory besides its digest table; a blob needs its content. When the charges don't fit,
+the images that were read least recently drop their tables, and fetch them again at their next read. The rest
+can't be dropped, so what does not fit beside it is refused. A charge ends when its image or blob is freed, so
+callers need not give anything back. Used from tasks of one trio loop.
 """
 
 from __future__ import annotations
 
 import copy
-import errno
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import trio
 
@@ -24,23 +24,19 @@ from pbsfs.base.errors import PbsfsError, SourceError
 from pbsfs.chunks.budget import Budget
 from pbsfs.formats.index import Index
 from pbsfs.reader.image import Image
+from pbsfs.runtime.memory import Charge, Memory
 from pbsfs.sources.base import FileInfo
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-DEFAULT_OPEN_LIMIT = 256 << 20
-"""Bytes of digest tables and blobs: images of 32 TiB in chunks of 4 MiB."""
-
 FETCHING = 64 << 20
-"""Bytes of indexes and blobs that may be fetched at once, by their usual sizes. A larger one goes alone."""
+"""Bytes of indexes and blobs that are fetched at once, by their usual sizes. A larger one is fetched
+alone."""
 
-
-class TooMuchOpenError(SourceError):
-    """A blob does not fit beside those that are open."""
-
-    errno = errno.ENOMEM
+HOLDER = "open files"
+"""What an error calls the bytes that are charged here."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -48,11 +44,12 @@ class Blob:
     """The decoded content of a blob that is open."""
 
     data: bytes
+    charge: Charge
 
 
 @dataclass(slots=True, eq=False)
 class _Work(Generic[R]):
-    """Work that is under way, and how many wait for it."""
+    """Work that runs, and how many tasks wait for it."""
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     done: trio.Event = field(default_factory=trio.Event)
@@ -64,21 +61,25 @@ class _Work(Generic[R]):
 class OpenFiles:
     """The images and blobs of one reader that are open."""
 
-    def __init__(self, nursery: trio.Nursery, limit: int = DEFAULT_OPEN_LIMIT) -> None:
-        """`nursery`: where work lives that several wait for. `limit`: in bytes."""
+    def __init__(self, nursery: trio.Nursery, memory: Memory) -> None:
+        """`nursery`: runs work that several tasks wait for."""
         self._nursery = nursery
-        self._limit = limit
+        self._memory = memory
         self._images: WeakValueDictionary[Hashable, Image] = WeakValueDictionary()
         self._blobs: WeakValueDictionary[Hashable, Blob] = WeakValueDictionary()
         self._under_way: dict[Hashable, _Work[Any]] = {}
         self._fetching = Budget(FETCHING)
-        self._awaited: Counter[Index] = Counter()  # how many wait for the table of each
-        self._told_restored = False
+        # The charges of each index: for its table, and for what stays when the table is dropped.
+        self._tables: WeakKeyDictionary[Index, Charge] = WeakKeyDictionary()
+        self._rests: WeakKeyDictionary[Index, Charge] = WeakKeyDictionary()
+        self._awaited: Counter[Index] = Counter()  # how many tasks wait for the table of each
+        self._reported_restored = False
+        memory.reclaim_with(self._drop_tables)
 
     async def image(self, identity: Hashable, size: int, make: Callable[[], Awaitable[Image]]) -> Image:
-        """The image `identity`: the one that is open, or what `make` returns.
+        """The image `identity`: the one that is open, or the result of `make`.
 
-        `size`: bytes that its digest table usually has. Raises what `make` raises.
+        `size`: bytes that its digest table usually has. Raises MemoryLimitError, and the errors of `make`.
         """
         image = self._images.get(identity)
         if image is not None:
@@ -86,101 +87,104 @@ class OpenFiles:
 
         async def work() -> Image:
             async with self._fetching.take(size):
-                self._make_room()
-                image = self._images.setdefault(identity, await make())
-            self._make_room(image)  # its index may be larger than usual
-            return image
+                table = self._memory.charge(HOLDER, size, passing=True)
+                self._memory.reclaim()
+                image = await make()
+                index = image.index
+                with self._in_use(index):
+                    table.resize(index.table_size)  # which may be larger than usual
+                    self._tables[index] = table
+                    what = f"{image}: the {index.rest_size} bytes of its index"
+                    self._rests[index] = self._memory.admit(what, HOLDER, index.rest_size)
+                return self._images.setdefault(identity, image)
 
         return await self._once(identity, work)
 
     async def restore(self, index: Index, fetch: Callable[[], Awaitable[bytes]]) -> None:
-        """Has `index` take its table from what `fetch` returns. Raises what that raises, and DamageError.
+        """Restores the digest table of `index` from the result of `fetch`. Raises its errors, and
+        DamageError.
 
-        It has the table until the caller waits for something else.
+        The index has the table until the caller waits for something else.
         """
 
         async def work() -> None:
-            if not self._told_restored:
+            if not self._reported_restored:
                 log.info(
-                    "open files need more than %d bytes, so digest tables of images are fetched again "
-                    "when they are read; close some to read faster",
-                    self._limit,
+                    "open files need more than the %d bytes of memory that they may use, so digest tables of "
+                    "images are fetched again when they are read; close some files to read faster",
+                    self._memory.limit,
                 )
-            self._told_restored = True
+            self._reported_restored = True
             async with self._fetching.take(index.table_size):
-                self._make_room()
+                table = self._memory.charge(HOLDER, index.table_size, passing=True)
+                self._memory.reclaim()
                 await trio.to_thread.run_sync(index.restore_table, await fetch())
+                self._tables[index] = table
 
-        # Those that wait for it go on some turns of the loop after it came. Were it dropped meanwhile, for
-        # another image that is read, neither might ever get on.
-        self._awaited[index] += 1
-        try:
+        # The tasks that wait continue some turns of the loop after the table was restored. If another image
+        # that is read had it dropped in between, neither might ever finish its read.
+        with self._in_use(index):
             await self._once(index, work)
-        finally:
-            self._awaited[index] -= 1
-            if not self._awaited[index]:
-                del self._awaited[index]
 
     async def blob(self, name: str, file: FileInfo, size: int, read: Callable[[], Awaitable[bytes]]) -> Blob:
-        """The blob `file`, called `name`: the one that is open, or with the content that `read` returns.
+        """The blob `file`, called `name`: the one that is open, or one with the content that `read` returns.
 
-        `size`: bytes that it takes, as far as that is known before. Raises TooMuchOpenError, and what
-        `read` raises.
+        `size`: bytes that fetching it needs, as far as known. Raises MemoryLimitError, and the errors of
+        `read`.
         """
-        # Without a checksum the file may have changed: only its content tells whether it is the same.
+        # Without a checksum the file may have changed: only its content shows whether it is the same.
         found = self._blobs.get((name, file)) if file.csum is not None else None
         if found is not None:
             return found
 
         async def work() -> Blob:
             async with self._fetching.take(size):
-                self._make_room()
-                self._refuse_beyond_limit(name, file.size)  # stored, it has hardly more bytes than decoded
+                # Refused before it is fetched, if possible: it has hardly fewer bytes decoded than stored.
+                charge = self._admit(name, file.size)
+                passing = self._memory.charge(HOLDER, max(0, size - file.size), passing=True)
+                self._memory.reclaim()
                 data = await read()
                 content = file.csum or await trio.to_thread.run_sync(_sum, data)
                 identity = (name, replace(file, csum=content))
                 blob = self._blobs.get(identity)
                 if blob is None:
-                    self._refuse_beyond_limit(name, len(data))
-                    blob = self._blobs[identity] = Blob(data)
-            self._make_room()
-            return blob
+                    passing.resize(0)
+                    charge.resize(0)
+                    blob = self._blobs[identity] = Blob(data, self._admit(name, len(data)))
+                return blob
 
         return await self._once((name, file), work)
 
-    def _refuse_beyond_limit(self, name: str, size: int) -> None:
-        others = self._blob_size()
-        if others and others + size > self._limit:
-            raise TooMuchOpenError(
-                f"{name}: its {size} bytes do not fit in memory beside the {others} bytes of configurations "
-                f"and logs that are open (limit: {self._limit}); close some of them"
-            )
+    def _admit(self, name: str, size: int) -> Charge:
+        return self._memory.admit(f"{name}: its {size} bytes", HOLDER, size)
 
-    def _blob_size(self) -> int:
-        return sum(len(blob.data) for blob in self._blobs.values())
+    @contextmanager
+    def _in_use(self, index: Index) -> Iterator[None]:
+        """Keeps `index` from dropping its table."""
+        self._awaited[index] += 1
+        try:
+            yield
+        finally:
+            self._awaited[index] -= 1
+            if not self._awaited[index]:
+                del self._awaited[index]
 
-    def _make_room(self, new: Image | None = None) -> None:
-        """Drops tables, the least recently read first, until all fits the limit, with what is being fetched.
-
-        The table of `new` stays, since it may be larger than the limit, and so does what others wait for.
-        """
-        loaded = [image for image in self._images.values() if image.index.has_table()]
-        taken = self._blob_size() + sum(image.index.table_size for image in loaded) + self._fetching.taken
-        if taken <= self._limit:
-            return
+    def _drop_tables(self, excess: int) -> None:
+        """Drops tables of at least `excess` bytes if possible, the least recently read images first."""
+        loaded = [image for image in self._images.values() if image.index in self._tables]
         for image in sorted(loaded, key=lambda image: image.last_read):
-            if taken <= self._limit:
-                break
-            if image is new or image.index in self._awaited:
-                continue
-            log.debug("%s: dropped its digest table", image)
-            taken -= image.index.table_size
-            image.index.drop_table()
+            if excess <= 0:
+                return
+            if image.index not in self._awaited:
+                log.debug("%s: dropped its digest table", image)
+                excess -= image.index.table_size
+                image.index.drop_table()
+                del self._tables[image.index]
 
     async def _once(self, identity: Hashable, work: Callable[[], Awaitable[R]]) -> R:
-        """The result of `work`, done once for all who ask for `identity` meanwhile.
+        """The result of `work`, which runs once for all tasks that want `identity` at the same time.
 
-        It goes on when the one that asked first is cancelled, and ends when all are.
+        It continues when some of these tasks are cancelled, and ends when all are.
         """
         under_way = cast("_Work[R] | None", self._under_way.get(identity))
         if under_way is None:
@@ -196,7 +200,7 @@ class OpenFiles:
                 self._forget(identity, under_way)
                 under_way.scope.cancel()
         if under_way.error is not None:
-            # To each its own: what is raised holds on to all who wait, and so to images that are closed.
+            # A copy for each: a raised error refers to the frames of its task, and so to closed images.
             raise copy.copy(under_way.error)
         return cast("R", under_way.result)
 

@@ -19,7 +19,7 @@ import trio
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
 from pbsfs.base.text import first_of, one_line
-from pbsfs.chunks.store import DEFAULT_CACHE_SIZE, ChunkStore
+from pbsfs.chunks.store import ChunkStore
 from pbsfs.formats import blob
 from pbsfs.formats.index import (
     DYNAMIC_ENTRY_SIZE,
@@ -36,7 +36,8 @@ from pbsfs.formats.zeros import ZeroDigests
 from pbsfs.reader.bridge import Bridge
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
-from pbsfs.reader.opened import DEFAULT_OPEN_LIMIT, Blob, OpenFiles
+from pbsfs.reader.opened import Blob, OpenFiles
+from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE, DEFAULT_OPEN_LIMIT, Memory
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 from pbsfs.sources.retry import SharedTry
 
@@ -136,7 +137,7 @@ class Reader:
         return await self._opened.image(identity, _usual_table_size(file), make)
 
     async def open_blob(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> Blob:
-        """A `.blob` file, decoded. Raises like `open_image`, and TooMuchOpenError."""
+        """A `.blob` file, decoded. Raises like `open_image`, and MemoryLimitError."""
         return await self._checked(self._open_blob, info, file, max_age)
 
     async def _open_blob(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> Blob:
@@ -429,14 +430,16 @@ async def open_reader(
 ) -> AsyncIterator[Reader]:
     """A reader of `source`; leaving it ends all reading and closes the source.
 
-    `cache_size`: bytes of chunks that are kept. `open_limit`: bytes that open files may take besides.
+    `cache_size`: bytes of chunks in the cache. `open_limit`: bytes for all else that is charged to the
+    memory.
     """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
             await source.open(nursery)
-            store = ChunkStore(source, nursery, cache_size)
-            yield Reader(source, store, OpenFiles(nursery, open_limit), keys or {}, zeroed)
+            memory = Memory(cache_size, open_limit)
+            store = ChunkStore(source, nursery, memory)
+            yield Reader(source, store, OpenFiles(nursery, memory), keys or {}, zeroed)
         except Exception as error:
             failure = error  # raised outside, so that the nursery does not wrap it in a group
         finally:

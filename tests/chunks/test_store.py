@@ -16,6 +16,7 @@ from pbsfs.chunks import store as store_module
 from pbsfs.chunks.budget import Budget
 from pbsfs.chunks.store import Chunk, ChunkStore
 from pbsfs.formats.manifest import CryptMode
+from pbsfs.runtime.memory import Memory
 from tests.support import made
 from tests.support.run import in_trio
 from tests.support.sources import CHUNK_SIZE, MemorySource, file_of
@@ -41,7 +42,7 @@ def chunk(digest: bytes, length: int = CHUNK_SIZE) -> Chunk:
 @asynccontextmanager
 async def opened(source: MemorySource, cache_size: int = 64 << 20) -> AsyncIterator[ChunkStore]:
     async with trio.open_nursery() as nursery:
-        yield ChunkStore(source, nursery, cache_size)
+        yield ChunkStore(source, nursery, Memory(cache_size))
         nursery.cancel_scope.cancel()
 
 

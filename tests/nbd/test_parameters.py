@@ -13,9 +13,9 @@ from pbsfs.access.description import Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import KeyFileError, UsageError
 from pbsfs.base.names import Namespace
-from pbsfs.chunks.store import DEFAULT_CACHE_SIZE
 from pbsfs.formats.keys import Key
 from pbsfs.nbd.parameters import NAMES, Parameters, Settings, filters_of
+from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 from tests.support import made
 from tests.support.keyfiles import key_file
 

@@ -16,8 +16,8 @@ from pbsfs.formats import index
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
-from pbsfs.reader.opened import TooMuchOpenError
 from pbsfs.reader.reader import Reader, open_reader
+from pbsfs.runtime.memory import MemoryLimitError
 from pbsfs.sources.base import SnapshotInfo
 from tests.support import made
 from tests.support.run import in_trio
@@ -31,6 +31,8 @@ CONF = "qemu-server.conf.blob"
 CONTENT = made.image(1, "rrtr0r", tail=77)
 TABLE = 7 * index.FIXED_ENTRY_SIZE
 """Bytes of the digest table of `CONTENT`."""
+REST = 7
+"""Bytes that its index takes besides."""
 
 
 def several(count: int, **options: object) -> tuple[MemorySource, list[SnapshotInfo]]:
@@ -200,7 +202,7 @@ def loaded(images: list[Image]) -> list[int]:
 @in_trio
 async def test_the_images_that_were_read_least_recently_drop_their_tables() -> None:
     source, infos = several(5)
-    async with open_reader(source, open_limit=3 * TABLE) as reader:
+    async with open_reader(source, cache_size=0, open_limit=3 * TABLE + 5 * REST) as reader:
         images = [await open_image(reader, info) for info in infos[:3]]
         assert loaded(images) == [0, 1, 2]
         assert images[0].read_cached(0, 10) is None
@@ -289,7 +291,7 @@ async def test_many_that_read_a_dropped_image_fetch_its_table_once() -> None:
 @in_trio
 async def test_what_fits_exactly_stays() -> None:
     source, infos = several(2)
-    async with open_reader(source, open_limit=2 * TABLE) as reader:
+    async with open_reader(source, cache_size=0, open_limit=2 * (TABLE + REST)) as reader:
         images = [await open_image(reader, info) for info in infos]
         assert loaded(images) == [0, 1]
         for image in images * 2:
@@ -301,13 +303,13 @@ async def test_what_fits_exactly_stays() -> None:
 async def test_that_tables_are_fetched_again_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     source, infos = several(2)
     with caplog.at_level("INFO"):
-        async with open_reader(source, open_limit=TABLE) as reader:
+        async with open_reader(source, cache_size=0, open_limit=TABLE + 3 * REST) as reader:
             images = [await open_image(reader, info) for info in infos]
             assert not caplog.messages
             for image in images * 3:
                 await image.read(0, 1)
     (message,) = caplog.messages
-    assert message.startswith(f"open files need more than {TABLE} bytes, ")
+    assert message.startswith(f"open files need more than the {TABLE + 3 * REST} bytes ")
 
 
 @in_trio
@@ -323,7 +325,7 @@ async def test_an_empty_image_can_drop_its_table_too() -> None:
 @in_trio
 async def test_a_table_larger_than_the_limit_stays_for_the_image_that_is_read() -> None:
     source, infos = several(2)
-    async with open_reader(source, open_limit=10) as reader:
+    async with open_reader(source, cache_size=0, open_limit=10 + 2 * REST) as reader:
         images = [await open_image(reader, info) for info in infos]
         assert loaded(images) == [1]
         for number in (0, 0, 1, 0, 1):
@@ -342,7 +344,7 @@ async def test_those_that_read_images_beyond_the_limit_all_get_on() -> None:
             assert await image.read(offset, 10_000) == CONTENT[offset:][:10_000]
             reads += 1
 
-    async with open_reader(source, open_limit=TABLE) as reader:
+    async with open_reader(source, cache_size=0, open_limit=TABLE + 3 * REST) as reader:
         images = [await open_image(reader, info) for info in infos]
         async with trio.open_nursery() as nursery:
             for image in images * 3:
@@ -357,7 +359,7 @@ async def test_a_table_that_is_waited_for_is_not_dropped_before_it_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, infos = several(2)
-    async with open_reader(source, open_limit=2 * TABLE) as reader:
+    async with open_reader(source, cache_size=0, open_limit=2 * (TABLE + REST)) as reader:
         opened = reader._opened
         images = [await open_image(reader, info) for info in infos]
         images[0].index.drop_table()
@@ -367,8 +369,8 @@ async def test_a_table_that_is_waited_for_is_not_dropped_before_it_is_used(
             *arguments: Any,
         ) -> None:  # between the fetch and the turn of the one that waits
             forget(*arguments)
-            opened._limit = 0
-            opened._make_room()
+            opened._memory.limit = 0
+            opened._memory.reclaim()
 
         monkeypatch.setattr(opened, "_forget", another_needs_room)
         assert await images[0].read(0, 10) == CONTENT[:10]
@@ -409,7 +411,7 @@ async def test_another_index_is_never_taken_for_the_one_that_was_opened(name: st
 async def test_blobs_count_and_make_tables_go_but_never_the_other_way_round() -> None:
     source, infos = several(4)
     size = len(b"cores: 2\n" * 50)
-    async with open_reader(source, open_limit=2 * size + 20) as reader:
+    async with open_reader(source, cache_size=0, open_limit=2 * size + 20 + REST) as reader:
         image = await open_image(reader, infos[0])
         blobs = [await reader.open_blob(info, file_of(info, CONF)) for info in infos[:1]]
         assert image.index.has_table()
@@ -424,10 +426,10 @@ async def test_blobs_count_and_make_tables_go_but_never_the_other_way_round() ->
 @in_trio
 async def test_a_blob_that_does_not_fit_beside_the_others_is_refused_until_one_is_closed() -> None:
     source, infos = several(3)
-    async with open_reader(source, open_limit=1000) as reader:
+    async with open_reader(source, cache_size=0, open_limit=1000) as reader:
         blobs = [await reader.open_blob(info, file_of(info, CONF)) for info in infos[:2]]
         with pytest.raises(
-            TooMuchOpenError, match=r"qemu-server\.conf: its 450 bytes .*; close some"
+            MemoryLimitError, match=r"qemu-server\.conf: its 450 bytes .*; close some"
         ) as caught:
             await reader.open_blob(infos[2], file_of(infos[2], CONF))
         assert errno_of(caught.value) == 12
@@ -442,9 +444,9 @@ async def test_a_large_blob_that_does_not_fit_is_not_fetched_at_all() -> None:
     source = MemorySource()
     files = {name: made.image(seed, "r") for seed, name in enumerate(("a.blob", "b.blob"))}
     info = source.add(made.snapshot(), files)
-    async with open_reader(source, open_limit=100_000) as reader:
+    async with open_reader(source, cache_size=0, open_limit=100_000) as reader:
         first = await reader.open_blob(info, file_of(info, "a.blob"))
-        with pytest.raises(TooMuchOpenError, match="close some of them"):
+        with pytest.raises(MemoryLimitError, match="close some files"):
             await reader.open_blob(info, file_of(info, "b.blob"))
         assert first.data == files["a.blob"]
     assert source.calls["fetch_file"] == 1

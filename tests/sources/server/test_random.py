@@ -139,7 +139,7 @@ async def read_somewhere(
 
 def forget(reader: Reader) -> None:
     """Nothing that was read before answers."""
-    reader.store.cache = ChunkCache(reader.store.cache.capacity)
+    reader.store.cache = ChunkCache(reader.store.cache.room)
 
 
 async def scenario(source: random.Random, reader: Reader, server: ReferenceServer, tally: Tally) -> None:
