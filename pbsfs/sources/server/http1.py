@@ -227,9 +227,7 @@ def _exchange(
 
     Raises ConnectError, NotPbsError, DamageError (above the limit).
     """
-    # http.client must not open a connection, which would not be verified.
-    assert connection.sock is not None
-    connection.auto_open = 0
+    connection.auto_open = 0  # http.client must not open a connection, which would not be verified
     try:
         connection.request(request.method, request.target, body=request.body, headers=dict(request.headers))
         # Closed in any case: the last answer on a connection owns its socket.

@@ -79,7 +79,7 @@ def connect(
     if accepted is None:
         return _connect(repository, ssl.create_default_context(), proxy, limits)
     connection = _connect(repository, _unverified(), proxy, limits)
-    found = _fingerprint_of(connection.socket)
+    found = _fingerprint_of(connection.socket, repository)
     if found == accepted:
         return connection
     connection.socket.close()
@@ -102,7 +102,7 @@ def peek_fingerprint(
     """
     connection = _connect(repository, _unverified(), proxy, limits)
     try:
-        return _fingerprint_of(connection.socket)
+        return _fingerprint_of(connection.socket, repository)
     finally:
         connection.socket.close()
 
@@ -213,10 +213,10 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-def _fingerprint_of(connection: ssl.SSLSocket) -> str:
+def _fingerprint_of(connection: ssl.SSLSocket, repository: Repository) -> str:
     certificate = connection.getpeercert(binary_form=True)
     if not certificate:
-        raise TrustError("the server shows no certificate")
+        raise TrustError(f"{repository.address} shows no certificate; {CHECK_ADDRESS}")
     return hashlib.sha256(certificate).hexdigest()
 
 
