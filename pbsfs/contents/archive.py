@@ -1,8 +1,8 @@
 """A pxar archive: its directories by their goodbye tables, at random.
 
 Version 1 is one stream, version 2 is one of metadata and one of payloads. Nothing that an archive says is
-believed: every range is checked against the one it has to lie in, so that no directory can hold itself. From
-any thread; threads share only values that never change (the last window that was read is one).
+believed: every range is checked against the one it has to lie in, so that no directory can hold itself, and
+two entries never share bytes. From any thread.
 """
 
 from __future__ import annotations
@@ -10,85 +10,60 @@ from __future__ import annotations
 import stat as stat_bits
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import Contents, Entry, Found, Piece, Stream
+from pbsfs.contents.hints import Hints
+from pbsfs.contents.items import Items, damaged
+from pbsfs.contents.links import LinkCounts
+from pbsfs.formats import catalog as catalogs
 from pbsfs.formats import pxar
-from pbsfs.formats.pxar import HEADER, HEADER_SIZE, ITEM, ITEM_SIZE, Parsed, ShortError
-
-WINDOW = 256 << 10
-"""Bytes that are read in one go, where entries lie close together."""
-
-GAP = 16 << 10
-"""Bytes between two entries that are read across: less than a request of their own costs."""
-
-HEAD = 1 << 10
-"""Bytes that hold most entries, without payload."""
-
-TAIL = 16 << 10
-"""Bytes at a directory's end that are read first: they hold the tables of most directories, 680 entries."""
-
-BATCH = 64
-"""Windows that are requested side by side."""
-
-MAX_ENTRIES = 4 << 20
-"""Entries of one directory, at most."""
+from pbsfs.formats.pxar import HEADER, HEADER_SIZE, ITEM, ITEM_SIZE, Parsed
 
 ROOT_INODE = 1
-"""No other entry lies there: the root's own ENTRY item does."""
+"""No other entry has it: an entry's inode is its position, and a root comes before all of them."""
 
-Decoded = tuple[int, "Parsed | DamageError"]
-
-
-class _Table(NamedTuple):
-    """A directory's goodbye table. `goodbye`: where it starts. `rows`: its items as they are stored."""
-
-    goodbye: int
-    rows: bytes
+TYPES = {
+    catalogs.DIRECTORY: stat_bits.S_IFDIR,
+    catalogs.FILE: stat_bits.S_IFREG,
+    catalogs.HARDLINK: stat_bits.S_IFREG,
+    catalogs.SYMLINK: stat_bits.S_IFLNK,
+    catalogs.BLOCK: stat_bits.S_IFBLK,
+    catalogs.CHARACTER: stat_bits.S_IFCHR,
+    catalogs.FIFO: stat_bits.S_IFIFO,
+    catalogs.SOCKET: stat_bits.S_IFSOCK,
+}
+"""The bits of st_mode for the types in a catalog."""
 
 
 class Archive(Contents):
-    """An archive that is open."""
+    """An archive that is open.
 
-    def __init__(self, main: Stream, payload: Stream | None = None) -> None:
-        """`main`: the archive, or in version 2 its metadata; then `payload` is its payload stream.
+    Of its entries, `position` is that of the FILENAME item; of an exact hard link, that of its target. `end`:
+    where a directory ends, where a file's bytes end. `hint`: a directory's table in the catalog.
+    """
+
+    def __init__(
+        self, main: Stream, payload: Stream | None = None, *, catalog: Stream | None = None, name: str = ""
+    ) -> None:
+        """`main`: the archive, or in version 2 its metadata; then `payload` is its payload stream. `catalog`:
+        the snapshot's, in which the archive is called `name` (`root.pxar.didx`).
 
         Raises DamageError, KeyRequiredError, SourceError.
         """
         self.streams = [main] if payload is None else [main, payload]
-        self._main = main
         self._payload = payload
-        self._window: tuple[int, bytes] = (0, b"")
-        self._root_at = self._skip_start()
+        self._items = Items(main, split=payload is not None)
+        self._hints = Hints(catalog, name.encode()) if catalog is not None and payload is None else None
+        self._links = LinkCounts(self._items, self._hints)
         self.root = self._open_root()
 
-    # --- opening
-
-    def _skip_start(self) -> int:
-        """Where the root's ENTRY item is."""
-        kind, size, version = ITEM.unpack(self._read(0, ITEM.size))
-        if (kind == pxar.FORMAT_VERSION) != (self._payload is not None):
-            raise DamageError(
-                "the archive is not of version 2, though it has a payload stream"
-                if self._payload is not None
-                else "the archive is of version 2, and its payload stream is missing"
-            )
-        if kind != pxar.FORMAT_VERSION:
-            return 0
-        if size != ITEM.size or version != 2:
-            raise DamageError(f"an archive of version {version}, which pbsfs cannot read")
-        kind, size = HEADER.unpack(self._read(ITEM.size, HEADER_SIZE))
-        if kind != pxar.PRELUDE:
-            return ITEM.size
-        if not HEADER_SIZE <= size <= self._main.size:
-            raise DamageError(f"a prelude of {size} bytes")
-        return ITEM.size + int(size)
-
     def _open_root(self) -> Entry:
-        parsed = self._parse_one(self._root_at, self._main.size, root=True)
+        start, size = self._items.start, self.streams[0].size
+        split = self._payload is not None
+        parsed = self._items.take(start, size, lambda data, at: pxar.parse_root(data, at, split=split))
         return Entry(
             b"",
             parsed.mode,
@@ -97,187 +72,195 @@ class Archive(Contents):
             parsed.mtime_ns,
             inode=ROOT_INODE,
             has_xattrs=parsed.has_xattrs,
-            position=self._root_at,
-            end=self._main.size,
+            position=start,
+            end=size,
         )
-
-    # --- bytes
-
-    def _read(self, offset: int, size: int) -> bytes:
-        """Exactly these bytes of the archive. Raises DamageError where there are fewer."""
-        base, data = self._at(offset, size)
-        start = offset - base
-        if len(data) < start + size:
-            raise DamageError(f"the archive ends in the middle of an item at byte {offset}")
-        return data[start : start + size]
-
-    def _at(self, offset: int, size: int) -> tuple[int, bytes]:
-        """A window that holds `size` bytes from `offset`, as far as they exist, and where it starts."""
-        base, data = window = self._window
-        if base <= offset and offset + size <= base + len(data):
-            return window
-        if self._payload is not None and size < WINDOW:
-            # Metadata lie close together: what is read next is most likely near.
-            base = offset & -(WINDOW // 4)
-            size = max(WINDOW, offset + size - base)
-        else:
-            base = offset
-        size = max(0, min(size, self._main.size - base))
-        window = (base, self._main.pread(base, size))
-        self._window = window
-        return window
 
     # --- entries
 
-    def _parse_one(self, position: int, limit: int, *, root: bool = False) -> Parsed:
-        """The entry at `position`, with offsets of the archive. `limit`: the end of what may belong to it."""
-        parse = pxar.parse_root if root else pxar.parse_entry
-        size = HEAD
-        while True:
-            whole = size >= limit - position
-            base, data = self._at(position, min(size, limit - position))
-            try:
-                # A window may hold more than belongs to this entry.
-                at = position - base
-                data = data[at : limit - base] if whole else data[at:]
-                parsed = parse(data, 0, split=self._payload is not None)
-            except ShortError as error:
-                if whole:
-                    raise _damaged(position, "an entry reaches beyond its directory") from None
-                size = max(size * 4, error.needed)
-                if size > 4 * pxar.MAX_ENTRY:
-                    raise _damaged(position, "an entry is too large") from None
-            except DamageError as error:
-                raise _damaged(position, str(error)) from None
-            else:
-                return _moved(parsed, position, self._payload is not None)
-
-    def _parse_all(self, positions: Sequence[int], limit: int) -> Iterator[Decoded]:
-        """The entries at `positions`, in rising order, with offsets of the archive."""
-        split = self._payload is not None
-        windows = _windows(positions, limit)
-        while batch := [window for window, _ in zip(windows, range(BATCH), strict=False)]:
-            if len(batch) > 1 and not split:
-                self._main.prefetch([(start, size) for start, size, _ in batch])
-            for start, size, members in batch:
-                base, data = self._at(start, size)
-                stop = min(len(data), limit - base)
-                for position in members:
-                    try:
-                        parsed = pxar.parse_entry(data, position - base, split=split)
-                        if parsed.end > stop and (split or base + parsed.end > limit):
-                            raise ShortError(0)
-                        yield position, _moved(parsed, base, split)
-                    except ShortError:
-                        yield position, self._tried(position, limit)
-                    except DamageError as error:
-                        yield position, _damaged(position, str(error))
-
-    def _tried(self, position: int, limit: int) -> Parsed | DamageError:
-        try:
-            return self._parse_one(position, limit)
-        except DamageError as error:
-            return error
-
-    def _entry(self, position: int, parsed: Parsed, end: int, directory_end: int) -> Entry:
-        """`end`: of a directory, as its parent's table has it. `directory_end`: of what holds it."""
+    def _entry(self, position: int, parsed: Parsed, end: int, limit: int) -> Entry:
+        """Any entry but a hard link. `end`: of a directory, as the table of its parent has it. `limit`: the
+        start of that table."""
         name, mode, uid, gid, mtime_ns, size, value, target, has_xattrs, after = parsed
         kind = mode & 0o170000
+        rdev = 0
         if kind == stat_bits.S_IFREG:
-            if self._payload is None:
-                if after > directory_end:
-                    raise _damaged(position, "a file reaches beyond its directory")
-                end = after
-            else:
+            end = after
+            if self._payload is not None:
                 end = value + HEADER_SIZE + size
                 if end > self._payload.size:
-                    raise _damaged(position, "a file's content lies beyond the payload stream")
-            return Entry(
-                name, mode, uid, gid, mtime_ns, size, position, 0, None, has_xattrs, True, position, end
-            )
-        if kind == stat_bits.S_IFDIR:
-            if not after < end <= directory_end:
-                raise _damaged(position, "a directory reaches beyond the one that holds it")
-            return Entry(
-                name, mode, uid, gid, mtime_ns, 0, position, 0, None, has_xattrs, True, position, end
-            )
-        if mode == 0:
-            where = position - value
-            if not self._root_at < where < position:
-                raise _damaged(position, "a hard link to what does not lie before it")
-            try:
-                goal = self._parse_one(where, position + HEADER_SIZE)
-            except DamageError as error:
-                raise _damaged(position, f"a hard link to what cannot be read: {error}") from None
-            if not stat_bits.S_ISREG(goal.mode):
-                raise _damaged(position, "a hard link to what is not a file")
-            return replace(self._entry(where, goal, 0, position), name=name)
+                    raise damaged(position, "a file's content lies beyond the payload stream")
+        elif kind == stat_bits.S_IFDIR:
+            if not after < end <= limit:
+                raise damaged(position, "a directory reaches beyond the one that holds it")
+        else:
+            rdev = value
         return Entry(
-            name, mode, uid, gid, mtime_ns, size, position, value, target, has_xattrs, True, position, after
+            name, mode, uid, gid, mtime_ns, size, position, rdev, target, has_xattrs, True, position, end
         )
+
+    def _targets(self, positions: Iterable[int]) -> dict[int, Entry | DamageError]:
+        """The files at `positions`, to which hard links lead."""
+        found: dict[int, Entry | DamageError] = {}
+        limit = self.streams[0].size
+        for position, parsed in self._items.entries(array("Q", sorted(set(positions))), limit):
+            if isinstance(parsed, DamageError):
+                found[position] = parsed
+            elif not stat_bits.S_ISREG(parsed.mode):
+                found[position] = damaged(position, "a hard link leads to what is not a file")
+            else:
+                try:
+                    found[position] = self._entry(position, parsed, 0, limit)
+                except DamageError as error:
+                    found[position] = error
+        return found
+
+    def _target_of(self, position: int, parsed: Parsed) -> int:
+        where = position - parsed.value
+        if not self._items.start < where < position:
+            raise damaged(position, "a hard link leads to what does not lie before it")
+        return where
+
+    def _link(self, position: int, parsed: Parsed, goal: Entry | DamageError) -> Entry:
+        """The hard link at `position`, as a name of its target."""
+        if isinstance(goal, DamageError):
+            raise damaged(position, f"a hard link's target cannot be read ({goal})")
+        self._links.saw(position, goal.position)
+        return replace(goal, name=parsed.name)
+
+    def _one(self, position: int, parsed: Parsed, end: int, limit: int) -> Entry:
+        if parsed.mode:
+            return self._entry(position, parsed, end, limit)
+        where = self._target_of(position, parsed)
+        return self._link(position, parsed, self._targets([where])[where])
 
     # --- directories
 
-    def _table(self, directory: Entry) -> _Table:
-        """Raises DamageError, where a directory has none that is its own."""
-        start, end = directory.position, directory.end
-        guess = min(TAIL, end - start)
-        base, data = self._at(end - guess, guess)
-        if len(data) < end - base or guess < ITEM_SIZE:
-            raise _damaged(start, "a directory is cut short")
-        try:
-            offset, size = pxar.parse_tail(data[end - base - ITEM_SIZE : end - base])
-        except DamageError as error:
-            raise _damaged(end - ITEM_SIZE, str(error)) from None
-        goodbye = end - size
-        name = directory.name
-        entry = start + HEADER_SIZE + len(name) + 1 if directory is not self.root and name else 0
-        if goodbye <= start or goodbye - offset != entry:
-            raise _damaged(end - ITEM_SIZE, "a directory ends with a table that is not its own")
-        if size > HEADER_SIZE + ITEM_SIZE * (MAX_ENTRIES + 1):
-            raise _damaged(goodbye, f"a directory has more than {MAX_ENTRIES} entries")
-        raw = self._read(goodbye, size)
-        if HEADER.unpack_from(raw) != (pxar.GOODBYE, size):
-            raise _damaged(goodbye, "a directory's table does not start where its end says")
-        return _Table(goodbye, raw[HEADER_SIZE:-ITEM_SIZE])
-
-    def children(self, directory: Entry, *, names_only: bool = False) -> Found:
-        table = self._table(directory)
-        goodbye = table.goodbye
+    def _ends(
+        self, directory: Entry, faults: list[DamageError]
+    ) -> tuple[int, dict[int, int], dict[int, int]]:
+        """Of the table of `directory`: its start; where each child ends (where that is a directory) by its
+        position; its position by the hash of its name."""
+        goodbye, rows = self._table(directory)
         first = directory.position
-        faults: list[DamageError] = []
         ends: dict[int, int] = {}
-        for _hash, offset, size in ITEM.iter_unpack(table.rows):
+        hashes: dict[int, int] = {}
+        for digest, offset, size in ITEM.iter_unpack(rows):
             position = goodbye - offset
             if not first < position < goodbye or position in ends:
-                faults.append(_damaged(goodbye, "a directory's table points to what is not its own"))
+                faults.append(damaged(goodbye, "a directory's table points to what is not in it"))
             else:
                 ends[position] = position + size
+                hashes[digest] = position
+        return goodbye, ends, hashes
+
+    def _table(self, directory: Entry) -> tuple[int, bytes]:
+        start = directory.position
+        entry = start + HEADER_SIZE + len(directory.name) + 1
+        return self._items.table(start, 0 if start == self._items.start else entry, directory.end)
+
+    def children(self, directory: Entry, *, names_only: bool = False) -> Found:
+        if names_only and self._hints is not None:
+            named = self.named(directory)
+            if named is not None:
+                return Found(named)
+        if not names_only:
+            self._links.prepare(self)
+        entries, faults, _links = self._listing(directory)
+        return Found(entries, _summary(faults))
+
+    def exact(self, directory: Entry) -> tuple[list[Entry], list[int]]:
+        """The exact entries of `directory`, and the target's position of each hard link in it."""
+        entries, _faults, links = self._listing(directory)
+        return entries, links
+
+    def _listing(self, directory: Entry) -> tuple[list[Entry], list[DamageError], list[int]]:
+        faults: list[DamageError] = []
+        goodbye, ends, _hashes = self._ends(directory, faults)
+        blocks = self._hints.blocks(directory) if self._hints is not None else {}
         entries: list[Entry] = []
+        links: list[tuple[int, int, Parsed, int]] = []  # where in `entries`, position, what it is, target
         names: set[bytes] = set()
-        before = 0
-        for position, parsed in self._parse_all(array("Q", sorted(ends)), goodbye + HEADER_SIZE):
+        before, last = 0, 0
+        for position, parsed in self._items.entries(array("Q", sorted(ends)), goodbye):
             if isinstance(parsed, DamageError):
                 faults.append(parsed)
                 continue
-            if before > position and entries:
-                faults.append(_damaged(entries.pop().position, "an entry reaches into the next one"))
             try:
-                entry = self._entry(position, parsed, ends[position], goodbye)
+                if parsed.mode:
+                    entry = self._entry(position, parsed, ends[position], goodbye)
+                else:
+                    links.append((len(entries), position, parsed, self._target_of(position, parsed)))
+                    entry = Entry(parsed.name, 0)
             except DamageError as error:
                 faults.append(error)
                 continue
-            before = entry.end if entry.is_directory else parsed.end
-            if entry.name in names:
-                faults.append(_damaged(position, "a second entry with the same name"))
+            if before > position:
+                # What reaches into the next entry is wrong, whatever else it says.
+                names.discard(entries.pop().name)
+                if links and links[-1][0] == len(entries):
+                    del links[-1]
+                faults.append(damaged(last, "an entry reaches into the next one"))
+            if parsed.name in names:
+                faults.append(damaged(position, "a second entry has the same name"))
                 continue
-            names.add(entry.name)
+            names.add(parsed.name)
+            if entry.is_directory:
+                before = entry.end
+                if parsed.name in blocks:
+                    entry = replace(entry, hint=blocks[parsed.name])
+            else:
+                before = parsed.end
+            last = position
             entries.append(entry)
-        return Found(entries, _summary(faults))
+        targets: list[int] = []
+        if links:
+            goals = self._targets(where for _, _, _, where in links)
+            for number, position, parsed, where in links:
+                try:
+                    entries[number] = self._link(position, parsed, goals[where])
+                    targets.append(where)
+                except DamageError as error:
+                    faults.append(error)
+            entries = [entry for entry in entries if entry.mode]
+        return entries, faults, targets
+
+    def named(self, directory: Entry) -> list[Entry] | None:
+        """The entries of `directory` by the catalog; None where that and the archive differ in any way."""
+        rows = self._hints.table(directory) if self._hints is not None else None
+        if rows is None:
+            return None
+        faults: list[DamageError] = []
+        goodbye, ends, hashes = self._ends(directory, faults)
+        if faults or not len(rows) == len(ends) == len(hashes):
+            return None
+        found: dict[int, Entry] = {}
+        for row in rows:
+            position = hashes.get(pxar.hash_name(row.name))
+            if position is None or position in found:
+                return None
+            found[position] = Entry(
+                row.name,
+                TYPES[row.type],
+                mtime_ns=row.mtime * 1_000_000_000,
+                size=row.size,
+                inode=0 if row.type == catalogs.HARDLINK else position,
+                exact=False,
+                position=position,
+                end=ends[position],
+                hint=row.block,
+            )
+        before = directory.position
+        for position in sorted(found):
+            if before > position:
+                return None
+            before = ends[position] if found[position].is_directory else position
+        if before > goodbye:
+            return None
+        return [found[position] for position in sorted(found)]
 
     def child(self, directory: Entry, name: bytes) -> Entry | None:
-        table = self._table(directory)
-        goodbye, rows = table
+        goodbye, rows = self._table(directory)
         wanted = struct.pack("<Q", pxar.hash_name(name))
         places = []
         at = rows.find(wanted)
@@ -289,79 +272,79 @@ class Archive(Contents):
                     places.append((position, position + size))
             at = rows.find(wanted, at + 1)
         for position, end in sorted(places):
-            parsed = self._parse_one(position, goodbye + HEADER_SIZE)
+            parsed = self._items.entry(position, goodbye)
             if parsed.name == name:
-                return self._entry(position, parsed, end, goodbye)
+                entry = self._one(position, parsed, end, goodbye)
+                if entry.is_directory and self._hints is not None:
+                    entry = replace(entry, hint=self._hints.blocks(directory).get(name, 0))
+                return entry
         return None
 
     def complete(self, directory: Entry, entries: Sequence[Entry]) -> list[Entry | DamageError | None]:
-        return list(entries)
+        wanted = {entry.position: entry for entry in entries if not entry.exact}
+        if not wanted:
+            return list(entries)
+        goodbye, _rows = self._table(directory)
+        parsed_at = dict(self._items.entries(array("Q", sorted(wanted)), goodbye))
+        links = {}
+        for position, parsed in parsed_at.items():
+            if not isinstance(parsed, DamageError) and not parsed.mode:
+                try:
+                    links[position] = self._target_of(position, parsed)
+                except DamageError as error:
+                    parsed_at[position] = error
+        goals = self._targets(links.values())
+        done: list[Entry | DamageError | None] = []
+        for entry in entries:
+            position = entry.position
+            parsed_or_error = parsed_at[position] if not entry.exact else None
+            if parsed_or_error is None:
+                done.append(entry)
+            elif isinstance(parsed_or_error, DamageError):
+                done.append(parsed_or_error)
+            elif parsed_or_error.name != entry.name:
+                done.append(None)
+            else:
+                try:
+                    if position in links:
+                        exact = self._link(position, parsed_or_error, goals[links[position]])
+                    else:
+                        exact = self._entry(position, parsed_or_error, entry.end, goodbye)
+                    done.append(replace(exact, hint=entry.hint) if exact.is_directory else exact)
+                except DamageError as error:
+                    done.append(error)
+        return done
 
     # --- files
 
     def data(self, file: Entry) -> Sequence[Piece]:
         start = file.end - file.size
         if self._payload is not None:
-            found = HEADER.unpack(self._payload.pread(start - HEADER_SIZE, HEADER_SIZE))
-            if found != (pxar.PAYLOAD, HEADER_SIZE + file.size):
-                raise DamageError(f"the payload at byte {start - HEADER_SIZE} is not the one of this file")
+            raw = self._payload.pread(start - HEADER_SIZE, HEADER_SIZE)
+            if len(raw) < HEADER_SIZE or HEADER.unpack(raw) != (pxar.PAYLOAD, HEADER_SIZE + file.size):
+                where = start - HEADER_SIZE
+                raise DamageError(f"the payload stream has another file's content or none at byte {where}")
         return [Piece(len(self.streams) - 1, start, file.size)] if file.size else []
 
     def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         if not entry.has_xattrs:
             return {}
-        position = entry.position
-        named = position != self._root_at
-        # The entry was parsed, so its attributes are in what a parser takes.
-        size = HEAD
-        while True:
-            size = min(size, self._main.size - position)
-            base, data = self._at(position, size)
-            parse = pxar.parse_entry if named else pxar.parse_root
-            try:
-                parse(data, position - base, split=self._payload is not None)
-                return pxar.parse_xattrs(data, position - base, named=named)
-            except ShortError as error:
-                if size >= self._main.size - position or size > 4 * pxar.MAX_ENTRY:
-                    raise _damaged(position, "an entry is cut short") from None
-                size = max(4 * size, error.needed)
-            except DamageError as error:
-                raise _damaged(position, str(error)) from None
+        named = entry.position != self._items.start
+        parse = pxar.parse_entry if named else pxar.parse_root
+        split = self._payload is not None
+
+        def both(data: bytes, at: int) -> dict[bytes, bytes]:
+            parse(data, at, split=split)  # which sees to it that all attributes are in the window
+            return pxar.parse_xattrs(data, at, named=named)
+
+        return self._items.take(entry.position, self.streams[0].size, both)
 
     def link_count(self, entry: Entry) -> int:
-        return 1
+        return self._links.of(self, entry.position) if entry.is_file else 1
 
     @property
     def knows_link_counts(self) -> bool:
-        return True
-
-
-def _windows(positions: Sequence[int], limit: int) -> Iterator[tuple[int, int, Sequence[int]]]:
-    """Windows that hold the entries at `positions`: start, size, and the positions in each."""
-    count = len(positions)
-    first = 0
-    while first < count:
-        start = last = positions[first]
-        after = first + 1
-        while after < count:
-            position = positions[after]
-            if position - last > GAP or position - start > WINDOW - HEAD:
-                break
-            last = position
-            after += 1
-        yield start, min(last + HEAD, limit) - start, positions[first:after]
-        first = after
-
-
-def _moved(parsed: Parsed, by: int, split: bool) -> Parsed:
-    """`parsed` with offsets of the archive."""
-    if split or not stat_bits.S_ISREG(parsed.mode):
-        return parsed._replace(end=parsed.end + by)
-    return parsed._replace(end=parsed.end + by, value=parsed.value + by)
-
-
-def _damaged(position: int, problem: str) -> DamageError:
-    return DamageError(f"{problem}, at byte {position} of the archive")
+        return self._links.known
 
 
 def _summary(faults: list[DamageError]) -> DamageError | None:

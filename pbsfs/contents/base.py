@@ -14,6 +14,10 @@ from typing import Protocol
 
 from pbsfs.base.errors import DamageError
 
+MAX_PATH = 64 << 10
+"""Bytes of a path that `walk` follows: far more than programs can open, and few enough to be built anew for
+each entry."""
+
 
 class Stream(Protocol):
     """The bytes that a reader of contents reads: an archive, or a disk. `size`: in bytes."""
@@ -40,7 +44,7 @@ class Entry:
     attributes or access control lists.
 
     `exact`: False where only `name`, the type in `mode`, and perhaps `size` and `mtime_ns` are known, from a
-    source that may be wrong; `Contents.complete` reads the rest. `position` and `end` are the reader's own.
+    source that may be wrong; `Contents.complete` reads the rest. `position`, `end`, `hint`: the reader's own.
     """
 
     name: bytes
@@ -56,6 +60,7 @@ class Entry:
     exact: bool = True
     position: int = 0
     end: int = 0
+    hint: int = 0
 
     @property
     def is_directory(self) -> bool:
@@ -153,6 +158,9 @@ class Contents(abc.ABC):
                 stack.append(self._level(entry, path + b"/"))
 
     def _level(self, directory: Entry, prefix: bytes) -> Iterator[tuple[bytes, Entry | DamageError]]:
+        if len(prefix) > MAX_PATH:
+            yield prefix.removesuffix(b"/"), DamageError("directories are nested too deep")
+            return
         try:
             found = self.children(directory)
         except DamageError as error:

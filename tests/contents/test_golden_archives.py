@@ -30,10 +30,20 @@ WHOLE = {
 """Archives that hold all of a tree, by the name of its truth."""
 
 
-def open_archive(name: str) -> Archive:
+VERSION_1 = [name for name in WHOLE if (ROOT / f"{name}.pxar.didx").exists()]
+
+EXCLUDED = "host/web-2.lan/2024-11-07T17:20:00Z/home"
+"""Without *.log and /many/file-0000*."""
+
+PART = "host/web-2.lan/2024-11-07T17:20:00Z/etc"
+"""What is below `etc` in tree-2."""
+
+
+def open_archive(name: str, *, with_catalog: bool = True) -> Archive:
     version_1 = ROOT / f"{name}.pxar.didx"
     if version_1.exists():
-        return Archive(Memory(stream(version_1)))
+        catalog = Memory(stream(version_1.with_name("catalog.pcat1.didx"))) if with_catalog else None
+        return Archive(Memory(stream(version_1)), catalog=catalog, name=version_1.name)
     metadata, payload = (Path(f"{ROOT / name}.{ending}.didx") for ending in ("mpxar", "ppxar"))
     return Archive(Memory(stream(metadata)), Memory(stream(payload)))
 
@@ -94,3 +104,107 @@ def test_every_entry_is_as_it_was(name: str) -> None:
     assert found.keys() == rows.keys()
     for path, entry in found.items():
         assert as_truth(archive, path, entry) == expected(rows[path])
+        assert archive.link_count(entry) == (rows[path]["n"] if entry.is_file else 1)
+    assert archive.knows_link_counts
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_look_ups_find_what_listings_show(name: str) -> None:
+    archive = open_archive(name)
+    directories = [archive.root, *(e for _p, e in everything(archive) if e.is_directory)]
+    for directory in directories:
+        found = archive.children(directory)
+        assert found.damage is None
+        for entry in found.entries:
+            assert archive.child(directory, entry.name) == entry
+        assert archive.child(directory, b"not there") is None
+        assert archive.child(directory, b"") is None
+
+
+def test_names_of_one_file_share_an_inode_and_nothing_else_does() -> None:
+    for name in WHOLE:
+        archive = open_archive(name)
+        counts: dict[int, int] = {}
+        for _path, entry in everything(archive):
+            counts[entry.inode] = counts.get(entry.inode, 0) + 1
+        for _path, entry in everything(archive):
+            assert counts[entry.inode] == archive.link_count(entry)
+        assert any(count > 1 for count in counts.values()), "the trees have hard links"
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_the_catalog_gives_the_names(name: str) -> None:
+    archive = open_archive(name)
+    stack = [archive.root]
+    while stack:
+        directory = stack.pop()
+        exact = archive.children(directory)
+        named = archive.children(directory, names_only=True)
+        assert named.damage is None
+        assert not any(entry.exact for entry in named.entries)
+        assert [e.name for e in named.entries] == [e.name for e in exact.entries]
+        for by_name, entry in zip(named.entries, exact.entries, strict=True):
+            assert stat.S_IFMT(by_name.mode) == stat.S_IFMT(entry.mode)
+            assert by_name.inode in (0, entry.inode)
+            if entry.is_directory:
+                assert (by_name.position, by_name.end, by_name.hint) == (
+                    entry.position,
+                    entry.end,
+                    entry.hint,
+                )
+        assert archive.complete(directory, named.entries) == exact.entries
+        assert archive.complete(directory, exact.entries) == exact.entries
+        stack.extend(entry for entry in named.entries if entry.is_directory)
+
+
+@pytest.mark.parametrize("name", [name for name in VERSION_1 if name.startswith("ct/")])
+def test_names_cost_fewer_reads_than_entries(name: str) -> None:
+    archive = open_archive(name)
+    big = archive.child(archive.root, b"big")
+    assert big is not None
+    (main,) = archive.streams
+    assert isinstance(main, Memory)
+    before = main.reads
+    archive.children(big, names_only=True)
+    assert main.reads - before <= 2
+    assert main.requested == 0
+    archive.children(big)
+    assert main.requested > 1, "headers are requested side by side"
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_without_a_catalog_the_links_count_that_were_seen(name: str) -> None:
+    archive = open_archive(name, with_catalog=False)
+    rows = truth(WHOLE[name])
+    assert archive.knows_link_counts
+    found = dict(everything(archive))
+    assert {path: archive.link_count(e) for path, e in found.items() if e.is_file} == {
+        path: row["n"] for path, row in rows.items() if stat.S_ISREG(row["t"])
+    }
+
+
+def test_an_archive_with_exclusions_holds_the_rest() -> None:
+    archive = open_archive(EXCLUDED)
+    rows = {
+        path: row
+        for path, row in truth("tree-h").items()
+        if not path.endswith(b".log") and not path.startswith(b"many/file-0000")
+    }
+    found = dict(everything(archive))
+    listed = found.pop(b".pxarexclude-cli")
+    assert content(archive, listed) == b"*.log\n/many/file-0000*\n"
+    assert found.keys() == rows.keys()
+    for path, entry in found.items():
+        assert as_truth(archive, path, entry) == expected(rows[path])
+
+
+def test_one_of_two_archives_in_a_snapshot() -> None:
+    archive = open_archive(PART)
+    rows = {p[4:]: row | {"p": p[4:].hex()} for p, row in truth("tree-2").items() if p.startswith(b"etc/")}
+    rows[b""] = truth("tree-2")[b"etc"] | {"p": ""}
+    found = dict(everything(archive))
+    del found[b".pxarexclude-cli"]
+    assert found.keys() == rows.keys()
+    for path, entry in found.items():
+        assert as_truth(archive, path, entry) == expected(rows[path])
+    assert not any(entry.exact for entry in archive.children(archive.root, names_only=True).entries)
