@@ -29,8 +29,8 @@ from pbsfs.cli.options import (
     source_options,
 )
 from pbsfs.nbd import launch
-from pbsfs.nbd.exports import choose
 from pbsfs.nbd.launch import Address
+from pbsfs.nbd.naming import choose
 from pbsfs.nbd.parameters import filters_of
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.tree import Directory, Tree

@@ -16,33 +16,22 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
 
-from pbsfs.base.errors import NotFoundError, PbsfsError, SourceError, UsageError, errno_of
-from pbsfs.base.names import ArchiveKind
+from pbsfs.base.errors import NotFoundError, PbsfsError, SourceError, errno_of
 from pbsfs.base.text import first_of, printable
-from pbsfs.formats.manifest import CryptMode
+from pbsfs.nbd.naming import choose, description_of, image_in, images_below, what_there_is
 from pbsfs.nbd.parameters import Settings
 from pbsfs.reader.image import Extent, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime import process
 from pbsfs.runtime.memory import Charge, Memory
 from pbsfs.sources.retry import SharedTry
-from pbsfs.tree import (
-    DEFAULT_REFRESH,
-    LATEST,
-    Directory,
-    GroupDirectory,
-    ImageFile,
-    Latest,
-    Node,
-    SnapshotDirectory,
-    Tree,
-)
+from pbsfs.tree import DEFAULT_REFRESH, LATEST, ImageFile, SnapshotDirectory, Tree
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +52,6 @@ be under way."""
 
 PATIENCE = 0.5
 """Seconds after which a read that waits looks whether anybody still waits for it."""
-
-ONE_FOR_ALL = frozenset(("cache", "cacheextents", "cow", "gzip", "tar"))
-"""Filters of nbdkit that keep what they learned or were told by its offset alone, not by export too."""
 
 SMALL_BUFFER = 256 << 10
 """Bytes up to which the buffer of one of nbdkit's threads does not count. Each keeps the largest that it
@@ -344,13 +330,13 @@ class _Exports:
     async def _find_all(self) -> builtins.list[tuple[str, str]]:
         node = await self._tree.find(self._path)
         if isinstance(node, ImageFile):
-            return [("", _description(node))]
+            return [("", description_of(node))]
         # What most people look for comes first, and so is there if not all are.
-        found = sorted(await _images(node), key=lambda named: LATEST not in named[0].split("/"))
+        found = sorted(await images_below(node), key=lambda named: LATEST not in named[0].split("/"))
         images = self._with_key(found)
         if len(images) > MAX_EXPORTS:
             log.warning("%d of %d images are listed; all can be opened", MAX_EXPORTS, len(images))
-        return [(name, _description(image)) for name, image in images[:MAX_EXPORTS]]
+        return [(name, description_of(image)) for name, image in images[:MAX_EXPORTS]]
 
     def _with_key(self, images: Sequence[tuple[str, ImageFile]]) -> Sequence[tuple[str, ImageFile]]:
         """The images without those whose key was not given.
@@ -377,7 +363,7 @@ class _Exports:
         """The default export; no name, which opens nothing, where there is none."""
         node = await self._tree.find(self._path)
         if isinstance(node, SnapshotDirectory):
-            images = await _images(node)
+            images = await images_below(node)
             if len(images) == 1:
                 return images[0][0]
         return ""
@@ -387,7 +373,7 @@ class _Exports:
         # Connections of one client have to see the same image, also when 'latest' becomes another one.
         if name not in self._open:
             node = await self._image(name)
-            self._open.setdefault(name, _Open(await node.open(), _description(node)))
+            self._open.setdefault(name, _Open(await node.open(), description_of(node)))
         known = self._open[name]
         handle = known.image.handle()
         known.handles.append(handle)
@@ -402,8 +388,8 @@ class _Exports:
         # By its path from there, or by its whole path.
         inside = name.strip("/").removeprefix(f"{self._path}/")
         if not inside:
-            raise NotFoundError(f"name an export, as in nbd://localhost/NAME; {await _what_there_is(node)}")
-        return await _image_in(await self._tree.find(f"{self._path}/{inside}"), name)
+            raise NotFoundError(f"name an export, as in nbd://localhost/NAME; {await what_there_is(node)}")
+        return await image_in(await self._tree.find(f"{self._path}/{inside}"), name)
 
     def close(self, name: str, handle: Handle) -> None:
         handle.close()
@@ -466,97 +452,8 @@ class Export:
         self._server.close(self)
 
 
-async def choose(tree: Tree, path: str, *, missing: str | None = None, filters: Collection[str] = ()) -> Node:
-    """What is at `path`, when it can be exported: an image that opens, or a directory to choose from.
-
-    `missing` and `filters`: as in Settings. Raises NotFoundError and UsageError, which name what there is,
-    and what opening the image raises.
-    """
-    await tree.reader.source.namespaces(tree.root.namespace)
-    node = await tree.find(path)
-    if missing is not None:
-        raise UsageError(f"{missing}= is missing; {await _what_there_is(node)}")
-    if not isinstance(node, Directory):
-        image = await _image_in(node, path)
-        await image.open()
-        if image.file.archive.kind is not ArchiveKind.FIXED:
-            log.warning(
-                "%s is an archive of files, not a disk: clients get the bytes of the archive; "
-                "to have it as a file, use `pbsfs export`",
-                node,
-            )
-        return node
-    await node.children()
-    sharing = sorted(ONE_FOR_ALL.intersection(filters))
-    if sharing:
-        raise UsageError(
-            f"nbdkit's filter {sharing[0]} takes all exports for one disk, and would mix them up: "
-            f"name one image; {await _what_there_is(node)}"
-        )
-    return node
-
-
-async def _image_in(node: Node, name: str) -> ImageFile:
-    if isinstance(node, ImageFile):
-        return node
-    if isinstance(node, Directory):
-        raise NotFoundError(f"'{name}' is no image; {await _what_there_is(node)}")
-    raise NotFoundError(f"'{name}' is not an image, but a file; `pbsfs export` copies it")
-
-
-async def _what_there_is(node: Node) -> str:
-    if isinstance(node, SnapshotDirectory):
-        names = [name for name, _image in await _images(node)]
-    else:
-        names = [os.fsdecode(name) for name in await node.children()] if isinstance(node, Directory) else []
-    return f"{node} has {first_of(names, 8) or 'nothing'}"
-
-
 def _short(fingerprint: str | None) -> str:
     """A key's fingerprint as a manifest tells it: its first bytes, printable."""
     if fingerprint is None:
         return "without a name"
     return printable(fingerprint[:23])
-
-
-async def _images(node: Node) -> list[tuple[str, ImageFile]]:
-    """The disk images below `node`, by their paths from there; in a group, the newest first."""
-    if not isinstance(node, Directory):
-        return []
-    try:
-        children = await node.children()
-    except PbsfsError as error:
-        log.warning("%s: its images are left out: %s", node, error)
-        return []
-    if isinstance(node, SnapshotDirectory):
-        return [
-            (os.fsdecode(name), file)
-            for name, file in children.items()
-            if isinstance(file, ImageFile) and file.file.archive.kind is ArchiveKind.FIXED
-        ]
-    below = list(children.items())
-    if isinstance(node, GroupDirectory):
-        below.reverse()
-    found: list[tuple[str, ImageFile]] = []
-    for name, child in below:
-        inside = await node.child(await child.target()) if isinstance(child, Latest) else child
-        found += [(f"{os.fsdecode(name)}/{rest}", image) for rest, image in await _images(inside)]
-    return found
-
-
-def _description(image: ImageFile) -> str:
-    """For people who choose: which snapshot it is, how large, and what its notes say."""
-    info = image.info
-    text = f"{info.snapshot}/{os.fsdecode(image.name)}, {_size(image.file.size)}"
-    if image.file.crypt_mode is CryptMode.ENCRYPT:
-        text += ", encrypted"
-    if info.notes:
-        text += f": {info.notes.splitlines()[0] if info.notes.strip() else ''}"
-    return printable(text[:500])
-
-
-def _size(count: int) -> str:
-    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if count >> shift:
-            return f"{count / (1 << shift):.1f} {unit}"
-    return f"{count} bytes"

@@ -335,7 +335,7 @@ def test_without_that_nothing_can_be_written(stocked: Stocked, tmp_path: Path) -
 
 @pytest.mark.parametrize("words", [["--cow", FIRST], ["--cow", "--all"], [FIRST, "--filter", "cow"]])
 def test_one_layer_is_for_one_image(stocked: Stocked, words: list[str]) -> None:
-    assert "filter cow takes all exports for one disk" in refused(stocked, 2, *words)
+    assert "filter cow does not support multiple exports" in refused(stocked, 2, *words)
 
 
 # --- while a command runs

@@ -387,7 +387,7 @@ WRONG = {
     "": "name an export, as in nbd://localhost/NAME; / has vm, ct, ns",
     "vm/999/latest/a.img": "there is no '999'; there is 100, 101",
     f"{FIRST}/other.img": "there is no 'other.img'; there is drive-scsi0.img",
-    "vm/100": "'vm/100' is no image; vm/100 has",
+    "vm/100": "'vm/100' is not an image; vm/100 has",
     CONFIGURATION: "is not an image, but a file",
     "../../etc/passwd": "'..' has no meaning here",
     ENCRYPTED: f"is encrypted with the key {made.KEY.fingerprint}",

@@ -165,7 +165,7 @@ def test_the_list_of_exports_is_renewed(
     async def nothing(_node: Node) -> list[tuple[str, ImageFile]]:
         return []
 
-    monkeypatch.setattr(exports, "_images", nothing)
+    monkeypatch.setattr(exports, "images_below", nothing)
     assert before
     caplog.clear()  # of exports without their key
     assert server.list() == []

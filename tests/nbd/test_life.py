@@ -89,7 +89,7 @@ def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cow", "cache", "cacheextents"])
 def test_a_filter_that_would_mix_up_images_is_refused(stocked: Stocked, name: str) -> None:
     said = refused(stocked.path, "vmid=100", "timestamp=latest", options=[f"--filter={name}"])
-    assert f"filter {name} takes all exports for one disk" in said
+    assert f"filter {name} does not support multiple exports" in said
     assert "drive-scsi0.img" in said
 
 
