@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 
 from pbsfs.base.errors import ForbiddenError
 from pbsfs.base.names import BACKUP_TYPES, Namespace
+from pbsfs.runtime.memory import MemoryLimitError
 from pbsfs.sources.base import GroupInfo
-from pbsfs.tree.node import Directory, Listing, Node, Nodes, Walk, in_turns, nanoseconds
+from pbsfs.tree.node import NAME_SIZE, Directory, Listing, Node, Nodes, Walk, nanoseconds
 from pbsfs.tree.snapshots import GroupDirectory
 
 log = logging.getLogger(__name__)
 
 NAMESPACES = b"ns"
 
+GROUP_SIZE = 512
+"""Bytes of memory for a group: 450 with a short note, measured."""
+
 
 class NamespaceDirectory(Directory):
     """A namespace: its backup types, and the namespaces below it."""
 
-    __slots__ = ("_reported_forbidden", "groups", "namespace", "namespaces", "round")
+    __slots__ = ("_counts", "_reported_forbidden", "groups", "namespace", "namespaces", "round")
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class NamespaceDirectory(Directory):
         self.round = 0  # how often it was listed
         self.groups: list[GroupInfo] = []
         self.namespaces: list[Namespace] = []
+        self._counts: Counter[str] = Counter()  # groups by type
         self._reported_forbidden = False
 
     async def list_values(self) -> Iterable[tuple[bytes, object]]:
@@ -55,13 +61,24 @@ class NamespaceDirectory(Directory):
             self._reported_forbidden = True
             self.groups = []
         self.round += 1
-        present = {info.group.type for info in self.groups}
+        self._counts = Counter(info.group.type for info in self.groups)
         found: list[tuple[bytes, object]] = [
-            (os.fsencode(kind), kind) for kind in BACKUP_TYPES if kind in present
+            (os.fsencode(kind), kind) for kind in BACKUP_TYPES if kind in self._counts
         ]
         if self.namespaces:
             found.append((NAMESPACES, None))
         return found
+
+    async def _take(self, listed: Iterable[tuple[bytes, object]]) -> None:
+        try:
+            await super()._take(listed)
+        except MemoryLimitError:
+            self.groups, self.namespaces = [], []
+            raise
+
+    def size_of(self, value: str | None) -> int:
+        count = len(self.namespaces) if value is None else self._counts[value]
+        return NAME_SIZE + count * GROUP_SIZE
 
     def make(self, name: bytes, value: str | None) -> Node:
         return NamespacesDirectory(self, name) if value is None else TypeDirectory(self, name, value)
@@ -87,7 +104,7 @@ class PartDirectory(Directory):
         async def take_part() -> bool:
             while self._round != self.namespace.round:
                 found = self.namespace.round
-                self._values = await in_turns(await self.list_values())
+                await self._take(await self.list_values())
                 self._round = found
             return True
 

@@ -25,6 +25,7 @@ import trio
 from pbsfs.base.errors import NotFoundError, PbsfsError
 from pbsfs.base.text import quoted
 from pbsfs.reader.reader import Reader
+from pbsfs.runtime.memory import Charge
 from pbsfs.sources.retry import SharedTry
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,12 @@ IN_ONE_GO = 500
 KEPT_DIRECTORIES = 64
 """Directories that are held, with what the source was asked for, though nobody uses them: a command or an NBD
 server looks them up again within seconds."""
+
+NAME_SIZE = 640
+"""Bytes of memory for a name of a listing: in its dictionary, and the node and the inode that it may have."""
+
+HOLDER = "listings"
+"""What an error calls the bytes that are charged for listings."""
 
 DIRECTORY_MODE = stat_bits.S_IFDIR | 0o555
 FILE_MODE = stat_bits.S_IFREG | 0o444
@@ -85,6 +92,7 @@ class Nodes:
         self.refresh = refresh
         self._living: WeakValueDictionary[bytes, Node] = WeakValueDictionary()
         self._used_last: OrderedDict[Directory, None] = OrderedDict()
+        reader.store.memory.reclaim_with(self._let_go)
 
     def child(self, directory: Directory, name: bytes, value: object) -> Node:
         """The child `name` of `directory`, listed with `value`: the one that lives, or else a new one."""
@@ -101,6 +109,10 @@ class Nodes:
         self._used_last.move_to_end(directory)
         if len(self._used_last) > KEPT_DIRECTORIES:
             self._used_last.popitem(last=False)
+
+    def _let_go(self, excess: int) -> None:
+        """Stops holding directories that nothing uses: their listings need memory."""
+        self._used_last.clear()
 
     def __len__(self) -> int:
         return len(self._living)
@@ -189,12 +201,13 @@ class Listing(Mapping[bytes, Node]):
 class Directory(Node):
     """A node with children. Subclasses list them and make their nodes; this class keeps the listing."""
 
-    __slots__ = ("_fresh_until", "_shared", "_values", "_walk")
+    __slots__ = ("_charge", "_fresh_until", "_shared", "_values", "_walk")
 
     def __init__(self, tree: Nodes, parent: Directory | None, name: bytes, walk: Walk | None = None) -> None:
         """`walk`: shared with the directories beside it, where listing takes a request for each."""
         super().__init__(tree, parent, name)
         self._values: dict[bytes, object] = {}
+        self._charge: Charge | None = None  # for `_values`
         self._fresh_until = float("-inf")
         self._shared: SharedTry[bool] | None = None
         self._walk = walk
@@ -206,6 +219,10 @@ class Directory(Node):
     @abc.abstractmethod
     def make(self, name: bytes, value: Any) -> Node:
         """The node of the child `name`; `value`: what `list_values` has for it."""
+
+    def size_of(self, value: Any) -> int:
+        """Bytes of memory that a child needs, listed with `value`."""
+        return NAME_SIZE
 
     def path_of(self, name: bytes) -> bytes:
         """The path of the child `name`."""
@@ -266,13 +283,26 @@ class Directory(Node):
 
     async def _listed(self) -> Listing:
         async def ask() -> bool:
-            self._values = await in_turns(await self.list_values())
+            await self._take(await self.list_values())
             self._fresh_until = trio.current_time() + self.tree.refresh
             return True
 
         await self._asking().run(lambda: self.is_fresh() or None, ask)
         self.tree.hold(self)
         return self.listing()
+
+    async def _take(self, listed: Iterable[tuple[bytes, object]]) -> None:
+        """Keeps a listing, and charges for it; other tasks run meanwhile. Raises MemoryLimitError."""
+        values: dict[bytes, object] = {}
+        size = 0
+        for name, value in listed:
+            values[name] = value
+            size += self.size_of(value)
+            if len(values) % IN_ONE_GO == 0:
+                await trio.lowlevel.checkpoint()
+        memory = self.tree.reader.store.memory
+        self._charge = memory.admit(f"{self}: the {size} bytes of its listing", HOLDER, size)
+        self._values = values
 
     async def _list_ahead(self) -> None:
         try:
@@ -318,13 +348,3 @@ class Walk:
         after = (listing[name] for name in self._names[self._place + 1 : self._place + AHEAD])
         self._ahead = [node for node in after if isinstance(node, Directory)]
         return [node for node in self._ahead if not node.is_fresh()]
-
-
-async def in_turns(listed: Iterable[tuple[bytes, object]]) -> dict[bytes, object]:
-    """The listing as a dictionary; other tasks have their turn meanwhile, however long it is."""
-    found: dict[bytes, object] = {}
-    for name, value in listed:
-        found[name] = value
-        if len(found) % IN_ONE_GO == 0:
-            await trio.lowlevel.checkpoint()
-    return found

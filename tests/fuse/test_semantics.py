@@ -980,6 +980,31 @@ def test_memory_of_open_files_is_bounded(writer: DatastoreWriter, tmp_path: Path
         assert peak_of(mount.pid) < cache + extra + limit, f"{peak_of(mount.pid) >> 20} MiB"
 
 
+def test_memory_is_bounded_with_many_open_images_and_long_listings(
+    writer: DatastoreWriter, tmp_path: Path
+) -> None:
+    cache, extra, limit, count, size, names = 64 << 20, 150 << 20, 256 << 20, 200, 1 << 39, 100_000
+    data = b"data" * (1 << 20)
+    places = large_images(writer, data, size=size, count=count)
+    (writer.path / "ct").mkdir(exist_ok=True)
+    for number in range(names):
+        os.mkdir(f"{writer.path}/ct/{number + 100}")
+    assert count * size // len(data) * 32 > cache + extra + limit
+    with mounted(writer.path, tmp_path / "m", "--cache-size", "64M") as mount:
+        files = [os.open(mount / place, os.O_RDONLY) for place in places]
+        try:
+            assert sum(entry.is_dir() for entry in os.scandir(mount / "ct")) == names
+            for number, file in enumerate(files):
+                assert os.pread(file, 4, 5) == data[1:5], number
+            assert len(os.listdir(mount / "ct")) == names
+            for file in files:
+                assert os.pread(file, 4, size - 5000) == data[:4]
+        finally:
+            for file in files:
+                os.close(file)
+        assert peak_of(mount.pid) < cache + limit + extra, f"{peak_of(mount.pid) >> 20} MiB"
+
+
 # --- from mount to umount
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,9 +15,21 @@ from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, Sour
 from pbsfs.base.names import ROOT_NAMESPACE, Archive, Namespace, Snapshot
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import open_reader
+from pbsfs.runtime.memory import MemoryLimitError
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
 from pbsfs.tree import BlobFile, Directory, ImageFile, Latest, Listing, Node, SnapshotDirectory, Stat, Tree
-from pbsfs.tree.node import AHEAD, DIRECTORY_MODE, IN_ONE_GO, KEPT_DIRECTORIES, LINK_MODE, nanoseconds
+from pbsfs.tree.namespaces import GROUP_SIZE
+from pbsfs.tree.node import (
+    AHEAD,
+    DIRECTORY_MODE,
+    HOLDER,
+    IN_ONE_GO,
+    KEPT_DIRECTORIES,
+    LINK_MODE,
+    NAME_SIZE,
+    nanoseconds,
+)
+from pbsfs.tree.snapshots import FILE_SIZE, SNAPSHOT_SIZE
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.run import in_trio
@@ -969,6 +982,42 @@ async def test_a_walk_leaves_only_the_directories_that_were_used_last() -> None:
         assert len(await all_paths(tree.root)) == 2 + 20 * (2 + 50 * 2)
         # Each holds the directories above it, and nothing below it.
         assert len(tree) <= KEPT_DIRECTORIES + 3
+
+
+@in_trio
+async def test_listings_are_charged_by_their_names_until_nothing_uses_them() -> None:
+    source, _names = many_groups(groups=600)
+    async with shown(source) as tree:
+        memory = tree.reader.store.memory
+        assert memory.charged(HOLDER) == 0
+        await (await tree.at(b"vm")).children()  # type: ignore[attr-defined]
+        listed = memory.charged(HOLDER)
+        assert listed >= 600 * (GROUP_SIZE + NAME_SIZE)
+        for name in list(await (await tree.at(b"vm")).children())[:KEPT_DIRECTORIES]:  # type: ignore[attr-defined]
+            await (await tree.at(b"vm/" + name)).children()  # type: ignore[attr-defined]
+        walked = memory.charged(HOLDER)
+        assert walked >= listed + (KEPT_DIRECTORIES - 10) * (NAME_SIZE + SNAPSHOT_SIZE + FILE_SIZE)
+        big = memory.charge("open files", memory.limit, passing=True)
+        memory.reclaim()
+        gc.collect()
+        assert memory.charged(HOLDER) <= 600 * GROUP_SIZE + 3 * NAME_SIZE  # only what the root itself lists
+        assert len(tree) == 0
+        del big
+
+
+@in_trio
+async def test_a_listing_that_does_not_fit_is_refused_and_leaves_nothing_behind() -> None:
+    source, _names = many_groups(groups=600)
+    async with open_reader(source, cache_size=0, open_limit=100_000) as reader:
+        tree = Tree(reader)
+        blob = reader.store.memory.charge("open files", 1000)
+        with pytest.raises(MemoryLimitError, match=r"^/: the \d+ bytes of its listing do not fit in memory"):
+            await tree.at(b"vm")
+        assert reader.store.memory.charged() == blob.size
+        assert not tree.root.groups
+        blob.resize(0)
+        reader.store.memory.limit = 10_000_000
+        assert len(await (await tree.at(b"vm")).children()) == 600  # type: ignore[attr-defined]
 
 
 @in_trio
