@@ -44,8 +44,8 @@ try:
     from pbsfs import __version__
     from pbsfs.access.credentials import take_secrets
     from pbsfs.base.errors import PbsfsError
-    from pbsfs.nbd.exports import Export, Server, nbd_errno
     from pbsfs.nbd.parameters import Parameters
+    from pbsfs.nbd.server import Export, Server, nbd_errno
     from pbsfs.runtime import process
     from pbsfs.runtime.logs import set_up_logging
 except ImportError as error:
@@ -119,7 +119,7 @@ def config_complete() -> None:
 
 
 def get_ready() -> None:
-    _serving().look()
+    _serving().check_path()
 
 
 def after_fork() -> None:

@@ -24,7 +24,7 @@ LOGIN = "limit: login"
 
 NBD_IMPORTS = (
     "import pbsfs.runtime.process, pbsfs.base.errors, pbsfs.runtime.logs, "
-    "pbsfs.nbd.exports, pbsfs.nbd.parameters"
+    "pbsfs.nbd.server, pbsfs.nbd.parameters"
 )
 """What nbd_bridge.py imports of pbsfs."""
 

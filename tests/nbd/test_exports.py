@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ import trio.testing
 
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.nbd import exports
-from pbsfs.nbd.exports import Export, Server, StoppedError
+from pbsfs.nbd.limits import Limits
+from pbsfs.nbd.loop import StoppedError
 from pbsfs.nbd.parameters import Parameters
+from pbsfs.nbd.server import Export, Server
 from pbsfs.reader.image import Image
 from pbsfs.tree import ImageFile, Node, Tree
 from tests.support import made
@@ -39,12 +40,16 @@ def clients() -> Clients:
 
 
 @pytest.fixture
-def server(tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def limits() -> Limits:
+    return Limits(patience=0.01)
+
+
+@pytest.fixture
+def server(tmp_path: Path, clients: Clients, limits: Limits) -> Iterator[Server]:
     """All images of a datastore."""
-    monkeypatch.setattr(Server, "patience", 0.01)
     parameters = Parameters({})
     parameters.take("datastore_dir", str(stock(tmp_path).path))
-    served = Server(parameters.settings(), wanted=lambda: clients.there)
+    served = Server(parameters.settings(), wanted=lambda: clients.there, limits=limits)
     served.start()
     yield served
     served.stop()
@@ -73,14 +78,14 @@ def test_an_export_whose_client_goes_while_it_is_opened_is_not_kept(
     async def still_open() -> bool:
         return bool(server._exports._open)
 
-    wait_until(lambda: not server.call(still_open), "it is closed")
+    wait_until(lambda: not server.loop.call(still_open), "it is closed")
 
 
 def test_what_fails_in_the_loop_does_not_end_it(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise MemoryError
 
-    server.post(fail)
+    server.loop.post(fail)
     wait_until(lambda: "a request to the loop failed" in caplog.text, "it is logged")
     caplog.clear()
     assert server.open(IMAGE).size > 0
@@ -91,7 +96,7 @@ def test_a_failure_that_is_a_time_limit_is_told(server: Server) -> None:
         raise TimeoutError("too late")
 
     with pytest.raises(TimeoutError, match="too late"):
-        server.call(fail)
+        server.loop.call(fail)
 
 
 def read(export: Export) -> bytes:
@@ -102,9 +107,8 @@ def read(export: Export) -> bytes:
 
 @pytest.mark.parametrize("kind", ["directory", "server"])
 def test_a_backup_made_again_is_served_with_its_new_content_to_those_who_open_it_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, kind: str
 ) -> None:
-    monkeypatch.setattr(exports, "Tree", functools.partial(Tree, refresh=0.0))
     own = stock(tmp_path / "datastore")
     parameters = Parameters({})
     with ExitStack() as stack:
@@ -116,7 +120,7 @@ def test_a_backup_made_again_is_served_with_its_new_content_to_those_who_open_it
             parameters.take("repo", from_server.repository(TOKEN))
             parameters.take("password", f"+{tmp_path / 'secret'}")
             parameters.take("fingerprint", from_server.fingerprint)
-        served = Server(parameters.settings())
+        served = Server(parameters.settings(), limits=Limits(refresh=0.0))
         served.start()
         stack.callback(served.stop)
         old = own.contents[IMAGE]
@@ -156,10 +160,10 @@ def test_clients_that_list_at_once_have_the_datastore_walked_once(
     caplog.clear()  # of exports without their key
 
 
+@pytest.mark.parametrize("limits", [Limits(refresh=0.0)])
 def test_the_list_of_exports_is_renewed(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(exports, "LIST_KEPT", 0.0)
     before = server.list()
 
     async def nothing(_node: Node) -> list[tuple[str, ImageFile]]:

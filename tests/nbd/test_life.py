@@ -282,7 +282,7 @@ spec.loader.exec_module(bridge)
 globals().update({{name: value for name, value in vars(bridge).items() if not name.startswith("__")}})
 
 def pread(export, buffer, offset, flags):
-    bridge._serving()._token.run_sync_soon(lambda: 1 / 0)
+    bridge._serving().loop._token.run_sync_soon(lambda: 1 / 0)
 """
 
 
