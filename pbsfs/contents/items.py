@@ -101,18 +101,39 @@ class Items:
         self._window = window
         return window
 
+    def _before_damage(self, offset: int, size: int) -> bytes:
+        """The bytes from `offset` up to the first that cannot be read, which is among `size` bytes: what lies
+        before a damaged chunk is not damaged."""
+        found = b""
+        while size > 1:
+            half = size // 2
+            try:
+                found += self.stream.pread(offset + len(found), half)
+            except DamageError:
+                size = half
+            else:
+                size -= half
+        return found
+
     def take(self, position: int, limit: int, parse: Callable[[bytes, int], T]) -> T:
         """What `parse` makes of the entry at `position`, which lies before `limit`.
 
         It is called with a window and the entry's offset in it, and raises ShortError where it needs more.
         """
         size = HEAD
+        damage: DamageError | None = None
         while True:
             whole = size >= limit - position
-            base, data = self._at(position, min(size, limit - position))
+            try:
+                base, data = self._at(position, min(size, limit - position))
+            except DamageError as error:
+                damage = error
+                base, data = position, self._before_damage(position, min(size, limit - position))
             try:
                 return parse(data, position - base)
             except ShortError as error:
+                if damage is not None:
+                    raise damage from None
                 if whole or size > pxar.MAX_ENTRY:
                     raise damaged(position, "an entry reaches beyond its directory") from None
                 size = max(size * 4, error.needed)
@@ -172,7 +193,10 @@ class Items:
         guess = min(TAIL, end - start)
         if guess < ITEM_SIZE or end > self.stream.size:
             raise damaged(start, "a directory is cut short")
-        base, data = self._at(end - guess, guess)
+        try:
+            base, data = self._at(end - guess, guess)
+        except DamageError:
+            base, data = self._at(end - ITEM_SIZE, ITEM_SIZE)  # what lies before the table may be damaged
         try:
             offset, size = pxar.parse_tail(data[end - base - ITEM_SIZE : end - base])
         except DamageError as error:
