@@ -133,6 +133,10 @@ def cleanup() -> None:
         server.stop()
 
 
+def preconnect(readonly: bool) -> None:
+    _serving().admit()
+
+
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
     return _serving().list()
 

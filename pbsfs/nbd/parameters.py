@@ -37,9 +37,14 @@ NAMES = (
     *("repo", "server", "port", "datastore", "auth_id", "password", "fingerprint"),
     *("namespace", "datastore_dir", "keyfile"),
     *("type", "id", "vmid", "timestamp", "image", "path"),
-    *("cache_size", "connections", "retry_timeout", "on_damage"),
+    *("cache_size", "connections", "nbd_connections", "retry_timeout", "on_damage"),
 )
 """Every parameter that a user may give. `keyfile` may be given more than once."""
+
+DEFAULT_NBD_CONNECTIONS = 128
+"""Connections of clients at once. nbdkit has 16 threads for each, and copying programs open four or more."""
+
+MAX_NBD_CONNECTIONS = 10_000
 
 HANDED_OVER = ("source_fd", "ready_fd")
 """Parameters of `pbsfs nbd` itself: the descriptors of the source's description and of its waiting pipe."""
@@ -53,7 +58,8 @@ class Settings:
 
     `path`: of an image in the tree, or of a directory whose images are all exported. `missing`: the
     parameter without which `path` is the directory to choose from, though one image was asked for.
-    `ready_fd`: where to tell that connections are taken. `filters`: those of nbdkit that are in use.
+    `ready_fd`: the pipe that gets a byte when clients can connect. `filters`: those that nbdkit uses.
+    `nbd_connections`: the most connections of clients at once.
     """
 
     source: Description
@@ -63,6 +69,7 @@ class Settings:
     zeroed: ZeroedRanges | None = None
     ready_fd: int | None = None
     filters: frozenset[str] = frozenset()
+    nbd_connections: int = DEFAULT_NBD_CONNECTIONS
 
 
 class Parameters:
@@ -108,6 +115,7 @@ class Parameters:
             zeroed=ZeroedRanges() if on_damage == "zero" else None,
             ready_fd=self._whole("ready_fd", 0, 1 << 20),
             filters=self._filters,
+            nbd_connections=self._whole("nbd_connections", 1, MAX_NBD_CONNECTIONS) or DEFAULT_NBD_CONNECTIONS,
         )
 
     def _source(self) -> Description:

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from pbsfs.base.errors import PbsfsError, errno_of
+from pbsfs.nbd.connections import Connections
 from pbsfs.nbd.exports import Exports
 from pbsfs.nbd.limits import Limits
 from pbsfs.nbd.loop import LoopThread
@@ -73,6 +74,7 @@ class Server:
         self._path = settings.path
         self._end = end
         self._limits = limits or Limits()
+        self._connections = Connections(settings.nbd_connections)
         self._exports: Exports  # from `start` on
         self._lock = threading.Lock()
         self._buffers: Charge | None = None  # for nbdkit's buffers; guarded by the lock
@@ -148,6 +150,10 @@ class Server:
     def stop(self) -> None:
         """Ends all that was started; reads that still wait fail."""
         self.loop.stop()
+
+    def admit(self) -> None:
+        """Counts the connection of the calling thread. Raises UnavailableError if there are too many."""
+        self._connections.admit()
 
     def list(self) -> list[tuple[str, str]]:
         """Names and descriptions of the exports. Raises PbsfsError."""

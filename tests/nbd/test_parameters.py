@@ -87,12 +87,14 @@ def test_a_server_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> No
         f"fingerprint={FINGERPRINT}",
         "namespace=prod/db",
         "connections=4",
+        "nbd_connections=7",
         "retry_timeout=2.5",
     )
     assert str(server_of(settings).repository) == CANONICAL
     assert server_of(settings).trust.pinned == FINGERPRINT.replace(":", "").lower()
     assert settings.source.namespace == Namespace(("prod", "db"))
     assert (server_of(settings).connections, server_of(settings).retry_timeout) == (4, 2.5)
+    assert settings.nbd_connections == 7
     assert password_of(settings) == PASSWORD
 
 
@@ -303,6 +305,7 @@ def test_a_password_shows_itself_nowhere(
         ("connections=0", "connections=0: not a number from 1 to 16"),
         ("connections=17", "connections=17: not a number"),
         ("connections=2.5", "connections=2.5: not a whole number"),
+        ("nbd_connections=0", "nbd_connections=0: not a number from 1 to 10000"),
         ("connections=some", "connections=some: not a number"),
         ("retry_timeout=-1", "retry_timeout=-1: not a number from 0 to 1e\\+09"),
         ("retry_timeout=nan", "retry_timeout=nan: not a number"),
