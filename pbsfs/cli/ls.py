@@ -16,13 +16,15 @@ from pbsfs.base.text import one_line
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
-from pbsfs.tree import Directory, Latest, Node, Tree
+from pbsfs.tree import Directory, FilesDirectory, Link, Node, Tree
 
 
 @click.command("ls")
 @click.argument("path", default="", metavar="[PATH]")
 @click.option("-l", "--long", is_flag=True, help="Show size, size without holes, and time too.")
-@click.option("-R", "--recursive", is_flag=True, help="Go into directories too.")
+@click.option(
+    "-R", "--recursive", is_flag=True, help="List directories below too (files/ only where PATH is in it)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @source_options
 @logging_options
@@ -67,7 +69,7 @@ async def _collect(
 ) -> None:
     for node in (await directory.children()).values():
         rows.append(await _row(node, os.fsdecode(node.path.removeprefix(root)), full=full))
-        if recursive and isinstance(node, Directory):
+        if recursive and isinstance(node, Directory) and not isinstance(node, FilesDirectory):
             try:
                 await _collect(node, root, recursive, rows, tree, full)
             except DamageError as error:  # its neighbours are listed all the same
@@ -82,7 +84,7 @@ async def _row(node: Node, name: str, *, full: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "path": os.fsdecode(node.path)}
     if isinstance(node, Directory):
         row["type"] = "directory"
-    elif isinstance(node, Latest):
+    elif isinstance(node, Link):
         row |= {"type": "link", "target": os.fsdecode(await node.target())}
     else:
         row |= {"type": "file", "size": stat.size, "data_size": stat.data_size}

@@ -143,8 +143,9 @@ def _serve(
 
     mount_options = MountOptions(
         mountpoint=place,
-        ownership=Ownership(options.uid, options.gid, options.umask),
+        ownership=Ownership(options.uid, options.gid, options.umask, options.as_stored),
         flags=frozenset(options.flags),
+        files=options.files,
         refresh=refresh,
         cache_size=cache_size,
         namespace=description.namespace,

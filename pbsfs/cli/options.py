@@ -228,7 +228,7 @@ def run_on_described(
 
     async def run() -> R:
         async with open_reader(source, keys=description.keys, zeroed=zeroed) as reader:
-            return await work(Tree(reader, description.namespace))
+            return await work(Tree(reader, description.namespace, files=True))
 
     return trio.run(_until_signalled, run)
 

@@ -326,6 +326,9 @@ class Archive(Contents):
                 raise DamageError(f"the payload stream has another file's content or none at byte {where}")
         return [Piece(len(self.streams) - 1, start, file.size)] if file.size else []
 
+    def stored_at(self, file: Entry) -> Piece | None:
+        return Piece(len(self.streams) - 1, file.end - file.size, file.size)
+
     def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         if not entry.has_xattrs:
             return {}

@@ -135,6 +135,10 @@ class Contents(abc.ABC):
         Zeros that the stream itself stores as a hole are not set apart.
         """
 
+    def stored_at(self, file: Entry) -> Piece | None:
+        """Where the bytes of an exact `file` are, if the entry tells that without reading; not checked."""
+        return None
+
     @abc.abstractmethod
     def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         """The extended attributes by name, with access control lists as `system.posix_acl_access` and

@@ -21,11 +21,27 @@ PREFERRED_IO_SIZE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """The owner of the files and who may read them: as `uid=`, `gid=` and `umask=` of mount(8)."""
+    """The owner of the files and who may read them: as `uid=`, `gid=` and `umask=` of mount(8).
+
+    `as_stored`: entries of archives have the owner and permissions that are stored with them. Otherwise they
+    have this owner, who may read all of them.
+    """
 
     uid: int
     gid: int
     umask: int
+    as_stored: bool = True
+
+    def of(self, stat: Stat) -> tuple[int, int, int]:
+        """Mode, user and group that are shown for `stat`."""
+        if stat_bits.S_ISLNK(stat.mode) and (stat.uid is None or not self.as_stored):
+            return stat.mode, self.uid, self.gid
+        if stat.uid is None or stat.gid is None:
+            return stat.mode & ~self.umask, self.uid, self.gid
+        if self.as_stored:
+            return stat.mode, stat.uid, stat.gid
+        readable = 0o500 if stat_bits.S_ISDIR(stat.mode) else 0o400
+        return stat.mode | readable, self.uid, self.gid
 
 
 def entry_of(
@@ -38,11 +54,9 @@ def entry_of(
     """
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode
-    entry.st_mode = stat.mode if stat_bits.S_ISLNK(stat.mode) else stat.mode & ~ownership.umask
+    entry.st_mode, entry.st_uid, entry.st_gid = ownership.of(stat)
     # 1 for directories too: find(1) and others take that as "not counted".
     entry.st_nlink = stat.nlink
-    entry.st_uid = ownership.uid if stat.uid is None else stat.uid
-    entry.st_gid = ownership.gid if stat.gid is None else stat.gid
     entry.st_rdev = stat.rdev
     entry.st_size = stat.size
     entry.st_blksize = PREFERRED_IO_SIZE

@@ -10,6 +10,7 @@ import os
 
 from pbsfs.reader.image import Buffer, Handle, Image
 from pbsfs.reader.opened import Blob
+from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.tree import Directory, Listing
 
 
@@ -43,15 +44,39 @@ class OpenImage(Handle):
     def __init__(self, image: Image, inode: int) -> None:
         super().__init__(image)
         self.inode = inode
+        self.images = [image]
 
     def seek(self, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE of lseek(2). Raises OSError."""
-        if not 0 <= offset < self.image.size:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        found = self.image.next_data(offset) if whence == os.SEEK_DATA else self.image.next_hole(offset)
-        if found is None:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        return found
+        return _seek(self.image, offset, whence)
+
+
+class OpenContentsFile:
+    """An open file of an archive. `inode`: the number that it was opened under."""
+
+    def __init__(self, file: PiecesHandle, inode: int) -> None:
+        self._file = file
+        self.inode = inode
+        self.images = file.images
+        self.read_cached = file.read_cached
+        self.read = file.read
+        self.close = file.close
+
+    def seek(self, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE of lseek(2). Raises OSError."""
+        return _seek(self._file, offset, whence)
+
+
+def _seek(file: Image | PiecesHandle, offset: int, whence: int) -> int:
+    found = None
+    if 0 <= offset < file.size:
+        found = file.next_data(offset) if whence == os.SEEK_DATA else file.next_hole(offset)
+    if found is None:
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+    return found
+
+
+OpenFile = OpenBlob | OpenContentsFile | OpenImage
 
 
 class OpenDirectory:

@@ -1,9 +1,10 @@
 """Inode numbers and the nodes behind them.
 
-A number is a hash of the node's path, so a path has the same number after the kernel forgot it, after a new
-mount, and on other machines. The table holds the nodes that the kernel holds: it grows with look-ups and
-shrinks when the kernel forgets. It keeps the paths of forgotten numbers for a while, because an NFS server's
-clients come back with numbers. Called by the operations, from the trio loop's thread.
+A number is a hash of the node's key, which is its path but for entries of archives. So a path has the same
+number after the kernel forgot it, after a new mount, and on other machines. The table holds the nodes that
+the kernel holds: it grows with look-ups and shrinks when the kernel forgets. It keeps the paths of forgotten
+numbers for a while, because an NFS server's clients come back with numbers. Called by the operations, from
+the trio loop's thread.
 """
 
 from __future__ import annotations
@@ -68,20 +69,20 @@ class InodeTable:
         except KeyError:
             raise NotFoundError(f"inode {number} is not known") from None
 
-    def number(self, path: bytes, node: Node | None = None) -> int:
-        """The inode number of the node at `path`.
+    def number(self, key: bytes, node: Node | None = None) -> int:
+        """The inode number of the node with this key.
 
         It differs from the usual one where `node` is a file that was made again while the former one is open:
         an open file keeps its size and content.
         """
-        if not path:
+        if not key:
             return ROOT
         salt = 0
         while True:
-            digest = hashlib.blake2b(path, digest_size=8, salt=salt.to_bytes(2, "little")).digest()
+            digest = hashlib.blake2b(key, digest_size=8, salt=salt.to_bytes(2, "little")).digest()
             number = int.from_bytes(digest, "little") >> 1  # 63 bits: some programs keep it signed
             taken = self._inodes.get(number)
-            mine = taken is None or (taken.node.path == path and not _is_open_otherwise(taken, node))
+            mine = taken is None or (taken.node.key == key and not _is_open_otherwise(taken, node))
             if number >= _FIRST_FREE and mine:
                 return number
             salt += 1
@@ -89,7 +90,7 @@ class InodeTable:
     def remember(self, node: Node, size: int, number: int | None = None) -> int:
         """Counts a look-up of `node` by the kernel, which gets `size`, in bytes, and the number that is
         returned: `number` if the answer has been made already."""
-        number = self.number(node.path, node) if number is None else number
+        number = self.number(node.key, node) if number is None else number
         inode = self._inodes.get(number)
         if inode is None:
             inode = self._inodes[number] = Inode(node)

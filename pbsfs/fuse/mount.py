@@ -45,7 +45,7 @@ ANSWER_TIMEOUT = 30.0
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """How to mount. `flags`: options for the kernel and libfuse, unchanged. `zeroed`: records damaged ranges
-    that read as zeros; None where they fail instead. `attributes`: see `Operations`."""
+    that read as zeros; None where they fail instead. `attributes`: see `Operations`. `files`: see `Tree`."""
 
     mountpoint: Path
     ownership: Ownership
@@ -56,6 +56,7 @@ class MountOptions:
     keys: Mapping[str, Key]
     zeroed: ZeroedRanges | None
     attributes: Mapping[str, bytes] = field(default_factory=dict)
+    files: bool = True
 
 
 async def serve(
@@ -108,7 +109,7 @@ async def _open_and_serve(
         source, cache_size=options.cache_size, keys=options.keys, zeroed=options.zeroed
     ) as reader:
         await source.namespaces(options.namespace)  # else the mount would show errors only
-        tree = Tree(reader, options.namespace, refresh=options.refresh)
+        tree = Tree(reader, options.namespace, refresh=options.refresh, files=options.files)
         operations = Operations(tree, options.ownership, options.attributes)
         pbsfs.fuse.shim.install(operations.seek)
         with _mounted(operations, options, str(source)):
@@ -120,7 +121,14 @@ async def _open_and_serve(
 
 @contextmanager
 def _mounted(operations: Operations, options: MountOptions, source: str) -> Iterator[None]:
-    flags = set(options.flags) | {"ro", "default_permissions", "subtype=pbsfs", f"fsname={_fsname(source)}"}
+    flags = set(options.flags) | {
+        "ro",
+        "nosuid",
+        "nodev",
+        "default_permissions",
+        "subtype=pbsfs",
+        f"fsname={_fsname(source)}",
+    }
     said: list[str] = []
     try:
         pbsfs.fuse.shim.check_libfuse()

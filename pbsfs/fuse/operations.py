@@ -22,18 +22,30 @@ import trio
 from pbsfs.base.errors import NotFoundError, SourceError
 from pbsfs.fuse.attributes import Ownership, entry_of
 from pbsfs.fuse.guards import answers, waits
-from pbsfs.fuse.handles import OpenBlob, OpenDirectory, OpenImage
+from pbsfs.fuse.handles import OpenBlob, OpenContentsFile, OpenDirectory, OpenFile, OpenImage
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
 from pbsfs.reader.image import Buffer, Image
 from pbsfs.reader.reader import SMALL
 from pbsfs.runtime.report import HOUR, Reporter
-from pbsfs.tree import BlobFile, Directory, File, ImageFile, Link, Node, SnapshotDirectory, Stat, Tree
+from pbsfs.tree import (
+    BlobFile,
+    ContentsDirectory,
+    ContentsFile,
+    ContentsNode,
+    Directory,
+    File,
+    ImageFile,
+    Link,
+    Node,
+    SnapshotDirectory,
+    Stat,
+    Tree,
+)
 from pbsfs.tree.node import DIRECTORY_MODE
 
 log = logging.getLogger(__name__)
 
-XATTR_PREFIX = "user.pbs."
 SPACE_UNIT = 4096  # the unit in which the file system's size is given
 
 ZEROS_LOOKED_AT = 5.0
@@ -58,7 +70,7 @@ class Operations(pyfuse3.Operations):
         self._ownership = ownership
         self.reporter = Reporter(log, repeat_after=HOUR)
         self._mounted_at = int(time.time()) * 1_000_000_000
-        self._files: dict[int, OpenImage | OpenBlob] = {}
+        self._files: dict[int, OpenFile] = {}
         self._inode_of: dict[int, Inode] = {}  # of the files that are read through the page cache
         self._listings: dict[int, OpenDirectory] = {}
         self._next_handle = 1
@@ -101,13 +113,15 @@ class Operations(pyfuse3.Operations):
     @waits
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         known, stat = self.inodes[inode], None
-        if isinstance(known.node, File) and known.node.known().exact:
+        if isinstance(known.node, File | ContentsNode) and known.node.known().exact:
             stat = known.node.known()  # without asking whether that changed: a look-up of the name does
         entry = self._attributes(known.node, stat or await known.node.stat(), self._lasts(known.node))
         known.size = entry.st_size
         return entry
 
     def _lasts(self, node: Node) -> float:
+        if isinstance(node, ContentsNode):
+            return node.directory.names_last()
         return node.names_last() if isinstance(node, Directory) else self._tree.refresh
 
     @answers
@@ -125,7 +139,7 @@ class Operations(pyfuse3.Operations):
 
     def _attributes(self, node: Node, stat: Stat, lasts: float) -> pyfuse3.EntryAttributes:
         """`lasts`: as for `entry_of`."""
-        return self._entry(self.inodes.number(node.path, node), stat, lasts)
+        return self._entry(self.inodes.number(node.key, node), stat, lasts)
 
     def _entry(self, inode: int, stat: Stat, lasts: float) -> pyfuse3.EntryAttributes:
         return entry_of(stat, inode, self._ownership, default_mtime_ns=self._mounted_at, lasts=lasts)
@@ -151,10 +165,10 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         opened = self._listings[fh]
         directory = opened.directory
-        dots = [(b".", directory.path), (b"..", directory.path.rpartition(b"/")[0])]
-        for position, (name, path) in enumerate(dots[start_id:], start_id):
+        dots = [(b".", directory), (b"..", directory.parent or directory)]
+        for position, (name, dot) in enumerate(dots[start_id:], start_id):
             # Not look-ups: the kernel takes only type and number of these two.
-            entry = self._entry(self.inodes.number(path), Stat(mode=DIRECTORY_MODE), 0)
+            entry = self._entry(self.inodes.number(dot.key), Stat(mode=DIRECTORY_MODE), 0)
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 return
         first, replied = max(0, start_id - len(dots)), []
@@ -167,6 +181,10 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 break
             replied.append((node, entry))
+        else:
+            damage = directory.damage if isinstance(directory, ContentsDirectory) else None
+            if damage is not None and not replied:
+                raise damage  # after all that can be read, so that nobody takes the rest for all
         # At the end only: where one fails, or the program is killed, the kernel gets none of them.
         for node, entry in replied:
             self.inodes.remember(node, entry.st_size, entry.st_ino)
@@ -184,7 +202,13 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EROFS)
         known = self.inodes[inode]
         node = known.node
-        opened: OpenImage | OpenBlob
+        opened: OpenFile
+        if isinstance(node, ContentsFile):
+            # What an archive holds never changes, and its entries have numbers of their own.
+            file = await node.open()
+            known.size = file.size
+            handle = self._new_handle(self._files, OpenContentsFile(file, inode))
+            return pyfuse3.FileInfo(fh=handle, keep_cache=self._tree.reader.zeroed is None)
         if isinstance(node, ImageFile):
             image = await node.open()
             opened, size, identity = OpenImage(image, inode), image.size, image.index.csum
@@ -236,8 +260,9 @@ class Operations(pyfuse3.Operations):
         while self._tree.reader.zeroed is not None:
             inodes: dict[Image, set[int]] = {}
             for opened in self._files.values():
-                if isinstance(opened, OpenImage):
-                    inodes.setdefault(opened.image, set()).add(opened.inode)
+                if not isinstance(opened, OpenBlob):
+                    for image in opened.images:
+                        inodes.setdefault(image, set()).add(opened.inode)
             for image, numbers in inodes.items():
                 if image.forget_zeros():
                     for number in numbers:
@@ -269,18 +294,15 @@ class Operations(pyfuse3.Operations):
         wanted = os.fsdecode(name)
         if wanted in self._own_attributes:
             return self._own_attributes[wanted]
-        if wanted.startswith(XATTR_PREFIX):
-            facts = await self.inodes[inode].node.facts()
-            if (value := facts.get(wanted.removeprefix(XATTR_PREFIX))) is not None:
-                return value.encode(errors="replace")
+        if (value := (await self.inodes[inode].node.xattrs()).get(name)) is not None:
+            return value
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
     @answers
     @waits
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         own = list(self._own_attributes) if inode == pyfuse3.ROOT_INODE else []
-        facts = await self.inodes[inode].node.facts()
-        return [name.encode() for name in (*own, *(f"{XATTR_PREFIX}{fact}" for fact in facts))]
+        return [*map(os.fsencode, own), *await self.inodes[inode].node.xattrs()]
 
     @answers
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

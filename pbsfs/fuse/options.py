@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 
 from pbsfs.base.errors import UsageError
 
-_PASSED_ON = frozenset(
-    ("allow_other", "allow_root", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime")
-)
+_PASSED_ON = frozenset(("allow_other", "allow_root", "nosuid", "nodev", "noexec", "exec", "noatime", "atime"))
 _FULFILLED = frozenset(("ro", "default_permissions", "defaults", "auto", "noauto", "user", "users", "nouser"))
 _FULFILLED_ALSO = frozenset(
     ("_netdev", "nofail", "owner", "group", "noowner", "relatime", "norelatime", "async")
@@ -24,7 +22,9 @@ _FULFILLED_ALSO = frozenset(
 class FuseOptions:
     """What `-o` says, in the words of mount(8) and mount.fuse3(8).
 
-    `flags` go to libfuse as they stand. `umask` 0007 gives files mode 0440 and directories 0550.
+    `flags` go to libfuse as they stand. `umask` 0007 gives files mode 0440 and directories 0550. `as_stored`:
+    files in archives have the owner and permissions that are stored with them (by default where root mounts).
+    `files`: whether the mount shows them.
     """
 
     uid: int = field(default_factory=os.getuid)
@@ -32,6 +32,8 @@ class FuseOptions:
     umask: int = 0o007
     nonempty: bool = False
     flags: set[str] = field(default_factory=set)
+    as_stored: bool = field(default_factory=lambda: os.geteuid() == 0)
+    files: bool = True
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> FuseOptions:
@@ -50,6 +52,12 @@ class FuseOptions:
             self.nonempty = True
         elif option in ("rw", "remount"):
             raise UsageError(f"mount option {option}: backups are mounted read-only")
+        elif option in ("suid", "dev"):
+            raise UsageError(f"mount option {option}: files in backups get no privileges; leave it out")
+        elif option in ("files", "nofiles"):
+            self.files = option == "files"
+        elif option in ("ignore_permissions", "noignore_permissions"):
+            self.as_stored = option == "noignore_permissions"
         elif name in ("uid", "gid"):
             setattr(self, name, _number(option, value, 10, 0xFFFFFFFE))
         elif name == "umask":
@@ -57,7 +65,8 @@ class FuseOptions:
         elif option not in _FULFILLED | _FULFILLED_ALSO and not name.startswith(("x-", "X-", "comment")):
             raise UsageError(
                 f"mount option '{option}' is not known; there are allow_other, allow_root, uid=, gid=, "
-                "umask=, nonempty, and the general ones of mount(8)"
+                "umask=, nonempty, nofiles, ignore_permissions, noignore_permissions, and the general "
+                "ones of mount(8)"
             )
 
 

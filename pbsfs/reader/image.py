@@ -339,6 +339,7 @@ class Handle:
 
     def __init__(self, image: Image, *, whole: bool = False) -> None:
         self.image = image
+        self.size = image.size
         self._lock = threading.Lock()  # guards all of these but `_sequential`, which is the loop's
         self._ahead = ReadAhead(whole=whole)
         self._wanted = 0  # bytes behind its position that are worth fetching

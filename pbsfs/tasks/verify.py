@@ -18,7 +18,7 @@ from pbsfs.chunks.store import Chunk
 from pbsfs.formats.keys import Key
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.image import Image
-from pbsfs.tree import BlobFile, Directory, File, ImageFile, Latest, Node
+from pbsfs.tree import BlobFile, Directory, File, FilesDirectory, ImageFile, Latest, Node
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Verification:
                 self.report.damaged.append(Damage(path, str(error)))
             return []
         for child in children.values():
-            if not isinstance(child, Latest):  # shown beside what it points to
+            if not isinstance(child, Latest | FilesDirectory):  # both show what is also somewhere else
                 files += await self.collect(child)
         return files
 

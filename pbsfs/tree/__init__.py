@@ -3,8 +3,16 @@
 The mount, the command line and NBD all show this tree: as a file system, by paths, and as export names.
 """
 
+from pbsfs.tree.archives import (
+    ArchiveDirectory,
+    ContentsDirectory,
+    ContentsFile,
+    ContentsLink,
+    ContentsNode,
+    ContentsSpecial,
+)
 from pbsfs.tree.files import BlobFile, File, ImageFile
-from pbsfs.tree.namespaces import NamespaceDirectory, NamespacesDirectory, TypeDirectory
+from pbsfs.tree.namespaces import FilesDirectory, NamespaceDirectory, NamespacesDirectory, TypeDirectory
 from pbsfs.tree.node import Directory, Link, Listing, Node, Nodes, Stat
 from pbsfs.tree.snapshots import LATEST, GroupDirectory, Latest, SnapshotDirectory
 from pbsfs.tree.tree import DEFAULT_REFRESH, Tree
@@ -12,9 +20,16 @@ from pbsfs.tree.tree import DEFAULT_REFRESH, Tree
 __all__ = [
     "DEFAULT_REFRESH",
     "LATEST",
+    "ArchiveDirectory",
     "BlobFile",
+    "ContentsDirectory",
+    "ContentsFile",
+    "ContentsLink",
+    "ContentsNode",
+    "ContentsSpecial",
     "Directory",
     "File",
+    "FilesDirectory",
     "GroupDirectory",
     "ImageFile",
     "Latest",

@@ -21,6 +21,7 @@ from pbsfs.tree.snapshots import GroupDirectory
 log = logging.getLogger(__name__)
 
 NAMESPACES = b"ns"
+FILES = b"files"
 
 GROUP_SIZE = 512
 """Bytes of memory for a group: 450 with a short note, measured."""
@@ -34,7 +35,7 @@ class NamespaceDirectory(Directory):
     def __init__(
         self,
         tree: Nodes,
-        parent: NamespacesDirectory | None,
+        parent: Directory | None,
         name: bytes,
         namespace: Namespace,
         walk: Walk | None = None,
@@ -85,6 +86,18 @@ class NamespaceDirectory(Directory):
 
     async def facts(self) -> dict[str, str]:
         return {"namespace": str(self.namespace)}
+
+
+class FilesDirectory(NamespaceDirectory):
+    """`files`: a namespace once more, with archives as directories of the files in them.
+
+    Commands that go through all of a tree leave it out.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, root: NamespaceDirectory) -> None:
+        super().__init__(root.tree.opening_archives(), root, FILES, root.namespace)
 
 
 class PartDirectory(Directory):

@@ -12,6 +12,7 @@ text. Paths are joined by `/`; commands decode them with `os.fsdecode` where the
 from __future__ import annotations
 
 import abc
+import copy
 import logging
 import stat as stat_bits
 from collections import OrderedDict
@@ -50,6 +51,8 @@ NAME_SIZE = 640
 HOLDER = "listings"
 """What an error calls the bytes that are charged for listings."""
 
+XATTR_PREFIX = b"user.pbs."
+
 DIRECTORY_MODE = stat_bits.S_IFDIR | 0o555
 FILE_MODE = stat_bits.S_IFREG | 0o444
 LINK_MODE = stat_bits.S_IFLNK | 0o777
@@ -84,15 +87,25 @@ def nanoseconds(seconds: int | None) -> int | None:
 
 
 class Nodes:
-    """What the nodes of one tree share: the reader, the refresh time, and which of them live."""
+    """What the nodes of one tree share: the reader, the refresh time, and which of them live.
+
+    `opens_archives`: whether archives are shown as directories of the files in them.
+    """
 
     def __init__(self, reader: Reader, refresh: float) -> None:
         """`refresh`: seconds for which a listing is kept."""
         self.reader = reader
         self.refresh = refresh
+        self.opens_archives = False
         self._living: WeakValueDictionary[bytes, Node] = WeakValueDictionary()
         self._used_last: OrderedDict[Directory, None] = OrderedDict()
         reader.store.memory.reclaim_with(self._let_go)
+
+    def opening_archives(self) -> Nodes:
+        """The same, for a part of the tree that shows archives as directories."""
+        nodes = copy.copy(self)
+        nodes.opens_archives = True
+        return nodes
 
     def child(self, directory: Directory, name: bytes, value: object) -> Node:
         """The child `name` of `directory`, listed with `value`: the one that lives, or else a new one."""
@@ -132,6 +145,11 @@ class Node(abc.ABC):
     def name(self) -> bytes:
         return self.path.rpartition(b"/")[2]
 
+    @property
+    def key(self) -> bytes:
+        """What inode numbers are made from: the same for nodes that are one file under several names."""
+        return self.path
+
     @abc.abstractmethod
     async def stat(self) -> Stat:
         """Never raises for damage: a node that was listed can be seen, whatever is behind it."""
@@ -145,8 +163,13 @@ class Node(abc.ABC):
         return True
 
     async def facts(self) -> dict[str, str]:
-        """What people ask about the node, by the names of the extended attributes without their prefix."""
+        """What people ask about the node, by name."""
         return {}
+
+    async def xattrs(self) -> dict[bytes, bytes]:
+        """The extended attributes: the facts, or for an entry of an archive what is stored with it."""
+        facts = await self.facts()
+        return {XATTR_PREFIX + name.encode(): value.encode(errors="replace") for name, value in facts.items()}
 
     def __str__(self) -> str:
         return self.path.decode(errors="backslashreplace") or "/"
@@ -251,6 +274,10 @@ class Directory(Node):
             return (await self.children())[name]
         except KeyError:
             raise NotFoundError(f"{self}: there is no {quoted(name.decode(errors='replace'))}") from None
+
+    def above(self) -> Directory:
+        """Where `..` leads to, which in an archive is never outside of it."""
+        return self.parent or self
 
     def listed(self, name: bytes) -> object | None:
         """The value of the child `name` in the last listing; None where it was not listed."""

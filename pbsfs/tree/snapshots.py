@@ -12,6 +12,7 @@ import trio
 from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError
 from pbsfs.base.names import MANIFEST, ArchiveKind, format_time, parse_time
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
+from pbsfs.tree.archives import ArchiveDirectory, ArchiveFiles
 from pbsfs.tree.files import BlobFile, ImageFile, known_facts, snapshot_facts
 from pbsfs.tree.node import NAME_SIZE, Directory, Link, Listing, Node, Stat, Walk, nanoseconds
 
@@ -25,6 +26,7 @@ FILE_SIZE = 220
 """Bytes of memory for a snapshot without its notes, and for each of its files: measured."""
 
 LATEST = "latest"
+CATALOG = "catalog.pcat1"
 
 
 class GroupDirectory(Directory):
@@ -106,9 +108,11 @@ class SnapshotDirectory(Directory):
         return self.listing()
 
     async def list_values(self) -> Iterable[tuple[bytes, object]]:
-        return shown_files(self.info).items()
+        return (shown_archives if self.tree.opens_archives else shown_files)(self.info).items()
 
-    def make(self, name: bytes, value: FileInfo) -> Node:
+    def make(self, name: bytes, value: FileInfo | ArchiveFiles) -> Node:
+        if isinstance(value, ArchiveFiles):
+            return ArchiveDirectory(self, name, value)
         kind = BlobFile if value.archive.kind is ArchiveKind.BLOB else ImageFile
         return kind(self, name, value)
 
@@ -173,6 +177,31 @@ def shown_files(info: SnapshotInfo) -> dict[bytes, FileInfo]:
         if name in stored or os.fsencode(name) in shown:
             name = file.archive.filename
         shown[os.fsencode(name)] = file
+    return shown
+
+
+def shown_archives(info: SnapshotInfo) -> dict[bytes, FileInfo | ArchiveFiles]:
+    """The blobs of a snapshot, and its archives of files, by the names that `files` shows them under.
+
+    An archive is one stream `NAME.pxar`, or metadata `NAME.mpxar` and payload `NAME.ppxar`.
+    """
+    shown: dict[bytes, FileInfo | ArchiveFiles] = {}
+    streams: dict[str, FileInfo] = {}
+    for name, file in shown_files(info).items():
+        if file.archive.kind is ArchiveKind.BLOB:
+            shown[name] = file
+        elif file.archive.kind is ArchiveKind.DYNAMIC:
+            streams[file.archive.name] = file
+    for filename, file in streams.items():
+        stem, _dot, form = filename.rpartition(".")
+        if form == "pxar":
+            archive = ArchiveFiles((file,), streams.get(CATALOG))
+        elif form == "mpxar" and f"{stem}.ppxar" in streams:
+            archive = ArchiveFiles((file, streams[f"{stem}.ppxar"]))
+        else:
+            continue
+        taken = not stem or os.fsencode(stem) in shown
+        shown[os.fsencode(filename if taken else stem)] = archive
     return shown
 
 

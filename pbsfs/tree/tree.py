@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Iterable
 
 from pbsfs.base.errors import NotFoundError, UsageError
 from pbsfs.base.names import ROOT_NAMESPACE, Namespace
 from pbsfs.base.text import first_of, quoted
 from pbsfs.reader.reader import Reader
+from pbsfs.tree.archives import ContentsDirectory, ContentsLink
 from pbsfs.tree.files import File
-from pbsfs.tree.namespaces import NamespaceDirectory
+from pbsfs.tree.namespaces import FILES, FilesDirectory, NamespaceDirectory
 from pbsfs.tree.node import Directory, Link, Node, Nodes
 
 DEFAULT_REFRESH = 5.0
 """Seconds for which a listing is kept: new backups appear within this time."""
+
+MAX_LINKS = 40
+"""Symbolic links that are followed for one path, as by Linux (MAXSYMLINKS)."""
+
+
+class RootDirectory(NamespaceDirectory):
+    """The root of the tree: a namespace, and `files`."""
+
+    __slots__ = ("_shows_files",)
+
+    def __init__(self, tree: Nodes, namespace: Namespace, *, files: bool) -> None:
+        super().__init__(tree, None, b"", namespace)
+        self._shows_files = files
+
+    async def list_values(self) -> Iterable[tuple[bytes, object]]:
+        listed = list(await super().list_values())
+        return [*listed, (FILES, None)] if self._shows_files else listed
+
+    def make(self, name: bytes, value: str | None) -> Node:
+        return FilesDirectory(self) if name == FILES else super().make(name, value)
 
 
 class Tree(Nodes):
     """The tree of one source, rooted at one of its namespaces."""
 
     def __init__(
-        self, reader: Reader, root: Namespace = ROOT_NAMESPACE, *, refresh: float = DEFAULT_REFRESH
+        self,
+        reader: Reader,
+        root: Namespace = ROOT_NAMESPACE,
+        *,
+        refresh: float = DEFAULT_REFRESH,
+        files: bool = False,
     ) -> None:
-        """`refresh`: seconds for which a listing is kept."""
+        """`refresh`: seconds for which a listing is kept. `files`: whether there is `files`."""
         super().__init__(reader, refresh)
-        self.root = NamespaceDirectory(self, None, b"", root)
+        self.root = RootDirectory(self, root, files=files)
 
     async def at(self, path: bytes) -> Node:
         """The node whose `path` this is; a link is not followed. Raises NotFoundError."""
@@ -35,29 +63,47 @@ class Tree(Nodes):
             node = await node.child(step)
         return node
 
-    async def find(self, path: str | bytes) -> Node:
-        """The node at `path` below the root; links on the way and at its end are followed.
+    async def find(self, path: str | bytes, *, follow: bool = True) -> Node:
+        """The node at `path` below the root. Links on the way are followed, and with `follow` one at its end.
 
+        The links of an archive are resolved in the archive, as if its root were the root directory.
         `path`: a node's, or what a person typed, encoded as `os.fsencode` does. Raises NotFoundError,
         and UsageError for a path that no tree could have.
         """
         here: Node = self.root
-        for step in os.fsencode(path).split(b"/"):
+        steps = deque(os.fsencode(path).split(b"/"))
+        if b".." in steps:
+            raise UsageError(f"{quoted(os.fsdecode(path))}: '..' has no meaning here")
+        links = 0
+        while steps:
+            step = steps.popleft()
             if step in (b"", b"."):
                 continue
-            if step == b"..":
-                raise UsageError(f"{quoted(os.fsdecode(path))}: '..' has no meaning here")
             if not isinstance(here, Directory):
                 raise NotFoundError(f"{here} is not a directory")
+            if step == b"..":  # of a link in an archive
+                here = here.above()
+                continue
             node = await _child_or_suggest(here, step)
-            here = await here.child(await node.target()) if isinstance(node, Link) else node
+            if not isinstance(node, Link) or not (follow or any(steps)):
+                here = node
+                continue
+            links += 1
+            if links > MAX_LINKS:
+                raise NotFoundError(f"{node}: more than {MAX_LINKS} symbolic links follow one another")
+            target = await node.target()
+            if isinstance(node, ContentsLink) and target.startswith(b"/"):
+                here = node.inside
+            steps.extendleft(reversed(target.split(b"/")))
         return here
 
 
 async def _child_or_suggest(directory: Directory, name: bytes) -> Node:
     children = await directory.children()
     if name in children:
-        return children[name]
+        return await directory.child(name)
+    if isinstance(directory, ContentsDirectory):
+        return await directory.child(name)
     typed = os.fsdecode(name)
     for node in children.values() if typed.endswith((".fidx", ".didx", ".blob")) else ():
         if isinstance(node, File) and node.file.archive.filename == typed:

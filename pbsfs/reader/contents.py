@@ -1,0 +1,115 @@
+"""What is in an archive, opened: its contents, and the images that their bytes come from.
+
+Opened once for each archive that is in use. Used from tasks of one trio loop; the contents are parsed in
+worker threads, since that takes time that grows with what is in them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pbsfs.base.errors import DamageError
+from pbsfs.contents.archive import Archive
+from pbsfs.contents.base import Contents, Entry, Found
+from pbsfs.reader.bridge import Bridge, ImageStream
+from pbsfs.reader.image import Image
+from pbsfs.reader.pieces import PiecesHandle
+from pbsfs.reader.reader import Reader
+from pbsfs.sources.base import FileInfo, SnapshotInfo
+
+R = TypeVar("R")
+
+SMALL_FILE = 4 << 20
+"""Bytes up to which the files of one archive share a reader, so that pbsfs reads ahead from one to the next:
+a chunk of 4 MiB holds many of them."""
+
+
+LEAST_HOLE = 64 << 10
+"""Bytes of a file from which pbsfs looks for holes in it: chunks of archives have at least as many."""
+
+KEPT_SIZES = 10_000
+"""Files whose sizes without holes are kept."""
+
+MOST_RUNS = 10_000
+"""Holes and data that are counted of one file: more would block the loop."""
+
+
+class OpenContents:
+    """`contents`, and the images of its streams."""
+
+    def __init__(self, contents: Contents, images: Sequence[Image], bridge: Bridge) -> None:
+        self.contents = contents
+        self.images = images
+        self._bridge = bridge
+        self._handles = [image.handle() for image in images]
+        self._data_sizes: dict[int, int] = {}
+
+    async def run(self, work: Callable[[], R]) -> R:
+        """Calls `work`, which reads the contents, in a worker thread. Raises what it raises."""
+        return await self._bridge.run(work)
+
+    async def children(self, directory: Entry) -> Found:
+        """Names and types of what `directory` holds, and the rest where that costs no more."""
+        return await self.run(functools.partial(self.contents.children, directory, names_only=True))
+
+    async def complete(self, directory: Entry, entries: Sequence[Entry]) -> list[Entry | DamageError | None]:
+        """See `Contents.complete`."""
+        return await self.run(functools.partial(self.contents.complete, directory, entries))
+
+    async def learn_link_counts(self, entry: Entry) -> None:
+        """Has the contents know how many names each file has."""
+        await self.run(functools.partial(self.contents.link_count, entry))
+
+    async def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
+        """See `Contents.xattrs`."""
+        return await self.run(functools.partial(self.contents.xattrs, entry))
+
+    async def file(self, entry: Entry) -> PiecesHandle:
+        """A reader of its own for a file. Raises DamageError, KeyRequiredError, SourceError."""
+        pieces = await self._bridge.run_short(functools.partial(self.contents.data, entry))
+        if entry.size <= SMALL_FILE:
+            return PiecesHandle(pieces, self._handles, own=False)
+        return PiecesHandle(pieces, [image.handle() for image in self.images], own=True)
+
+    def data_size(self, entry: Entry) -> int:
+        """Bytes of an exact entry that are not holes, as far as that is known without reading."""
+        if entry.size < LEAST_HOLE or not entry.is_file:
+            return entry.size
+        known = self._data_sizes.get(entry.inode)
+        if known is None:
+            known = self._count_data(entry)
+            if len(self._data_sizes) >= KEPT_SIZES:
+                self._data_sizes.clear()
+            self._data_sizes[entry.inode] = known
+        return known
+
+    def _count_data(self, entry: Entry) -> int:
+        piece = self.contents.stored_at(entry)
+        if piece is None or piece.stream is None:
+            return entry.size
+        size = 0
+        for number, extent in enumerate(self.images[piece.stream].extents(piece.offset, piece.length)):
+            if number >= MOST_RUNS:
+                return entry.size  # an estimate from above
+            size += 0 if extent.hole else extent.length
+        return size
+
+    def close(self) -> None:
+        """Gives back what the readers of small files hold. Call from the trio loop."""
+        for handle in self._handles:
+            handle.close()
+
+
+async def open_archive(
+    reader: Reader, info: SnapshotInfo, files: Sequence[FileInfo], max_age: float
+) -> OpenContents:
+    """The archive of `files`: one stream, or metadata and payload.
+
+    Raises DamageError, KeyRequiredError and SourceError.
+    """
+    images = [await reader.open_image(info, file, max_age) for file in files]
+    streams = [ImageStream(image) for image in images]
+    contents = await reader.bridge.run(lambda: Archive(*streams))
+    return OpenContents(contents, images, reader.bridge)

@@ -1,0 +1,328 @@
+"""The files in archives: an archive as a directory, and the entries below it.
+
+pbsfs opens an archive when something in it is looked at, or its own attributes are; listing a snapshot does
+not. What an archive holds never changes, so its listings are kept as long as the nodes live. Used from tasks
+of one trio loop; the archive is parsed in worker threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat as stat_bits
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError
+from pbsfs.base.text import quoted
+from pbsfs.contents.base import Entry
+from pbsfs.reader.contents import OpenContents, open_archive
+from pbsfs.reader.pieces import PiecesHandle
+from pbsfs.sources.base import FileInfo
+from pbsfs.sources.retry import SharedTry
+from pbsfs.tree.files import known_facts, snapshot_facts
+from pbsfs.tree.node import Directory, Link, Listing, Node, Stat, nanoseconds
+
+if TYPE_CHECKING:
+    from pbsfs.tree.snapshots import SnapshotDirectory
+
+log = logging.getLogger(__name__)
+
+MOST_COMPLETED = 128
+"""Entries whose headers are read side by side when a program looks at them in order."""
+
+LASTS = 24 * 3600.0
+"""Seconds for which the kernel may keep entries of archives, which never change."""
+
+UNKNOWN_PERMISSIONS = {stat_bits.S_IFDIR: 0o555, stat_bits.S_IFLNK: 0o777}
+"""Permissions of an entry whose own are not known yet, by type; 0444 for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFiles:
+    """The files of a snapshot that make one archive: one stream, or metadata and payload.
+
+    `catalog`: what lists the names of archives of one stream, where the snapshot has it.
+    """
+
+    streams: tuple[FileInfo, ...]
+    catalog: FileInfo | None = None
+
+
+class ContentsNode(Node):
+    """An entry of an archive."""
+
+    __slots__ = ()
+
+    @property
+    def directory(self) -> ContentsDirectory:
+        """The directory that it is in; of an archive's root, itself."""
+        return cast("ContentsDirectory", self.parent)
+
+    @property
+    def inside(self) -> ArchiveDirectory:
+        """The root of the archive."""
+        return self.directory.inside
+
+    @property
+    def entry(self) -> Entry:
+        """The entry as far as it is known."""
+        return cast("Entry", self.directory.listed(self.name))
+
+    @property
+    def key(self) -> bytes:
+        return self.inside.key_of(self.entry) if self.entry.exact else self.path
+
+    def shows(self, value: object) -> bool:
+        return isinstance(value, Entry) and stat_bits.S_IFMT(value.mode) == stat_bits.S_IFMT(self.entry.mode)
+
+    async def learn(self) -> Entry:
+        """The exact entry. Raises DamageError, KeyRequiredError, NotFoundError, SourceError."""
+        entry = self.entry
+        return entry if entry.exact else await self.directory.complete(entry)
+
+    async def stat(self) -> Stat:
+        try:
+            await self.inside.learn_link_counts(await self.learn())
+        except PbsfsError as error:  # opening it raises the error
+            log.debug("%s: %s", self, error)
+        return self.known()
+
+    def known(self) -> Stat:
+        """The stat as far as it is known, without asking."""
+        return self.inside.known_stat(self.entry)
+
+    async def glance(self) -> Stat:
+        return self.known()
+
+    async def xattrs(self) -> dict[bytes, bytes]:
+        """As they are stored. Raises like `learn`."""
+        return await self.inside.xattrs_of(await self.learn())
+
+    async def facts(self) -> dict[str, str]:
+        return await self.inside.facts()
+
+
+class ContentsFile(ContentsNode):
+    """A regular file of an archive."""
+
+    __slots__ = ()
+
+    async def open(self) -> PiecesHandle:
+        """A reader of its own. Raises like `learn`."""
+        entry = await self.learn()
+        return await (await self.inside.open()).file(entry)
+
+
+class ContentsSpecial(ContentsNode):
+    """A device, FIFO or socket of an archive."""
+
+    __slots__ = ()
+
+
+class ContentsLink(ContentsNode, Link):
+    """A symbolic link of an archive."""
+
+    __slots__ = ()
+
+    async def target(self) -> bytes:
+        return (await self.learn()).target or b""
+
+
+class ContentsDirectory(ContentsNode, Directory):
+    """A directory of an archive.
+
+    `damage`: why the listing may lack entries; None where it does not.
+    """
+
+    __slots__ = ("_completing", "_is_listed", "_next", "_order", "_places", "_step", "damage")
+
+    def __init__(self, parent: Directory, name: bytes) -> None:
+        super().__init__(parent.tree, parent, name)
+        self.damage: DamageError | None = None
+        self._is_listed = False
+        self._completing: trio.Lock | None = None
+        self._order: list[bytes] = []  # the names as they are listed, made when entries are completed
+        self._places: dict[bytes, int] = {}
+        self._next = -1  # the place in it behind what was completed last
+        self._step = 1  # how many to complete next
+
+    async def children(self) -> Listing:
+        """The children that can be read; `damage` says whether there may be more. Raises like `learn`."""
+
+        async def read() -> bool:
+            entry = await self.learn()
+            contents = await self.inside.open()
+            found = await contents.children(entry)
+            self._values = {child.name: child for child in found.entries}
+            self.damage = found.damage
+            self._is_listed = True
+            return True
+
+        if not self._is_listed:
+            await self._asking().run(lambda: self._is_listed or None, read)
+        self.tree.hold(self)
+        return self.listing()
+
+    async def child(self, name: bytes) -> Node:
+        """The child called `name`. Raises NotFoundError, or the damage that may hide it."""
+        children = await self.children()
+        if name in children:
+            return children[name]
+        if self.damage is not None:
+            raise self.damage
+        return await super().child(name)
+
+    async def list_values(self) -> Iterable[tuple[bytes, object]]:
+        return (await self.children()).values_by_name.items()
+
+    def make(self, name: bytes, value: Entry) -> Node:
+        if value.is_directory:
+            return ContentsDirectory(self, name)
+        if value.is_file:
+            return ContentsFile(self.tree, self, name)
+        kind = ContentsLink if value.is_link else ContentsSpecial
+        return kind(self.tree, self, name)
+
+    def names_last(self) -> float:
+        return LASTS if self._is_listed and self.damage is None else self.inside.snapshot.names_last()
+
+    def above(self) -> Directory:
+        return self.directory
+
+    async def complete(self, entry: Entry) -> Entry:
+        """The exact form of the child `entry`; with it those that come next, where a program goes through
+        them in order. Raises like `learn`."""
+        self._completing = self._completing or trio.Lock()
+        async with self._completing:
+            known = self._values.get(entry.name)
+            if isinstance(known, Entry) and known.exact:
+                return known
+            batch = self._batch(entry.name)
+            contents = await self.inside.open()
+            answers = await contents.complete(self.entry, batch)
+            for asked, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, Entry):
+                    self._values[asked.name] = answer
+            answer = answers[0]
+        if answer is None:
+            raise NotFoundError(
+                f"{self}: {quoted(entry.name.decode(errors='replace'))} is not in the archive"
+            )
+        if isinstance(answer, DamageError):
+            raise DamageError(f"{self}/{entry.name.decode(errors='replace')}: {answer}")
+        return answer
+
+    def _batch(self, name: bytes) -> list[Entry]:
+        """`name`, and inexact ones behind it: twice as many each time that they are asked for in order."""
+        if not self._places:
+            self._places = {listed: place for place, listed in enumerate(self._values)}
+            self._order = list(self._values)
+        place = self._places[name]
+        self._step = min(2 * self._step, MOST_COMPLETED) if place == self._next else 1
+        self._next = place + self._step
+        listed = (self._values[other] for other in self._order[place : self._next])
+        return [entry for entry in listed if isinstance(entry, Entry) and not entry.exact]
+
+
+class ArchiveDirectory(ContentsDirectory):
+    """The root of an archive, shown in its snapshot's directory."""
+
+    __slots__ = ("_key", "_opened", "_opening", "_root", "files", "snapshot")
+
+    def __init__(self, snapshot: SnapshotDirectory, name: bytes, files: ArchiveFiles) -> None:
+        super().__init__(snapshot, name)
+        self._root = Entry(b"", stat_bits.S_IFDIR, exact=False)
+        self.snapshot = snapshot
+        self.files = files
+        self._opened: OpenContents | None = None
+        self._opening: SharedTry[OpenContents] = SharedTry()
+        self._key = b"\0".join((self.path, *(file.csum or b"" for file in files.streams)))
+
+    @property
+    def directory(self) -> ContentsDirectory:
+        return self
+
+    @property
+    def inside(self) -> ArchiveDirectory:
+        return self
+
+    @property
+    def entry(self) -> Entry:
+        return self._root
+
+    @property
+    def key(self) -> bytes:
+        return self._key
+
+    def key_of(self, entry: Entry) -> bytes:
+        """The key of an entry: what is made again under the same names gets other inode numbers."""
+        return b"%b\0%d" % (self._key, entry.inode)
+
+    def shows(self, value: object) -> bool:
+        return self.files == value
+
+    async def open(self) -> OpenContents:
+        """What is in the archive. Raises DamageError, KeyRequiredError, SourceError."""
+
+        async def work() -> OpenContents:
+            self._opened = await open_archive(
+                self.tree.reader,
+                self.snapshot.info,
+                self.files.streams,
+                self.tree.refresh,
+            )
+            return self._opened
+
+        if self._opened is None:
+            return await self._opening.run(lambda: self._opened, work)
+        return self._opened
+
+    async def learn(self) -> Entry:
+        self._root = (await self.open()).contents.root
+        return self._root
+
+    async def learn_link_counts(self, entry: Entry) -> None:
+        """Has `known_stat` know how many names the file `entry` has. Raises like `open`."""
+        if entry.is_file and self._opened is not None and not self._opened.contents.knows_link_counts:
+            await self._opened.learn_link_counts(entry)
+
+    def known_stat(self, entry: Entry) -> Stat:
+        """The stat of an entry as far as it is known, without asking."""
+        opened = self._opened
+        if not entry.exact or opened is None:
+            kind = stat_bits.S_IFMT(entry.mode)
+            mtime_ns = entry.mtime_ns or nanoseconds(self.snapshot.info.snapshot.time)
+            mode = kind | UNKNOWN_PERMISSIONS.get(kind, 0o444)
+            return Stat(entry.size, entry.size, mode, mtime_ns, exact=False)
+        contents = opened.contents
+        counted = not entry.is_file or contents.knows_link_counts
+        return Stat(
+            entry.size,
+            opened.data_size(entry),
+            entry.mode,
+            entry.mtime_ns,
+            entry.uid,
+            entry.gid,
+            nlink=contents.link_count(entry) if counted else 1,
+            rdev=entry.rdev,
+            target=entry.target,
+            exact=counted,
+        )
+
+    async def xattrs_of(self, entry: Entry) -> dict[bytes, bytes]:
+        """The extended attributes of an entry, as they are stored. Raises like `open`."""
+        return await (await self.open()).xattrs(entry) if entry.has_xattrs else {}
+
+    def names_last(self) -> float:
+        return self.snapshot.names_last()
+
+    async def facts(self) -> dict[str, str]:
+        mode = self.files.streams[0].crypt_mode
+        return snapshot_facts(self.snapshot.info) | known_facts(
+            archive=", ".join(file.archive.filename for file in self.files.streams),
+            crypt_mode=mode.value if mode else None,
+            size=str(sum(file.size for file in self.files.streams)),
+        )
