@@ -140,6 +140,12 @@ class DamageError(PbsfsError):
     exit_status = 6
 
 
+class PartialError(PbsfsError):
+    """The copy was made as far as it could be: damaged data is missing in it, as the user asked for."""
+
+    exit_status = 20
+
+
 class MountError(PbsfsError):
     """The mount (or its end) is refused or failed."""
 

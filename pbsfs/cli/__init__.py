@@ -32,6 +32,8 @@ _COMMANDS = {
     "umount": "End a mount.",
     "ls": "List the tree without mounting it.",
     "info": "Show what is known about a snapshot or file.",
+    "cat": "Write files to standard output.",
+    "find": "Search the files in archives.",
     "export": "Copy an image to a file, block device or pipe.",
     "nbd": "Serve images as network block devices.",
     "boot": "Boot a backup in QEMU, without restoring it.",
@@ -64,6 +66,7 @@ Exit status:
   17 no such realm
   18 the password of a key is missing or wrong
   19 a key file can't be read, or is not a key file
+  20 exported but for damaged data (--on-damage skip)
   128+N  ended by signal N (130: Ctrl-C)
 """
 

@@ -12,10 +12,10 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import DamageError, OutputError, UsageError
 from pbsfs.base.text import first_of
+from pbsfs.cli.export_contents import export_contents
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import (
     FilePath,
-    damage_option,
     logging_options,
     run_on_tree,
     source_options,
@@ -24,7 +24,10 @@ from pbsfs.cli.progress import shown
 from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.copy import check_map_file, copy_blob, copy_image, open_target, write_map
-from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
+from pbsfs.tasks.extract.attributes import Kept
+from pbsfs.tasks.extract.run import Options
+from pbsfs.tasks.patterns import Selection
+from pbsfs.tree import BlobFile, ContentsNode, Directory, ImageFile, Tree
 
 
 class _Destination(FilePath):
@@ -63,7 +66,31 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     help="Give a file this mode (default: 0600, or the mode of the file that is overwritten).",
 )
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
-@damage_option
+@click.option(
+    "--on-damage",
+    type=click.Choice(["fail", "zero", "skip"]),
+    default="fail",
+    show_default=True,
+    help="Stop at damaged data, or write zeros instead and report where; of an archive, also leave out what "
+    "cannot be read (skip).",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["tar", "zip"]),
+    help="Write what is in an archive to DEST as a tar or zip archive (default for DEST -: tar).",
+)
+@click.option("--zstd", is_flag=True, help="Compress the tar archive with zstd.")
+@click.option(
+    "--pattern", "patterns", metavar="PATTERN", multiple=True, help="Only what matches, and all below it."
+)
+@click.option("--exclude", "excludes", metavar="PATTERN", multiple=True, help="Not what matches.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist in DEST.")
+@click.option("--allow-existing-dirs", is_flag=True, help="Restore into directories that exist in DEST.")
+@click.option("--ignore-ownership", is_flag=True, help="Do not restore owners and groups.")
+@click.option("--ignore-permissions", is_flag=True, help="Do not restore modes.")
+@click.option("--ignore-acls", is_flag=True, help="Do not restore access control lists.")
+@click.option("--ignore-xattrs", is_flag=True, help="Do not restore extended attributes.")
 @click.option(
     "--map-file",
     metavar="FILE",
@@ -79,7 +106,17 @@ def command(
     force: bool,
     mode: int | None,
     progress: bool | None,
-    on_damage: ZeroedRanges | None,
+    on_damage: str,
+    form: str | None,
+    zstd: bool,
+    patterns: tuple[str, ...],
+    excludes: tuple[str, ...],
+    overwrite: bool,
+    allow_existing_dirs: bool,
+    ignore_ownership: bool,
+    ignore_permissions: bool,
+    ignore_acls: bool,
+    ignore_xattrs: bool,
     map_file: Path | None,
     log_level: str,
     log_file: Path | None,
@@ -98,7 +135,15 @@ def command(
     """
     set_up_logging(log_level, log_file)
     source, (path,) = from_mounts(source, [path])
-    if map_file is not None and on_damage is None:
+    zeroed = None if on_damage == "fail" else ZeroedRanges()
+    options = Options(
+        Kept(not ignore_ownership, not ignore_permissions, not ignore_acls, not ignore_xattrs),
+        Selection.parse(map(os.fsencode, patterns), map(os.fsencode, excludes)),
+        overwrite,
+        allow_existing_dirs,
+        skip_damage=zeroed is not None,
+    )
+    if map_file is not None and zeroed is None:
         raise UsageError("--map-file goes with --on-damage zero: without it there is nothing to map")
 
     async def work(tree: Tree) -> None:
@@ -109,21 +154,25 @@ def command(
                 open_target(dest, os.fsdecode(node.name), image.size, force=force, mode=mode) as target,
                 shown(progress, os.fsdecode(node.name), image.size) as advance,
             ):
-                place = (map_file or target.map_file) if on_damage is not None else None
+                place = (map_file or target.map_file) if zeroed is not None else None
                 if place is not None:
                     check_map_file(place, target, force=force)
                 await copy_image(image, target, advance)
-            if on_damage is not None:
-                _tell_damage(on_damage.of(str(image)), image.size, place, force=force)
+            if zeroed is not None:
+                _tell_damage(zeroed.of(str(image)), image.size, place, force=force)
         elif isinstance(node, BlobFile):
             data = await node.read()
             with open_target(dest, os.fsdecode(node.name), len(data), force=force, mode=mode) as target:
                 await copy_blob(data, target)
+        elif isinstance(node, ContentsNode):
+            size = sum(image.size for image in (await node.inside.open()).images)
+            with shown(progress, os.fsdecode(node.name), size) as advance:
+                await export_contents(node, dest, form, options, advance, zstd=zstd, force=force, mode=mode)
         elif isinstance(node, Directory):
             names = first_of(map(os.fsdecode, await node.children())) or "it is empty"
             raise UsageError(f"{node} is a directory; name one of its files: {names}")
 
-    run_on_tree(work, zeroed=on_damage, reads_much=True, source=source)
+    run_on_tree(work, zeroed=zeroed, reads_much=True, source=source)
 
 
 def _tell_damage(zeros: list[Range], size: int, map_file: Path | None, *, force: bool) -> None:

@@ -1,0 +1,41 @@
+"""`pbsfs cat`: writes files of backups to standard output."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pbsfs.access.options import SourceOptions
+from pbsfs.base.errors import UsageError
+from pbsfs.cli.inside import find, from_mounts
+from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.runtime.logs import set_up_logging
+from pbsfs.tasks.cat import write_file
+from pbsfs.tree import Tree
+
+
+@click.command("cat")
+@click.argument("paths", nargs=-1, metavar="PATH...", required=True)
+@source_options
+@logging_options
+def command(paths: tuple[str, ...], log_level: str, log_file: Path | None, source: SourceOptions) -> None:
+    """Write the files at each PATH to standard output, one after the other.
+
+    \b
+    Examples:
+      pbsfs cat files/ct/210/latest/root/etc/fstab
+      pbsfs cat vm/100/latest/qemu-server.conf
+    """
+    set_up_logging(log_level, log_file)
+    source, places = from_mounts(source, paths)
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
+
+    async def work(tree: Tree) -> None:
+        for path in places:
+            await write_file(await find(tree, path, source), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+    run_on_tree(work, reads_much=True, source=source)

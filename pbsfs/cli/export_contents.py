@@ -1,0 +1,117 @@
+"""What `pbsfs export` does with files in archives: restores them, or packs them, and reports how it went."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import click
+
+from pbsfs.base.errors import OutputError, PartialError, UsageError
+from pbsfs.base.text import one_line
+from pbsfs.tasks.extract.extract import Restored
+from pbsfs.tasks.extract.run import Options, pack, restore
+from pbsfs.tree import ContentsNode
+
+MOST_LISTED = 200
+"""Damaged entries that are listed; more are only counted."""
+
+Advance = Callable[[int], None]
+
+
+async def export_contents(
+    node: ContentsNode,
+    dest: Path,
+    form: str | None,
+    options: Options,
+    advance: Advance,
+    *,
+    zstd: bool,
+    force: bool,
+    mode: int | None,
+) -> None:
+    """Restores `node` to `dest`, or with a `form`, tar or zip, writes an archive there.
+
+    Raises what reading raises, OutputError, and PartialError where damage was skipped.
+    """
+    if form is None and str(dest) == "-":
+        form = "tar"
+    if zstd and form != "tar":
+        raise UsageError("--zstd goes with --format tar")
+    if form is None:
+        if force or mode is not None:
+            raise UsageError("--force and --mode are for images and archives; see --overwrite")
+        result, unset = await restore(node, dest, options, advance)
+        for what, count in unset.counts.items():
+            click.echo(f"pbsfs: {count} {what} could not be set: {unset.reasons[what]}", err=True)
+    else:
+        with _archive_file(dest, force=force, mode=mode, zstd=zstd) as out:
+            packing = await pack(node, out, form, options, advance)
+        result = packing.result
+        for what, count in packing.left_out.items():
+            click.echo(f"pbsfs: {count} {what} are left out: a {form} archive cannot hold them", err=True)
+    _report_damage(result)
+
+
+def _report_damage(result: Restored) -> None:
+    lines = [f"{path or '.'}: not restored: {reason}" for path, reason in result.lost]
+    for path, ranges, reason in result.zeroed:
+        where = ", ".join(f"bytes {r.offset} to {r.offset + r.length - 1}" for r in ranges)
+        lines.append(f"{path}: {where} are zeros: {reason}")
+    for line in lines[:MOST_LISTED]:
+        click.echo(f"pbsfs: {one_line(line)}", err=True)
+    if lines:
+        raise PartialError(
+            f"restored but for damaged data: {len(result.lost)} entries are missing or incomplete, "
+            f"{len(result.zeroed)} files have zeros instead; they are listed above"
+        )
+
+
+@contextmanager
+def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> Iterator[IO[bytes]]:
+    """Where an archive is written to: standard output, or a file that gets its name when it is complete."""
+    if str(dest) == "-":
+        with _compressed(sys.stdout.buffer, zstd=zstd) as out:
+            yield out
+        sys.stdout.buffer.flush()
+        return
+    if not force and os.path.lexists(dest):
+        raise OutputError(f"cannot write {dest}: it exists; overwrite it with --force, or name another file")
+    part = dest.with_name(dest.name + ".part")
+    try:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise OutputError(
+            f"cannot write {part}: it exists; remove what is left of an earlier export"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"cannot write {part}: {error.strerror}") from None
+    try:
+        try:
+            with open(fd, "wb") as file:
+                with _compressed(file, zstd=zstd) as out:
+                    yield out
+                file.flush()
+                os.fchmod(fd, 0o600 if mode is None else mode)
+                os.fsync(fd)
+            os.rename(part, dest)
+        except OSError as error:
+            raise OutputError(f"cannot write {dest}: {error.strerror}") from None
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _compressed(out: IO[bytes], *, zstd: bool) -> Iterator[IO[bytes]]:
+    if not zstd:
+        yield out
+        return
+    import zstandard  # noqa: PLC0415 - only where it is asked for
+
+    with zstandard.ZstdCompressor(threads=-1).stream_writer(out, closefd=False) as writer:
+        yield writer

@@ -1,0 +1,186 @@
+"""`pbsfs find`: searches the files in archives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat as stat_bits
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pbsfs.access.options import SourceOptions
+from pbsfs.access.sizes import parse_size
+from pbsfs.base.errors import exit_status_of
+from pbsfs.base.text import one_line, printable
+from pbsfs.cli.inside import find, from_mounts
+from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.runtime.logs import set_up_logging
+from pbsfs.tasks.find import TYPES, Condition, Match, Search, glob
+from pbsfs.tree import Tree
+
+_AGES = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+_LARGEST = 1 << 63
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
+    """`+10M`: more; `-10M`: less; `10M`: that. Gives the least and the most bytes."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        size = parse_size(value.lstrip("+-") if value[:2] not in ("+-", "-+") else value)
+        if value.startswith("+"):
+            return size + 1, _LARGEST
+        return (0, size - 1) if value.startswith("-") else (size, size)
+
+
+class _Time(click.ParamType):  # type: ignore[type-arg]
+    """`2024-11-01`, `2024-11-01 12:30`, `2024-11-01T12:30:00Z`, or `7d` ago. Gives nanoseconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        age = re.fullmatch(r"(\d{1,5})([mhdw])", value)
+        try:
+            if age:
+                seconds = time.time() - timedelta(**{_AGES[age[2]]: int(age[1])}).total_seconds()
+            else:
+                seconds = datetime.fromisoformat(value).timestamp()
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a time; write 2024-11-01, 2024-11-01T12:30 or 7d (ago)", param, ctx)
+        return int(seconds * 1_000_000_000)
+
+
+def _types(_context: click.Context, _parameter: click.Parameter, value: str | None) -> frozenset[int]:
+    letters = [letter for letter in (value or "").split(",") if value]
+    if unknown := [letter for letter in letters if letter not in TYPES]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(TYPES)}")
+    return frozenset(TYPES[letter] for letter in letters)
+
+
+@click.command("find")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option(
+    "--name", "names", metavar="PATTERN", multiple=True, help="Match the name with a shell pattern."
+)
+@click.option("--iname", "inames", metavar="PATTERN", multiple=True, help="Like --name, in any case.")
+@click.option("--regex", metavar="REGEX", help="Match the whole path, as it is shown.")
+@click.option(
+    "--type", "types", metavar="TYPE[,TYPE]", callback=_types, help="One of f, d, l, b, c, p, s, as find(1)."
+)
+@click.option(
+    "--size",
+    "sizes",
+    metavar="[+-]SIZE",
+    type=_Size(),
+    multiple=True,
+    help="More (+), less (-), or just SIZE.",
+)
+@click.option("--newer", metavar="TIME", type=_Time(), help="Changed after TIME: a date, or an age as 7d.")
+@click.option("--older", metavar="TIME", type=_Time(), help="Changed before TIME.")
+@click.option("--latest", is_flag=True, help="Search only the newest snapshot of each group.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.option("-0", "--print0", is_flag=True, help="End each path with a NUL instead of a line break.")
+@source_options
+@logging_options
+def command(
+    paths: tuple[str, ...],
+    names: tuple[str, ...],
+    inames: tuple[str, ...],
+    regex: str | None,
+    types: frozenset[int],
+    sizes: tuple[tuple[int, int], ...],
+    newer: int | None,
+    older: int | None,
+    latest: bool,
+    as_json: bool,
+    print0: bool,
+    log_level: str,
+    log_file: Path | None,
+    source: SourceOptions,
+) -> None:
+    """Search the files in archives below each PATH (default: files, which is all of them).
+
+    Several --name and --iname: one of them has to match. Everything else has to match too. Exit status 6:
+    damage hid a part; 5: the key of an archive is missing; what could be read was searched.
+
+    \b
+    Examples:
+      pbsfs find --name '*.conf' --newer 7d
+      pbsfs find files/host/web1 --latest --size +100M --type f
+      pbsfs find files/ct/210/latest/root/etc --iname 'host*' --json
+    """
+    set_up_logging(log_level, log_file)
+    source, places = from_mounts(source, paths or ("files",))
+    try:
+        pattern = None if regex is None else re.compile(os.fsencode(regex))
+    except re.error as error:
+        raise click.BadParameter(f"--regex {regex!r}: {error}") from None
+    patterns = [glob(name) for name in names] + [glob(name, ignore_case=True) for name in inames]
+    condition = Condition(tuple(patterns), pattern, types, sizes, newer, older)
+    search = Search(condition, latest=latest)
+
+    async def work(tree: Tree) -> None:
+        nodes = [await find(tree, path, source) for path in places]
+        with _Printer(as_json=as_json, end=b"\0" if print0 else b"\n") as emit:
+            await search.run(nodes, emit)
+
+    run_on_tree(work, reads_much=True, source=source)
+    for path, failure in search.failed:
+        click.echo(f"pbsfs: {one_line(f'{os.fsdecode(path)}: {failure}')}", err=True)
+    if search.failed:
+        raise click.exceptions.Exit(max(exit_status_of(failure) for _path, failure in search.failed))
+
+
+class _Printer:
+    """Prints matches as they come: as lines, or as one JSON list."""
+
+    def __init__(self, *, as_json: bool, end: bytes) -> None:
+        self._as_json = as_json
+        self._end = end
+        self._out = sys.stdout.buffer
+        self._to_terminal = sys.stdout.isatty()
+        self._count = 0
+
+    def __enter__(self) -> Callable[[list[Match]], None]:
+        return self._print
+
+    def __exit__(self, *_failure: object) -> None:
+        if self._as_json:
+            self._out.write(b"\n]\n" if self._count else b"[]\n")
+        self._out.flush()
+
+    def _print(self, matches: list[Match]) -> None:
+        if self._as_json:
+            for match in matches:
+                self._out.write((b",\n  " if self._count else b"[\n  ") + json.dumps(_row(match)).encode())
+                self._count += 1
+        elif self._to_terminal and self._end == b"\n":
+            lines = (printable(os.fsdecode(match.path)) for match in matches)
+            self._out.write("".join(f"{line}\n" for line in lines).encode(errors="replace"))
+        else:
+            self._out.write(b"".join(match.path + self._end for match in matches))
+
+
+def _row(match: Match) -> dict[str, Any]:
+    stat = match.stat
+    kind = next((letter for letter, bits in TYPES.items() if bits == stat_bits.S_IFMT(stat.mode)), "f")
+    row: dict[str, Any] = {"path": os.fsdecode(match.path), "type": kind, "size": stat.size}
+    row["mode"] = f"{stat_bits.S_IMODE(stat.mode):04o}"
+    if stat.uid is not None:
+        row |= {"uid": stat.uid, "gid": stat.gid}
+    if stat.mtime_ns is not None:
+        row["mtime_ns"] = stat.mtime_ns
+    if stat.target is not None:
+        row["target"] = os.fsdecode(stat.target)
+    return row

@@ -1,0 +1,104 @@
+"""Restores and packs from the tree: opens the archive, and runs the synchronous work in a thread.
+
+Used by `pbsfs export`, from tasks of one trio loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import trio
+
+from pbsfs.base.errors import OutputError
+from pbsfs.contents.base import Entry
+from pbsfs.tasks.extract.attributes import Attributes, Kept, Unset
+from pbsfs.tasks.extract.destination import Destination, Steps
+from pbsfs.tasks.extract.extract import Restore, Restored
+from pbsfs.tasks.pack import Packing, write_tar, write_zip
+from pbsfs.tasks.patterns import Selection
+from pbsfs.tree import ContentsNode
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to restore.
+
+    `overwrite` and `existing_directories`: see `Destination`. `skip_damage`: see `Restore`.
+    """
+
+    kept: Kept = field(default_factory=Kept)
+    selection: Selection = field(default_factory=Selection)
+    overwrite: bool = False
+    existing_directories: bool = False
+    skip_damage: bool = False
+
+
+async def restore(
+    node: ContentsNode, place: Path, options: Options, advance: Advance
+) -> tuple[Restored, Unset]:
+    """Restores a directory to `place`, which is made where it does not exist; or another entry as `place`, or
+    in it where that is a directory. Raises what reading raises, and OutputError."""
+    entry = await node.learn()
+    opened = await node.inside.open()
+    place, steps = _where(entry, node.name, place)
+    destination = Destination(
+        str(place), overwrite=options.overwrite, existing_directories=options.existing_directories
+    )
+    attributes = Attributes(options.kept)
+    streams = opened.streams()
+
+    def step(count: int) -> None:
+        trio.from_thread.check_cancelled()
+        advance(count)
+
+    work = Restore(
+        opened.contents, streams, destination, attributes, options.selection, options.skip_damage, step
+    )
+    try:
+        done = (
+            functools.partial(work.entry, entry, steps) if steps else functools.partial(work.directory, entry)
+        )
+        return await opened.run(done), attributes.unset
+    finally:
+        destination.close()
+        for stream in streams:
+            stream.close()
+
+
+def _where(entry: Entry, name: bytes, place: Path) -> tuple[Path, Steps]:
+    """The destination, which exists then, and the steps from there to what is restored."""
+    if not entry.is_directory:
+        return (place, (name,)) if place.is_dir() else (place.parent, (os.fsencode(place.name),))
+    if not os.path.lexists(place):
+        try:
+            place.mkdir(mode=0o700)
+        except OSError as error:
+            raise OutputError(f"cannot write {place}: {error.strerror}") from None
+    return place, ()
+
+
+async def pack(node: ContentsNode, out: IO[bytes], form: str, options: Options, advance: Advance) -> Packing:
+    """Writes an archive of `form`, tar or zip. Raises what reading raises, and OutputError."""
+    entry = await node.learn()
+    opened = await node.inside.open()
+    streams = opened.streams()
+
+    def step(count: int) -> None:
+        trio.from_thread.check_cancelled()
+        advance(count)
+
+    packing = Packing(opened.contents, streams, options.selection, options.skip_damage, step)
+    write = write_tar if form == "tar" else write_zip
+    try:
+        await opened.run(functools.partial(write, packing, entry, out))
+    finally:
+        for stream in streams:
+            stream.close()
+    return packing
