@@ -26,7 +26,9 @@ each_archive = pytest.mark.parametrize("archive", ARCHIVES, ids=lambda archive: 
 @pytest.fixture(scope="module")
 def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     place = tmp_path_factory.mktemp("files") / "m"
-    with mounted(FILES / "datastore", place, "--keyfile", KEY, "-o", "noignore_permissions") as found:
+    with mounted(
+        FILES / "datastore", place, "--keyfile", KEY, "-o", "noignore_permissions", files=True
+    ) as found:
         yield found
 
 
@@ -69,13 +71,15 @@ def test_the_tree_beside_files_stays_as_it_is(mount: Mounted) -> None:
 
 
 def test_files_are_left_out_where_nobody_wants_them(tmp_path: Path) -> None:
-    with mounted(FILES / "datastore", tmp_path / "m", "-o", "nofiles") as plain:
+    with mounted(FILES / "datastore", tmp_path / "m", "-o", "nofiles", files=True) as plain:
         assert set(os.listdir(plain.place)) == {"ct", "host", "vm"}
         assert fails_with(errno.ENOENT, lambda: os.listdir(plain / "files"))
 
 
 def test_where_permissions_are_ignored_all_files_belong_to_the_owner_of_the_mount(tmp_path: Path) -> None:
-    with mounted(FILES / "datastore", tmp_path / "m", "-o", "ignore_permissions,uid=1234,gid=4321") as other:
+    with mounted(
+        FILES / "datastore", tmp_path / "m", "-o", "ignore_permissions,uid=1234,gid=4321", files=True
+    ) as other:
         root = other / f"files/{FIRST.path}"
         for path, entry in truth(FIRST).items():
             status = os.lstat(os.path.join(os.fsencode(root), path))
@@ -86,7 +90,7 @@ def test_where_permissions_are_ignored_all_files_belong_to_the_owner_of_the_moun
 
 
 def test_without_its_key_an_archive_is_shown_but_not_opened(tmp_path: Path) -> None:
-    with mounted(FILES / "datastore", tmp_path / "m") as keyless:
+    with mounted(FILES / "datastore", tmp_path / "m", files=True) as keyless:
         snapshot = keyless / "files/host/laptop/2024-11-07T17:20:00Z"
         assert "home" in os.listdir(snapshot)
         assert os.lstat(snapshot / "home").st_mode & 0o170000 == 0o040000

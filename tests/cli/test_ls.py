@@ -23,7 +23,7 @@ def ls(stocked: Stocked, *arguments: str) -> list[str]:
 
 
 def test_the_root_is_listed_unless_a_path_is_given(stocked: Stocked) -> None:
-    assert ls(stocked) == ls(stocked, "/") == ["vm", "ct", "ns"]
+    assert ls(stocked) == ls(stocked, "/") == ["vm", "ct", "ns", "files"]
     assert ls(stocked, "vm/100") == ["2023-11-14T22:13:20Z", "2023-11-15T22:13:20Z", "latest"]
     assert sorted(ls(stocked, f"/{FIRST}/")) == [
         "client.log",
@@ -42,7 +42,7 @@ def test_a_file_is_listed_as_itself(stocked: Stocked) -> None:
 
 
 def test_the_namespace_is_the_root(stocked: Stocked) -> None:
-    assert ls(stocked, "--ns", "prod") == ["vm"]
+    assert ls(stocked, "--ns", "prod") == ["vm", "files"]
     assert ls(stocked, "--ns", "prod", "vm/100/latest") == ls(stocked, "ns/prod/vm/100/latest")
 
 

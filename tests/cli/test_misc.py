@@ -123,7 +123,7 @@ def test_a_setting_from_an_endless_file_is_refused_in_a_short_line() -> None:
 def test_a_directory_goes_before_the_environment(tmp_path: Path) -> None:
     own = stock(tmp_path / "datastore")
     done = pbsfs("ls", "--datastore-dir", own.path, env=environment(PBS_REPOSITORY="host:store"))
-    assert done.stdout.split() == ["vm", "ct", "ns"]
+    assert done.stdout.split() == ["vm", "ct", "ns", "files"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

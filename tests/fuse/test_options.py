@@ -33,11 +33,28 @@ def test_options_of_mount_8_that_mean_nothing_here_are_taken() -> None:
     assert FuseOptions.parse([general]) == FuseOptions()
 
 
-@pytest.mark.parametrize(
-    "option", ["allow_root", "nosuid", "nodev", "noexec", "noatime", "suid", "dev", "exec"]
-)
+@pytest.mark.parametrize("option", ["allow_root", "nosuid", "nodev", "noexec", "noatime", "exec"])
 def test_options_of_libfuse_are_passed_on(option: str) -> None:
     assert FuseOptions.parse([option]).flags == {option}
+
+
+@pytest.mark.parametrize("option", ["suid", "dev"])
+def test_files_in_backups_get_no_privileges(option: str) -> None:
+    with pytest.raises(UsageError, match=f"mount option {option}: files in backups get no privileges"):
+        FuseOptions.parse(["ro", option])
+
+
+def test_owners_are_as_stored_where_root_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for user, as_stored in ((0, True), (1000, False)):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert FuseOptions.parse([]).as_stored is as_stored
+        assert not FuseOptions.parse(["ignore_permissions"]).as_stored
+        assert FuseOptions.parse(["noignore_permissions"]).as_stored
+
+
+def test_files_can_be_left_out() -> None:
+    assert FuseOptions.parse([]).files
+    assert not FuseOptions.parse(["nofiles"]).files
 
 
 @pytest.mark.parametrize("option", ["rw", "remount"])

@@ -75,12 +75,18 @@ class Mounted:
 
 @contextmanager
 def mounted(
-    source: Path | dict[str, str], place: Path, *options: str, lifetime: float = LIFETIME
+    source: Path | dict[str, str],
+    place: Path,
+    *options: str,
+    lifetime: float = LIFETIME,
+    files: bool = False,
 ) -> Iterator[Mounted]:
     """Mounts a datastore at `place`, which is made, and unmounts it again.
 
-    `source`: its directory, or the environment that tells which server has it.
+    `source`: its directory, or the environment that tells which server has it. `files`: whether the mount
+    shows `files`, which would have tests that walk through a mount open all archives.
     """
+    options = options if files else (*options, "-o", "nofiles")
     need_fuse()
     place.mkdir(exist_ok=True)
     log = place.with_name(f"{place.name}.log")
