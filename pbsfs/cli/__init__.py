@@ -66,7 +66,7 @@ Exit status:
   17 no such realm
   18 the password of a key is missing or wrong
   19 a key file can't be read, or is not a key file
-  20 exported but for damaged data (--on-damage skip)
+  20 exported but for damaged data, with --on-damage skip
   128+N  ended by signal N (130: Ctrl-C)
 """
 

@@ -7,6 +7,7 @@ worker threads, since that takes time that grows with what is in them.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ from pbsfs.reader.image import Image
 from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -107,13 +110,22 @@ class OpenContents:
 
 
 async def open_archive(
-    reader: Reader, info: SnapshotInfo, files: Sequence[FileInfo], max_age: float
+    reader: Reader, info: SnapshotInfo, files: Sequence[FileInfo], catalog: FileInfo | None, max_age: float
 ) -> OpenContents:
     """The archive of `files`: one stream, or metadata and payload.
+
+    `catalog`: lists the names of archives of one stream; pbsfs does without one that it cannot read.
 
     Raises DamageError, KeyRequiredError and SourceError.
     """
     images = [await reader.open_image(info, file, max_age) for file in files]
+    hints: ImageStream | None = None
+    if catalog is not None:
+        try:
+            hints = ImageStream(await reader.open_image(info, catalog, max_age))
+        except DamageError as error:
+            log.warning("%s; names are read from the archive instead", error)
     streams = [ImageStream(image) for image in images]
-    contents = await reader.bridge.run(lambda: Archive(*streams))
+    name = files[0].archive.filename
+    contents = await reader.bridge.run(lambda: Archive(*streams, catalog=hints, name=name))
     return OpenContents(contents, images, reader.bridge)

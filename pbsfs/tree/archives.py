@@ -121,6 +121,9 @@ class ContentsSpecial(ContentsNode):
 
     __slots__ = ()
 
+    async def glance(self) -> Stat:
+        return await self.stat()  # Linux never takes another device number of an inode that it knows
+
 
 class ContentsLink(ContentsNode, Link):
     """A symbolic link of an archive."""
@@ -156,7 +159,7 @@ class ContentsDirectory(ContentsNode, Directory):
             entry = await self.learn()
             contents = await self.inside.open()
             found = await contents.children(entry)
-            self._values = {child.name: child for child in found.entries}
+            await self._take((child.name, child) for child in found.entries)
             self.damage = found.damage
             self._is_listed = True
             return True
@@ -272,6 +275,7 @@ class ArchiveDirectory(ContentsDirectory):
                 self.tree.reader,
                 self.snapshot.info,
                 self.files.streams,
+                self.files.catalog,
                 self.tree.refresh,
             )
             return self._opened
