@@ -18,6 +18,7 @@ from pbsfs.access.resolve import describe
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.secret import Secret
 from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.runtime.memory import COMMAND_OPEN_LIMIT
 
 if TYPE_CHECKING:
     from pbsfs.access.description import Description
@@ -227,7 +228,9 @@ def run_on_described(
     source = description.access.open()
 
     async def run() -> R:
-        async with open_reader(source, keys=description.keys, zeroed=zeroed) as reader:
+        async with open_reader(
+            source, open_limit=COMMAND_OPEN_LIMIT, keys=description.keys, zeroed=zeroed
+        ) as reader:
             return await work(Tree(reader, description.namespace, files=True))
 
     return trio.run(_until_signalled, run)

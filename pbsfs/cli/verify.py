@@ -59,7 +59,7 @@ def command(
 
     async def work(tree: Tree) -> Report:
         files: dict[bytes, File] = {}
-        verification = Verification(rate=rate)
+        verification = Verification(tree.reader.store.memory, rate=rate)
         nodes = [await find(tree, path, source) for path in places]
         for node in nodes:
             files |= {file.path: file for file in await verification.collect(node)}

@@ -23,6 +23,10 @@ DEFAULT_CACHE_SIZE = 256 << 20
 DEFAULT_OPEN_LIMIT = 256 << 20
 """Bytes for all that is charged, before the cache shrinks: the digest tables of 32 TiB in chunks of 4 MiB."""
 
+COMMAND_OPEN_LIMIT = 1 << 30
+"""The same for a command, which ends soon: it holds the files of a whole datastore, and the chunks it has
+read."""
+
 LEAST_CACHE = 32 << 20
 """Bytes that the charges always leave to the cache: two chunks of the largest size that exists."""
 
@@ -60,6 +64,7 @@ class Memory:
     def __init__(self, cache_size: int = DEFAULT_CACHE_SIZE, open_limit: int = DEFAULT_OPEN_LIMIT) -> None:
         """`cache_size`: most bytes of the cache. `open_limit`: bytes of charges before the cache shrinks."""
         self.cache_size = cache_size
+        self.open_limit = open_limit
         self.limit = cache_size + open_limit
         self._least_cache = min(cache_size, LEAST_CACHE)
         self._lock = threading.Lock()

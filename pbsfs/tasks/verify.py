@@ -1,7 +1,7 @@
 """Reads and checks everything that was backed up, each chunk once, however many images share it.
 
-Called by `pbsfs verify`; runs in the trio loop, with several chunks under way at once. What is damaged is
-told by file and range, in every file that has a part in it.
+`pbsfs verify` calls it. It runs in the trio loop and checks several chunks at once. It reports damage by file
+and range, in every file that contains it. Of more chunks than fit in memory, it reads some again.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from pbsfs.chunks.store import Chunk
 from pbsfs.formats.keys import Key
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.image import Image
+from pbsfs.runtime.memory import Memory
+from pbsfs.tasks.known import KnownChunks
 from pbsfs.tree import BlobFile, Directory, File, FilesDirectory, ImageFile, Latest, Node
 
 log = logging.getLogger(__name__)
 
 WORKERS = 12
-"""Chunks under way at once: some for each core to decode, and enough to cover the way to a server. The store
-bounds their memory."""
+"""Chunks that are checked at once: some for each core to decode, and enough for the round trip to a server.
+The store bounds their memory."""
 
 STRIDE = 1024
-"""Chunks that are looked at before other tasks run: a few milliseconds."""
+"""Chunks of an index that are looked at before other tasks run: a few milliseconds."""
 
 Identity = tuple[bytes, Key | None, int]
-"""A chunk, with the length that an index gives it: where one lies, that is its damage and no other's."""
+"""A chunk, with the length that an index claims: a wrong length is damage of that index only."""
 
 
 @dataclass(slots=True)
 class Damage:
-    """What is wrong with one file. `ranges`: which bytes; none where it is the whole file."""
+    """What is wrong with one file. `ranges`: which bytes; empty for the whole file."""
 
     path: str
     reason: str
@@ -44,8 +46,8 @@ class Damage:
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `chunks`, `size`: what was read, each chunk once. `unverified`: why not, by path;
-    `missing_keys`: the paths of these by the fingerprint of the key, None where it is not known."""
+    """What was found. `chunks`, `size`: what was read. `unverified`: the reasons by path; `missing_keys`:
+    these paths by the fingerprint of the key, None if it is not known."""
 
     files: int = 0
     chunks: int = 0
@@ -58,13 +60,14 @@ class Report:
 class Verification:
     """One run over some nodes of a tree."""
 
-    def __init__(self, *, rate: int | None = None) -> None:
-        """`rate`: bytes a second at most; None for no limit."""
+    def __init__(self, memory: Memory, *, rate: int | None = None) -> None:
+        """`memory`: what the chunks that were read are charged to. `rate`: bytes a second at most; None for
+        no limit."""
         self.report = Report()
         self._rate = rate
         self._advance: Callable[[int], None] = lambda _count: None
         self._next_start = 0.0
-        self._seen: set[Identity] = set()
+        self._known = KnownChunks(memory, memory.open_limit // 2)
         self._bad: dict[Identity, str] = {}
         self._done = 0
 
@@ -88,9 +91,9 @@ class Verification:
         return files
 
     async def run(self, files: list[File], advance: Callable[[int], None]) -> Report:
-        """Reads `files`; `advance` is told of the bytes that are done.
+        """Reads `files`; calls `advance` with the number of bytes that are done.
 
-        Raises SourceError where the source fails: that is no damage.
+        Raises SourceError if the source fails: that is not damage.
         """
 
         def done(count: int) -> None:
@@ -137,8 +140,7 @@ class Verification:
             with sending:
                 for count, number in enumerate(image.data_chunks(0, image.size), 1):
                     chunk = image.chunk(number)
-                    if _identity(chunk) not in self._seen:
-                        self._seen.add(_identity(chunk))
+                    if self._known.add(chunk):
                         await self._pace(chunk.length)
                         await sending.send(number)
                     else:
@@ -160,7 +162,7 @@ class Verification:
         self._advance(chunk.length)
 
     async def _locate(self, path: str, image: Image) -> None:
-        """Tells which ranges of `image` are damaged, now that all its chunks are known."""
+        """Reports the damaged ranges of `image`, all of whose chunks were read."""
         if not self._bad:
             return
         found: list[Range] = []

@@ -20,9 +20,10 @@ from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.reader import open_reader
+from pbsfs.runtime.memory import Memory
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 from pbsfs.sources.directory.source import DirectorySource
-from pbsfs.tasks import verify
+from pbsfs.tasks import known, verify
 from pbsfs.tasks.verify import WORKERS, Report, Verification
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import File, Tree
@@ -50,7 +51,7 @@ async def verified(
     """The report on what is at and below `paths`, or on everything."""
     async with open_reader(source, keys=keys) as reader:
         tree = Tree(reader)
-        run = Verification(rate=rate)
+        run = Verification(reader.store.memory, rate=rate)
         files: dict[bytes, File] = {}
         for path in paths or ("",):
             files |= {file.path: file for file in await run.collect(await tree.find(path))}
@@ -97,6 +98,28 @@ async def test_each_chunk_is_read_once_however_many_images_share_it() -> None:
     assert report.chunks == len(source.fetched)
     assert report.files == 6 + 3  # with a manifest for each snapshot
     assert (report.damaged, report.unverified) == ([], {})
+
+
+@in_trio
+async def test_with_too_little_memory_chunks_are_read_again_and_all_damage_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(known, "TABLES", 1)
+    source = MemorySource()
+    content = made.image(1, "r" * 40)
+    source.add(SNAPSHOT, {"a.img.fidx": content})
+    source.add(NEWER, {"a.img.fidx": content})
+    numbers = [0, 17, 39]
+    for number in numbers:
+        source.damage(source.add_chunk(content[number * CHUNK_SIZE :][:CHUNK_SIZE]), 700)
+    async with open_reader(source) as reader:
+        run = Verification(Memory(0, 4 * known.FIRST_SLOTS * known.ENTRY_SIZE))
+        reader.store.cache.resize(0)
+        report = await run.run(await run.collect(Tree(reader).root), nobody_asks)
+    assert report.chunks > 40
+    assert Counter(source.fetched).most_common(1)[0][1] == 2
+    ranges = [Range(number * CHUNK_SIZE, CHUNK_SIZE) for number in numbers]
+    assert found_in(report) == {f"{SNAPSHOT}/a.img": ranges, f"{NEWER}/a.img": ranges}
 
 
 @in_trio
@@ -183,7 +206,7 @@ async def test_the_progress_comes_to_what_was_announced_whatever_is_damaged(chea
     source.damage(source.add_chunk(spoiled[:CHUNK_SIZE]), 700)
     done: list[int] = []
     async with open_reader(source) as reader:
-        run = Verification()
+        run = Verification(reader.store.memory)
         collected = await run.collect(Tree(reader).root)
         announced = sum([(await file.stat()).data_size for file in collected])
         report = await run.run(collected, done.append)
