@@ -57,6 +57,7 @@ LONG = (
     "test_bench.py",
     "tasks/test_copy.py",
     "test_damage_mount.py",
+    "contents/test_hostile_archives.py",
     "test_golden_formats.py",
     "test_golden_keys.py",
     "test_golden_mount.py",

@@ -38,6 +38,24 @@ TYPES = {
 """The bits of st_mode for the types in a catalog."""
 
 
+class Faults:
+    """What is wrong in a directory: how much, and the first of it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: DamageError | None = None
+
+    def add(self, error: DamageError) -> None:
+        self.count += 1
+        if self._first is None:
+            self._first = error
+
+    def summary(self) -> DamageError | None:
+        if self.count < 2:
+            return self._first
+        return DamageError(f"{self.count} entries cannot be read; first: {self._first}")
+
+
 class Archive(Contents):
     """An archive that is open.
 
@@ -121,24 +139,22 @@ class Archive(Contents):
             raise damaged(position, "a hard link leads to what does not lie before it")
         return where
 
-    def _link(self, position: int, parsed: Parsed, goal: Entry | DamageError) -> Entry:
-        """The hard link at `position`, as a name of its target."""
+    def _link(self, position: int, name: bytes, goal: Entry | DamageError) -> Entry:
+        """The hard link at `position`, as another name of its target."""
         if isinstance(goal, DamageError):
             raise damaged(position, f"a hard link's target cannot be read ({goal})")
         self._links.saw(position, goal.position)
-        return replace(goal, name=parsed.name)
+        return replace(goal, name=name)
 
     def _one(self, position: int, parsed: Parsed, end: int, limit: int) -> Entry:
         if parsed.mode:
             return self._entry(position, parsed, end, limit)
         where = self._target_of(position, parsed)
-        return self._link(position, parsed, self._targets([where])[where])
+        return self._link(position, parsed.name, self._targets([where])[where])
 
     # --- directories
 
-    def _ends(
-        self, directory: Entry, faults: list[DamageError]
-    ) -> tuple[int, dict[int, int], dict[int, int]]:
+    def _ends(self, directory: Entry, faults: Faults) -> tuple[int, dict[int, int], dict[int, int]]:
         """Of the table of `directory`: its start; where each child ends (where that is a directory) by its
         position; its position by the hash of its name."""
         goodbye, rows = self._table(directory)
@@ -148,7 +164,7 @@ class Archive(Contents):
         for digest, offset, size in ITEM.iter_unpack(rows):
             position = goodbye - offset
             if not first < position < goodbye or position in ends:
-                faults.append(damaged(goodbye, "a directory's table points to what is not in it"))
+                faults.add(damaged(goodbye, "a directory's table points to what is not in it"))
             else:
                 ends[position] = position + size
                 hashes[digest] = position
@@ -167,42 +183,41 @@ class Archive(Contents):
         if not names_only:
             self._links.prepare(self)
         entries, faults, _links = self._listing(directory)
-        return Found(entries, _summary(faults))
+        return Found(entries, faults.summary())
 
     def exact(self, directory: Entry) -> tuple[list[Entry], list[int]]:
         """The exact entries of `directory`, and the target's position of each hard link in it."""
         entries, _faults, links = self._listing(directory)
         return entries, links
 
-    def _listing(self, directory: Entry) -> tuple[list[Entry], list[DamageError], list[int]]:
-        faults: list[DamageError] = []
+    def _listing(self, directory: Entry) -> tuple[list[Entry], Faults, list[int]]:
+        faults = Faults()
         goodbye, ends, _hashes = self._ends(directory, faults)
         blocks = self._hints.blocks(directory) if self._hints is not None else {}
         entries: list[Entry] = []
-        links: list[tuple[int, int, Parsed, int]] = []  # where in `entries`, position, what it is, target
         names: set[bytes] = set()
         before, last = 0, 0
+        has_links = False
         for position, parsed in self._items.entries(array("Q", sorted(ends)), goodbye):
             if isinstance(parsed, DamageError):
-                faults.append(parsed)
+                faults.add(parsed)
                 continue
             try:
                 if parsed.mode:
                     entry = self._entry(position, parsed, ends[position], goodbye)
                 else:
-                    links.append((len(entries), position, parsed, self._target_of(position, parsed)))
-                    entry = Entry(parsed.name, 0)
+                    has_links = True
+                    where = self._target_of(position, parsed)
+                    entry = Entry(parsed.name, 0, position=position, end=where)
             except DamageError as error:
-                faults.append(error)
+                faults.add(error)
                 continue
             if before > position:
                 # What reaches into the next entry is wrong, whatever else it says.
                 names.discard(entries.pop().name)
-                if links and links[-1][0] == len(entries):
-                    del links[-1]
-                faults.append(damaged(last, "an entry reaches into the next one"))
+                faults.add(damaged(last, "an entry reaches into the next one"))
             if parsed.name in names:
-                faults.append(damaged(position, "a second entry has the same name"))
+                faults.add(damaged(position, "a second entry has the same name"))
                 continue
             names.add(parsed.name)
             if entry.is_directory:
@@ -214,25 +229,34 @@ class Archive(Contents):
             last = position
             entries.append(entry)
         targets: list[int] = []
-        if links:
-            goals = self._targets(where for _, _, _, where in links)
-            for number, position, parsed, where in links:
-                try:
-                    entries[number] = self._link(position, parsed, goals[where])
-                    targets.append(where)
-                except DamageError as error:
-                    faults.append(error)
-            entries = [entry for entry in entries if entry.mode]
+        if has_links:
+            entries = self._followed(entries, faults, targets)
         return entries, faults, targets
+
+    def _followed(self, entries: list[Entry], faults: Faults, targets: list[int]) -> list[Entry]:
+        """`entries` with files in the place of hard links, which have no mode and their target's position as
+        `end`. Adds these to `targets`."""
+        goals = self._targets(entry.end for entry in entries if not entry.mode)
+        followed = []
+        for entry in entries:
+            if entry.mode:
+                followed.append(entry)
+                continue
+            try:
+                followed.append(self._link(entry.position, entry.name, goals[entry.end]))
+                targets.append(entry.end)
+            except DamageError as error:
+                faults.add(error)
+        return followed
 
     def named(self, directory: Entry) -> list[Entry] | None:
         """The entries of `directory` by the catalog; None where that and the archive differ in any way."""
         rows = self._hints.table(directory) if self._hints is not None else None
         if rows is None:
             return None
-        faults: list[DamageError] = []
+        faults = Faults()
         goodbye, ends, hashes = self._ends(directory, faults)
-        if faults or not len(rows) == len(ends) == len(hashes):
+        if faults.count or not len(rows) == len(ends) == len(hashes):
             return None
         found: dict[int, Entry] = {}
         for row in rows:
@@ -307,7 +331,7 @@ class Archive(Contents):
             else:
                 try:
                     if position in links:
-                        exact = self._link(position, parsed_or_error, goals[links[position]])
+                        exact = self._link(position, entry.name, goals[links[position]])
                     else:
                         exact = self._entry(position, parsed_or_error, entry.end, goodbye)
                     done.append(replace(exact, hint=entry.hint) if exact.is_directory else exact)
@@ -348,9 +372,3 @@ class Archive(Contents):
     @property
     def knows_link_counts(self) -> bool:
         return self._links.known
-
-
-def _summary(faults: list[DamageError]) -> DamageError | None:
-    if len(faults) < 2:
-        return faults[0] if faults else None
-    return DamageError(f"{len(faults)} entries cannot be read; first: {faults[0]}")

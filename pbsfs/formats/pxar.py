@@ -181,10 +181,10 @@ def _parse_rest(data: bytes, at: int, start: int, name: bytes, split: bool) -> P
     else:
         raise DamageError("a name without an entry")
     has_xattrs = False
-    if kind not in _ENDINGS:
-        here, has_xattrs = _skip_attributes(data, at, here)
-        kind, size = HEADER.unpack_from(data, here)
     kind_of_file = mode & ~0o7777
+    if kind not in _ENDINGS:
+        here, has_xattrs = _skip_attributes(data, at, here, kind_of_file in _WITHOUT_ENDING)
+        kind, size = HEADER.unpack_from(data, here)
     if kind_of_file == stat_bits.S_IFREG:
         if kind == PAYLOAD_REF and split:
             if size != 32:
@@ -199,8 +199,8 @@ def _parse_rest(data: bytes, at: int, start: int, name: bytes, split: bool) -> P
             return Parsed(name, mode, uid, gid, mtime_ns, length, content, None, has_xattrs, here + size)
         raise DamageError("a file without content")
     if kind_of_file == stat_bits.S_IFDIR:
-        if kind not in (FILENAME, GOODBYE):
-            raise DamageError("a directory without a table")
+        if kind in _CONTENT:
+            raise DamageError("a directory with content")
         return Parsed(name, mode, uid, gid, mtime_ns, 0, 0, None, has_xattrs, here)
     if kind_of_file == stat_bits.S_IFLNK:
         if kind != SYMLINK:
@@ -221,13 +221,15 @@ def _parse_rest(data: bytes, at: int, start: int, name: bytes, split: bool) -> P
         rdev = device_number(major, minor)
         return Parsed(name, mode, uid, gid, mtime_ns, 0, rdev, None, has_xattrs, here + 32)
     if kind_of_file in (stat_bits.S_IFIFO, stat_bits.S_IFSOCK):
-        if kind not in (FILENAME, GOODBYE):
+        if kind in _CONTENT:
             raise DamageError("a FIFO or socket with content")
         return Parsed(name, mode, uid, gid, mtime_ns, 0, 0, None, has_xattrs, here)
     raise DamageError(f"an unknown type of file (mode {mode:o})")
 
 
-_ENDINGS = frozenset({PAYLOAD, PAYLOAD_REF, SYMLINK, DEVICE, FILENAME, GOODBYE})
+_CONTENT = frozenset({PAYLOAD, PAYLOAD_REF, SYMLINK, DEVICE})
+_ENDINGS = _CONTENT | {FILENAME, GOODBYE}
+_WITHOUT_ENDING = frozenset({stat_bits.S_IFDIR, stat_bits.S_IFIFO, stat_bits.S_IFSOCK})
 
 
 def device_number(major: int, minor: int) -> int:
@@ -237,8 +239,12 @@ def device_number(major: int, minor: int) -> int:
     return (major & 0xFFF) << 8 | (major & 0xFFFFF000) << 32 | (minor & 0xFF) | (minor & 0xFFFFFF00) << 12
 
 
-def _skip_attributes(data: bytes, at: int, here: int) -> tuple[int, bool]:
-    """Where the attributes that start at `here` end, and whether there are extended ones among them."""
+def _skip_attributes(data: bytes, at: int, here: int, open_ended: bool) -> tuple[int, bool]:
+    """Where the attributes that start at `here` end, and whether there are extended ones among them.
+
+    `open_ended`: for an entry that ends where the next one begins. What is unknown there may be that one, and
+    damaged; then the entry counts as one with extended attributes, and `parse_xattrs` raises the error.
+    """
     first = here
     has_xattrs = False
     seen = set()
@@ -250,6 +256,8 @@ def _skip_attributes(data: bytes, at: int, here: int) -> tuple[int, bool]:
             if not HEADER_SIZE <= size <= HEADER_SIZE + _MAX_XATTR:
                 raise DamageError(f"an attribute of {size} bytes")
         elif size - HEADER_SIZE != _ATTRIBUTE_SIZES.get(kind):
+            if open_ended and kind not in _ATTRIBUTE_SIZES:
+                return here, True
             raise DamageError("an attribute of an unknown type or size")
         if kind in _SINGLE:
             if kind in seen:
@@ -282,6 +290,8 @@ def parse_xattrs(data: bytes, at: int, *, named: bool) -> dict[bytes, bytes]:
         kind, size = HEADER.unpack_from(data, at)
         if kind in _ENDINGS:
             break
+        if kind not in (XATTR, FCAPS) and kind not in _ATTRIBUTE_SIZES:
+            raise DamageError("an attribute of an unknown type")
         content = data[at + HEADER_SIZE : at + size]
         at += size
         if kind == XATTR:
