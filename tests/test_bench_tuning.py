@@ -1,19 +1,39 @@
-"""The benchmark of the tuning constants names constants that exist."""
+"""The benchmark of the limits changes what exists, and the changes have an effect."""
 
 from __future__ import annotations
 
-import importlib
+import subprocess
+import sys
 
 import pytest
 
 from bench.cases import tuning
 
-NAMES = sorted(
-    {name for cases in (tuning._NEAR, tuning._FAR) for changed in cases.values() for name in changed}
+SETTINGS = sorted(
+    {
+        f"{name}={value}"
+        for cases in (tuning._NEAR, tuning._FAR)
+        for changed in cases.values()
+        for name, value in changed.items()
+    }
 )
 
+LIMITS = """
+import inspect
+from bench.tuned import change
+change("chunks.limits.fetch_budget=12345")
+from pbsfs.chunks.store import ChunkStore
+from pbsfs.reader.reader import open_reader
+for made in (ChunkStore, open_reader):
+    assert inspect.signature(made).parameters["limits"].default.fetch_budget == 12345
+"""
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_constant_that_is_varied_exists(name: str) -> None:
-    module, _dot, constant = name.rpartition(".")
-    assert hasattr(importlib.import_module(f"pbsfs.{module}"), constant)
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_is_varied_exists(setting: str) -> None:
+    program = f"from bench.tuned import change; change({setting!r})"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_changed_limits_reach_what_uses_them() -> None:
+    subprocess.run([sys.executable, "-c", LIMITS], check=True, timeout=60)

@@ -17,14 +17,14 @@ MIB = 1 << 20
 
 _NEAR: dict[str, Mapping[str, int | float]] = {
     "pbsfs as it is": {},
-    "fetch budget 32 MiB": {"chunks.store.FETCH_BUDGET": 32 * MIB},
-    "fetch budget 64 MiB": {"chunks.store.FETCH_BUDGET": 64 * MIB},
-    "fetch budget 192 MiB": {"chunks.store.FETCH_BUDGET": 192 * MIB},
-    "window 16 MiB": {"chunks.prefetch.MAX_WINDOW": 16 * MIB},
-    "window 32 MiB": {"chunks.prefetch.MAX_WINDOW": 32 * MIB},
-    "window 128 MiB": {"chunks.prefetch.MAX_WINDOW": 128 * MIB},
-    "growth 1": {"chunks.prefetch.GROWTH": 1},
-    "growth 16": {"chunks.prefetch.GROWTH": 16},
+    "fetch budget 32 MiB": {"chunks.limits.fetch_budget": 32 * MIB},
+    "fetch budget 64 MiB": {"chunks.limits.fetch_budget": 64 * MIB},
+    "fetch budget 192 MiB": {"chunks.limits.fetch_budget": 192 * MIB},
+    "window 16 MiB": {"chunks.limits.max_window": 16 * MIB},
+    "window 32 MiB": {"chunks.limits.max_window": 32 * MIB},
+    "window 128 MiB": {"chunks.limits.max_window": 128 * MIB},
+    "growth 1": {"chunks.limits.growth": 1},
+    "growth 16": {"chunks.limits.growth": 16},
     "gathered 64 KiB": {"sources.server.session.GATHER": MIB // 16},
     "gathered 8 MiB": {"sources.server.session.GATHER": 8 * MIB},
     "acknowledged 4 MiB": {"sources.server.protocol.ACKNOWLEDGE_AFTER": 4 * MIB},
@@ -33,12 +33,12 @@ _NEAR: dict[str, Mapping[str, int | float]] = {
 _FAR: dict[str, Mapping[str, int | float]] = {
     "pbsfs as it is": {},
     "fetch budget 64 MiB, window 32 MiB": {
-        "chunks.store.FETCH_BUDGET": 64 * MIB,
-        "chunks.prefetch.MAX_WINDOW": 32 * MIB,
+        "chunks.limits.fetch_budget": 64 * MIB,
+        "chunks.limits.max_window": 32 * MIB,
     },
     "fetch budget 192 MiB, window 128 MiB": {
-        "chunks.store.FETCH_BUDGET": 192 * MIB,
-        "chunks.prefetch.MAX_WINDOW": 128 * MIB,
+        "chunks.limits.fetch_budget": 192 * MIB,
+        "chunks.limits.max_window": 128 * MIB,
     },
 }
 

@@ -24,24 +24,13 @@ from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.budget import Budget
 from pbsfs.chunks.cache import ChunkCache
+from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import blob
 from pbsfs.formats.keys import Key
 from pbsfs.runtime.memory import Memory
 from pbsfs.sources.base import Source
 
 log = logging.getLogger(__name__)
-
-FETCH_BUDGET = 96 << 20
-"""Decoded bytes of the chunks that are fetched at once: 24 chunks of 4 MiB. Until they are decoded they take
-their stored size."""
-
-PREFETCH_SHARE = 2 / 3
-"""The part of the fetch budget that prefetching may use; the rest is reserved for reads. These 16 chunks of
-4 MiB, usually 20 MB as stored, fill 1 Gbit/s at 50 ms; 8 chunks filled 60 % of it."""
-
-SPARE_DECODERS = 1
-"""Threads that decode, besides one for each core: a thread gets its next chunk only after a turn of the loop,
-and its core would be idle until then. Without it, a whole image from a directory took an eighth longer."""
 
 Identity = tuple[bytes, Key | None]
 
@@ -119,11 +108,14 @@ class Fetch:
 class ChunkStore:
     """The chunks of one source, shared by all of its images."""
 
-    def __init__(self, source: Source, nursery: trio.Nursery, memory: Memory) -> None:
+    def __init__(
+        self, source: Source, nursery: trio.Nursery, memory: Memory, limits: FetchLimits = DEFAULT
+    ) -> None:
         """`nursery`: runs the fetches; cancelling it ends them. `memory`: what it leaves is for the cache."""
         self._source = source
         self._nursery = nursery
         self.memory = memory
+        self.limits = limits
         self.cache = ChunkCache(memory.cache_size)
         memory.resize_cache_with(self.cache.resize)
         # By length too: where one index has a wrong length, the fetch of another index must not fail.
@@ -133,8 +125,8 @@ class ChunkStore:
         self._queued: deque[tuple[Chunk, Fetch, bool]] = deque()
         self._prefetching = 0
         self.sequential_readers = 0
-        self._budget = Budget(FETCH_BUDGET)
-        self._decoders = trio.CapacityLimiter(len(os.sched_getaffinity(0)) + SPARE_DECODERS)
+        self._budget = Budget(limits.fetch_budget)
+        self._decoders = trio.CapacityLimiter(len(os.sched_getaffinity(0)) + limits.spare_decoders)
 
     def peek(self, digest: bytes, key: Key | None) -> bytes | None:
         """The decoded bytes of the chunk that has `digest`, if they are in the cache.
@@ -175,7 +167,7 @@ class ChunkStore:
         if chunk.length > self.cache.room:
             return False  # the cache would not take it
         # Half of the cache: a prefetched chunk has to stay there until it is read.
-        room = min(FETCH_BUDGET * PREFETCH_SHARE, self.cache.room / 2)
+        room = min(self.limits.fetch_budget * self.limits.prefetch_share, self.cache.room / 2)
         if self._prefetching and self._prefetching + chunk.length > room:
             return False
         self._start(chunk, prefetch=True)

@@ -341,7 +341,7 @@ class Handle:
         self.image = image
         self.size = image.size
         self._lock = threading.Lock()  # guards all of these but `_sequential`, which is the loop's
-        self._ahead = ReadAhead(whole=whole)
+        self._ahead = ReadAhead(image.store.limits, whole=whole)
         self._wanted = 0  # bytes behind its position that are worth fetching
         self._next_chunk = 0  # the first chunk that was not fetched ahead yet
         self._launched = NOTHING  # the chunk at the position, and `_wanted`, when all of it was launched

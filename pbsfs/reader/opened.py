@@ -22,6 +22,7 @@ import trio
 
 from pbsfs.base.errors import PbsfsError, SourceError
 from pbsfs.chunks.budget import Budget
+from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats.index import Index
 from pbsfs.reader.image import Image
 from pbsfs.runtime.memory import Charge, Memory
@@ -30,10 +31,6 @@ from pbsfs.sources.base import FileInfo
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-
-FETCHING = 64 << 20
-"""Bytes of indexes and blobs that are fetched at once, by their usual sizes. A larger one is fetched
-alone."""
 
 HOLDER = "open files"
 """What an error calls the bytes that are charged here."""
@@ -61,14 +58,14 @@ class _Work(Generic[R]):
 class OpenFiles:
     """The images and blobs of one reader that are open."""
 
-    def __init__(self, nursery: trio.Nursery, memory: Memory) -> None:
+    def __init__(self, nursery: trio.Nursery, memory: Memory, limits: FetchLimits = DEFAULT) -> None:
         """`nursery`: runs work that several tasks wait for."""
         self._nursery = nursery
         self._memory = memory
         self._images: WeakValueDictionary[Hashable, Image] = WeakValueDictionary()
         self._blobs: WeakValueDictionary[Hashable, Blob] = WeakValueDictionary()
         self._under_way: dict[Hashable, _Work[Any]] = {}
-        self._fetching = Budget(FETCHING)
+        self._fetching = Budget(limits.file_budget)
         # The charges of each index: for its table, and for what stays when the table is dropped.
         self._tables: WeakKeyDictionary[Index, Charge] = WeakKeyDictionary()
         self._rests: WeakKeyDictionary[Index, Charge] = WeakKeyDictionary()

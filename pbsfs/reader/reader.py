@@ -19,6 +19,7 @@ import trio
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, MASTER_KEY_BLOB, Archive, ArchiveKind, Snapshot
 from pbsfs.base.text import first_of, one_line
+from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.chunks.store import ChunkStore
 from pbsfs.formats import blob
 from pbsfs.formats.index import (
@@ -425,21 +426,22 @@ async def open_reader(
     *,
     cache_size: int = DEFAULT_CACHE_SIZE,
     open_limit: int = DEFAULT_OPEN_LIMIT,
+    limits: FetchLimits = DEFAULT,
     keys: Mapping[str, Key] | None = None,
     zeroed: ZeroedRanges | None = None,
 ) -> AsyncIterator[Reader]:
     """A reader of `source`; leaving it ends all reading and closes the source.
 
     `cache_size`: bytes of chunks in the cache. `open_limit`: bytes for all else that is charged to the
-    memory.
+    memory. `limits`: how much is fetched at once and ahead.
     """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
             await source.open(nursery)
             memory = Memory(cache_size, open_limit)
-            store = ChunkStore(source, nursery, memory)
-            yield Reader(source, store, OpenFiles(nursery, memory), keys or {}, zeroed)
+            store = ChunkStore(source, nursery, memory, limits)
+            yield Reader(source, store, OpenFiles(nursery, memory, limits), keys or {}, zeroed)
         except Exception as error:
             failure = error  # raised outside, so that the nursery does not wrap it in a group
         finally:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.chunks.prefetch import EVIDENCE, GROWTH, MAX_WINDOW, REORDER_DISTANCE, ReadAhead
+from pbsfs.chunks.limits import DEFAULT
+from pbsfs.chunks.prefetch import ReadAhead
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -35,22 +36,24 @@ def test_a_sequential_reader_gets_a_window_that_grows_to_the_largest_and_stays()
     assert windows == sorted(windows)
     assert windows[0] == 0
     assert 0 < next(w for w in windows if w) < 2 * MIB
-    assert windows[-1] == MAX_WINDOW
-    assert max(windows) == MAX_WINDOW
+    assert windows[-1] == DEFAULT.max_window
+    assert max(windows) == DEFAULT.max_window
 
 
 def test_who_reads_all_of_it_gets_the_largest_window_from_the_start() -> None:
-    assert observe(in_sequence(4 * MIB), ReadAhead(whole=True)) == [MAX_WINDOW] * len(in_sequence(4 * MIB))
+    assert observe(in_sequence(4 * MIB), ReadAhead(whole=True)) == [DEFAULT.max_window] * len(
+        in_sequence(4 * MIB)
+    )
     assert observe([(8 * MIB, 128 * KIB)], ReadAhead(whole=True)) == [0]
 
 
 def test_a_window_takes_evidence() -> None:
     ahead = ReadAhead()
     ahead.observe(0, 4 * KIB)
-    reads = in_sequence(EVIDENCE, start=4 * KIB, step=4 * KIB)
+    reads = in_sequence(DEFAULT.evidence, start=4 * KIB, step=4 * KIB)
     windows = observe(reads, ahead)
     assert windows[:-1] == [0] * (len(reads) - 1)
-    assert windows[-1] == GROWTH * EVIDENCE
+    assert windows[-1] == DEFAULT.growth * DEFAULT.evidence
 
 
 @given(st.data())
@@ -64,8 +67,8 @@ def test_a_sequential_reader_of_any_request_sizes_gets_a_window(data: st.DataObj
         for size in sizes:
             windows.append(ahead.observe(offset, size))
             offset += size
-    assert windows[-1] == MAX_WINDOW
-    enough = EVIDENCE + sizes[0]  # the first read is a jump
+    assert windows[-1] == DEFAULT.max_window
+    enough = DEFAULT.evidence + sizes[0]  # the first read is a jump
     read = 0
     for index, window in enumerate(windows):
         read += sizes[index % len(sizes)]
@@ -107,7 +110,7 @@ def test_what_looks_like_a_sequence_by_chance_is_soon_forgotten(region: int, len
 
 
 def test_requests_that_overlap_a_little_are_a_sequence() -> None:
-    assert observe([(offset, 80 * KIB) for offset in range(0, 32 * MIB, 64 * KIB)])[-1] == MAX_WINDOW
+    assert observe([(offset, 80 * KIB) for offset in range(0, 32 * MIB, 64 * KIB)])[-1] == DEFAULT.max_window
 
 
 def test_reading_the_same_place_again_and_again_is_no_sequence() -> None:
@@ -143,10 +146,12 @@ def test_two_windows_of_the_kernel_in_flight_at_once_are_a_sequence() -> None:
     assert observe(mixed)[-1] > 8 * MIB
 
 
-@pytest.mark.parametrize("jump", [REORDER_DISTANCE + 1, 1 << 40, -REORDER_DISTANCE - 1, -15 * MIB])
+@pytest.mark.parametrize(
+    "jump", [DEFAULT.reorder_distance + 1, 1 << 40, -DEFAULT.reorder_distance - 1, -15 * MIB]
+)
 def test_a_jump_ends_the_window_at_once(jump: int) -> None:
     ahead = ReadAhead()
-    assert observe(in_sequence(20 * MIB), ahead)[-1] == MAX_WINDOW
+    assert observe(in_sequence(20 * MIB), ahead)[-1] == DEFAULT.max_window
     assert ahead.observe(20 * MIB + jump, 128 * KIB) == 0
     assert ahead.position == 20 * MIB + jump + 128 * KIB
 
@@ -165,15 +170,17 @@ def test_a_sequence_after_random_reads_is_recognised_again() -> None:
         random_reads = [(source.randrange(region // 4096) * 4096, 4096) for _ in range(3000)]
         assert not any(observe(random_reads, ahead))
         windows = observe(in_sequence(24 * MIB, start=64 * MIB), ahead)
-        assert windows[-1] == MAX_WINDOW, region
+        assert windows[-1] == DEFAULT.max_window, region
         windows = observe(in_sequence(24 * MIB), ahead)
-        assert windows[-1] == MAX_WINDOW, region
+        assert windows[-1] == DEFAULT.max_window, region
 
 
 def test_a_sequence_after_many_small_gaps_is_recognised_within_a_few_requests_of_the_largest_gap() -> None:
     ahead = ReadAhead()
     assert not any(observe([(offset, 64 * KIB) for offset in range(0, 64 * MIB, 256 * KIB)], ahead))
-    assert observe(in_sequence(REORDER_DISTANCE + 2 * EVIDENCE, start=64 * MIB), ahead)[-1] > 0
+    assert (
+        observe(in_sequence(DEFAULT.reorder_distance + 2 * DEFAULT.evidence, start=64 * MIB), ahead)[-1] > 0
+    )
 
 
 def test_a_sequence_right_where_the_random_reads_were_is_recognised() -> None:
@@ -195,4 +202,4 @@ def test_leaving_out_a_hole_is_no_jump() -> None:
     st.lists(st.tuples(st.integers(0, 1 << 62), st.integers(0, 1 << 30)), max_size=30),
 )
 def test_no_reads_at_all_make_a_window_that_is_too_large_or_negative(reads: list[tuple[int, int]]) -> None:
-    assert all(0 <= window <= MAX_WINDOW for window in observe(reads))
+    assert all(0 <= window <= DEFAULT.max_window for window in observe(reads))

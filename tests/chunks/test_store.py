@@ -12,8 +12,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import Archive
-from pbsfs.chunks import store as store_module
 from pbsfs.chunks.budget import Budget
+from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.chunks.store import Chunk, ChunkStore
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.runtime.memory import Memory
@@ -40,9 +40,11 @@ def chunk(digest: bytes, length: int = CHUNK_SIZE) -> Chunk:
 
 
 @asynccontextmanager
-async def opened(source: MemorySource, cache_size: int = 64 << 20) -> AsyncIterator[ChunkStore]:
+async def opened(
+    source: MemorySource, cache_size: int = 64 << 20, limits: FetchLimits = DEFAULT
+) -> AsyncIterator[ChunkStore]:
     async with trio.open_nursery() as nursery:
-        yield ChunkStore(source, nursery, Memory(cache_size))
+        yield ChunkStore(source, nursery, Memory(cache_size), limits)
         nursery.cancel_scope.cancel()
 
 
@@ -57,12 +59,9 @@ async def failure(store: ChunkStore, chunk: Chunk) -> PbsfsError:
     return caught.value
 
 
-@pytest.fixture
-def small_budget(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Lets four chunks be in flight at once."""
-    budget = 4 * CHUNK_SIZE
-    monkeypatch.setattr(store_module, "FETCH_BUDGET", budget)
-    return budget
+SMALL_BUDGET = 4 * CHUNK_SIZE
+SMALL = FetchLimits(fetch_budget=SMALL_BUDGET)
+"""Lets four chunks be fetched at once."""
 
 
 # --- single fetch
@@ -307,14 +306,14 @@ async def test_a_request_after_closing_is_refused_and_nobody_hangs() -> None:
 
 
 @in_trio
-async def test_bytes_in_flight_never_exceed_the_budget(small_budget: int) -> None:
+async def test_bytes_in_flight_never_exceed_the_budget() -> None:
     source, chunks, contents = source_of(11)
     gates = [source.hold(wanted.digest) for wanted in chunks]
-    async with opened(source) as store:
+    async with opened(source, limits=SMALL) as store:
         fetches = [store.request(wanted) for wanted in chunks]
         for gate, fetch, content in zip(gates, fetches, contents, strict=True):
             await wait_all_tasks_blocked()
-            assert source.in_flight * CHUNK_SIZE <= small_budget
+            assert source.in_flight * CHUNK_SIZE <= SMALL_BUDGET
             gate.set()
             assert await fetch.wait() == content
     assert source.peak == 4
@@ -416,16 +415,16 @@ async def test_who_is_cancelled_at_the_moment_of_its_turn_gives_it_on() -> None:
 
 
 @in_trio
-async def test_a_failed_fetch_gives_its_bytes_back(small_budget: int) -> None:
+async def test_a_failed_fetch_gives_its_bytes_back() -> None:
     source, chunks, contents = source_of(9)
     source.fail("fetch_chunk", *[SourceError("no")] * 8)
-    async with opened(source) as store:
+    async with opened(source, limits=SMALL) as store:
         fetches = [store.request(wanted) for wanted in chunks[:8]]
         for fetch in fetches:
             with pytest.raises(SourceError):
                 await fetch.wait()
         assert await get(store, chunks[8]) == contents[8]
-    assert source.peak == small_budget // CHUNK_SIZE
+    assert source.peak == SMALL_BUDGET // CHUNK_SIZE
 
 
 # --- prefetch
@@ -448,16 +447,14 @@ async def test_prefetching_brings_a_chunk_into_the_cache_once() -> None:
 
 
 @in_trio
-async def test_prefetching_fills_its_share_of_the_budget_and_leaves_the_rest_to_reads(
-    small_budget: int,
-) -> None:
+async def test_prefetching_fills_its_share_of_the_budget_and_leaves_the_rest_to_reads() -> None:
     source, chunks, contents = source_of(6)
     gate = source.hold("fetch_chunk")
-    async with opened(source) as store:
+    async with opened(source, limits=SMALL) as store:
         assert [store.prefetch(wanted) for wanted in chunks[:4]] == [True, True, False, False]
         fetches = [store.request(wanted) for wanted in chunks[4:]]
         await wait_all_tasks_blocked()
-        assert source.in_flight * CHUNK_SIZE == small_budget
+        assert source.in_flight * CHUNK_SIZE == SMALL_BUDGET
         gate.set()
         assert [await fetch.wait() for fetch in fetches] == contents[4:]
         for wanted, content in zip(chunks[:2], contents[:2], strict=True):

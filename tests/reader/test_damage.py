@@ -17,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError
 from pbsfs.base.names import MANIFEST, Archive
-from pbsfs.chunks import prefetch
+from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import blob, index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
@@ -72,8 +72,9 @@ async def opened(
     *,
     zeroed: ZeroedRanges | None,
     keys: Mapping[str, Key] = KEYS,
+    limits: FetchLimits = DEFAULT,
 ) -> AsyncIterator[Image]:
-    async with open_reader(source, keys=keys, zeroed=zeroed) as reader:
+    async with open_reader(source, keys=keys, zeroed=zeroed, limits=limits) as reader:
         yield await reader.open_image(info, file_of(info, name))
 
 
@@ -271,13 +272,12 @@ async def test_a_chunk_that_occurs_twice_is_two_ranges(caplog: pytest.LogCapture
     assert zeroed.count == len(warnings_in(caplog)) == 2
 
 
-@pytest.mark.usefixtures("small_windows")
 @in_trio
 async def test_what_is_fetched_ahead_and_never_read_is_not_told_of() -> None:
     content = made.image(1, "r" * 8)
     source, info = stored(content)
     zeroed = ZeroedRanges()
-    async with opened(source, info, zeroed=zeroed) as image:
+    async with opened(source, info, zeroed=zeroed, limits=SMALL) as image:
         damage_chunks(source, image, {4: "flip"})
         handle = image.handle()
         for offset in range(0, 3 * CHUNK_SIZE, 16 << 10):
@@ -288,12 +288,8 @@ async def test_what_is_fetched_ahead_and_never_read_is_not_told_of() -> None:
     assert zeroed.count == 0  # and the log is empty, as in every test that does not say otherwise
 
 
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading ahead begins at once, and goes some chunks of 64 KiB far."""
-    monkeypatch.setattr(prefetch, "REORDER_DISTANCE", 32 << 10)
-    monkeypatch.setattr(prefetch, "EVIDENCE", 32 << 10)
-    monkeypatch.setattr(prefetch, "MAX_WINDOW", 4 * CHUNK_SIZE)
+SMALL = FetchLimits(reorder_distance=32 << 10, evidence=32 << 10, max_window=4 * CHUNK_SIZE)
+"""Reading ahead begins at once, and goes some chunks of 64 KiB far."""
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=12))

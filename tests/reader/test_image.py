@@ -16,7 +16,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, SourceError
 from pbsfs.base.names import Archive
-from pbsfs.chunks import prefetch, store
+from pbsfs.chunks import store
+from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
@@ -53,9 +54,15 @@ STORAGES = {
 
 @asynccontextmanager
 async def opened(
-    source: MemorySource, info: SnapshotInfo, name: str = NAME, *, cache_size: int = 256 << 20
+    source: MemorySource,
+    info: SnapshotInfo,
+    name: str = NAME,
+    *,
+    cache_size: int = 256 << 20,
+    limits: FetchLimits = DEFAULT,
 ) -> AsyncIterator[Image]:
-    async with open_reader(source, cache_size=cache_size, keys={made.KEY.fingerprint: made.KEY}) as reader:
+    keys = {made.KEY.fingerprint: made.KEY}
+    async with open_reader(source, cache_size=cache_size, limits=limits, keys=keys) as reader:
         yield await reader.open_image(info, file_of(info, name))
 
 
@@ -470,12 +477,8 @@ async def test_without_its_key_an_encrypted_image_is_refused_and_its_key_named()
 REQUEST = 16 << 10
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scales the policy to chunks of 64 KiB: a window of 8 chunks, as for 4 MiB by default."""
-    monkeypatch.setattr(prefetch, "REORDER_DISTANCE", 32 << 10)
-    monkeypatch.setattr(prefetch, "EVIDENCE", 32 << 10)
-    monkeypatch.setattr(prefetch, "MAX_WINDOW", 8 * CHUNK_SIZE)
+SMALL = FetchLimits(reorder_distance=32 << 10, evidence=32 << 10, max_window=8 * CHUNK_SIZE)
+"""Scales the policy to chunks of 64 KiB: a window of 8 chunks, as for 4 MiB by default."""
 
 
 async def read_through(handle: Handle, start: int, end: int, step: int = REQUEST) -> bytes:
@@ -487,12 +490,11 @@ async def read_through(handle: Handle, start: int, end: int, step: int = REQUEST
     return b"".join(parts)
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_a_sequential_reader_finds_what_comes_next_at_hand() -> None:
     content = made.image(1, "r" * 16)
     source, info = stored(content)
-    async with opened(source, info) as image:
+    async with opened(source, info, limits=SMALL) as image:
         handle = image.handle()
         assert await read_through(handle, 0, 4 * CHUNK_SIZE) == content[: 4 * CHUNK_SIZE]
         # What is ahead comes without anybody asking for it; a fetch that is joined ends with it.
@@ -506,12 +508,11 @@ async def test_a_sequential_reader_finds_what_comes_next_at_hand() -> None:
         handle.close()
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_reading_in_sequence_fetches_every_chunk_once_and_nothing_twice() -> None:
     content = made.image(1, "rrr0rr000rrrrrr0r", tail=300)
     source, info = stored(content)
-    async with opened(source, info) as image:
+    async with opened(source, info, limits=SMALL) as image:
         handle = image.handle()
         assert await read_through(handle, 0, len(content)) == content
         handle.close()
@@ -519,12 +520,11 @@ async def test_reading_in_sequence_fetches_every_chunk_once_and_nothing_twice() 
     assert sorted(source.fetched) == sorted(data)
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_what_is_fetched_ahead_skips_holes_however_long() -> None:
     content = made.image(1, "rr" + "0" * 40 + "rr")
     source, info = stored(content)
-    async with opened(source, info) as image:
+    async with opened(source, info, limits=SMALL) as image:
         handle = image.handle()
         await read_through(handle, 0, 2 * CHUNK_SIZE)
         await wait_all_tasks_blocked()
@@ -533,13 +533,12 @@ async def test_what_is_fetched_ahead_skips_holes_however_long() -> None:
         handle.close()
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_a_reader_that_leaves_out_holes_keeps_its_window() -> None:
     content = made.image(1, "rr" + "0" * 40 + "r" * 12)
     for skips in (True, False):
         source, info = stored(content)
-        async with opened(source, info) as image:
+        async with opened(source, info, limits=SMALL) as image:
             handle = image.handle()
             await read_through(handle, 0, 2 * CHUNK_SIZE)
             if skips:
@@ -550,12 +549,11 @@ async def test_a_reader_that_leaves_out_holes_keeps_its_window() -> None:
             handle.close()
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_sequential_reading_keeps_several_fetches_in_flight() -> None:
     content = made.image(1, "r" * 24)
     source, info = stored(content)
-    async with opened(source, info) as image:
+    async with opened(source, info, limits=SMALL) as image:
         handle = image.handle()
         await read_through(handle, 0, 6 * CHUNK_SIZE)
         for number in range(6, 14):  # all earlier fetches have to end, so that only new ones count
@@ -566,7 +564,6 @@ async def test_sequential_reading_keeps_several_fetches_in_flight() -> None:
         assert source.in_flight == 6
 
 
-@pytest.mark.usefixtures("small")
 def test_sequential_reading_decodes_several_chunks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     content = made.image(1, "r" * 16)
     source, info = stored(content)
@@ -592,7 +589,7 @@ def test_sequential_reading_decodes_several_chunks_at_once(monkeypatch: pytest.M
     ahead: set[bytes] = set()
 
     async def main() -> None:
-        async with opened(source, info) as image:
+        async with opened(source, info, limits=SMALL) as image:
             image.store._decoders = trio.CapacityLimiter(4)
             ahead.update(image.index.digest(number) for number in range(1, 16))
             monkeypatch.setattr(store, "_decode", decode)
@@ -623,13 +620,12 @@ async def test_a_random_reader_fetches_nothing_ahead(storage: str, monkeypatch: 
     assert len(source.fetched) == 16
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_sequential_readers_share_half_of_the_cache() -> None:
     content = made.image(1, "r" * 64)
     source, info = stored(content)
     capacity = 32 * CHUNK_SIZE
-    async with opened(source, info, cache_size=capacity) as image:
+    async with opened(source, info, cache_size=capacity, limits=SMALL) as image:
         handles = [image.handle() for _ in range(4)]
         assert image.store.window_limit == capacity // 2
         for count, handle in enumerate(handles, 1):
@@ -648,13 +644,12 @@ async def test_sequential_readers_share_half_of_the_cache() -> None:
         assert image.store.window_limit == capacity // 2
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_what_is_fetched_ahead_stays_within_the_reader_s_share_of_the_cache() -> None:
     content = made.image(1, "r" * 32)
     for readers, most in ((1, 4), (4, 1)):
         source, info = stored(content)
-        async with opened(source, info, cache_size=8 * CHUNK_SIZE) as image:
+        async with opened(source, info, cache_size=8 * CHUNK_SIZE, limits=SMALL) as image:
             image.store.sequential_readers = readers - 1
             handle = image.handle()
             await read_through(handle, 0, 8 * CHUNK_SIZE)
@@ -665,12 +660,11 @@ async def test_what_is_fetched_ahead_stays_within_the_reader_s_share_of_the_cach
             handle.close()
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_nothing_is_fetched_behind_the_end() -> None:
     content = made.image(1, "rrrr", tail=100)
     source, info = stored(content)
-    async with opened(source, info) as image:
+    async with opened(source, info, limits=SMALL) as image:
         handle = image.handle()
         assert await read_through(handle, 0, len(content)) == content
         assert await handle.read(len(content), REQUEST) == b""
@@ -679,12 +673,11 @@ async def test_nothing_is_fetched_behind_the_end() -> None:
     assert len(source.fetched) == 5
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_a_damaged_chunk_that_was_fetched_ahead_fails_only_the_read_that_needs_it() -> None:
     content = made.image(1, "r" * 8)
     source, info = stored(content)
-    async with opened(source, info) as image:
+    async with opened(source, info, limits=SMALL) as image:
         handle = image.handle()
         source.damage(image.index.digest(5), 999)
         assert await read_through(handle, 0, 5 * CHUNK_SIZE) == content[: 5 * CHUNK_SIZE]
@@ -694,12 +687,11 @@ async def test_a_damaged_chunk_that_was_fetched_ahead_fails_only_the_read_that_n
         handle.close()
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_what_could_not_be_fetched_ahead_is_not_tried_again_before_it_is_read() -> None:
     content = made.image(1, "r" * 10)
     source, info = stored(content)
-    async with opened(source, info) as image:
+    async with opened(source, info, limits=SMALL) as image:
         handle = image.handle()
         digest = image.index.digest(5)
         source.damage(digest, 999)
@@ -710,12 +702,11 @@ async def test_what_could_not_be_fetched_ahead_is_not_tried_again_before_it_is_r
         handle.close()
 
 
-@pytest.mark.usefixtures("small")
 @in_trio
 async def test_after_a_jump_back_the_next_sequence_is_fetched_ahead_too() -> None:
     content = made.image(1, "r" * 30)
     source, info = stored(content)
-    async with opened(source, info) as image:
+    async with opened(source, info, limits=SMALL) as image:
         handle = image.handle()
         await read_through(handle, 20 * CHUNK_SIZE, 30 * CHUNK_SIZE)
         await read_through(handle, 0, CHUNK_SIZE)

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, SourceError, errno_of
 from pbsfs.base.names import CLIENT_LOG, Archive, Snapshot
+from pbsfs.chunks.limits import FetchLimits
 from pbsfs.formats import index
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.damage import ZeroedRanges
@@ -453,12 +454,12 @@ async def test_a_large_blob_that_does_not_fit_is_not_fetched_at_all() -> None:
 
 
 @in_trio
-async def test_indexes_are_fetched_side_by_side_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pbsfs.reader.opened.FETCHING", 3 * index.FIXED_ENTRY_SIZE)
+async def test_indexes_are_fetched_side_by_side_as_far_as_they_fit() -> None:
+    limits = FetchLimits(file_budget=3 * index.FIXED_ENTRY_SIZE)
     source, infos = several(5)
     gate = source.hold("fetch_file")
     images: list[Image] = []
-    async with open_reader(source) as reader, trio.open_nursery() as nursery:
+    async with open_reader(source, limits=limits) as reader, trio.open_nursery() as nursery:
         for info in infos:
             await started(nursery, lambda info=info: open_image(reader, info), images)  # type: ignore[misc]
         assert source.calls["fetch_file"] == 3

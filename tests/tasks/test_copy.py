@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, OutputError, SourceError, UsageError
-from pbsfs.chunks import prefetch
+from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.reader.image import Buffer, Handle, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.tasks import copy
@@ -42,11 +42,15 @@ def nobody_asks(_count: int) -> None:
 
 @asynccontextmanager
 async def an_image(
-    content: bytes, *, chunk_size: int = CHUNK_SIZE, source: MemorySource | None = None
+    content: bytes,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    source: MemorySource | None = None,
+    limits: FetchLimits = DEFAULT,
 ) -> AsyncIterator[Image]:
     source = source or MemorySource()
     info = source.add(SNAPSHOT, {f"{NAME}.fidx": content}, chunk_size=chunk_size)
-    async with open_reader(source) as reader:
+    async with open_reader(source, limits=limits) as reader:
         yield await reader.open_image(info, file_of(info, f"{NAME}.fidx"))
 
 
@@ -536,13 +540,11 @@ def test_data_is_read_in_pieces_that_end_where_a_chunk_of_a_usual_image_does(tmp
 def test_holes_on_the_way_do_not_end_the_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = made.image(1, "r0000" * 12)
     monkeypatch.setattr(copy, "PIECE", CHUNK_SIZE)
-    monkeypatch.setattr(prefetch, "REORDER_DISTANCE", CHUNK_SIZE)
-    monkeypatch.setattr(prefetch, "EVIDENCE", CHUNK_SIZE)
-    monkeypatch.setattr(prefetch, "MAX_WINDOW", 4 * CHUNK_SIZE)
+    limits = FetchLimits(reorder_distance=CHUNK_SIZE, evidence=CHUNK_SIZE, max_window=4 * CHUNK_SIZE)
     source = MemorySource()
 
     async def main() -> None:
-        async with an_image(content, source=source) as image:
+        async with an_image(content, source=source, limits=limits) as image:
             source.hold(image.index.digest(5))  # the second piece of data
             with open_target(tmp_path / "out", NAME, image.size, force=False) as target:
                 async with trio.open_nursery() as nursery:
