@@ -19,8 +19,8 @@ from pbsfs.formats.keys import Key
 from pbsfs.sources.server.pool import snapshot_query
 from pbsfs.sources.server.protocol import ReaderProtocol, Response
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.session import PROTOCOL
 from pbsfs.sources.server.tls import Connection, Trust, connect, parse_fingerprint
+from pbsfs.sources.server.upgrade import PROTOCOL
 
 LIMIT = 1 << 30
 

@@ -35,7 +35,8 @@ from pbsfs.sources.server.refusals import (
     meaning_of_file,
     words_of,
 )
-from pbsfs.sources.server.session import RefusedError, Session
+from pbsfs.sources.server.session import Session
+from pbsfs.sources.server.upgrade import RefusedError
 
 log = logging.getLogger(__name__)
 

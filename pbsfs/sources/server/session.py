@@ -18,26 +18,23 @@ import contextlib
 import logging
 import os
 import select
-import socket
 import ssl
 import threading
 import time
-import urllib.parse
 from collections import deque
 from collections.abc import Callable, Mapping
 
-import h11
 import trio
 
-from pbsfs.base.errors import ConnectError, NotPbsError, PbsfsError, SourceError
+from pbsfs.base.errors import ConnectError, PbsfsError, SourceError
+from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import ReaderProtocol, RefusedStreamError, Response
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Connection, Trust, connect
+from pbsfs.sources.server.upgrade import RefusedError, upgrade
 
 log = logging.getLogger(__name__)
-
-PROTOCOL = "proxmox-backup-reader-protocol-v1"
 
 GATHER = 1 << 20
 """Bytes that are received at most before requests that wait are sent: a TLS record has 16 KiB, and a turn
@@ -51,24 +48,6 @@ LONGEST_TURN = 0.25
 
 MAX_UNSENT = 1 << 20
 """Bytes that may wait to be sent: thousands of requests, and more than a server that reads ever leaves."""
-
-PINGS = 3
-"""After one part in so many of the stall limit, the server is asked for a sign of life: it has the rest of
-the limit to answer."""
-
-MAX_ERROR_BODY = 16 << 10
-
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
-"""How soon a connection is known to be dead while nothing is asked of it: within a minute."""
-
-
-class RefusedError(Exception):
-    """The server answered the upgrade with an error: `status` and its `words`."""
-
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
-        self.status = status
-        self.words = words
 
 
 class _Exchange:
@@ -92,38 +71,6 @@ class _Exchange:
     def answer(self, result: Response | Exception) -> None:
         self.result = result
         self.answered.set()
-
-
-class Patience:
-    """How long a server may be silent: when to ask for a sign of life, and when to give it up.
-
-    Belongs to one thread; times are the caller's, on any clock.
-    """
-
-    def __init__(self, stall: float, now: float) -> None:
-        self._stall = stall
-        self._since = now
-        self._asked = False
-
-    def restart(self, now: float) -> None:
-        """There was a sign of life, or the waiting begins."""
-        self._since = now
-        self._asked = False
-
-    def over(self, now: float) -> bool:
-        """Whether the server was silent for too long."""
-        return now - self._since > self._stall
-
-    def to_ask(self, now: float) -> bool:
-        """Whether to ask for a sign of life now: once for each silence."""
-        if self._asked or now - self._since < self._stall / PINGS:
-            return False
-        self._asked = True
-        return True
-
-    def left(self, now: float) -> float:
-        """Seconds until there is something to do, if no sign of life comes."""
-        return max(0.0, self._since + (self._stall if self._asked else self._stall / PINGS) - now)
 
 
 class Session:
@@ -230,7 +177,10 @@ class Session:
             connection = connect(self._repository, self._trust, self._proxy)
             self._connected = True
             started = time.monotonic()
-            early = self._upgrade(connection.socket)
+            connection.socket.settimeout(self._stall_timeout)
+            early = upgrade(
+                connection.socket, self._repository.address, self._query, self._headers, self._receive_some
+            )
             # What answers the TCP handshake may be a tunnel's near end.
             self.round_trip = max(connection.round_trip, time.monotonic() - started)
             self._tell(self._opening, Response(101, b""))
@@ -272,52 +222,6 @@ class Session:
     def _in_trio(self, call: Callable[[], None]) -> None:
         with contextlib.suppress(trio.RunFinishedError):  # nobody is left who could wait
             self._trio.run_sync_soon(call)
-
-    def _upgrade(self, sock: ssl.SSLSocket) -> bytes:
-        """Asks for the reader protocol; returns what arrived behind the answer."""
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        sock.settimeout(self._stall_timeout)
-        http1 = h11.Connection(h11.CLIENT, max_incomplete_event_size=64 << 10)
-        request = h11.Request(
-            method="GET",
-            target=f"/api2/json/reader?{urllib.parse.urlencode(self._query)}",
-            headers=[
-                ("Host", self._repository.address),
-                ("Connection", "upgrade"),
-                ("Upgrade", PROTOCOL),
-                *self._headers.items(),
-            ],
-        )
-        try:
-            sock.sendall((http1.send(request) or b"") + (http1.send(h11.EndOfMessage()) or b""))
-            sock.setblocking(False)
-            status, body = 0, b""
-            while True:
-                event = http1.next_event()
-                if event is h11.NEED_DATA:
-                    received = self._receive_some(sock)
-                    if not received and not status:  # a restart, or somebody in between
-                        raise ConnectError(f"{self._repository.address}: closed the connection")
-                    http1.receive_data(received)
-                elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
-                    return bytes(http1.trailing_data[0])
-                elif isinstance(event, h11.Response):
-                    status = event.status_code
-                elif isinstance(event, h11.Data) and len(body) < MAX_ERROR_BODY:
-                    body += bytes(event.data)
-                else:
-                    break  # the answer's end, or more of it than anybody wants to read
-        except h11.RemoteProtocolError as error:
-            if "closed" in str(error):  # in the middle of its words
-                raise ConnectError(f"{self._repository.address}: closed the connection") from None
-            raise NotPbsError(
-                f"{self._repository.address} does not answer as a Proxmox Backup Server does ({error})"
-            ) from None
-        if not status:
-            raise ConnectError(f"{self._repository.address}: closed the connection")
-        raise RefusedError(status, body.decode(errors="replace"))
 
     def _receive_some(self, sock: ssl.SSLSocket) -> bytes:
         """What arrives next, b"" at the end. Raises TimeoutError, and ConnectError when it is closed."""

@@ -11,8 +11,8 @@ import trio
 
 from pbsfs.base.errors import ConnectError
 from pbsfs.formats.index import FixedIndex
+from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import MAX_STREAMS
-from pbsfs.sources.server.session import Patience
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import CONTENT, IMAGE, STREAM, image_of, read_all, reading, source_of, until
