@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import click
 
-from pbsfs.access.options import SourceOptions, resolve
-from pbsfs.access.resolve import describe
+from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import UsageError
 from pbsfs.cli.inside import from_mounts
@@ -22,8 +19,7 @@ from pbsfs.cli.options import (
     FilePath,
     PassingOn,
     damage_option,
-    environment,
-    find_terminal,
+    described,
     passed_on,
     run_on_described,
     source_options,
@@ -32,10 +28,9 @@ from pbsfs.nbd import launch
 from pbsfs.nbd.launch import Address
 from pbsfs.nbd.naming import choose
 from pbsfs.nbd.parameters import filters_of
+from pbsfs.nbd.serving import serving
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.tree import Directory, Tree
-
-T = TypeVar("T")
 
 _ADDRESSES = ("--unix", "--ipaddr", "--ip-addr", "--single", "--stdin", "--vsock")
 _TAKEN = ("-U", "-p", "-i", "-s")
@@ -97,36 +92,40 @@ def command(
         options = ["--filter=cow", *options]
     options += ["--exit-with-parent"]
 
-    async def find(tree: Tree, path: str) -> tuple[str, bool]:
+    async def find(tree: Tree) -> tuple[str, bool]:
         node = await choose(tree, path, filters=filters_of(options))
         return os.fsdecode(node.path), isinstance(node, Directory)
 
     with ExitStack() as stack:
         address = _address(socket, listen, stack)
-        serving = stack.enter_context(
-            served(
-                path,
-                find,
+        nbdkit = launch.find_nbdkit()
+        cache = parse_cache_size(cache_size)
+        description = described(source, reads_much=True)
+        served, has_many = run_on_described(find, description)
+        child = stack.enter_context(
+            serving(
+                nbdkit,
+                served,
                 address,
                 options,
-                source=source,
-                cache_size=cache_size,
-                on_damage=on_damage,
+                description,
+                cache_size=cache,
+                zeros_for_damage=on_damage is not None,
             )
         )
         uri = address.uri(tls=_requires_tls(options))
         if run is not None:
             # Not with nbdkit's own --run: a signal in the middle leaves its server running, and spinning.
             shell = ["/bin/sh", "-c", run]
-            child = subprocess.Popen(shell, env=os.environ | _variables(address, uri))
-            stack.callback(launch.stop, child)
-            status = child.wait()
+            process = subprocess.Popen(shell, env=os.environ | _variables(address, uri))
+            stack.callback(launch.stop, process)
+            status = process.wait()
             raise click.exceptions.Exit(status if status >= 0 else 128 - status)
         click.echo(uri)
-        if serving.found:
+        if has_many:
             example = address.uri("NAME", tls=_requires_tls(options))
             click.echo(f"Each image is an export, {example}; nbdinfo --list tells their names.", err=True)
-        status = serving.child.wait()
+        status = child.wait()
     if status != 0:
         raise launch.ending("nbdkit", status)
 
@@ -182,50 +181,3 @@ def _remove(path: Path) -> None:
 
 def _requires_tls(options: Sequence[str]) -> bool:
     return "--tls=require" in options or ("--tls", "require") in itertools.pairwise(options)
-
-
-@dataclass(frozen=True, slots=True)
-class Serving(Generic[T]):
-    """nbdkit as it runs. `found`: what was looked up of what it serves."""
-
-    found: T
-    child: subprocess.Popen[bytes]
-
-
-@contextmanager
-def served(
-    path: str,
-    find: Callable[[Tree, str], Awaitable[tuple[str, T]]],
-    address: Address,
-    options: Sequence[str],
-    *,
-    source: SourceOptions,
-    cache_size: str = "256M",
-    on_damage: ZeroedRanges | None = None,
-) -> Iterator[Serving[T]]:
-    """nbdkit, serving what is at `path`, from when it takes connections.
-
-    `find`: looks at what is at `path`, before nbdkit is started: so who starts it is told what is wrong in
-    the way of every command. It returns the path of what is to be served, and what else it found. Raises
-    HelperError, and whatever makes what is at `path` unusable.
-    """
-    nbdkit = launch.find_nbdkit()
-    cache = parse_cache_size(cache_size)
-    description = describe(
-        resolve(source, environment()), environment(), find_terminal(), ask_for_default=True
-    )
-    served_path, found = run_on_described(lambda tree: find(tree, path), description)
-    parameters = [f"path={served_path}", f"cache_size={cache}"]
-    parameters += [] if on_damage is None else ["on_damage=zero"]
-    with description.handed_over() as described, ExitStack() as stack:
-        reading, writing = os.pipe()
-        stack.callback(os.close, reading)
-        parameters += [f"source_fd={described}", f"ready_fd={writing}"]
-        arguments = launch.command_line(nbdkit, address, options, parameters)
-        descriptors = [described, writing]
-        try:
-            child = stack.enter_context(launch.running(arguments, descriptors))
-        finally:
-            os.close(writing)
-        launch.wait_until_ready(child, reading)
-        yield Serving(found, child)

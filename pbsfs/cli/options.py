@@ -210,9 +210,13 @@ def run_on_tree(
 
     SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
     """
+    return run_on_described(work, described(source, reads_much=reads_much), zeroed=zeroed)
+
+
+def described(source: SourceOptions, *, reads_much: bool) -> Description:
+    """The source that the options name. `reads_much`: as for `run_on_tree`."""
     resolved = resolve(source, environment())
-    description = describe(resolved, environment(), find_terminal(), ask_for_default=reads_much)
-    return run_on_described(work, description, zeroed=zeroed)
+    return describe(resolved, environment(), find_terminal(), ask_for_default=reads_much)
 
 
 def run_on_described(

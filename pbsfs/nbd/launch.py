@@ -21,7 +21,7 @@ from pbsfs.base.errors import HelperError, UsageError
 from pbsfs.runtime.places import private_directory
 
 STOP_TIME = 10.0
-"""Seconds that nbdkit and QEMU get to end by themselves; they wait for requests that are under way."""
+"""Seconds that nbdkit and QEMU may take to end after SIGTERM; they wait for requests that are under way."""
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 10809
@@ -149,23 +149,25 @@ def plugin_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def running(arguments: Sequence[str], descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
-    """nbdkit as a child, which is stopped in the end if it has not ended by itself."""
+def running(
+    arguments: Sequence[str], descriptors: Sequence[int], *, stop_time: float = STOP_TIME
+) -> Iterator[subprocess.Popen[bytes]]:
+    """nbdkit as a child, which is stopped at the end if it still runs."""
     child = subprocess.Popen(
         list(arguments), stdin=None, pass_fds=list(descriptors), env=plugin_environment(os.environ)
     )
     try:
         yield child
     finally:
-        stop(child)
+        stop(child, stop_time)
 
 
-def stop(child: subprocess.Popen[bytes]) -> None:
-    """Ends a child that has not ended by itself."""
+def stop(child: subprocess.Popen[bytes], stop_time: float = STOP_TIME) -> None:
+    """Ends a child that still runs: by SIGTERM, and after `stop_time` seconds by SIGKILL."""
     if child.poll() is None:
         child.terminate()
         try:
-            child.wait(STOP_TIME)
+            child.wait(stop_time)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

@@ -13,15 +13,11 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pbsfs.base.errors import HelperError, exit_status_of
-from pbsfs.boot.machine import Machine
-from pbsfs.cli import boot
 from pbsfs.cli.demo import PARTITION_START
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.testing.writer import DatastoreWriter
@@ -370,19 +366,6 @@ def test_uefi_firmware_starts(writer: DatastoreWriter, variables: str) -> None:
         assert len(command.errors()) == (2 if variables == "of an odd size" else 1)
         assert command.stop() == 128 + signal.SIGTERM
     assert files_of(writer.path) == before
-
-
-def test_without_firmware_for_uefi_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot, "_FIRMWARE_FOLDERS", ("/nowhere",))
-    drives: Any = None  # which nobody asks
-    for stored, name in ((0, "OVMF_CODE_4M.fd"), (1, "OVMF_CODE_4M.fd"), (131_072, "OVMF_CODE.fd")):
-        machine = Machine(disks=("scsi0",), uefi=True, efi_variables=stored)
-        with pytest.raises(HelperError) as caught, ExitStack() as stack:
-            boot._uefi(machine, drives, stack)
-        assert str(caught.value) == (
-            f"the machine needs UEFI firmware ({name}): apt install ovmf; or try --firmware bios"
-        )
-        assert exit_status_of(caught.value) == 9
 
 
 def test_who_wants_bios_gets_it(writer: DatastoreWriter, disk: BootDisk) -> None:

@@ -270,9 +270,9 @@ def test_a_child_that_gives_its_word_is_not_waited_for_any_longer() -> None:
         os.close(reading)
 
 
-def test_a_child_that_does_not_end_by_itself_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "STOP_TIME", 0.05)
-    with launch.running(["sh", "-c", "trap '' TERM; exec sleep 600"], []) as child:
+def test_a_child_that_does_not_end_by_itself_is_killed() -> None:
+    command = ["sh", "-c", "trap '' TERM; exec sleep 600"]
+    with launch.running(command, [], stop_time=0.05) as child:
         comm = Path(f"/proc/{child.pid}/comm")
         wait_until(lambda: comm.read_text() == "sleep\n", "it ignores SIGTERM")
     assert child.returncode == -signal.SIGKILL
