@@ -75,6 +75,19 @@ def wrong_imports(module: str, tree: ast.Module, *, package: bool = False) -> li
     ]
 
 
+def is_command(tree: ast.Module) -> bool:
+    """Whether a module defines a command of the command line."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    decorators = [ast.unparse(decorator) for node in functions for decorator in node.decorator_list]
+    return any(decorator.startswith(("click.command(", "click.group(")) for decorator in decorators)
+
+
+def imported_commands(module: str, tree: ast.Module, commands: set[str]) -> list[str]:
+    """Those of `commands` that a module imports, or imports from."""
+    others = commands - {module}
+    return [name for name in imports(module, tree) if others & {name, name.rpartition(".")[0]}]
+
+
 def doings(tree: ast.Module) -> list[str]:
     """What in a module of the formats is I/O: imports, `open` and its kin, anything async."""
     found = [name for name in imports("pbsfs.formats.x", tree) if name.split(".")[0] in IO]
@@ -106,6 +119,17 @@ def test_imports_point_down(module: str, tree: ast.Module) -> None:
 def test_the_formats_do_no_io(module: str, tree: ast.Module) -> None:
     assert module.startswith("pbsfs.formats")
     assert not doings(tree)
+
+
+COMMANDS = {name for name, tree in modules() if name.startswith("pbsfs.cli.") and is_command(tree)}
+
+
+@pytest.mark.parametrize(
+    ("module", "tree"), [pytest.param(*m, id=m[0]) for m in modules() if m[0].startswith("pbsfs.cli.")]
+)
+def test_no_command_imports_another(module: str, tree: ast.Module) -> None:
+    assert {"pbsfs.cli.boot", "pbsfs.cli.nbd", "pbsfs.cli.key"} <= COMMANDS
+    assert not imported_commands(module, tree, COMMANDS), "what both need belongs to a module of its own"
 
 
 # --- the check itself
@@ -167,6 +191,21 @@ def test_a_relative_import_in_a_package_is_caught_too() -> None:
 )
 def test_an_import_that_points_down_is_none_to_complain_of(module: str, source: str) -> None:
     assert not wrong_imports(module, ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from pbsfs.cli.nbd import served",
+        "from pbsfs.cli import nbd",
+        "import pbsfs.cli.nbd",
+        "from .nbd import served",
+        "def f():\n    from . import nbd",
+    ],
+)
+def test_a_command_that_imports_another_is_caught(source: str) -> None:
+    assert imported_commands("pbsfs.cli.boot", ast.parse(source), COMMANDS)
+    assert not imported_commands("pbsfs.cli.nbd", ast.parse(source), COMMANDS)
 
 
 @pytest.mark.parametrize(
