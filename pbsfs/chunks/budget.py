@@ -1,4 +1,8 @@
-"""A budget of bytes that tasks of one trio loop share: whoever wants more than is left waits."""
+"""A number of bytes that tasks of one trio loop may use at the same time.
+
+The chunk store and the open files bound their fetches with it: a task that wants more bytes than are left
+waits.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,10 @@ import trio
 
 
 class Budget:
-    """Bytes that may be taken at once; first come, first served. One that is too large goes alone."""
+    """At most `capacity` bytes are taken at the same time, first come, first served.
+
+    An amount larger than `capacity` is taken when nothing else is.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -19,6 +26,7 @@ class Budget:
 
     @asynccontextmanager
     async def take(self, amount: int) -> AsyncIterator[None]:
+        """Waits until `amount` bytes are available, and takes them as long as the context lasts."""
         if self._waiting or not self._fits(amount):
             turn = trio.Event()
             self._waiting.append((amount, turn))
@@ -28,7 +36,7 @@ class Budget:
                 if not turn.is_set():
                     self._waiting.remove((amount, turn))
                     amount = 0
-                self._give_back(amount)  # those behind may have waited for this one only
+                self._give_back(amount)  # the next may have waited for this one only
                 raise
         else:
             self.taken += amount

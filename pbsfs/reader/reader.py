@@ -38,7 +38,7 @@ from pbsfs.reader.bridge import Bridge
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.reader.opened import Blob, OpenFiles
-from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE, DEFAULT_OPEN_LIMIT, Memory
+from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE, DEFAULT_OPEN_LIMIT, Charge, Memory
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 from pbsfs.sources.retry import SharedTry
 
@@ -54,6 +54,9 @@ than that is one chunk."""
 
 MAX_MANIFESTS = 256
 """Manifests that are kept, of snapshots in which something was opened."""
+
+PARSED = 3
+"""Bytes of memory that a manifest takes for each byte of its text: some 2, measured."""
 
 UNTOLD_SIZE = 16 << 20
 """Bytes that count for a log while it is fetched, as a server does not tell its size: more than real ones
@@ -79,6 +82,7 @@ class _Kept:
     digest: bytes = b""
     came: float = -math.inf
     asking: SharedTry[_Kept] = field(default_factory=SharedTry)
+    charge: Charge | None = None
 
 
 class Reader:
@@ -106,6 +110,7 @@ class Reader:
         self._opened = opened
         self._zeros = ZeroDigests()
         self._manifests: dict[Snapshot, _Kept] = {}  # the one that was used last is the last
+        store.memory.reclaim_with(self._drop_manifests)
 
     def lacks_key(self, info: SnapshotInfo, file: FileInfo) -> bool:
         """Whether `open_image` is known to fail for want of a key, by the listing alone."""
@@ -267,9 +272,17 @@ class Reader:
             text, kept.manifest = await self._verified(snapshot)
             kept.size, kept.digest = len(text), hashlib.sha256(text).digest()
             kept.came = trio.current_time()
+            kept.charge = self.store.memory.charge("manifests", PARSED * len(text), passing=True)
+            self.store.memory.reclaim()
             return kept
 
         return await kept.asking.run(young_enough, fetch)
+
+    def _drop_manifests(self, excess: int) -> None:
+        """Drops manifests of at least `excess` bytes if possible, the least recently used first."""
+        while self._manifests and excess > 0:
+            kept = self._manifests.pop(next(iter(self._manifests)))
+            excess -= 0 if kept.charge is None else kept.charge.size
 
     async def _verified(self, snapshot: Snapshot) -> tuple[bytes, Manifest]:
         """The manifest as it is stored now, as text too; held against the keys at hand."""

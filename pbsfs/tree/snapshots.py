@@ -14,7 +14,7 @@ from pbsfs.base.names import MANIFEST, ArchiveKind, format_time, parse_time
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
 from pbsfs.tree.archives import ArchiveDirectory, ArchiveFiles
 from pbsfs.tree.files import BlobFile, ImageFile, known_facts, snapshot_facts
-from pbsfs.tree.node import NAME_SIZE, Directory, Link, Listing, Node, Stat, Walk, nanoseconds
+from pbsfs.tree.node import HOLDER, NAME_SIZE, Directory, Link, Listing, Node, Stat, Walk, nanoseconds
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,12 @@ BLOBS_AT_ONCE = 4
 SNAPSHOT_SIZE = 600
 FILE_SIZE = 220
 """Bytes of memory for a snapshot without its notes, and for each of its files: measured."""
+
+READING_SIZE = 3 << 10
+"""Bytes of memory that a snapshot needs while a server's list is parsed: measured."""
+
+MOST_SNAPSHOTS = 500_000
+"""Snapshots that a group is taken to have at most: a server may claim any number."""
 
 LATEST = "latest"
 CATALOG = "catalog.pcat1"
@@ -48,7 +54,14 @@ class GroupDirectory(Directory):
         return self._info
 
     async def list_values(self) -> Iterable[tuple[bytes, object]]:
-        return _snapshots(await self.tree.reader.source.snapshots(self.info.group))
+        reader = self.tree.reader
+        count = min(self.info.snapshot_count, MOST_SNAPSHOTS)
+        reading = reader.store.memory.charge(HOLDER, count * READING_SIZE, passing=True)
+        reader.store.memory.reclaim()
+        try:
+            return _snapshots(await reader.source.snapshots(self.info.group))
+        finally:
+            reading.resize(0)
 
     def size_of(self, value: SnapshotInfo | None) -> int:
         if value is None:

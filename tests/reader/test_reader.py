@@ -498,3 +498,25 @@ def test_what_was_written_to_disk_reads_back(writer: DatastoreWriter) -> None:
             assert await reader.read_blob(info, file_of(info, CONF)) == b"cores: 2\n"
 
     trio.run(main)  # on a true clock: the source sets limits to work in threads
+
+
+@in_trio
+async def test_manifests_are_charged_and_dropped_before_anything_is_refused() -> None:
+    source = MemorySource()
+    infos = [source.add(made.snapshot(time=made.TIME + day), {CONF: b"x"}, key=made.KEY) for day in range(3)]
+    async with open_reader(source, keys=KEYS) as reader:
+        memory = reader.store.memory
+        for info in infos:
+            await reader.version(info.snapshot, math.inf)
+        charged = memory.charged("manifests")
+        asked = source.calls["fetch_file"]
+        await reader.version(infos[0].snapshot, math.inf)
+        assert (source.calls["fetch_file"], charged % 3) == (asked, 0)
+        big = memory.charge("open files", charged // 3 - memory.excess())
+        memory.reclaim()
+        assert memory.charged("manifests") == charged // 3 * 2
+        await reader.version(infos[0].snapshot, math.inf)  # used last, so still there
+        assert source.calls["fetch_file"] == asked
+        await reader.version(infos[1].snapshot, math.inf)
+        assert source.calls["fetch_file"] == asked + 1
+        del big

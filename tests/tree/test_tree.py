@@ -29,7 +29,7 @@ from pbsfs.tree.node import (
     NAME_SIZE,
     nanoseconds,
 )
-from pbsfs.tree.snapshots import FILE_SIZE, SNAPSHOT_SIZE
+from pbsfs.tree.snapshots import FILE_SIZE, MOST_SNAPSHOTS, READING_SIZE, SNAPSHOT_SIZE
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.run import in_trio
@@ -1003,6 +1003,30 @@ async def test_listings_are_charged_by_their_names_until_nothing_uses_them() -> 
         assert memory.charged(HOLDER) <= 600 * GROUP_SIZE + 3 * NAME_SIZE  # only what the root itself lists
         assert len(tree) == 0
         del big
+
+
+@in_trio
+async def test_memory_is_charged_for_a_list_while_it_is_read_whatever_the_server_claims() -> None:
+    source, _names = many_groups(groups=1)
+    gate = source.hold("snapshots")
+    async with shown(source) as tree:
+        group = await tree.find("vm/000")
+        assert isinstance(group, Directory)
+        memory = tree.reader.store.memory
+        before = memory.charged(HOLDER)
+        for count in (1, 1 << 62):
+            group._info = replace(group._info, snapshot_count=count)  # type: ignore[attr-defined]
+            group._fresh_until = 0
+            group.parent._values[b"000"] = group._info  # type: ignore[attr-defined,union-attr]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(group.children)
+                await wait_all_tasks_blocked()
+                assert memory.charged(HOLDER) == before + min(count, MOST_SNAPSHOTS) * READING_SIZE
+                nursery.cancel_scope.cancel()
+            assert memory.charged(HOLDER) == before
+        gate.set()
+        await group.children()
+        assert before < memory.charged(HOLDER) < before + READING_SIZE
 
 
 @in_trio
