@@ -81,7 +81,11 @@ class Archive(Contents):
     def _open_root(self) -> Entry:
         start, size = self._items.start, self.streams[0].size
         split = self._payload is not None
-        parsed = self._items.take(start, size, lambda data, at: pxar.parse_root(data, at, split=split))
+
+        def parse(data: bytes, at: int) -> Parsed:
+            return pxar.parse_root(data, at, start - at, split=split)
+
+        parsed = self._items.take(start, size, parse)
         return Entry(
             b"",
             parsed.mode,
@@ -154,21 +158,17 @@ class Archive(Contents):
 
     # --- directories
 
-    def _ends(self, directory: Entry, faults: Faults) -> tuple[int, dict[int, int], dict[int, int]]:
-        """Of the table of `directory`: its start; where each child ends (where that is a directory) by its
-        position; its position by the hash of its name."""
-        goodbye, rows = self._table(directory)
+    def _ends(self, goodbye: int, rows: bytes, directory: Entry, faults: Faults) -> dict[int, int]:
+        """Where each child of `directory` ends (if it is a directory), by its position."""
         first = directory.position
         ends: dict[int, int] = {}
-        hashes: dict[int, int] = {}
-        for digest, offset, size in ITEM.iter_unpack(rows):
+        for _hash, offset, size in ITEM.iter_unpack(rows):
             position = goodbye - offset
             if not first < position < goodbye or position in ends:
                 faults.add(damaged(goodbye, "a directory's table points to what is not in it"))
             else:
                 ends[position] = position + size
-                hashes[digest] = position
-        return goodbye, ends, hashes
+        return ends
 
     def _table(self, directory: Entry) -> tuple[int, bytes]:
         start = directory.position
@@ -192,7 +192,8 @@ class Archive(Contents):
 
     def _listing(self, directory: Entry) -> tuple[list[Entry], Faults, list[int]]:
         faults = Faults()
-        goodbye, ends, _hashes = self._ends(directory, faults)
+        goodbye, rows = self._table(directory)
+        ends = self._ends(goodbye, rows, directory, faults)
         blocks = self._hints.blocks(directory) if self._hints is not None else {}
         entries: list[Entry] = []
         names: set[bytes] = set()
@@ -220,12 +221,11 @@ class Archive(Contents):
                 faults.add(damaged(position, "a second entry has the same name"))
                 continue
             names.add(parsed.name)
-            if entry.is_directory:
+            before = parsed.end
+            if stat_bits.S_ISDIR(parsed.mode):
                 before = entry.end
                 if parsed.name in blocks:
                     entry = replace(entry, hint=blocks[parsed.name])
-            else:
-                before = parsed.end
             last = position
             entries.append(entry)
         targets: list[int] = []
@@ -251,16 +251,18 @@ class Archive(Contents):
 
     def named(self, directory: Entry) -> list[Entry] | None:
         """The entries of `directory` by the catalog; None where that and the archive differ in any way."""
-        rows = self._hints.table(directory) if self._hints is not None else None
-        if rows is None:
+        hints = self._hints.table(directory) if self._hints is not None else None
+        if hints is None:
             return None
         faults = Faults()
-        goodbye, ends, hashes = self._ends(directory, faults)
-        if faults.count or not len(rows) == len(ends) == len(hashes):
+        goodbye, rows = self._table(directory)
+        ends = self._ends(goodbye, rows, directory, faults)
+        positions = {digest: goodbye - offset for digest, offset, _size in ITEM.iter_unpack(rows)}
+        if faults.count or not len(hints) == len(ends) == len(positions):
             return None
         found: dict[int, Entry] = {}
-        for row in rows:
-            position = hashes.get(pxar.hash_name(row.name))
+        for row in hints:
+            position = positions.get(pxar.hash_name(row.name))
             if position is None or position in found:
                 return None
             found[position] = Entry(
@@ -361,7 +363,7 @@ class Archive(Contents):
         split = self._payload is not None
 
         def both(data: bytes, at: int) -> dict[bytes, bytes]:
-            parse(data, at, split=split)  # which sees to it that all attributes are in the window
+            parse(data, at, 0, split=split)  # which sees to it that all attributes are in the window
             return pxar.parse_xattrs(data, at, named=named)
 
         return self._items.take(entry.position, self.streams[0].size, both)

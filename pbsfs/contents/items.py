@@ -148,7 +148,7 @@ class Items:
         split = self.split
 
         def parse(data: bytes, at: int) -> Parsed:
-            return _moved(pxar.parse_entry(data, at, split=split), position - at)
+            return pxar.parse_entry(data, at, position - at, split=split)
 
         parsed = self.take(position, limit + HEADER_SIZE, parse)
         if parsed.end > limit:
@@ -169,11 +169,11 @@ class Items:
                     base, data = start, b""  # each is read anew: the damage may not hit all of them
                 for position in members:
                     try:
-                        parsed = pxar.parse_entry(data, position - base, split=split)
-                        if base + parsed.end > limit:
+                        parsed = pxar.parse_entry(data, position - base, base, split=split)
+                        if parsed.end > limit:
                             yield position, damaged(position, "an entry reaches beyond its directory")
                         else:
-                            yield position, _moved(parsed, base)
+                            yield position, parsed
                     except ShortError:
                         yield position, self._tried(position, limit)
                     except DamageError as error:
@@ -227,11 +227,6 @@ def _windows(positions: Sequence[int], limit: int) -> Iterator[tuple[int, int, S
             after += 1
         yield start, min(last + HEAD, limit) - start, positions[first:after]
         first = after
-
-
-def _moved(parsed: Parsed, by: int) -> Parsed:
-    """`parsed` with offsets of the archive instead of a window."""
-    return parsed._replace(end=parsed.end + by)
 
 
 def damaged(position: int, problem: str) -> DamageError:

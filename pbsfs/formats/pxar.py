@@ -92,12 +92,12 @@ class ShortError(Exception):
 
 
 class Parsed(NamedTuple):
-    """An entry. Offsets are those of the window.
+    """An entry.
 
-    `mode`: as st_mode; 0 for a hard link. `size`: of a file's content. `value`: of a file in version 1, the
-    offset of its content; in version 2, that of its payload's header in the payload stream; of a device its
-    number as `os.makedev` returns it; of a hard link, how far back its target lies. `target`: of a link.
-    `end`: where the entry ends; of a directory, where its first child or its goodbye table starts.
+    `mode`: as st_mode; 0 for a hard link. `size`: of a file's content. `value`: of a file in version 2, the
+    offset of its payload's header in the payload stream; of a device its number as `os.makedev` returns it;
+    of a hard link, how far back its target lies. `target`: of a link. `end`: where in the archive the
+    entry ends; of a directory, where its first child or its goodbye table starts.
     """
 
     name: bytes
@@ -112,14 +112,10 @@ class Parsed(NamedTuple):
     end: int
 
 
-def check_name(name: bytes) -> None:
-    """Raises DamageError where no entry can have this name."""
-    if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
-        raise DamageError("a name that no file can have")
+def parse_entry(data: bytes, at: int, base: int, *, split: bool) -> Parsed:
+    """The entry whose FILENAME item starts at `at` of the window `data`.
 
-
-def parse_entry(data: bytes, at: int, *, split: bool) -> Parsed:
-    """The entry whose FILENAME item starts at `at` of the window `data`. `split`: whether it is version 2.
+    `base`: where the window starts in the archive. `split`: whether that is of version 2.
 
     Of a payload, its header alone has to be in the window. Raises DamageError, and ShortError.
     """
@@ -135,15 +131,15 @@ def parse_entry(data: bytes, at: int, *, split: bool) -> Parsed:
         name = data[at + HEADER_SIZE : start - 1]
         if data[start - 1] or b"/" in name or b"\0" in name or name in (b".", b".."):
             raise DamageError("a name that no file can have")
-        return _parse_rest(data, at, start, name, split)
+        return _parse_rest(data, at, base, start, name, split)
     except struct.error:
         raise ShortError(len(data) - at + 1) from None
 
 
-def parse_root(data: bytes, at: int, *, split: bool) -> Parsed:
+def parse_root(data: bytes, at: int, base: int, *, split: bool) -> Parsed:
     """The root's entry, whose ENTRY item starts at `at`: as `parse_entry`."""
     try:
-        parsed = _parse_rest(data, at, at, b"", split)
+        parsed = _parse_rest(data, at, base, at, b"", split)
     except struct.error:
         raise ShortError(len(data) - at + 1) from None
     if not stat_bits.S_ISDIR(parsed.mode):
@@ -151,7 +147,7 @@ def parse_root(data: bytes, at: int, *, split: bool) -> Parsed:
     return parsed
 
 
-def _parse_rest(data: bytes, at: int, start: int, name: bytes, split: bool) -> Parsed:
+def _parse_rest(data: bytes, at: int, base: int, start: int, name: bytes, split: bool) -> Parsed:
     """What follows the name: the item at `start` and those that belong to it. Raises struct.error too."""
     kind, size = HEADER.unpack_from(data, start)
     if kind == ENTRY:
@@ -177,7 +173,7 @@ def _parse_rest(data: bytes, at: int, start: int, name: bytes, split: bool) -> P
         if end > len(data):
             raise ShortError(end - at)
         (back,) = _U64.unpack_from(data, start + HEADER_SIZE)
-        return Parsed(name, 0, 0, 0, 0, 0, back, data[start + 24 : end - 1], False, end)
+        return Parsed(name, 0, 0, 0, 0, 0, back, data[start + 24 : end - 1], False, base + end)
     else:
         raise DamageError("a name without an entry")
     has_xattrs = False
@@ -190,18 +186,18 @@ def _parse_rest(data: bytes, at: int, start: int, name: bytes, split: bool) -> P
             if size != 32:
                 raise DamageError(f"a reference of {size} bytes to a payload")
             value, length = _TWO.unpack_from(data, here + HEADER_SIZE)
-            return Parsed(name, mode, uid, gid, mtime_ns, length, value, None, has_xattrs, here + 32)
+            end = base + here + 32
+            return Parsed(name, mode, uid, gid, mtime_ns, length, value, None, has_xattrs, end)
         if kind == PAYLOAD and not split:
             if size < HEADER_SIZE:
                 raise DamageError(f"a payload of {size} bytes with its header")
-            content = here + HEADER_SIZE
-            length = size - HEADER_SIZE
-            return Parsed(name, mode, uid, gid, mtime_ns, length, content, None, has_xattrs, here + size)
+            length, end = size - HEADER_SIZE, base + here + size
+            return Parsed(name, mode, uid, gid, mtime_ns, length, 0, None, has_xattrs, end)
         raise DamageError("a file without content")
     if kind_of_file == stat_bits.S_IFDIR:
         if kind in _CONTENT:
             raise DamageError("a directory with content")
-        return Parsed(name, mode, uid, gid, mtime_ns, 0, 0, None, has_xattrs, here)
+        return Parsed(name, mode, uid, gid, mtime_ns, 0, 0, None, has_xattrs, base + here)
     if kind_of_file == stat_bits.S_IFLNK:
         if kind != SYMLINK:
             raise DamageError("a symbolic link without a target")
@@ -213,17 +209,17 @@ def _parse_rest(data: bytes, at: int, start: int, name: bytes, split: bool) -> P
         target = data[here + HEADER_SIZE : end - 1]
         if data[end - 1] or b"\0" in target:
             raise DamageError("a symbolic link to a path that no file can have")
-        return Parsed(name, mode, uid, gid, mtime_ns, len(target), 0, target, has_xattrs, end)
+        return Parsed(name, mode, uid, gid, mtime_ns, len(target), 0, target, has_xattrs, base + end)
     if kind_of_file in (stat_bits.S_IFBLK, stat_bits.S_IFCHR):
         if kind != DEVICE or size != 32:
             raise DamageError("a device without a number")
         major, minor = _TWO.unpack_from(data, here + HEADER_SIZE)
         rdev = device_number(major, minor)
-        return Parsed(name, mode, uid, gid, mtime_ns, 0, rdev, None, has_xattrs, here + 32)
+        return Parsed(name, mode, uid, gid, mtime_ns, 0, rdev, None, has_xattrs, base + here + 32)
     if kind_of_file in (stat_bits.S_IFIFO, stat_bits.S_IFSOCK):
         if kind in _CONTENT:
             raise DamageError("a FIFO or socket with content")
-        return Parsed(name, mode, uid, gid, mtime_ns, 0, 0, None, has_xattrs, here)
+        return Parsed(name, mode, uid, gid, mtime_ns, 0, 0, None, has_xattrs, base + here)
     raise DamageError(f"an unknown type of file (mode {mode:o})")
 
 

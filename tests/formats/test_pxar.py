@@ -52,15 +52,15 @@ def test_an_entry_of_known_bytes() -> None:
         "00f1536500000000 15cd5b07 00000000"  # 1700000000.123456789
         "251a7c0b1b7a1428 1300000000000000 616263"  # PAYLOAD abc
     )
-    parsed = pxar.parse_entry(b"??" + data, 2, split=False)
+    parsed = pxar.parse_entry(b"??" + data, 2, 1000, split=False)
     assert parsed == (
         *(b"a.txt", stat.S_IFREG | 0o644, 1000, 100, 1_700_000_000_123_456_789, 3),
-        *(len(data) - 1, None, False, len(data) + 2),
+        *(0, None, False, 1000 + len(data) + 2),
     )
 
 
 def test_a_time_before_the_epoch() -> None:
-    parsed = pxar.parse_entry(ENTRY + item(pxar.PAYLOAD), 0, split=False)
+    parsed = pxar.parse_entry(ENTRY + item(pxar.PAYLOAD), 0, 0, split=False)
     assert parsed.mtime_ns == -1
 
 
@@ -71,9 +71,9 @@ def test_a_window_that_is_too_short_says_so_at_every_length(split: bool) -> None
     needed = len(data) if split else len(data) - 3  # the content itself is not needed
     for length in range(needed):
         with pytest.raises(ShortError) as caught:
-            pxar.parse_entry(data[:length], 0, split=split)
+            pxar.parse_entry(data[:length], 0, 0, split=split)
         assert length < caught.value.needed <= needed
-    assert pxar.parse_entry(data[:needed], 0, split=split).has_xattrs
+    assert pxar.parse_entry(data[:needed], 0, 0, split=split).has_xattrs
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_a_window_that_is_too_short_says_so_at_every_length(split: bool) -> None
 def test_a_type_with_the_wrong_ending_is_damage(mode: int, ending: bytes) -> None:
     raw = item(pxar.ENTRY, struct.pack("<Q", mode) + STAT[8:])
     with pytest.raises(DamageError):
-        pxar.parse_entry(item(pxar.FILENAME, b"a\0") + raw + ending, 0, split=False)
+        pxar.parse_entry(item(pxar.FILENAME, b"a\0") + raw + ending, 0, 0, split=False)
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFDIR, stat.S_IFIFO, stat.S_IFSOCK])
 def test_what_ends_with_the_next_entry_is_there_though_that_is_damaged(mode: int) -> None:
     raw = item(pxar.FILENAME, b"a\0") + item(pxar.ENTRY, struct.pack("<Q", mode) + STAT[8:])
-    parsed = pxar.parse_entry(raw + item(0x1234), 0, split=False)
+    parsed = pxar.parse_entry(raw + item(0x1234), 0, 0, split=False)
     assert parsed.end == len(raw)
     assert parsed.has_xattrs, "it may have some, which an unknown item hides"
     with pytest.raises(DamageError, match="unknown type"):
@@ -116,7 +116,7 @@ def test_a_time_with_too_many_nanoseconds_is_damage() -> None:
     raw = STAT[:32] + struct.pack("<I", 1_000_000_000) + STAT[36:]
     with pytest.raises(DamageError, match="nanoseconds"):
         pxar.parse_entry(
-            item(pxar.FILENAME, b"a\0") + item(pxar.ENTRY, raw) + item(pxar.PAYLOAD), 0, split=False
+            item(pxar.FILENAME, b"a\0") + item(pxar.ENTRY, raw) + item(pxar.PAYLOAD), 0, 0, split=False
         )
 
 
