@@ -13,6 +13,8 @@ import struct
 from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError
+from pbsfs.formats import posix_acl
+from pbsfs.formats.siphash import siphash_2_4
 
 FORMAT_VERSION = 0x730F6C75DF16A40D
 PRELUDE = 0xE309D79D9F7B771B
@@ -304,52 +306,26 @@ def parse_xattrs(data: bytes, at: int, *, named: bool) -> dict[bytes, bytes]:
     return found | _acls(mode, acls)
 
 
-_NONE = 0xFFFFFFFFFFFFFFFF
-"""For an ACL's permission that is not set."""
-
-_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
+_NOT_SET = 0xFFFFFFFFFFFFFFFF
 
 
 def _acls(mode: int, items: dict[int, list[tuple[int, ...]]]) -> dict[bytes, bytes]:
+    """The ACLs that `items` make, as pbs-client/src/pxar/metadata.rs sets them. Raises DamageError."""
     found = {}
-    users, groups = items.get(ACL_USER, []), items.get(ACL_GROUP, [])
+    users, groups = _pairs(items.get(ACL_USER)), _pairs(items.get(ACL_GROUP))
     if users or groups or ACL_GROUP_OBJ in items:
         of_mode = mode >> 3 & 7
         group = items[ACL_GROUP_OBJ][0][0] if ACL_GROUP_OBJ in items else of_mode
-        found[b"system.posix_acl_access"] = _acl(mode >> 6 & 7, users, group, groups, of_mode, mode & 7)
+        found[posix_acl.ACCESS] = posix_acl.encode(mode >> 6 & 7, users, group, groups, of_mode, mode & 7)
     if ACL_DEFAULT in items:
-        user, group, other, mask = items[ACL_DEFAULT][0]
-        found[b"system.posix_acl_default"] = _acl(
-            user, items.get(ACL_DEFAULT_USER, []), group, items.get(ACL_DEFAULT_GROUP, []), mask, other
-        )
+        users, groups = _pairs(items.get(ACL_DEFAULT_USER)), _pairs(items.get(ACL_DEFAULT_GROUP))
+        user_obj, group_obj, other, mask = (n if n != _NOT_SET else None for n in items[ACL_DEFAULT][0])
+        found[posix_acl.DEFAULT] = posix_acl.encode(user_obj, users, group_obj, groups, mask, other)
     return found
 
 
-def _acl(
-    user: int,
-    users: list[tuple[int, ...]],
-    group: int,
-    groups: list[tuple[int, ...]],
-    mask: int,
-    other: int,
-) -> bytes:
-    """An ACL as linux/posix_acl_xattr.h has it, in the order that the kernel requires."""
-    entries = [
-        (_USER_OBJ, user, 0xFFFFFFFF),
-        *((_USER, permissions, number) for number, permissions in sorted(users)),
-        (_GROUP_OBJ, group, 0xFFFFFFFF),
-        *((_GROUP, permissions, number) for number, permissions in sorted(groups)),
-        (_MASK, mask, 0xFFFFFFFF),
-        (_OTHER, other, 0xFFFFFFFF),
-    ]
-    raw = struct.pack("<I", 2)
-    for tag, permissions, number in entries:
-        if permissions == _NONE and tag not in (_USER, _GROUP):
-            continue
-        if permissions > 7 or number > 0xFFFFFFFF:
-            raise DamageError("an access control list with an impossible entry")
-        raw += struct.pack("<HHI", tag, permissions, number)
-    return raw
+def _pairs(items: list[tuple[int, ...]] | None) -> list[tuple[int, int]]:
+    return [(number, permissions) for number, permissions in items or ()]
 
 
 def parse_tail(raw: bytes) -> tuple[int, int]:
@@ -363,33 +339,6 @@ def parse_tail(raw: bytes) -> tuple[int, int]:
     return offset, size
 
 
-_MASK64 = 0xFFFFFFFFFFFFFFFF
-
-
 def hash_name(name: bytes) -> int:
-    """SipHash-2-4 of a name under the format's keys (Aumasson and Bernstein, 2012)."""
-    k0, k1 = NAME_KEYS
-    v0, v1 = k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D
-    v2, v3 = k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573
-    length = len(name)
-    padded = name + bytes(7 - length % 8) + bytes((length & 0xFF,))
-    m = _MASK64
-    for word in (*struct.unpack(f"<{len(padded) // 8}Q", padded), None):
-        if word is None:
-            v2 ^= 0xFF
-        else:
-            v3 ^= word
-        for _ in range(4 if word is None else 2):
-            v0 = (v0 + v1) & m
-            v1 = ((v1 << 13) & m | v1 >> 51) ^ v0
-            v0 = (v0 << 32) & m | v0 >> 32
-            v2 = (v2 + v3) & m
-            v3 = ((v3 << 16) & m | v3 >> 48) ^ v2
-            v0 = (v0 + v3) & m
-            v3 = ((v3 << 21) & m | v3 >> 43) ^ v0
-            v2 = (v2 + v1) & m
-            v1 = ((v1 << 17) & m | v1 >> 47) ^ v2
-            v2 = (v2 << 32) & m | v2 >> 32
-        if word is not None:
-            v0 ^= word
-    return v0 ^ v1 ^ v2 ^ v3
+    """The hash of a name in a goodbye table."""
+    return siphash_2_4(NAME_KEYS, name)
