@@ -107,7 +107,7 @@ class Memory:
         charge.resize(0)
         raise MemoryLimitError(
             f"{what} do not fit in memory beside {self} (limit: {self.limit} bytes with the cache); close "
-            f"some files or give a larger cache"
+            f"some files, give a larger cache, or name fewer backups"
         )
 
     def reclaim(self) -> None:

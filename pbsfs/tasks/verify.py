@@ -31,6 +31,12 @@ The store bounds their memory."""
 STRIDE = 1024
 """Chunks of an index that are looked at before other tasks run: a few milliseconds."""
 
+SHOWN_REASONS = 100
+"""Reasons that the report names for one file, before it only counts the rest."""
+
+BAD_SIZE = 500
+"""Bytes of memory for a damaged chunk and the reason."""
+
 Identity = tuple[bytes, Key | None, int]
 """A chunk, with the length that an index claims: a wrong length is damage of that index only."""
 
@@ -69,6 +75,7 @@ class Verification:
         self._next_start = 0.0
         self._known = KnownChunks(memory, memory.open_limit // 2)
         self._bad: dict[Identity, str] = {}
+        self._bad_charge = memory.charge("damaged chunks", 0)
         self._done = 0
 
     async def collect(self, node: Node) -> list[File]:
@@ -156,6 +163,7 @@ class Verification:
             await image.store.request(chunk).wait()
         except DamageError as error:
             self._bad[_identity(chunk)] = str(error)
+            self._bad_charge.resize(BAD_SIZE * len(self._bad))
             log.info("%s: %s", image, error)
         self.report.chunks += 1
         self.report.size += chunk.length
@@ -176,7 +184,10 @@ class Verification:
                 found.append(Range(start, end - start))
                 reasons.add(reason)
         if found:
-            self.report.damaged.append(Damage(path, "; ".join(sorted(reasons)), merged(found)))
+            shown = sorted(reasons)[:SHOWN_REASONS]
+            if len(reasons) > SHOWN_REASONS:
+                shown.append(f"… ({len(reasons)} in all)")
+            self.report.damaged.append(Damage(path, "; ".join(shown), merged(found)))
 
     async def _pace(self, length: int) -> None:
         if self._rate is None:

@@ -73,7 +73,8 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing_charged() -> None:
     assert errno_of(caught.value) == errno.ENOMEM
     assert str(caught.value) == (
         "c: its 11 bytes do not fit in memory beside 60 bytes of open files and 30 bytes of listings "
-        "(limit: 100 bytes with the cache); close some files or give a larger cache"
+        "(limit: 100 bytes with the cache); close some files, give a larger cache, or name "
+        "fewer backups"
     )
     assert memory.charged() == 90
     kept.append(memory.admit("c: its 10 bytes", "open files", 10))

@@ -24,7 +24,7 @@ from pbsfs.runtime.memory import Memory
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.tasks import known, verify
-from pbsfs.tasks.verify import WORKERS, Report, Verification
+from pbsfs.tasks.verify import BAD_SIZE, SHOWN_REASONS, WORKERS, Report, Verification
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import File, Tree
 from tests.sources.server.serving import served, source_of
@@ -120,6 +120,24 @@ async def test_with_too_little_memory_chunks_are_read_again_and_all_damage_is_fo
     assert Counter(source.fetched).most_common(1)[0][1] == 2
     ranges = [Range(number * CHUNK_SIZE, CHUNK_SIZE) for number in numbers]
     assert found_in(report) == {f"{SNAPSHOT}/a.img": ranges, f"{NEWER}/a.img": ranges}
+
+
+@in_trio
+async def test_much_damage_is_charged_and_its_reasons_are_not_all_named() -> None:
+    source = MemorySource()
+    count = SHOWN_REASONS + 20
+    content = made.image(1, "r" * count)
+    source.add(SNAPSHOT, {"a.img.fidx": content})
+    for number in range(count):
+        source.damage(source.add_chunk(content[number * CHUNK_SIZE :][:CHUNK_SIZE]), 700)
+    async with open_reader(source) as reader:
+        run = Verification(reader.store.memory)
+        report = await run.run(await run.collect(Tree(reader).root), nobody_asks)
+        assert reader.store.memory.charged("damaged chunks") == count * BAD_SIZE
+    assert found_in(report) == {f"{SNAPSHOT}/a.img": [Range(0, count * CHUNK_SIZE)]}
+    reason = reason_of(report, f"{SNAPSHOT}/a.img")
+    assert reason.count("; ") == SHOWN_REASONS
+    assert reason.endswith(f"; … ({count} in all)")
 
 
 @in_trio
