@@ -16,6 +16,7 @@ import os
 import site
 import sys
 import traceback
+from types import TracebackType
 from typing import Any
 
 import nbdkit
@@ -73,14 +74,18 @@ _servers: list[Server] = []
 _format_exception: Any = traceback.format_exception
 
 
-def _format_short(kind: Any, error: Any = None, *rest: Any, **options: Any) -> Any:
-    # nbdkit words what a callback raises with this. What is raised on purpose is one line.
-    if isinstance(error, PbsfsError):
-        return [str(error)]
-    return _format_exception(kind, error, *rest, **options)
+def _format_short(*given: Any, **options: Any) -> Any:
+    """`traceback.format_exception`, except for what a callback of this file raises on purpose: one line."""
+    match given:
+        case (_, PbsfsError() as error, TracebackType() as trace) if trace.tb_frame.f_globals is globals():
+            return [str(error)]
+    return _format_exception(*given, **options)
 
 
-traceback.format_exception = _format_short  # type: ignore[assignment]
+# nbdkit's Python plugin takes an error from a callback only as an exception, and always logs it with
+# `traceback.format_exception`, which it looks up each time (plugins/python/errors.c). So only a replacement
+# keeps tracebacks out of the log. Every other exception is formatted as before.
+traceback.format_exception = _format_short
 
 
 def _wanted() -> bool:

@@ -274,13 +274,16 @@ def test_a_signal_ends_it_in_the_middle_of_reads(large: Disk) -> None:
         server.check_end(limit=AT_ONCE)
 
 
-BROKEN_LOOP = """
+BRIDGE = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("nbd_bridge", {plugin!r})
+spec = importlib.util.spec_from_file_location("nbd_bridge", {PLUGIN!r})
 bridge = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bridge)
 globals().update({{name: value for name, value in vars(bridge).items() if not name.startswith("__")}})
+"""
+"""A plugin that is the bridge, for tests to change."""
 
+BROKEN_LOOP = """
 def pread(export, buffer, offset, flags):
     bridge._serving().loop._token.run_sync_soon(lambda: 1 / 0)
 """
@@ -288,7 +291,7 @@ def pread(export, buffer, offset, flags):
 
 def test_it_ends_with_an_error_when_its_loop_has_failed(stocked: Stocked, tmp_path: Path) -> None:
     plugin = tmp_path / "broken.py"
-    plugin.write_text(BROKEN_LOOP.format(plugin=PLUGIN))
+    plugin.write_text(BRIDGE + BROKEN_LOOP)
     place = tmp_path / "socket"
     words = command(stocked.path, f"path={IMAGE}", options=["-f", "-U", place], plugin=str(plugin))
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -303,6 +306,32 @@ def test_it_ends_with_an_error_when_its_loop_has_failed(stocked: Stocked, tmp_pa
             watchdog.cancel()
     assert process.returncode == 1
     assert "serving failed; nbdkit ends" in errors
+
+
+OTHER_ERRORS = """
+import traceback
+
+def dump_plugin():
+    try:
+        raise PbsfsError("of other code")
+    except PbsfsError as error:
+        forms = (error,), (PbsfsError, error, error.__traceback__)
+    for form in forms:
+        print(traceback.format_exception(*form))
+    try:
+        bridge._serving()
+    except IndexError as error:
+        print(traceback.format_exception(IndexError, error, error.__traceback__))
+"""
+
+
+def test_only_what_a_callback_raises_on_purpose_is_formatted_as_one_line(tmp_path: Path) -> None:
+    plugin = tmp_path / "other.py"
+    plugin.write_text(BRIDGE + OTHER_ERRORS)
+    shown = output_of(*command(None, options=["--dump-plugin"], plugin=str(plugin)))
+    lists = [line for line in shown.splitlines() if line.startswith("[")]
+    assert len(lists) == 3
+    assert all(line.startswith("['Traceback (most recent call last):") for line in lists)
 
 
 def test_it_keeps_no_core_dump_and_no_other_user_looks_into_it(stocked: Stocked) -> None:
