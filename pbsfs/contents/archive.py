@@ -8,52 +8,22 @@ two entries never share bytes. From any thread.
 from __future__ import annotations
 
 import stat as stat_bits
-import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import Contents, Entry, Found, Piece, Stream
+from pbsfs.contents.faults import Faults, damaged
 from pbsfs.contents.hints import Hints
-from pbsfs.contents.items import Items, damaged
+from pbsfs.contents.items import Items
 from pbsfs.contents.links import LinkCounts
-from pbsfs.formats import catalog as catalogs
+from pbsfs.contents.table import Table
 from pbsfs.formats import pxar
-from pbsfs.formats.pxar import HEADER, HEADER_SIZE, ITEM, ITEM_SIZE, Parsed
+from pbsfs.formats.pxar import HEADER, HEADER_SIZE, Parsed
 
 ROOT_INODE = 1
 """No other entry has it: an entry's inode is its position, and a root comes before all of them."""
-
-TYPES = {
-    catalogs.DIRECTORY: stat_bits.S_IFDIR,
-    catalogs.FILE: stat_bits.S_IFREG,
-    catalogs.HARDLINK: stat_bits.S_IFREG,
-    catalogs.SYMLINK: stat_bits.S_IFLNK,
-    catalogs.BLOCK: stat_bits.S_IFBLK,
-    catalogs.CHARACTER: stat_bits.S_IFCHR,
-    catalogs.FIFO: stat_bits.S_IFIFO,
-    catalogs.SOCKET: stat_bits.S_IFSOCK,
-}
-"""The bits of st_mode for the types in a catalog."""
-
-
-class Faults:
-    """What is wrong in a directory: how much, and the first of it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._first: DamageError | None = None
-
-    def add(self, error: DamageError) -> None:
-        self.count += 1
-        if self._first is None:
-            self._first = error
-
-    def summary(self) -> DamageError | None:
-        if self.count < 2:
-            return self._first
-        return DamageError(f"{self.count} entries cannot be read; first: {self._first}")
 
 
 class Archive(Contents):
@@ -158,28 +128,15 @@ class Archive(Contents):
 
     # --- directories
 
-    def _ends(self, goodbye: int, rows: bytes, directory: Entry, faults: Faults) -> dict[int, int]:
-        """Where each child of `directory` ends (if it is a directory), by its position."""
-        first = directory.position
-        ends: dict[int, int] = {}
-        for _hash, offset, size in ITEM.iter_unpack(rows):
-            position = goodbye - offset
-            if not first < position < goodbye or position in ends:
-                faults.add(damaged(goodbye, "a directory's table points to what is not in it"))
-            else:
-                ends[position] = position + size
-        return ends
-
-    def _table(self, directory: Entry) -> tuple[int, bytes]:
+    def _table(self, directory: Entry) -> Table:
         start = directory.position
         entry = start + HEADER_SIZE + len(directory.name) + 1
         return self._items.table(start, 0 if start == self._items.start else entry, directory.end)
 
     def children(self, directory: Entry, *, names_only: bool = False) -> Found:
-        if names_only and self._hints is not None:
-            named = self.named(directory)
-            if named is not None:
-                return Found(named)
+        named = self.named(directory) if names_only else None
+        if named is not None:
+            return Found(named)
         if not names_only:
             self._links.prepare(self)
         entries, faults, _links = self._listing(directory)
@@ -192,8 +149,8 @@ class Archive(Contents):
 
     def _listing(self, directory: Entry) -> tuple[list[Entry], Faults, list[int]]:
         faults = Faults()
-        goodbye, rows = self._table(directory)
-        ends = self._ends(goodbye, rows, directory, faults)
+        table = self._table(directory)
+        ends, goodbye = table.ends(faults), table.goodbye
         blocks = self._hints.blocks(directory) if self._hints is not None else {}
         entries: list[Entry] = []
         names: set[bytes] = set()
@@ -251,56 +208,16 @@ class Archive(Contents):
 
     def named(self, directory: Entry) -> list[Entry] | None:
         """The entries of `directory` by the catalog; None where that and the archive differ in any way."""
-        hints = self._hints.table(directory) if self._hints is not None else None
-        if hints is None:
+        if self._hints is None:
             return None
-        faults = Faults()
-        goodbye, rows = self._table(directory)
-        ends = self._ends(goodbye, rows, directory, faults)
-        positions = {digest: goodbye - offset for digest, offset, _size in ITEM.iter_unpack(rows)}
-        if faults.count or not len(hints) == len(ends) == len(positions):
-            return None
-        found: dict[int, Entry] = {}
-        for row in hints:
-            position = positions.get(pxar.hash_name(row.name))
-            if position is None or position in found:
-                return None
-            found[position] = Entry(
-                row.name,
-                TYPES[row.type],
-                mtime_ns=row.mtime * 1_000_000_000,
-                size=row.size,
-                inode=0 if row.type == catalogs.HARDLINK else position,
-                exact=False,
-                position=position,
-                end=ends[position],
-                hint=row.block,
-            )
-        before = directory.position
-        for position in sorted(found):
-            if before > position:
-                return None
-            before = ends[position] if found[position].is_directory else position
-        if before > goodbye:
-            return None
-        return [found[position] for position in sorted(found)]
+        return self._hints.entries(directory, self._table(directory))
 
     def child(self, directory: Entry, name: bytes) -> Entry | None:
-        goodbye, rows = self._table(directory)
-        wanted = struct.pack("<Q", pxar.hash_name(name))
-        places = []
-        at = rows.find(wanted)
-        while at >= 0:
-            if at % ITEM_SIZE == 0:
-                _hash, offset, size = ITEM.unpack_from(rows, at)
-                position = goodbye - offset
-                if directory.position < position < goodbye:
-                    places.append((position, position + size))
-            at = rows.find(wanted, at + 1)
-        for position, end in sorted(places):
-            parsed = self._items.entry(position, goodbye)
+        table = self._table(directory)
+        for position, end in table.places(name):
+            parsed = self._items.entry(position, table.goodbye)
             if parsed.name == name:
-                entry = self._one(position, parsed, end, goodbye)
+                entry = self._one(position, parsed, end, table.goodbye)
                 if entry.is_directory and self._hints is not None:
                     entry = replace(entry, hint=self._hints.blocks(directory).get(name, 0))
                 return entry
@@ -310,7 +227,7 @@ class Archive(Contents):
         wanted = {entry.position: entry for entry in entries if not entry.exact}
         if not wanted:
             return list(entries)
-        goodbye, _rows = self._table(directory)
+        goodbye = self._table(directory).goodbye
         parsed_at = dict(self._items.entries(array("Q", sorted(wanted)), goodbye))
         links = {}
         for position, parsed in parsed_at.items():

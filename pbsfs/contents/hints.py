@@ -6,12 +6,28 @@ the catalog is damaged. From any thread; the root's table is found again by each
 
 from __future__ import annotations
 
+import stat as stat_bits
 from collections.abc import Iterator
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import Entry, Stream
+from pbsfs.contents.faults import Faults
+from pbsfs.contents.table import Table
 from pbsfs.formats import catalog
 from pbsfs.formats.catalog import Catalog, CatalogEntry
+from pbsfs.formats.pxar import hash_name
+
+TYPES = {
+    catalog.DIRECTORY: stat_bits.S_IFDIR,
+    catalog.FILE: stat_bits.S_IFREG,
+    catalog.HARDLINK: stat_bits.S_IFREG,
+    catalog.SYMLINK: stat_bits.S_IFLNK,
+    catalog.BLOCK: stat_bits.S_IFBLK,
+    catalog.CHARACTER: stat_bits.S_IFCHR,
+    catalog.FIFO: stat_bits.S_IFIFO,
+    catalog.SOCKET: stat_bits.S_IFSOCK,
+}
+"""The bits of st_mode for the types in a catalog."""
 
 
 class Hints:
@@ -47,6 +63,42 @@ class Hints:
             return opened.table(block) if block else None
         except DamageError:
             return None
+
+    def entries(self, directory: Entry, table: Table) -> list[Entry] | None:
+        """The entries of `directory`, not exact, in the order of the archive.
+
+        None where the catalog and the directory's `table` differ in any way. Raises as `table`.
+        """
+        hints = self.table(directory)
+        if hints is None:
+            return None
+        faults = Faults()
+        ends, positions = table.ends(faults), table.by_hash()
+        if faults.count or not len(hints) == len(ends) == len(positions):
+            return None
+        found: dict[int, Entry] = {}
+        for hint in hints:
+            position = positions.get(hash_name(hint.name))
+            if position is None or position in found:
+                return None
+            found[position] = Entry(
+                hint.name,
+                TYPES[hint.type],
+                mtime_ns=hint.mtime * 1_000_000_000,
+                size=hint.size,
+                inode=0 if hint.type == catalog.HARDLINK else position,
+                exact=False,
+                position=position,
+                end=ends[position],
+                hint=hint.block,
+            )
+        entries = [found[position] for position in sorted(found)]
+        before = table.start
+        for entry in entries:
+            if before > entry.position:
+                return None
+            before = entry.end if entry.is_directory else entry.position
+        return entries if before <= table.goodbye else None
 
     def blocks(self, directory: Entry) -> dict[bytes, int]:
         """The hints of the directories in `directory`, by name."""

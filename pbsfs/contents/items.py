@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import Stream
+from pbsfs.contents.faults import damaged
+from pbsfs.contents.table import Table
 from pbsfs.formats import pxar
 from pbsfs.formats.pxar import HEADER, HEADER_SIZE, ITEM, ITEM_SIZE, Parsed, ShortError
 
@@ -34,13 +36,6 @@ MAX_ENTRIES = 4 << 20
 """Entries of one directory, at most."""
 
 T = TypeVar("T")
-
-
-class Table(NamedTuple):
-    """A directory's goodbye table. `goodbye`: where it starts. `rows`: its items, as they are stored."""
-
-    goodbye: int
-    rows: bytes
 
 
 class Items:
@@ -209,7 +204,7 @@ class Items:
         raw = self.read(goodbye, size)
         if HEADER.unpack_from(raw) != (pxar.GOODBYE, size):
             raise damaged(goodbye, "a directory's table does not start where its end says")
-        return Table(goodbye, raw[HEADER_SIZE:-ITEM_SIZE])
+        return Table(start, goodbye, raw[HEADER_SIZE:-ITEM_SIZE])
 
 
 def _windows(positions: Sequence[int], limit: int) -> Iterator[tuple[int, int, Sequence[int]]]:
@@ -227,8 +222,3 @@ def _windows(positions: Sequence[int], limit: int) -> Iterator[tuple[int, int, S
             after += 1
         yield start, min(last + HEAD, limit) - start, positions[first:after]
         first = after
-
-
-def damaged(position: int, problem: str) -> DamageError:
-    """The error of `problem` with what lies at byte `position`. The caller adds the archive's name."""
-    return DamageError(f"{problem}, at byte {position} of the archive")
