@@ -23,7 +23,7 @@ from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.sources.base import FileInfo
 from pbsfs.sources.retry import SharedTry
 from pbsfs.tree.files import known_facts, snapshot_facts
-from pbsfs.tree.node import Directory, Link, Listing, Node, Stat, nanoseconds
+from pbsfs.tree.node import NAME_SIZE, Directory, Link, Listing, Node, Stat, nanoseconds
 
 if TYPE_CHECKING:
     from pbsfs.tree.snapshots import SnapshotDirectory
@@ -35,6 +35,9 @@ MOST_COMPLETED = 128
 
 LASTS = 24 * 3600.0
 """Seconds for which the kernel may keep entries of archives, which never change."""
+
+ENTRY_SIZE = 500
+"""Bytes of memory for an entry of an archive besides its name: measured."""
 
 UNKNOWN_PERMISSIONS = {stat_bits.S_IFDIR: 0o555, stat_bits.S_IFLNK: 0o777}
 """Permissions of an entry whose own are not known yet, by type; 0444 for the others."""
@@ -180,6 +183,9 @@ class ContentsDirectory(ContentsNode, Directory):
 
     async def list_values(self) -> Iterable[tuple[bytes, object]]:
         return (await self.children()).values_by_name.items()
+
+    def size_of(self, value: Entry) -> int:
+        return NAME_SIZE + ENTRY_SIZE
 
     def make(self, name: bytes, value: Entry) -> Node:
         if value.is_directory:
