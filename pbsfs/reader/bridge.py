@@ -89,6 +89,22 @@ class ImageStream:
                 yield Extent(here, stop - here, hole=False)
                 here = stop
 
+    def chunks(self, offset: int, size: int) -> list[tuple[bytes | None, int, int]]:
+        """The chunks that hold a range: their digests, each with the range's offset in it and length there.
+
+        None instead of a digest for zeros, whose neighbours are one.
+        """
+        if not self._image.index.has_table():
+            trio.from_thread.run(self._image.load)
+        index = self._image.index
+        found: list[tuple[bytes | None, int, int]] = []
+        for span in self.spans(offset, size):
+            number = index.find(span.offset)
+            start = index.span(number)[0]
+            digest = None if span.hole else index.digest(number)
+            found.append((digest, 0 if span.hole else span.offset - start, span.length))
+        return found
+
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """See `contents.base.Stream`."""
         if not getattr(_here, "inline", False):
