@@ -191,8 +191,8 @@ class Archive(Contents):
         return entries, faults, targets
 
     def _followed(self, entries: list[Entry], faults: Faults, targets: list[int]) -> list[Entry]:
-        """`entries` with files in the place of hard links, which have no mode and their target's position as
-        `end`. Adds these to `targets`."""
+        """`entries` with their files instead of hard links. Those have no mode, and as `end` their target's
+        position, which is added to `targets`."""
         goals = self._targets(entry.end for entry in entries if not entry.mode)
         followed = []
         for entry in entries:

@@ -124,7 +124,7 @@ def parse_entry(data: bytes, at: int, base: int, *, split: bool) -> Parsed:
     try:
         kind, size = HEADER.unpack_from(data, at)
         if kind != FILENAME:
-            raise DamageError("there is no entry")
+            raise DamageError("an entry is missing")
         if not 17 < size <= HEADER_SIZE + MAX_NAME + 1:
             raise DamageError(f"a name of {size - 17} bytes")
         start = at + size

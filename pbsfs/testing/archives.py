@@ -26,7 +26,7 @@ class Node:
     `mode`: as st_mode. `device`: major and minor. `xattrs`: by name, ACLs in the kernel's form. `link_to`:
     what a hard link is another name of, written before it. What follows is for archives that are wrong:
     `extra`: items behind the attributes. `rows`: changes a directory's table. `back`, `claimed_size`,
-    `reference`: what a hard link and a file's header or reference say in place of what is so.
+    `reference`: what a hard link and a file's header or reference say instead of the truth.
     """
 
     name: bytes = b""
