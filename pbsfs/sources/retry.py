@@ -1,7 +1,6 @@
-"""Trying again: what may succeed later is asked again, with growing pauses, up to a limit.
+"""Retries: what may succeed later is tried again, with growing pauses, up to a limit.
 
-Used by the server source, in the trio loop: a pause ends at once when the reader gives up, or the mount
-is ended.
+Used by the server source, in tasks of the trio loop. Cancelling a task ends its pause at once.
 """
 
 from __future__ import annotations
@@ -9,9 +8,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import trio
@@ -23,29 +24,56 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 DEFAULT_LIMIT = 120.0
-"""Seconds for which a read survives a server that is away: a restart or an update takes less."""
-
-FIRST_PAUSE = 0.25
-LONGEST_PAUSE = 10.0
-"""Seconds between tries: soon at first, for a connection that was only dropped; then so that a server that
-starts again is found soon and not flooded."""
+"""Seconds for which a read is retried while the server is unreachable: a restart or an update takes less."""
 
 
-LEAST_TRY = 5.0
-"""Seconds that a try has for its connection, also where the limit ends earlier: the last one begins then."""
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """The seconds between tries, and of the last one."""
 
-_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
-"""When the limit of the work that is tried again ends, by the clock of the trio loop."""
+    first_pause: float = 0.25
+    """Short: often the server has only dropped the connection. Each pause is twice the one before it."""
+
+    longest_pause: float = 10.0
+    """With this pause, pbsfs finds a server that starts again soon and does not flood it."""
+
+    least_try: float = 5.0
+    """How long a try may be without a sign of life even if the limit ends earlier: the last try begins when
+    the limit ends."""
+
+
+DEFAULT_PACING = Pacing()
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """`deadline`: the time of the trio loop's clock at which the retries end."""
+
+    deadline: float = math.inf
+    least_try: float = DEFAULT_PACING.least_try
+
+
+_NO_LIMIT = _Limit()
+
+_limit: ContextVar[_Limit] = ContextVar("limit", default=_NO_LIMIT)
+"""The limit of the work that this task retries."""
+
+
+def patience_ends() -> float:
+    """The time of `time.monotonic()` from which a try that begins now may not be silent any more.
+
+    That is when the limit ends, and at least `Pacing.least_try` seconds from now; without a limit, infinity.
+    """
+    limit = _limit.get()
+    return time.monotonic() + max(limit.least_try, limit.deadline - trio.current_time())
 
 
 @contextmanager
 def connecting(address: str) -> Iterator[None]:
-    """The part of a try that makes a connection: it ends with the limit, with ConnectError.
-
-    The limit is for a server that can't be reached. The answer of one that can may take longer.
-    """
+    """The part of a try that makes a connection: it ends with the limit, with ConnectError."""
     started = trio.current_time()
-    until = max(_deadline.get(), started + LEAST_TRY)
+    limit = _limit.get()
+    until = max(limit.deadline, started + limit.least_try)
     with trio.move_on_at(until) as scope:
         yield
     if scope.cancelled_caught:
@@ -53,10 +81,10 @@ def connecting(address: str) -> Iterator[None]:
 
 
 class SharedTry(Generic[R]):
-    """What many tasks need and one of them fetches: the others wait for it, and share its failure.
+    """One try for many tasks: one task fetches what all need, the others wait and share its failure.
 
-    Otherwise each task that waits would begin its own try after the one before it had failed, and with an
-    unreachable server the last would wait for the time limits of all.
+    Otherwise each waiting task would begin a try of its own after the previous one failed, and with an
+    unreachable server the last task would wait as long as all tries together.
     """
 
     def __init__(self) -> None:
@@ -92,7 +120,7 @@ class SharedTry(Generic[R]):
 
 
 class Outage:
-    """What all that is tried again at one time has in common: it is told of once, and not by each."""
+    """The outage of one server: pbsfs reports it once, however much it retries at that time."""
 
     __slots__ = ("known",)
 
@@ -108,19 +136,20 @@ async def retried(
     *,
     of: type[SourceError] = SourceError,
     log: logging.Logger = log,
+    pacing: Pacing = DEFAULT_PACING,
 ) -> R:
     """The result of `work`, tried again for `limit` seconds while it raises a retryable SourceError.
 
-    Then that error is raised. `what`: names the work in the log. `outage`: shared with other work on the
-    same server. `of`: the errors that are waited for. `log`: where it is reported.
+    After that, raises the last error. `what`: names the work in the log. `outage`: shared with other work on
+    the same server. `of`: the errors to retry. `log`: receives the reports.
     """
     outage = outage or Outage()
     deadline = trio.current_time() + limit
-    before = _deadline.set(deadline)
+    before = _limit.set(_Limit(deadline, pacing.least_try))
     try:
-        return await _tried(work, deadline, what, outage, of, log)
+        return await _tried(work, deadline, what, outage, of, log, pacing)
     finally:
-        _deadline.reset(before)
+        _limit.reset(before)
 
 
 async def _tried(
@@ -130,8 +159,9 @@ async def _tried(
     outage: Outage,
     of: type[SourceError],
     log: logging.Logger,
+    pacing: Pacing,
 ) -> R:
-    pause = FIRST_PAUSE
+    pause = pacing.first_pause
     tries = 1
     while True:
         try:
@@ -140,12 +170,12 @@ async def _tried(
             left = deadline - trio.current_time()
             if not error.retryable or left <= 0:
                 raise
-            # Aloud once, and from the second try on: what is cured by the first is of no interest.
-            aloud = tries == 2 and not outage.known
-            outage.known = outage.known or aloud
-            log.log(logging.WARNING if aloud else logging.DEBUG, "%s: %s; trying again", what, error)
+            # A warning once, and only if the second try fails too: most faults end before that.
+            warn = tries == 2 and not outage.known
+            outage.known = outage.known or warn
+            log.log(logging.WARNING if warn else logging.DEBUG, "%s: %s; trying again", what, error)
             await trio.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, pacing.longest_pause)
             tries += 1
         else:
             if outage.known:

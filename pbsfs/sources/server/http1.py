@@ -20,7 +20,7 @@ from typing import TypeVar
 import trio
 
 from pbsfs.base.errors import ConnectError, DamageError, NotPbsError
-from pbsfs.sources.retry import connecting
+from pbsfs.sources.retry import connecting, patience_ends
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.refusals import MAX_ERROR_TEXT, Meaning, meaning_of, words_of
@@ -30,6 +30,9 @@ from pbsfs.sources.server.tls import Trust, connect
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+READ_SIZE = 64 << 10
+"""Bytes to receive at most before the time limit is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +93,14 @@ class HttpClient:
         """The server's answer, whatever its status. Raises SourceError, and DamageError above the limit."""
         connection = self._take_kept()
         log.debug("%s %s", request.method, request.target)
+        until = patience_ends()
         if connection is not None:
             try:
-                return await self._run(connection, request)
-            except ConnectError:
-                pass  # it was closed while it was idle
-        return await self._run(None, request)
+                return await self._run(connection, request, until)
+            except ConnectError:  # it was closed while it was idle
+                if time.monotonic() >= until:
+                    raise
+        return await self._run(None, request, until)
 
     async def tidy(self) -> None:
         """Closes connections that are idle for too long. Runs as long as the client is used."""
@@ -125,13 +130,15 @@ class HttpClient:
             connection.close()
         return None
 
-    async def _run(self, connection: http.client.HTTPConnection | None, request: Request) -> Answer:
+    async def _run(
+        self, connection: http.client.HTTPConnection | None, request: Request, until: float
+    ) -> Answer:
         call = _Call(connection)
         address = self._repository.address
 
         def exchange() -> tuple[Answer, http.client.HTTPConnection]:
             with call.connection() as used:
-                return _exchange(used, request, address, self._limits.request_timeout), used
+                return _exchange(used, request, address, self._limits, until), used
 
         def open_connection() -> None:
             call.open(self._connect)
@@ -221,18 +228,30 @@ class _Call:
 
 
 def _exchange(
-    connection: http.client.HTTPConnection, request: Request, address: str, timeout: float
+    connection: http.client.HTTPConnection, request: Request, address: str, limits: ServerLimits, until: float
 ) -> Answer:
-    """One request on `connection`, whose socket has this `timeout`. `address`: names the server in errors.
+    """One request on `connection`. `address`: names the server in errors. `until`: when the limit of its
+    retries ends, from which on the server may be silent for `least_try` seconds only.
 
     Raises ConnectError, NotPbsError, DamageError (above the limit).
     """
     connection.auto_open = 0  # http.client must not open a connection, which would not be verified
+    sock = connection.sock
+    timeout = limits.request_timeout
+
+    def start_waiting() -> None:
+        nonlocal timeout
+        timeout = min(limits.request_timeout, max(limits.pacing.least_try, until - time.monotonic()))
+        if sock is not None:
+            sock.settimeout(timeout)
+
     try:
+        start_waiting()
         connection.request(request.method, request.target, body=request.body, headers=dict(request.headers))
         # Closed in any case: the last answer on a connection owns its socket.
         with connection.getresponse() as response:
-            data = _read_bounded(response, request.limit if response.status == 200 else 4 * MAX_ERROR_TEXT)
+            limit = request.limit if response.status == 200 else 4 * MAX_ERROR_TEXT
+            data = _read_bounded(response, limit, start_waiting)
     except TimeoutError:
         raise ConnectError(f"{address}: no answer for {timeout:.0f} s") from None
     except (http.client.RemoteDisconnected, http.client.IncompleteRead, http.client.NotConnected):
@@ -267,11 +286,15 @@ def _is_cut(status_line: str) -> bool:
     return len(status_line) < 12 and not status_line.endswith("\n")
 
 
-def _read_bounded(response: http.client.HTTPResponse, limit: int) -> bytes:
-    """The body, or `limit + 1` bytes of a longer one."""
+def _read_bounded(response: http.client.HTTPResponse, limit: int, start_waiting: Callable[[], None]) -> bytes:
+    """The body, or `limit + 1` bytes of a longer one. Calls `start_waiting` before it receives."""
     parts = []
     size = 0
-    while size <= limit and (part := response.read(min(1 << 20, limit + 1 - size))):
+    while size <= limit:
+        start_waiting()
+        part = response.read1(min(READ_SIZE, limit + 1 - size))
+        if not part:
+            break
         parts.append(part)
         size += len(part)
     if response.length and size <= limit:  # what was announced and did not come

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pbsfs.sources.retry import DEFAULT_PACING, Pacing
+
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Times are in seconds, sizes in bytes."""
+
+    pacing: Pacing = DEFAULT_PACING
+    """The pauses between tries, and the length of the last one."""
 
     connect_timeout: float = 15.0
     """How long a TCP connection may take, and again for each message of the TLS handshake."""

@@ -26,6 +26,7 @@ from pbsfs.base.errors import (
 from pbsfs.base.names import Archive, Snapshot
 from pbsfs.sources.retry import SharedTry, connecting
 from pbsfs.sources.server.api import Api
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.protocol import Response
 from pbsfs.sources.server.refusals import (
     Meaning,
@@ -90,13 +91,20 @@ class SessionPool:
     """All sessions of one mount."""
 
     def __init__(
-        self, api: Api, *, connections: int | None, stall_timeout: float, answer_timeout: float
+        self,
+        api: Api,
+        *,
+        connections: int | None,
+        stall_timeout: float,
+        answer_timeout: float,
+        limits: ServerLimits = DEFAULT,
     ) -> None:
         """`connections`: how many to one snapshot; None to go by the round trip."""
         self._api = api
         self._connections = connections
         self._stall_timeout = stall_timeout
         self._answer_timeout = answer_timeout
+        self._limits = limits
         self._readers: dict[Snapshot, list[_Reader]] = {}
         self._opening: dict[Snapshot, SharedTry[_Reader]] = {}
         # Sessions that have a place: from before they are opened until their connection is closed.
@@ -346,6 +354,7 @@ class SessionPool:
                 headers,
                 stall_timeout=self._stall_timeout,
                 answer_timeout=self._answer_timeout,
+                pacing=self._limits.pacing,
                 when_ended=self._end_place,
             )
             await self._take_place(session)

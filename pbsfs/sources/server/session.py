@@ -6,16 +6,18 @@ under way and is of no more use: whoever owns it opens another.
 
 At most as many requests are sent at once as the server allows; the others wait here.
 
-The limit on time is on signs of life, not on the whole: a server that fetches a chunk from an object store
-may say nothing for minutes. With an answer outstanding, the session asks by PING when nothing arrives, and
-something has to arrive every `stall_timeout` seconds. An answer that does not grow for `answer_timeout`
-seconds is given up even so.
+The limit on time is on signs of life, not on the whole answer: a server that fetches a chunk from an object
+store may be silent for minutes. While an answer is outstanding and nothing arrives, the session asks by PING.
+It fails if the server gives no sign of life for `stall_timeout` seconds; after the limit of a waiting request
+(`retry.patience_ends`), for `Pacing.least_try` seconds. The session gives up an answer that does not grow for
+`answer_timeout` seconds even if the server lives.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import ssl
@@ -27,6 +29,7 @@ from collections.abc import Callable, Mapping
 import trio
 
 from pbsfs.base.errors import ConnectError, PbsfsError, SourceError
+from pbsfs.sources.retry import DEFAULT_PACING, Pacing, patience_ends
 from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import ReaderProtocol, RefusedStreamError, Response
 from pbsfs.sources.server.proxy import Proxy
@@ -53,15 +56,17 @@ MAX_UNSENT = 1 << 20
 class _Exchange:
     """A request and the place for its answer.
 
-    `given_up`: the caller was cancelled. `number`: the answer's, once the request was sent. `refused`: the
-    server refused the request once.
+    `until`: the time of `time.monotonic()` at which the limit of its retries ends. `given_up`: the caller was
+    cancelled. `number`: the answer's, once the request was sent. `refused`: the server refused the request
+    once.
     """
 
-    __slots__ = ("answered", "given_up", "limit", "number", "path", "refused", "result")
+    __slots__ = ("answered", "given_up", "limit", "number", "path", "refused", "result", "until")
 
-    def __init__(self, path: str, limit: int) -> None:
+    def __init__(self, path: str, limit: int, until: float = math.inf) -> None:
         self.path = path
         self.limit = limit
+        self.until = until
         self.given_up = False
         self.number: int | None = None
         self.refused = False
@@ -92,6 +97,7 @@ class Session:
         *,
         stall_timeout: float,
         answer_timeout: float,
+        pacing: Pacing = DEFAULT_PACING,
         when_ended: Callable[[Session], None] = lambda _session: None,
     ) -> None:
         self._repository = repository
@@ -101,6 +107,7 @@ class Session:
         self._headers = dict(headers)
         self._stall_timeout = stall_timeout
         self._answer_timeout = answer_timeout
+        self._pacing = pacing
         self.round_trip = 0.0
         self.in_flight = 0
         self.failure: PbsfsError | None = None
@@ -139,7 +146,7 @@ class Session:
         """The answer to GET `path`. Raises ConnectError when it is lost, DamageError above `limit` bytes."""
         if self.failure is not None:
             raise ConnectError(str(self.failure))
-        exchange = _Exchange(path, limit)
+        exchange = _Exchange(path, limit, patience_ends())
         self.in_flight += 1
         try:
             self._requests.append(exchange)
@@ -245,7 +252,7 @@ class Session:
         unsent = b""
         self._take_early(protocol, early, waiting)
         started = time.monotonic()
-        patience = Patience(self._stall_timeout, started)
+        patience = Patience(self._stall_timeout, self._pacing.least_try, started)
         awaited = ""
         greeted = False
         while not self._closing:
@@ -255,9 +262,10 @@ class Session:
             if awaited != before:
                 patience.restart(now)
             if awaited:
+                patience.until = self._until(waiting)
                 if patience.over(now):
                     raise ConnectError(
-                        f"{self._repository.address}: {awaited} for {self._stall_timeout:.0f} s"
+                        f"{self._repository.address}: {awaited} for {patience.silence(now):.0f} s"
                     )
                 if protocol.busy and patience.to_ask(now):
                     protocol.ping()
@@ -286,6 +294,11 @@ class Session:
         if protocol.busy:
             return "no answer"
         return "allows no requests" if self._requests else ""
+
+    def _until(self, waiting: dict[int, _Exchange]) -> float:
+        """When the limit of the first request that waits for an answer, or to be sent, ends."""
+        until = min((exchange.until for exchange in waiting.values()), default=math.inf)
+        return min(until, self._requests[0].until) if self._requests else until
 
     def _give_up_overdue(self, protocol: ReaderProtocol, waiting: dict[int, _Exchange], now: float) -> None:
         """Fails the requests that a living server does not answer."""

@@ -88,12 +88,14 @@ class ServerSource(Source):
     ) -> None:
         self.repository = repository
         self.settings = settings or ServerSettings()
+        self._limits = limits
         self.api = Api(repository, secret, trust, proxy, limits)
         self.pool = SessionPool(
             self.api,
             connections=self.settings.connections,
             stall_timeout=self.settings.stall_timeout,
             answer_timeout=self.settings.answer_timeout,
+            limits=limits,
         )
         self._namespaces: tuple[float, list[Namespace]] = (float("-inf"), [])
         self._asking = SharedTry[list[Namespace]]()
@@ -114,6 +116,7 @@ class ServerSource(Source):
             self._outage,
             of=UnavailableError,
             log=STARTING,
+            pacing=self._limits.pacing,
         )
         self.pool.start(nursery)
         nursery.start_soon(self.api.tidy)
@@ -224,7 +227,9 @@ class ServerSource(Source):
         return found
 
     async def _retried(self, what: str, work: Callable[[], Awaitable[R]]) -> R:
-        return await retried(work, self.settings.retry_timeout, what, self._outage)
+        return await retried(
+            work, self.settings.retry_timeout, what, self._outage, pacing=self._limits.pacing
+        )
 
     async def _check_store(self, refusal: PbsfsError) -> None:
         """Raises UnknownDatastoreError, with those that there are, where this user can't see the datastore:

@@ -1,4 +1,4 @@
-"""Fixtures for the server source: no pause between tries is long, and a server over made data."""
+"""Fixtures for the server source: a server over made data."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.sources import retry
 from tests.sources.server import serving
 from tests.support.server import ReferenceServer, certificate
 from tests.support.server.certificate import Certificate
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.02)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -15,6 +16,7 @@ from pbsfs.formats.keys import Key
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import SnapshotInfo
+from pbsfs.sources.retry import Pacing
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
@@ -43,6 +45,9 @@ OTHER_CONTENT = made.image(2, "rtr", tail=5)
 STREAM_CONTENT = made.image(3, "rtrr", tail=99)
 NEWER_CONTENT = made.image(4, "rr0r", tail=1)
 CONFIG_CONTENT = b"cores: 2\n" * 50
+
+QUICK = Pacing(first_pause=0.002, longest_pause=0.02)
+"""No pause between tries is long."""
 
 LIMIT = 20.0
 """Seconds that anything may take; only when something is broken does it take long."""
@@ -84,6 +89,7 @@ def source_of(
     answer_timeout: float = 3 * LIMIT,
     connections: int | None = 1,
     limits: ServerLimits = DEFAULT,
+    pacing: Pacing = QUICK,
 ) -> ServerSource:
     """A source that was not opened yet. `secret`: where it is not the usual one."""
     if secret is None:
@@ -98,7 +104,7 @@ def source_of(
             answer_timeout=answer_timeout,
             connections=connections,
         ),
-        limits=limits,
+        limits=replace(limits, pacing=pacing),
     )
 
 

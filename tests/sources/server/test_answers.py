@@ -20,7 +20,6 @@ from pbsfs.base.errors import (
 from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
-from pbsfs.sources import retry
 from pbsfs.sources.server.source import ServerSource
 from tests.sources.server import serving
 from tests.sources.server.serving import (
@@ -51,7 +50,6 @@ BLOB = "file-name=qemu"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Short pauses; that something is tried again is logged, anything else would fail the test."""
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(ServerSource, "doubts", (0.0, 0.0))
     yield
     records = caplog.get_records("call")

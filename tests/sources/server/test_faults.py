@@ -31,7 +31,7 @@ from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.base.secret import Secret
 from pbsfs.formats.index import encode_fixed
 from pbsfs.reader.image import Image
-from pbsfs.sources import retry
+from pbsfs.sources.retry import DEFAULT_PACING, Pacing, connecting
 from pbsfs.sources.server.http1 import HttpClient
 from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.sources.server.repository import Repository
@@ -79,6 +79,8 @@ from tests.support.server.faults import Fault
 OPEN = "/api2/json/reader?"
 INDEX = "/download?file-name=drive"
 CHUNKS = "/chunk"
+PAUSING = Pacing(first_pause=0.01, longest_pause=1000)
+
 SHORT = 0.3
 """Seconds for which a peer may be silent, or work is tried again, where a test waits for the end of it."""
 
@@ -629,16 +631,15 @@ def test_a_read_fails_when_the_limit_is_over_and_the_image_recovers_by_itself(
 @pytest.mark.parametrize("readers", [1, 10])
 @pytest.mark.parametrize("what", ["index", "list", "blob"])
 def test_a_server_that_takes_no_connection_is_given_up_at_the_limit_however_many_read(
-    monkeypatch: pytest.MonkeyPatch, what: str, readers: int
+    what: str, readers: int
 ) -> None:
-    monkeypatch.setattr(retry, "LEAST_TRY", SHORT)
-
     async def main(port: int) -> None:
         source = ServerSource(
             Repository("reader@pbs", "viewer", "127.0.0.1", port, "store"),
             Secret("secret"),
             Trust(pinned="ab" * 32),
             ServerSettings(retry_timeout=SHORT, connections=1),
+            limits=ServerLimits(pacing=Pacing(least_try=SHORT)),
         )
         calls: dict[str, Callable[[], Awaitable[object]]] = {
             "index": lambda: source.fetch_file(FIRST, IMAGE, 1 << 20),
@@ -667,7 +668,7 @@ async def test_listings_side_by_side_all_end_at_the_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str, token: str | None
 ) -> None:
     async def unreachable(*_arguments: object, **_options: object) -> NoReturn:
-        with retry.connecting("the server"):
+        with connecting("the server"):
             await trio.sleep_forever()
         raise AssertionError
 
@@ -686,19 +687,18 @@ async def test_listings_side_by_side_all_end_at_the_limit(
         for _task in range(8):
             nursery.start_soon(ask)
     assert len(ends) == 8
-    assert max(ends) <= 20 + 2 * retry.LEAST_TRY, "a try that is under way at the limit, and one more"
+    assert max(ends) <= 20 + 2 * DEFAULT_PACING.least_try, (
+        "a try that is under way at the limit, and one more"
+    )
     caplog.clear()
 
 
 @pytest.mark.parametrize("what", ["chunk", "index", "list", "blob"])
 def test_giving_up_during_a_retry_takes_effect_at_once(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 1000)
-
     async def main() -> None:
-        async with reading(source_of(server, retry_timeout=1000)) as reader:
+        async with reading(source_of(server, retry_timeout=1000, pacing=PAUSING)) as reader:
             image = await image_of(reader)
             calls: dict[str, Callable[[], Awaitable[object]]] = {
                 "chunk": lambda: image.read(0, CHUNK),
@@ -718,9 +718,8 @@ def test_giving_up_during_a_retry_takes_effect_at_once(
 
 
 def test_closing_during_a_retry_takes_effect_at_once(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 1000)
     ended = 0.0
 
     async def wait(image: Image) -> None:
@@ -731,7 +730,7 @@ def test_closing_during_a_retry_takes_effect_at_once(
         nonlocal ended
         async with (
             trio.open_nursery() as nursery,
-            reading(source_of(server, retry_timeout=1000)) as reader,
+            reading(source_of(server, retry_timeout=1000, pacing=PAUSING)) as reader,
         ):
             image = await image_of(reader)
             server.go_down()

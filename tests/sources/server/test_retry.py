@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from itertools import pairwise
 
 import pytest
 import trio
 
 from pbsfs.base.errors import AuthError, ConnectError, DamageError, ForbiddenError, SourceError
-from pbsfs.sources import retry
-from pbsfs.sources.retry import SharedTry, connecting, retried
+from pbsfs.sources.retry import DEFAULT_PACING, Pacing, SharedTry, connecting, patience_ends, retried
 from tests.support.run import in_trio
-
-
-@pytest.fixture(autouse=True)
-def short_pauses() -> None:
-    """Overrides the one of the other tests here: these are about the pauses as they are."""
 
 
 class Work:
@@ -58,7 +54,7 @@ async def test_pauses_grow_up_to_the_longest(caplog: pytest.LogCaptureFixture) -
     work = Work(retryable(), times=9)
     assert await retried(work, 120, "reading") == "done"
     assert work.pauses == [0.25, 0.5, 1, 2, 4, 8, 10, 10, 10]
-    assert (work.pauses[0], work.pauses[-1]) == (retry.FIRST_PAUSE, retry.LONGEST_PAUSE)
+    assert (work.pauses[0], work.pauses[-1]) == (DEFAULT_PACING.first_pause, DEFAULT_PACING.longest_pause)
     caplog.clear()
 
 
@@ -128,7 +124,7 @@ async def test_what_is_not_tried_again_has_no_limit_for_connecting() -> None:
 
 
 @in_trio
-async def test_a_connected_server_may_take_longer_than_the_limit() -> None:
+async def test_a_connected_server_that_shows_signs_of_life_may_take_longer_than_the_limit() -> None:
     async def work() -> str:
         with connecting("pbs:8007"):
             await trio.sleep(1)
@@ -136,6 +132,24 @@ async def test_a_connected_server_may_take_longer_than_the_limit() -> None:
         return "done"
 
     assert await retried(work, 10, "reading") == "done"
+
+
+@in_trio
+async def test_a_try_may_be_silent_up_to_the_limit_and_at_least_some_seconds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left: list[float] = []
+
+    async def work() -> None:
+        left.append(patience_ends() - time.monotonic())
+        await trio.sleep(8)
+        raise retryable()
+
+    with pytest.raises(SourceError, match="gone"):
+        await retried(work, 18, "reading", pacing=Pacing(first_pause=1, least_try=3))
+    assert left == pytest.approx([18, 9, 3], abs=0.5)
+    assert patience_ends() == math.inf
+    caplog.clear()
 
 
 @in_trio

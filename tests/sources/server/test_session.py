@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
 from pbsfs.base.errors import ConnectError
+from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.formats.index import FixedIndex
+from pbsfs.sources.retry import Pacing
 from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import MAX_STREAMS
 from pbsfs.testing.writer import DatastoreWriter
@@ -253,7 +257,7 @@ def test_an_answer_that_does_not_come_from_a_living_server_fails_by_itself(serve
 
 
 def test_patience_asks_after_a_third_of_its_time_once_for_each_silence_and_gives_up_after_all_of_it() -> None:
-    patience = Patience(30, now=100)
+    patience = Patience(30, 5, now=100)
     assert (patience.left(100), patience.to_ask(109.9)) == (10, False)
     assert patience.to_ask(110)
     assert (patience.to_ask(111), patience.left(111)) == (False, 19)
@@ -263,3 +267,84 @@ def test_patience_asks_after_a_third_of_its_time_once_for_each_silence_and_gives
     assert (patience.over(159), patience.over(159.1)) == (False, True)
     assert (patience.to_ask(138.9), patience.to_ask(139)) == (False, True)
     assert patience.left(1000) == 0
+
+
+def test_after_the_limit_of_a_request_patience_has_some_seconds_from_the_last_sign_of_life() -> None:
+    patience = Patience(30, 6, now=100)
+    patience.until = 120  # 20 s after the last sign of life: asked at a third of the stall limit as ever
+    assert (patience.to_ask(109.9), patience.to_ask(110)) == (False, True)
+    assert (patience.over(120), patience.over(120.1)) == (False, True)
+
+    patience.restart(119)  # an answer that grows is not cut at the limit
+    assert (patience.over(125), patience.over(125.1)) == (False, True)
+    assert (patience.to_ask(120.9), patience.to_ask(121)) == (False, True)
+    assert patience.left(121) == 4
+
+    patience.restart(125)
+    patience.until = math.inf  # only requests without a limit are left
+    assert (patience.over(155), patience.over(155.1)) == (False, True)
+
+
+def test_a_request_that_joins_a_silence_leaves_the_server_time_to_answer_a_ping() -> None:
+    patience = Patience(30, 6, now=100)
+    patience.until = 108 + 6  # it begins at 108, and its limit is over
+    assert not patience.over(108)
+    assert (patience.to_ask(109.9), patience.to_ask(110)) == (False, True)
+    assert (patience.over(114), patience.over(114.1)) == (False, True)
+
+
+LIMITED = Pacing(first_pause=0.002, longest_pause=0.02, least_try=SHORT)
+
+
+def test_a_read_of_a_server_that_stalls_ends_with_the_limit(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        source = source_of(server, retry_timeout=SHORT, stall_timeout=10 * serving.LIMIT, pacing=LIMITED)
+        async with reading(source) as reader:
+            image = await image_of(reader)
+            server.faults.add(Stall(match="/chunk", times=None))
+            with pytest.raises(ConnectError, match="no answer for"), trio.fail_after(serving.LIMIT / 2):
+                await read_all(image)
+
+    trio.run(main)
+    caplog.clear()
+
+
+@pytest.mark.parametrize("what", ["groups", "file-name=qemu"])
+def test_a_request_to_the_api_that_stalls_ends_with_the_limit(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    async def main() -> None:
+        source = source_of(server, retry_timeout=SHORT, pacing=LIMITED)  # the API's own limit is 60 s
+        async with reading(source) as reader:
+            calls: dict[str, Callable[[], Awaitable[object]]] = {
+                "groups": lambda: reader.source.groups(ROOT_NAMESPACE),
+                "file-name=qemu": lambda: reader.source.fetch_file(serving.FIRST, serving.CONFIG, 1 << 20),
+            }
+            server.faults.add(Hold(match=what, times=None))
+            with pytest.raises(ConnectError, match="no answer for"), trio.fail_after(serving.LIMIT / 2):
+                await calls[what]()
+
+    trio.run(main)
+    caplog.clear()
+
+
+def test_after_the_limit_an_answer_of_a_living_server_is_still_waited_for(server: ReferenceServer) -> None:
+    hold = server.faults.add(Hold(match="/chunk", times=None))
+
+    async def main() -> None:
+        async with reading(source_of(server, retry_timeout=0, pacing=LIMITED)) as reader:
+            image = await image_of(reader)
+            (session,) = server.open_sessions()
+
+            async def let_go() -> None:
+                await until(lambda: session.pings >= 9)  # three times what a silent server has
+                hold.release()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(let_go)
+                assert await read_all(image) == CONTENT
+
+    trio.run(main)
+    assert len(server.sessions.all()) == 1
