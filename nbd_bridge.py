@@ -4,8 +4,8 @@
     nbdkit python nbd_bridge.py image=drive-scsi0.img vmid=103 timestamp=latest \\
         repo=reader@pbs@pbs.example.com:store1 password=+/etc/pbs-password
 
-Callbacks for nbdkit's Python plugin, and nothing else: all work is done in `pbsfs.nbd`. nbdkit calls
-those after `open` from several threads at once.
+Callbacks for nbdkit's Python plugin; `pbsfs.nbd` does the work. nbdkit calls the callbacks after
+`after_fork` from several threads at once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ API_VERSION = 2
 
 
 def _find_pbsfs() -> None:
-    """Lets this interpreter, which is nbdkit's, find pbsfs and what it needs: in the virtual environment
-    that is active, in one beside this file, or beside this file itself."""
+    """Lets nbdkit's interpreter find pbsfs and its requirements.
+
+    In this order: in the active virtual environment, in a `.venv` beside this file, beside this file.
+    """
     here = os.path.dirname(os.path.realpath(__file__))
     packages = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
     environments = [os.environ.get("VIRTUAL_ENV"), f"{here}/.venv"]
@@ -35,7 +37,7 @@ def _find_pbsfs() -> None:
     for place in (*places, here):
         if os.path.isdir(place):
             site.addsitedir(place)
-    # What belongs to pbsfs goes before what the distribution has of the same name.
+    # Packages beside pbsfs take precedence over those of the distribution.
     sys.path[:] = sys.path[len(before) :] + before
 
 
@@ -52,13 +54,13 @@ try:
 except ImportError as error:
     python = ".".join(map(str, sys.version_info[:2]))
     sys.exit(
-        f"nbd_bridge.py: nbdkit has Python {python}, which cannot import what pbsfs needs ({error}): "
-        f"install pbsfs with python{python}, and activate the environment that it is in"
+        f"nbd_bridge.py: nbdkit has Python {python}, which cannot import what pbsfs requires ({error}); "
+        f"install pbsfs with python{python}, and activate its environment"
     )
 
 
 def _silenced() -> bool:
-    """Whether nobody reads standard error."""
+    """Whether standard error goes to /dev/null."""
     return os.path.samestat(os.fstat(2), os.stat(os.devnull))
 
 
@@ -89,7 +91,7 @@ traceback.format_exception = _format_short
 
 
 def _wanted() -> bool:
-    """Whether the client of the request that this thread works on is still there, and nbdkit goes on."""
+    """Whether the client of this thread's request is connected, and nbdkit is not shutting down."""
     nanosleep = getattr(ctypes.CDLL(None), "nbdkit_nanosleep", None)
     return nanosleep is None or bool(nanosleep(0, 1) == 0)
 
@@ -97,7 +99,7 @@ def _wanted() -> bool:
 def _end() -> None:
     """Ends nbdkit with status 1, so that a service manager starts it again.
 
-    `nbdkit.shutdown` does not do: it waits for clients that stay connected, and ends with status 0.
+    `nbdkit.shutdown` is not enough: it waits for clients that stay connected, and ends with status 0.
     """
     logging.shutdown()
     os._exit(1)
@@ -128,7 +130,7 @@ def get_ready() -> None:
 
 
 def after_fork() -> None:
-    if _silenced() and not _was_silenced:  # by nbdkit, for the background
+    if _silenced() and not _was_silenced:  # nbdkit has daemonized
         set_up_logging("warning", None, background=True)
     _serving().start()
 
@@ -150,7 +152,7 @@ def default_export(readonly: bool, is_tls: bool) -> str:
     return _serving().default()
 
 
-def open(readonly: bool) -> Export:  # noqa: A001 - nbdkit's name for it
+def open(readonly: bool) -> Export:  # noqa: A001 - nbdkit's name
     return _serving().open(nbdkit.export_name())
 
 

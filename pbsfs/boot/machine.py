@@ -1,8 +1,8 @@
-"""The virtual machine that a backup is of: from its qemu-server.conf to arguments for QEMU.
+"""The virtual machine in a backup: from its qemu-server.conf to arguments for QEMU.
 
-The configuration comes with the backup and so from anywhere: only words that are known, and numbers within
-bounds, become arguments. What it says of networks, host devices and QEMU arguments is left out on purpose: a
-machine that is booted to look at it should not reach anything. Pure; used by `pbsfs boot`.
+The configuration comes with the backup and is not trusted: only known words, and numbers within bounds,
+become arguments. Networks, host devices and QEMU arguments in it are ignored, so that a machine that is
+booted for a look reaches nothing. Pure; used by `pbsfs boot`.
 
 The format is that of Proxmox VE (its manual, qm.conf).
 """
@@ -27,7 +27,7 @@ MAX_CORES = 64
 
 LARGE_EFI_VARIABLES = 540_672
 SMALL_EFI_VARIABLES = 131_072
-"""Bytes of the two kinds of UEFI variable store that Proxmox VE makes; each goes with its own firmware."""
+"""Bytes of the two kinds of UEFI variable store of Proxmox VE; each fits its own firmware."""
 
 _SCSI_CONTROLLERS = {
     "lsi": ("lsi", 7),
@@ -42,8 +42,11 @@ _SCSI_CONTROLLERS = {
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is known of a machine. `disks`: names like `scsi0` of those that are in the backup, the one to
-    boot first; `memory`: MiB. `efi_variables`: bytes of the variable store in the backup, 0 for none."""
+    """A machine to boot.
+
+    `disks`: names like `scsi0` of the disks in the backup; the first one boots. `memory`: MiB.
+    `efi_variables`: bytes of the variable store in the backup, 0 for none.
+    """
 
     disks: tuple[str, ...]
     memory: int = DEFAULT_MEMORY
@@ -57,7 +60,7 @@ class Machine:
 
 
 def parse_configuration(text: str) -> dict[str, str]:
-    """The settings of the machine as it was backed up, without those of its own snapshots."""
+    """The settings of the machine as it was backed up, without those of its snapshots in Proxmox VE."""
     settings: dict[str, str] = {}
     for line in text.splitlines():
         if line.startswith("["):  # from here on: snapshots, cloud-init, pending changes
@@ -69,7 +72,7 @@ def parse_configuration(text: str) -> dict[str, str]:
 
 
 def disk_of(image: str) -> str | None:
-    """`drive-scsi0.img` is `scsi0`; None for images that are no disks of a machine."""
+    """`drive-scsi0.img` is `scsi0`; None for an image that is not a disk of a machine."""
     match = _DISK.fullmatch(image)
     return None if match is None else match[1]
 
@@ -79,8 +82,8 @@ def find_machine(
 ) -> Machine:
     """The machine that `settings` describe, with those of its disks that are in `images`.
 
-    `settings`: empty where the backup has none. `images`: sizes in bytes, by name. `boot_disk`: what to boot
-    from, whatever the settings say.
+    `settings`: empty if the backup has none. `images`: sizes in bytes, by name. `boot_disk`: boots first,
+    regardless of the settings.
     """
     present = [disk for disk in map(disk_of, images) if disk is not None]
     wanted = [boot_disk, *_boot_order(settings), *sorted(present, key=_as_numbers)]
@@ -108,10 +111,10 @@ def find_machine(
 def qemu_arguments(machine: Machine, drive: Callable[[str], Sequence[str]], *, kvm: bool) -> list[str]:
     """QEMU's arguments for `machine`, without firmware.
 
-    `drive`: what to tell QEMU's `-drive` of the disk `scsi0` and so on: file, format and the like.
+    `drive`: for a disk `scsi0` and so on, the parts of QEMU's `-drive` such as file and format.
     """
     arguments = ["-machine", machine.chipset]
-    # KVM inside of a virtual machine may refuse that one feature, and then QEMU would not start.
+    # KVM inside a virtual machine may refuse that feature, and then QEMU would not start.
     cpu = "host,arch-capabilities=off" if kvm else "max"
     arguments += ["-accel", "kvm" if kvm else "tcg", "-cpu", cpu]
     arguments += ["-m", str(machine.memory), "-smp", str(machine.cores), "-nic", "none"]
@@ -130,7 +133,7 @@ def qemu_arguments(machine: Machine, drive: Callable[[str], Sequence[str]], *, k
 
 
 def _device(machine: Machine, disk: str) -> tuple[str | None, str]:
-    """The controller that a disk needs beside the chipset's own, and the disk's own device."""
+    """The controller that a disk needs besides those of the chipset, and the disk's device."""
     bus, number = _as_numbers(disk)
     if bus == "virtio":
         return None, "virtio-blk-pci"
@@ -141,7 +144,7 @@ def _device(machine: Machine, disk: str) -> tuple[str | None, str]:
     if bus == "sata":
         name = f"ahci{number // 6}"
         return f"ahci,id={name}", f"ide-hd,bus={name}.{number % 6}"
-    if machine.chipset == "q35":  # whose own controller is AHCI, with one disk on each port
+    if machine.chipset == "q35":  # its own controller is AHCI, with one disk on each port
         return None, f"ide-hd,bus=ide.{number % 6}"
     return None, f"ide-hd,bus=ide.{number // 2 % 2},unit={number % 2}"
 

@@ -1,4 +1,4 @@
-"""`pbsfs boot`: boots a backup in QEMU. The backup is not changed: what the guest writes goes to a layer."""
+"""`pbsfs boot`: boots a backup in QEMU. The guest writes to overlays; the backup does not change."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ QEMU = "qemu-system-x86_64"
     "--keep",
     metavar="FILE",
     type=FilePath(dir_okay=False),
-    help="Keep what the guest writes in this qcow2 overlay; boot again with it to go on (default: discard).",
+    help="Keep the guest's writes in this qcow2 overlay; boot with it again to continue (default: discard).",
 )
 @click.option(
     "--firmware",
     type=click.Choice(["bios", "uefi"]),
-    help="Use this firmware (default: what the backup's configuration says, otherwise bios).",
+    help="Use this firmware (default: as configured in the backup, otherwise bios).",
 )
 @click.option(
     "--memory",
@@ -69,8 +69,8 @@ def command(
     """Boot the snapshot or image at PATH in QEMU, without restoring it.
 
     A snapshot boots with all its disks, an image with that disk only. Memory, cores, firmware and disk
-    controllers are those of the backup's qemu-server.conf, where it has one; there is no network.
-    What follows PATH is passed on to QEMU, and wins.
+    controllers come from the backup's qemu-server.conf, if it has one. The guest has no network.
+    Arguments after PATH are passed on to QEMU and take precedence.
 
     \b
     Examples:
@@ -126,7 +126,7 @@ def command(
 
 
 def _fitted(machine: Machine, firmware: str | None, memory: int | None) -> Machine:
-    """`machine`, as the options want it, and as it fits this computer."""
+    """`machine`, changed by the options, and reduced to what this computer has."""
     if firmware is not None:
         machine = replace(machine, uefi=firmware == "uefi")
     if memory is not None:

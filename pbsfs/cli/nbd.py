@@ -1,4 +1,4 @@
-"""`pbsfs nbd`: serves images through nbdkit, in the foreground, for as long as it runs."""
+"""`pbsfs nbd`: serves images through nbdkit, in the foreground."""
 
 from __future__ import annotations
 
@@ -38,18 +38,20 @@ _TAKEN = ("-U", "-p", "-i", "-s")
 
 @click.command("nbd", cls=PassingOn)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="PATH|--all [NBDKIT OPTIONS]")
-@click.option("--all", "everything", is_flag=True, help="Serve every image; clients name theirs by its path.")
-@click.option("--cow", is_flag=True, help="Let clients write to a layer that is discarded at the end.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Serve every image, each as an export named by its path."
+)
+@click.option("--cow", is_flag=True, help="Let clients write to an overlay that is discarded at the end.")
 @click.option(
     "--socket",
     metavar="PATH",
     type=FilePath(dir_okay=False),
-    help="Listen at this Unix socket (default: a private one).",
+    help="Listen on this Unix socket (default: a private one).",
 )
 @click.option(
     "--listen",
     metavar="HOST[:PORT]",
-    help="Listen with TCP, at this address (:10809 is that port of loopback).",
+    help="Listen on TCP, at this address; :PORT is a port of loopback (default: a private Unix socket).",
 )
 @click.option("--run", metavar="COMMAND", help="Serve while this shell command runs; $uri holds the URI.")
 @click.option(
@@ -70,8 +72,8 @@ def command(
 ) -> None:
     """Serve the image at PATH as a network block device, read-only, until Ctrl-C; prints its URI.
 
-    PATH may be a snapshot, a group or any directory: then each image below it is an export, named by its
-    path from there, and with --all every image that there is. What follows PATH is passed on to nbdkit.
+    If PATH is a snapshot, a group or another directory, each image below it is an export, named by its path
+    from there. With --all, every image is an export. Arguments after PATH are passed on to nbdkit.
 
     \b
     Examples:
@@ -82,7 +84,7 @@ def command(
     """
     if source.port is not None:
         raise UsageError(
-            "--port: where to listen is said with --listen HOST:PORT; the server's port belongs into "
+            "--port: ambiguous; use --listen HOST:PORT for nbdkit, and give the server's port in "
             "--repository or PBS_PORT"
         )
     path, options = _split(passed_on(words), everything)
@@ -115,7 +117,7 @@ def command(
         )
         uri = address.uri(tls=_requires_tls(options))
         if run is not None:
-            # Not with nbdkit's own --run: a signal in the middle leaves its server running, and spinning.
+            # nbdkit's own --run is not used: after a signal it leaves its server running at full load.
             shell = ["/bin/sh", "-c", run]
             process = subprocess.Popen(shell, env=os.environ | _variables(address, uri))
             stack.callback(launch.stop, process)
@@ -124,14 +126,14 @@ def command(
         click.echo(uri)
         if has_many:
             example = address.uri("NAME", tls=_requires_tls(options))
-            click.echo(f"Each image is an export, {example}; nbdinfo --list tells their names.", err=True)
+            click.echo(f"Each image is an export, {example}; list them with nbdinfo --list.", err=True)
         status = child.wait()
     if status != 0:
         raise launch.ending("nbdkit", status)
 
 
 def _variables(address: Address, uri: str) -> dict[str, str]:
-    """What a command finds in its environment, by the names that it has with nbdkit's own --run."""
+    """Environment variables for a command, named as with nbdkit's own --run."""
     variables = {"uri": uri, "nbd": uri, "exportname": ""}
     if address.socket is not None:
         return variables | {"unixsocket": str(address.socket)}
@@ -139,11 +141,11 @@ def _variables(address: Address, uri: str) -> dict[str, str]:
 
 
 def _split(words: Sequence[str], everything: bool) -> tuple[str, list[str]]:
-    """PATH, and nbdkit's options behind it."""
+    """PATH, and nbdkit's options after it."""
     taken = next((w for w in words if w.startswith(_TAKEN) and not w.startswith("--")), None)
     taken = taken or next((w for w in words if w.split("=")[0] in _ADDRESSES), None)
     if taken is not None:
-        raise UsageError(f"{taken}: where to listen is said with --socket PATH or --listen HOST:PORT")
+        raise UsageError(f"{taken}: not supported here; use --socket PATH or --listen HOST:PORT")
     if everything:
         if words and not words[0].startswith("-") and "=" not in words[0]:
             raise UsageError(f"--all and the path '{words[0]}' exclude each other")
@@ -153,7 +155,8 @@ def _split(words: Sequence[str], everything: bool) -> tuple[str, list[str]]:
     for before, word in itertools.pairwise(words):
         if not before.startswith("-") and not word.startswith("-") and "=" not in word:
             raise UsageError(
-                f"'{word}': one PATH only (a directory serves all below it); a command for --run needs quotes"
+                f"'{word}': a second PATH; give one (a directory serves all images below it), and quote the "
+                "command of --run"
             )
     return words[0], list(words[1:])
 
@@ -167,15 +170,15 @@ def _address(socket: Path | None, listen: str | None, stack: ExitStack) -> Addre
         return stack.enter_context(launch.private_socket())
     if os.path.lexists(socket):
         if not socket.is_socket():
-            raise UsageError(f"--socket {socket}: there is a file of that name; name a path that is free")
-        raise UsageError(f"--socket {socket}: exists; remove it if nothing listens there any more")
+            raise UsageError(f"--socket {socket}: a file exists there; name another path")
+        raise UsageError(f"--socket {socket}: exists; remove it if no program listens there")
     address = Address.of_socket(Path(os.path.abspath(socket)))
     stack.callback(_remove, socket)
     return address
 
 
 def _remove(path: Path) -> None:
-    with suppress(FileNotFoundError):  # nbdkit does it too
+    with suppress(FileNotFoundError):  # nbdkit may have removed it
         path.unlink()
 
 

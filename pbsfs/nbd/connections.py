@@ -1,6 +1,6 @@
 """A limit on the connections of NBD clients, which hold threads and buffers of nbdkit.
 
-nbdkit tells a plugin when a connection begins, but not when one ends that never opened an export. Each
+nbdkit calls a plugin when a connection begins, but not when one ends that never opened an export. Each
 connection has a thread of nbdkit from its beginning to its end, so the limit counts those threads.
 """
 

@@ -1,6 +1,6 @@
-"""nbdkit as a child process that serves images, for as long as a command needs it.
+"""nbdkit as a child process that serves images for as long as a command needs it.
 
-Synchronous; used by the command line. nbdkit ends with this process, however that ends.
+Synchronous; used by commands. With `--exit-with-parent`, nbdkit also ends when this process is killed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ STOP_TIME = 10.0
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 10809
-"""The port that NBD has from IANA."""
+"""IANA's port for NBD."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where nbdkit listens: a Unix socket, or else a host's address and port."""
+    """Where nbdkit listens: on a Unix socket if there is one, otherwise on TCP."""
 
     socket: Path | None = None
     host: str = LOOPBACK
@@ -38,13 +38,15 @@ class Address:
 
     @classmethod
     def of_socket(cls, path: Path) -> Address:
-        """A Unix socket. Raises UsageError for a path that not every client can be told in a URI.
+        """A Unix socket. Raises UsageError for a path that some clients cannot read from a URI.
 
         QEMU 10 decodes the query of a URI twice, QEMU 7.2 and libnbd decode it once, so no form of these two
         characters works with all of them.
         """
         if any(c in "%&" for c in str(path)):
-            raise UsageError(f"{path}: QEMU finds no socket whose path has a '%' or '&'; name another path")
+            raise UsageError(
+                f"{path}: QEMU cannot use a socket whose path has a '%' or '&'; name another path"
+            )
         return cls(socket=path)
 
     @classmethod
@@ -56,18 +58,20 @@ class Address:
         in_brackets = host.startswith("[") and host.endswith("]")
         host = host[1:-1] if in_brackets else host
         if ":" in host and not in_brackets:
-            raise UsageError(f"--listen {text}: an IPv6 address goes in brackets, as in [::1]:{DEFAULT_PORT}")
+            raise UsageError(
+                f"--listen {text}: IPv6 address without brackets; write it as in [::1]:{DEFAULT_PORT}"
+            )
         if host.isdigit():
-            raise UsageError(f"--listen {text}: not a host; a port alone is :{host}")
+            raise UsageError(f"--listen {text}: not a host; write a port alone as :{host}")
         host = host or LOOPBACK
         if not port:
             return cls(host=host)
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-            raise UsageError(f"--listen {text}: '{port}' is not a port")
+            raise UsageError(f"--listen {text}: '{port}' is not a port; give one from 1 to 65535")
         return cls(host=host, port=int(port))
 
     def arguments(self) -> list[str]:
-        """The same for nbdkit."""
+        """The address in nbdkit's options."""
         if self.socket is not None:
             return [f"--unix={self.socket}"]
         return [f"--ipaddr={self.host}", f"--port={self.port}"]
@@ -85,13 +89,13 @@ class Address:
 
 @contextmanager
 def private_socket() -> Iterator[Address]:
-    """A Unix socket that only this user can reach; it is gone in the end. Raises HelperError."""
+    """A Unix socket that only this user can reach; removed at the end. Raises HelperError."""
     with private_directory() as directory:
         yield Address.of_socket(directory / "nbd.sock")
 
 
 def find_nbdkit() -> str:
-    """The path of nbdkit, when it can run the plugin. Raises HelperError, which says what to install."""
+    """The path of an nbdkit that can run the plugin. Raises HelperError, which says what to install."""
     nbdkit = shutil.which("nbdkit") or shutil.which("nbdkit", path="/usr/sbin:/sbin:/usr/local/sbin")
     if nbdkit is None:
         raise HelperError("nbdkit is not installed: apt install nbdkit nbdkit-plugin-python")
@@ -102,31 +106,31 @@ def find_nbdkit() -> str:
         text=True,
         check=False,
     )
-    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    version = told.get("python_version")
+    shown = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    version = shown.get("python_version")
     if done.returncode != 0 or version is None:
         raise HelperError("nbdkit has no Python plugin: apt install nbdkit-plugin-python")
     if tuple(version.split(".")[:2]) != tuple(map(str, sys.version_info[:2])):
         ours = ".".join(map(str, sys.version_info[:2]))
         raise HelperError(
-            f"nbdkit's Python plugin is of Python {version}, pbsfs is installed for {ours}: install it "
+            f"nbdkit's Python plugin has Python {version}, and pbsfs is installed for {ours}; install pbsfs "
             f"with python{'.'.join(version.split('.')[:2])}, or use `pbsfs mount` and nbdkit's file plugin"
         )
     return nbdkit
 
 
 def bridge() -> Path:
-    """The plugin's script. Raises HelperError where it was not installed with pbsfs."""
+    """The plugin's script. Raises HelperError if it was not installed with pbsfs."""
     found = importlib.util.find_spec("nbd_bridge")
     if found is None or found.origin is None:
-        raise HelperError("nbd_bridge.py is missing: it should lie beside pbsfs; install pbsfs again")
+        raise HelperError("nbd_bridge.py: missing beside pbsfs; install pbsfs again")
     return Path(found.origin)
 
 
 def command_line(
     nbdkit: str, address: Address, options: Sequence[str], parameters: Sequence[str]
 ) -> list[str]:
-    """The command that serves. `options`: nbdkit's own; parameters of filters may be among them."""
+    """The command that serves. `options`: for nbdkit; they may contain parameters of filters."""
     own: list[str] = []
     of_filters: list[str] = []
     previous = ""
@@ -142,7 +146,7 @@ def command_line(
 
 
 def plugin_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment`, with which nbdkit's interpreter finds this installation of pbsfs."""
+    """`environment`, extended so that nbdkit's interpreter finds this installation of pbsfs."""
     if sys.prefix == sys.base_prefix:
         return dict(environment)
     return {**environment, "VIRTUAL_ENV": sys.prefix}
@@ -174,7 +178,7 @@ def stop(child: subprocess.Popen[bytes], stop_time: float = STOP_TIME) -> None:
 
 
 def ending(program: str, status: int, *, before: str = "") -> HelperError:
-    """What to say of a program that ended by itself with `status`, as `Popen.returncode` has it."""
+    """The error for a program that ended with `status`, as in `Popen.returncode`, without being stopped."""
     if status < 0:
         return HelperError(f"{program} was ended{before} by signal {-status}; start it again")
     return HelperError(
@@ -183,9 +187,9 @@ def ending(program: str, status: int, *, before: str = "") -> HelperError:
 
 
 def wait_until_ready(child: subprocess.Popen[bytes], ready: int) -> None:
-    """Waits for the plugin's word on the pipe `ready` that nbdkit takes connections.
+    """Waits for the byte on the pipe `ready` by which the plugin reports that clients can connect.
 
-    Raises HelperError where it ended before.
+    Raises HelperError if nbdkit ends before that.
     """
     ended = os.pidfd_open(child.pid)
     try:

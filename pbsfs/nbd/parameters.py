@@ -1,7 +1,7 @@
-"""The plugin's parameters: `key=value` words to what is exported, and from where.
+"""The plugin's parameters: from `key=value` words to the source and the path that is exported.
 
-The names are those of the C plugins for the same job, and of the command line. They come one by one, in
-nbdkit's own process, before it goes into the background. Synchronous; one thread.
+The names are those of the C plugins for the same purpose, and of the command line. nbdkit passes them one by
+one, before it daemonizes. Synchronous; one thread.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DEFAULT_NBD_CONNECTIONS = 128
 MAX_NBD_CONNECTIONS = 10_000
 
 HANDED_OVER = ("source_fd", "ready_fd")
-"""Parameters of `pbsfs nbd` itself: the descriptors of the source's description and of its waiting pipe."""
+"""Parameters that `pbsfs nbd` adds: descriptors of the source's description and of the pipe it waits on."""
 
 _PLACE = ("type", "id", "vmid", "timestamp", "image")
 
@@ -56,8 +56,8 @@ _PLACE = ("type", "id", "vmid", "timestamp", "image")
 class Settings:
     """What the parameters say.
 
-    `path`: of an image in the tree, or of a directory whose images are all exported. `missing`: the
-    parameter without which `path` is the directory to choose from, though one image was asked for.
+    `path`: of an image in the tree, or of a directory whose images are all exported. `missing`: the parameter
+    that is required, because the others name one image; `path` is the directory to choose from then.
     `ready_fd`: the pipe that gets a byte when clients can connect. `filters`: those that nbdkit uses.
     `nbd_connections`: the most connections of clients at once.
     """
@@ -73,7 +73,7 @@ class Settings:
 
 
 class Parameters:
-    """Takes the parameters, and makes settings of them."""
+    """Collects the parameters, and turns them into settings."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ, arguments: Sequence[str] = ()) -> None:
         """`arguments`: nbdkit's command line."""
@@ -84,29 +84,29 @@ class Parameters:
         self._password: Secret | None = None
 
     def take(self, key: str, value: str) -> None:
-        """One parameter. Raises UsageError."""
+        """Takes one parameter. Raises UsageError."""
         name = key.replace("-", "_")
         if name not in NAMES + HANDED_OVER:
-            raise UsageError(f"parameter '{key}' is not known; there are {', '.join(NAMES)}")
+            raise UsageError(f"parameter '{key}': unknown; use {', '.join(NAMES)}")
         if name == "keyfile":
             if not value:
-                raise UsageError("keyfile= is empty")
+                raise UsageError("keyfile=: empty; give the path of a key file")
             self._keyfiles.append(Path(value))
             return
         if name in self._given:
-            raise UsageError(f"{key}= was given twice")
+            raise UsageError(f"{key}=: given twice; give it once")
         self._given[name] = "" if name == "password" else value
         if name == "password":
             self._password = _password(value)
 
     def settings(self) -> Settings:
-        """All of them together. Raises UsageError, KeyFileError, PasswordError, and what connecting does."""
+        """The settings. Raises UsageError, KeyFileError, PasswordError, and the errors of the description."""
         given = self._given
         path, missing = self._path()
         cache_size = parse_cache_size(given["cache_size"]) if "cache_size" in given else DEFAULT_CACHE_SIZE
         on_damage = given.get("on_damage", "fail")
         if on_damage not in ("fail", "zero"):
-            raise UsageError(f"on_damage={on_damage}: it is fail or zero")
+            raise UsageError(f"on_damage={on_damage}: unknown; use fail or zero")
         return Settings(
             source=self._source(),
             path=path,
@@ -119,7 +119,7 @@ class Parameters:
         )
 
     def _source(self) -> Description:
-        """What `pbsfs nbd` found out, or else what the parameters and the environment name."""
+        """The source that `pbsfs nbd` handed over, otherwise the one that parameters and environment name."""
         fd = self._whole("source_fd", 0, 1 << 20)
         if fd is not None:
             return Description.taken_over(fd)
@@ -141,21 +141,23 @@ class Parameters:
         return describe(options, self._environment, None, secret=self._secret(options))
 
     def _path(self) -> tuple[str, str | None]:
-        """The place in the tree, and which parameter is missing on the way to an image."""
+        """The path in the tree, and the parameter that is missing if one image is meant."""
         given = {name: self._given[name] for name in _PLACE if self._given.get(name)}
         if self._given.get("path"):
             if given:
-                raise UsageError(f"path= says it all; leave out {', '.join(f'{name}=' for name in given)}")
+                raise UsageError(
+                    f"path=: names the image alone; leave out {', '.join(f'{name}=' for name in given)}"
+                )
             return self._given["path"].strip("/"), None
         if "vmid" in given:
             if "id" in given or given.get("type", "vm") != "vm":
                 raise UsageError("vmid= is short for type=vm id=; give one or the other")
             given |= {"type": "vm", "id": given.pop("vmid")}
         if "type" in given and given["type"] not in BACKUP_TYPES:
-            raise UsageError(f"type={given['type']}: it is one of {', '.join(BACKUP_TYPES)}")
+            raise UsageError(f"type={given['type']}: unknown; use {', '.join(BACKUP_TYPES)}")
         if "type" not in given and given:
             raise UsageError(
-                "whose image? vmid= is missing, or type= and id=, or path= in the place of all of them"
+                "group: not named; give vmid=, or type= and id=, or path= instead of all of them"
             )
         steps: list[str] = []
         order = ("type", "id", "timestamp", "image")
@@ -163,7 +165,7 @@ class Parameters:
             if name not in given:
                 return "/".join(steps), name if any(later in given for later in order[place:]) else None
             if "/" in given[name]:
-                raise UsageError(f"{name}={given[name]}: it has no slash; path= is for paths")
+                raise UsageError(f"{name}={given[name]}: contains a slash; use path= for a path")
             steps.append(given[name])
         return "/".join(steps), None
 
@@ -171,12 +173,12 @@ class Parameters:
         if "datastore_dir" not in self._given:
             return None
         if not self._given["datastore_dir"]:
-            raise UsageError("datastore_dir= is empty")
-        # nbdkit changes its directory when it goes into the background
+            raise UsageError("datastore_dir=: empty; give the directory of a datastore")
+        # nbdkit changes its directory when it daemonizes
         return Path(os.path.abspath(self._given["datastore_dir"]))
 
     def _secret(self, options: SourceOptions) -> Secret | None:
-        """The password that was given; None to take the environment's. Raises UsageError without any."""
+        """The password parameter; None to use the environment. Raises UsageError if neither has one."""
         if options.repository is None or self._password is not None:
             return self._password
         if not any(PASSWORD_VARIABLE + form in self._environment for form in FORMS) and (
@@ -208,13 +210,15 @@ class Parameters:
 
 
 def _parameter(name: str) -> str:
-    """How a field of `SourceOptions` is written here."""
+    """The parameter for a field of `SourceOptions`."""
     return "repo=" if name == "repository" else f"{name}="
 
 
 def filters_of(arguments: Sequence[str]) -> frozenset[str]:
-    """The names of the filters on nbdkit's command line: `--filter=cow`, `--filter cow`, or by path; the
-    option's name may be shortened, as that of every long option."""
+    """The names of the filters on nbdkit's command line: `--filter=cow`, `--filter cow`, or by path.
+
+    nbdkit accepts every unique beginning of a long option.
+    """
     found = set()
     for word, following in pairwise([*arguments, ""]):
         option, equals, value = word.partition("=")
@@ -232,12 +236,12 @@ def _password(value: str) -> Secret:
         return Secret(_first_line(value[1:], "password=+FILE", lambda: os.open(value[1:], os.O_RDONLY)))
     if value.startswith("-"):
         if not (value[1:].isascii() and value[1:].isdigit() and 2 < int(value[1:]) < 1 << 20):
-            raise UsageError("password=-FD takes the number of a descriptor from 3 on")
+            raise UsageError("password=-FD: not the number of a descriptor; give one from 3 on")
         return Secret(_first_line(f"descriptor {value[1:]}", "password=-FD", lambda: int(value[1:])))
     if value:
         log.warning(
             "password= on the command line can be read by every user of this machine; "
-            "better are password=+FILE, password=- and PBS_PASSWORD_FILE"
+            "use password=+FILE, password=- or PBS_PASSWORD_FILE instead"
         )
     return Secret(value)
 
@@ -254,9 +258,9 @@ def _first_line(place: str, form: str, get: Callable[[], int]) -> str:
 
 
 def _ask() -> str:
-    """What is typed, or piped into standard input: a line, unseen."""
+    """A line from standard input; a terminal does not show it."""
     if sys.stdin is None or sys.stdin.closed:
-        raise UsageError("password=-: there is no standard input to ask at")
+        raise UsageError("password=-: standard input is closed; use password=+FILE")
     fd = 0
     if not os.isatty(fd):
         return _first_line("standard input", "password=-", lambda: os.dup(fd))

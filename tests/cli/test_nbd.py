@@ -201,7 +201,9 @@ def test_a_socket_can_be_named(stocked: Stocked, tmp_path: Path) -> None:
 
 def test_a_socket_that_is_there_is_not_taken_over(stocked: Stocked, tmp_path: Path) -> None:
     (path := tmp_path / "socket").write_text("precious")
-    assert f"--socket {path}: there is a file of that name" in refused(stocked, 2, "--socket", path, IMAGE)
+    assert f"--socket {path}: a file exists there; name another path" in refused(
+        stocked, 2, "--socket", path, IMAGE
+    )
     assert path.read_text() == "precious"
     left = tmp_path / "left"
     with socket.socket(socket.AF_UNIX) as listening:
@@ -211,8 +213,8 @@ def test_a_socket_that_is_there_is_not_taken_over(stocked: Stocked, tmp_path: Pa
 
 
 def test_a_second_path_is_refused(stocked: Stocked) -> None:
-    assert "one PATH only" in refused(stocked, 2, IMAGE, NEWER_IMAGE)
-    assert "needs quotes" in refused(stocked, 2, IMAGE, "--run", "nbdinfo", "more")
+    assert "a second PATH; give one" in refused(stocked, 2, IMAGE, NEWER_IMAGE)
+    assert "quote the command of --run" in refused(stocked, 2, IMAGE, "--run", "nbdinfo", "more")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
@@ -265,12 +267,12 @@ def test_wrong_usage_is_status_2(stocked: Stocked, arguments: list[str], reason:
 )
 def test_nbdkits_own_ways_to_listen_are_refused_for_ours(stocked: Stocked, word: str) -> None:
     text = refused(stocked, 2, IMAGE, word, "1")
-    assert text == f"{word}: where to listen is said with --socket PATH or --listen HOST:PORT"
+    assert text == f"{word}: not supported here; use --socket PATH or --listen HOST:PORT"
 
 
 def test_a_port_is_the_servers_elsewhere_and_refused_here(stocked: Stocked) -> None:
     text = refused(stocked, 2, IMAGE, "--port", "1")
-    assert text.startswith("--port: where to listen is said with --listen HOST:PORT; the server's port")
+    assert text.startswith("--port: ambiguous; use --listen HOST:PORT for nbdkit, and give the server's port")
 
 
 # --- many images
@@ -401,7 +403,7 @@ def test_what_nbdkit_does_not_take_is_told_by_nbdkit_and_by_us(stocked: Stocked)
 def test_a_parameter_that_is_none_is_told_by_the_plugin(stocked: Stocked) -> None:
     with foreground("nbd", "--datastore-dir", stocked.path, IMAGE, "partition=1") as command:
         assert command.ended() == 9
-        assert any("parameter 'partition' is not known" in line for line in command.errors())
+        assert any("parameter 'partition': unknown" in line for line in command.errors())
 
 
 # --- what cannot be served
@@ -441,7 +443,7 @@ def test_an_nbdkit_of_another_python_is_named(stocked: Stocked, tmp_path: Path) 
     fake.chmod(0o755)
     told = environment(PATH=f"{tmp_path}:{os.environ['PATH']}")
     done = pbsfs("nbd", "--datastore-dir", stocked.path, IMAGE, env=told)
-    assert "nbdkit's Python plugin is of Python 3.1.4" in error_of(done, 9)
+    assert "nbdkit's Python plugin has Python 3.1.4" in error_of(done, 9)
 
 
 # --- keys, and damage

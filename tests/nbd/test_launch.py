@@ -62,10 +62,10 @@ def test_a_host_and_a_port_are_an_address(text: str, host: str, port: int, uri: 
         *((f":{port}", "is not a port") for port in ("0", "65536", "-1", "http", "+80", "8 0", "٨٠", "1e3")),
         ("host:99999", "'99999' is not a port"),
         ("[::1]:x", "'x' is not a port"),
-        ("::1", "in brackets, as in [::1]:10809"),
-        ("fe80::1:10809", "in brackets"),
-        ("[::1:10809", "in brackets"),
-        ("10809", "a port alone is :10809"),
+        ("::1", "without brackets; write it as in [::1]:10809"),
+        ("fe80::1:10809", "without brackets"),
+        ("[::1:10809", "without brackets"),
+        ("10809", "write a port alone as :10809"),
     ],
 )
 def test_what_is_no_address_is_refused(text: str, reason: str) -> None:
@@ -233,8 +233,8 @@ def test_without_the_plugin_its_package_is_named(fake_nbdkit: Path, script: str)
 @pytest.mark.parametrize("version", ["3.1.1", "2.7.18", f"{OURS}0.2", "4.0"])
 def test_a_plugin_of_another_python_is_named_with_both(fake_nbdkit: Path, version: str) -> None:
     text = refusal(fake_nbdkit, f"echo python_version={version}")
-    assert f"of Python {version}, pbsfs is installed for {OURS}" in text
-    assert f"install it with python{'.'.join(version.split('.')[:2])}, or use `pbsfs mount`" in text
+    assert f"has Python {version}, and pbsfs is installed for {OURS}; install pbsfs with python" in text
+    assert f"install pbsfs with python{'.'.join(version.split('.')[:2])}, or use `pbsfs mount`" in text
 
 
 def test_only_the_first_two_numbers_of_the_version_count(fake_nbdkit: Path) -> None:

@@ -284,21 +284,21 @@ def test_a_password_shows_itself_nowhere(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("nonsense=1", "'nonsense' is not known; there are repo, server, "),
-        ("Image=x", "'Image' is not known"),
-        ("vmid=1 vmid=1", "vmid= was given twice"),
-        ("cache_size=64M cache-size=64M", "cache-size= was given twice"),
+        ("nonsense=1", "parameter 'nonsense': unknown; use repo, server, "),
+        ("Image=x", "parameter 'Image': unknown"),
+        ("vmid=1 vmid=1", "vmid=: given twice; give it once"),
+        ("cache_size=64M cache-size=64M", "cache-size=: given twice"),
         ("vmid=1 id=2", "vmid= is short for type=vm id="),
         ("vmid=1 type=ct", "vmid= is short for type=vm id="),
         ("path=vm/1 vmid=1 image=x", "leave out vmid=, image="),
         ("path=vm timestamp=latest", "leave out timestamp="),
-        ("type=vms", "type=vms: it is one of vm, ct, host"),
-        ("image=x", "vmid= is missing, or type= and id="),
-        ("id=100", "vmid= is missing, or type= and id="),
-        ("timestamp=latest", "vmid= is missing, or type= and id="),
-        ("vmid=1/2", "id=1/2: it has no slash"),
-        ("vmid=1 timestamp=x image=a/b", "image=a/b: it has no slash"),
-        ("keyfile=", "keyfile= is empty"),
+        ("type=vms", "type=vms: unknown; use vm, ct, host"),
+        ("image=x", "group: not named; give vmid=, or type= and id=, or path="),
+        ("id=100", "group: not named; give vmid="),
+        ("timestamp=latest", "group: not named; give vmid="),
+        ("vmid=1/2", "id=1/2: contains a slash; use path="),
+        ("vmid=1 timestamp=x image=a/b", "image=a/b: contains a slash"),
+        ("keyfile=", "keyfile=: empty; give"),
         ("cache_size=", "'' is not a size"),
         ("cache_size=much", "'much' is not a size"),
         ("cache_size=1M", "too small; the least is 32M"),
@@ -310,8 +310,8 @@ def test_a_password_shows_itself_nowhere(
         ("retry_timeout=-1", "retry_timeout=-1: not a number from 0 to 1e\\+09"),
         ("retry_timeout=nan", "retry_timeout=nan: not a number"),
         ("retry_timeout=inf", "retry_timeout=inf: not a number"),
-        ("on_damage=skip", "on_damage=skip: it is fail or zero"),
-        ("on_damage=", "on_damage=: it is fail or zero"),
+        ("on_damage=skip", "on_damage=skip: unknown; use fail or zero"),
+        ("on_damage=", "on_damage=: unknown; use fail or zero"),
         (f"repo={REPOSITORY}", "repo= and datastore_dir= exclude each other"),
         ("namespace=a//b", "is not the name of a namespace"),
         ("namespace=../b", r"'\.\.' is not the name of a namespace"),
@@ -323,7 +323,7 @@ def test_what_is_wrong_is_named(told: Tells, words: str, reason: str) -> None:
 
 
 def test_no_directory_at_all_is_one(told: Tells) -> None:
-    with pytest.raises(UsageError, match="datastore_dir= is empty"):
+    with pytest.raises(UsageError, match="datastore_dir=: empty; give"):
         told("datastore_dir=")
 
 
@@ -343,8 +343,8 @@ def test_without_a_password_it_is_said_how_to_give_one(told: Tells, words: str) 
     [
         ("+/nowhere/secret", "cannot read /nowhere/secret: No such file or directory"),
         ("+/", "cannot read /: Is a directory"),
-        ("-2", "takes the number of a descriptor from 3 on"),
-        ("-x", "takes the number of a descriptor from 3 on"),
+        ("-2", "not the number of a descriptor; give one from 3 on"),
+        ("-x", "not the number of a descriptor; give one from 3 on"),
         ("-999999", "cannot read descriptor 999999: Bad file descriptor"),
     ],
 )
