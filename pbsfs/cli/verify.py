@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_size
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
-from pbsfs.base.text import printable
+from pbsfs.base.text import SHOWN_NAMES, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import shown
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.verify import Report, Verification
-from pbsfs.tree import File, Tree
+from pbsfs.tree import ContentsNode, File, Tree
 
 SOME_PATHS = 3
 """Paths that are named as examples where many files need one key."""
@@ -58,7 +59,7 @@ def command(
         raise UsageError("--limit-rate 0 would never end")
 
     async def work(tree: Tree) -> Report:
-        files: dict[bytes, File] = {}
+        files: dict[bytes, File | ContentsNode] = {}
         verification = Verification(tree.reader.store.memory, rate=rate)
         nodes = [await find(tree, path, source) for path in places]
         for node in nodes:
@@ -91,6 +92,8 @@ def _as_json(report: Report) -> dict[str, Any]:
                 "path": damage.path,
                 "reason": damage.reason,
                 "ranges": [{"offset": found.offset, "length": found.length} for found in damage.ranges],
+                "files": [os.fsdecode(path) for path in damage.hit.paths],
+                "file_count": damage.hit.count,
             }
             for damage in sorted(report.damaged, key=lambda damage: damage.path)
         ],
@@ -103,6 +106,10 @@ def _as_text(report: Report) -> str:
     for damage in sorted(report.damaged, key=lambda damage: damage.path):
         where = ", ".join(f"bytes {r.offset} to {r.offset + r.length - 1}" for r in damage.ranges)
         lines.append(f"damaged: {damage.path}: {where + ': ' if where else ''}{damage.reason}")
+        if damage.hit.count:
+            named = ", ".join(map(os.fsdecode, damage.hit.paths[:SHOWN_NAMES]))
+            more = f", … ({damage.hit.count} in all)" if damage.hit.count > SHOWN_NAMES else ""
+            lines.append(f"  files in it that are hit: {named}{more}")
     for fingerprint, paths in sorted(report.missing_keys.items(), key=lambda item: item[1]):
         key = f"the key {fingerprint}" if fingerprint else "a key that the manifest does not name"
         more = f", … ({len(paths)} files)" if len(paths) > SOME_PATHS else ""

@@ -6,21 +6,24 @@ and range, in every file that contains it. Of more chunks than fit in memory, it
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError
 from pbsfs.chunks.store import Chunk
+from pbsfs.contents.base import Entry
 from pbsfs.formats.keys import Key
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.image import Image
 from pbsfs.runtime.memory import Memory
+from pbsfs.tasks.hit import Hit, files_hit
 from pbsfs.tasks.known import KnownChunks
-from pbsfs.tree import BlobFile, Directory, File, FilesDirectory, ImageFile, Latest, Node
+from pbsfs.tree import BlobFile, ContentsNode, Directory, File, FilesDirectory, ImageFile, Latest, Node
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,13 @@ Identity = tuple[bytes, Key | None, int]
 
 @dataclass(slots=True)
 class Damage:
-    """What is wrong with one file. `ranges`: which bytes; empty for the whole file."""
+    """What is wrong with one file. `ranges`: which bytes; empty for the whole file. `hit`: of a stream of an
+    archive, the files in it that need these bytes."""
 
     path: str
     reason: str
     ranges: list[Range] = field(default_factory=list)
+    hit: Hit = field(default_factory=Hit)
 
 
 @dataclass(slots=True)
@@ -78,13 +83,16 @@ class Verification:
         self._bad_charge = memory.charge("damaged chunks", 0)
         self._done = 0
 
-    async def collect(self, node: Node) -> list[File]:
-        """The files at and below `node`; directories that can't be listed go into the report."""
-        if isinstance(node, File):
+    async def collect(self, node: Node) -> list[File | ContentsNode]:
+        """The files at and below `node`; directories that can't be listed go into the report.
+
+        An archive that is shown as a directory stands for all files in it.
+        """
+        if isinstance(node, File | ContentsNode):
             return [node]
         if not isinstance(node, Directory):
             return []
-        files: list[File] = []
+        files: list[File | ContentsNode] = []
         path = os.fsdecode(node.path)
         try:
             children = await node.children()
@@ -97,7 +105,7 @@ class Verification:
                 files += await self.collect(child)
         return files
 
-    async def run(self, files: list[File], advance: Callable[[int], None]) -> Report:
+    async def run(self, files: Sequence[File | ContentsNode], advance: Callable[[int], None]) -> Report:
         """Reads `files`; calls `advance` with the number of bytes that are done.
 
         Raises SourceError if the source fails: that is not damage.
@@ -115,9 +123,11 @@ class Verification:
                 if isinstance(file, ImageFile):
                     image = await file.open()
                     await self._check_chunks(image)
-                    await self._locate(path, image)
+                    await self._locate(path, image, file)
                 elif isinstance(file, BlobFile):
                     await file.read()
+                elif isinstance(file, ContentsNode):
+                    await self._check_contents(file)
             except DamageError as error:
                 self.report.damaged.append(Damage(path, str(error)))
             except KeyRequiredError as error:
@@ -169,7 +179,7 @@ class Verification:
         self.report.size += chunk.length
         self._advance(chunk.length)
 
-    async def _locate(self, path: str, image: Image) -> None:
+    async def _locate(self, path: str, image: Image, file: ImageFile) -> None:
         """Reports the damaged ranges of `image`, all of whose chunks were read."""
         if not self._bad:
             return
@@ -187,7 +197,45 @@ class Verification:
             shown = sorted(reasons)[:SHOWN_REASONS]
             if len(reasons) > SHOWN_REASONS:
                 shown.append(f"… ({len(reasons)} in all)")
-            self.report.damaged.append(Damage(path, "; ".join(shown), merged(found)))
+            ranges = merged(found)
+            hit = await files_hit(file, ranges)
+            self.report.damaged.append(Damage(path, "; ".join(shown), ranges, hit))
+
+    async def _check_contents(self, node: ContentsNode) -> None:
+        """Reads an entry of an archive, and all below it; what cannot be read goes into the report."""
+        top, opened = await node.learn(), await node.inside.open()
+        streams = opened.streams()
+        token = trio.lowlevel.current_trio_token()
+
+        def check(path: bytes, entry: Entry | DamageError) -> None:
+            if not isinstance(entry, Entry):
+                self.report.damaged.append(Damage(os.fsdecode(path), str(entry)))
+                return
+            opened.contents.xattrs(entry)
+            for piece in opened.contents.data(entry) if entry.is_file else ():
+                if piece.stream is None:
+                    continue
+                for span in streams[piece.stream].spans(piece.offset, piece.length):
+                    if not span.hole:
+                        trio.from_thread.run(self._pace, span.length, trio_token=token)
+                        streams[piece.stream].pread(span.offset, span.length)
+                        self.report.size += span.length
+
+        def work() -> None:
+            walked = opened.contents.walk(top) if top.is_directory else ()
+            for path, entry in itertools.chain([(b"", top)], walked):
+                trio.from_thread.check_cancelled()
+                where = b"%b/%b" % (node.path, path) if path else node.path
+                try:
+                    check(where, entry)
+                except DamageError as error:
+                    self.report.damaged.append(Damage(os.fsdecode(where), str(error)))
+
+        try:
+            await opened.run(work)
+        finally:
+            for stream in streams:
+                stream.close()
 
     async def _pace(self, length: int) -> None:
         if self._rate is None:

@@ -26,7 +26,7 @@ from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.tasks import known, verify
 from pbsfs.tasks.verify import BAD_SIZE, SHOWN_REASONS, WORKERS, Report, Verification
 from pbsfs.testing.writer import DatastoreWriter
-from pbsfs.tree import File, Tree
+from pbsfs.tree import ContentsNode, File, Tree
 from tests.sources.server.serving import served, source_of
 from tests.support import damage, made
 from tests.support.run import in_trio, until
@@ -52,7 +52,7 @@ async def verified(
     async with open_reader(source, keys=keys) as reader:
         tree = Tree(reader)
         run = Verification(reader.store.memory, rate=rate)
-        files: dict[bytes, File] = {}
+        files: dict[bytes, File | ContentsNode] = {}
         for path in paths or ("",):
             files |= {file.path: file for file in await run.collect(await tree.find(path))}
         return await run.run(list(files.values()), advance)
