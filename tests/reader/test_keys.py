@@ -497,7 +497,7 @@ def test_an_encrypted_backup_that_is_said_to_be_plain_is_not_decrypted(tmp_path:
     assert set(seen.errors) >= set(contents(1))
     for name in contents(1):
         assert type(seen.errors[name]) is DamageError
-        assert "but the blob is encrypted" in str(seen.errors[name])
+        assert "the blob is encrypted, but must not be" in str(seen.errors[name])
         assert seen.data.get(name, b"") == b""
 
 
@@ -537,7 +537,7 @@ def flip_in_chunk(bit: int) -> Attack:
     return lambda t: put_chunk(t, byhand.with_crc(byhand.flipped(t.chunk_path(0).read_bytes(), bit)))
 
 
-NOT_ENCRYPTED = "but the blob is not encrypted"
+NOT_ENCRYPTED = "the blob is not encrypted, but must be"
 UNDECRYPTABLE = "decryption failed"
 
 ON_A_CHUNK: dict[str, tuple[CryptMode, Attack, str]] = {
@@ -585,7 +585,7 @@ ON_A_CHUNK: dict[str, tuple[CryptMode, Attack, str]] = {
     "encrypted where it is only signed": (
         CryptMode.SIGN_ONLY,
         lambda t: put_chunk(t, blob.encode(chunk_of_disk(), key=KEY)),
-        "but the blob is encrypted",
+        "the blob is encrypted, but must not be",
     ),
     "other content where it is only signed": (
         CryptMode.SIGN_ONLY,
