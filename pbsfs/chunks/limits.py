@@ -31,7 +31,7 @@ class FetchLimits:
 
     reorder_distance: int = 2 << 20
     """How far a request may be before or behind the expected offset and still be part of one sequential read:
-    the kernel keeps at most two read-ahead windows of 1 MiB in flight."""
+    the kernel requests at most two read-ahead windows of 1 MiB at once."""
 
     evidence: int = 256 << 10
     """How much is read in sequence before pbsfs fetches ahead: two requests of the kernel's default

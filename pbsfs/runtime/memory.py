@@ -1,4 +1,4 @@
-"""One limit for the memory of a reader, that everything is charged to which grows with what is used.
+"""One limit for the memory of a reader. Everything that grows with use is charged to it.
 
 `open_reader` makes one `Memory`. What keeps bytes (digest tables, blobs, listings, buffers) holds a `Charge`
 for as long as it keeps them. The chunk cache takes what the charges leave. When they need more, the cache

@@ -26,7 +26,7 @@ import trio
 from pbsfs.base.errors import NotFoundError, PbsfsError
 from pbsfs.base.text import quoted
 from pbsfs.reader.reader import Reader
-from pbsfs.runtime.memory import Charge
+from pbsfs.runtime.memory import Charge, MemoryLimitError
 from pbsfs.sources.retry import SharedTry
 
 log = logging.getLogger(__name__)
@@ -328,8 +328,17 @@ class Directory(Node):
             if len(values) % IN_ONE_GO == 0:
                 await trio.lowlevel.checkpoint()
         memory = self.tree.reader.store.memory
-        self._charge = memory.admit(f"{self}: the {size} bytes of its listing", HOLDER, size)
-        self._values = values
+        # The old listing is in memory for a moment longer, but no reason to refuse the new one.
+        old = memory.charge(HOLDER, 0 if self._charge is None else self._charge.size, passing=True)
+        self._charge = None
+        try:
+            self._charge = memory.admit(f"{self}: the {size} bytes of its listing", HOLDER, size)
+        except MemoryLimitError:
+            values = {}
+            raise
+        finally:
+            self._values = values
+            old.resize(0)
 
     async def _list_ahead(self) -> None:
         try:

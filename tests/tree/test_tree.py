@@ -1030,6 +1030,25 @@ async def test_memory_is_charged_for_a_list_while_it_is_read_whatever_the_server
 
 
 @in_trio
+async def test_a_listing_that_fits_once_is_refreshed_and_kept_out_when_it_grows_too_large() -> None:
+    source, _names = many_groups(groups=600)
+    async with open_reader(source, cache_size=0) as reader:
+        tree, memory = Tree(reader, refresh=0.0), reader.store.memory
+        assert len(await tree.root.children()) == 1
+        listed = memory.charged(HOLDER)
+        memory.limit = listed + 1000
+        for _ in range(3):
+            assert len(await tree.root.children()) == 1
+            assert memory.charged(HOLDER) == listed
+        memory.limit = listed - 1
+        small = memory.charge("open files", 1)
+        with pytest.raises(MemoryLimitError):
+            await tree.root.children()
+        assert memory.charged() == small.size
+        assert not tree.root.listing()
+
+
+@in_trio
 async def test_a_listing_that_does_not_fit_is_refused_and_leaves_nothing_behind() -> None:
     source, _names = many_groups(groups=600)
     async with open_reader(source, cache_size=0, open_limit=100_000) as reader:
