@@ -27,7 +27,7 @@ _NEAR: dict[str, Mapping[str, int | float]] = {
     "growth 16": {"chunks.limits.growth": 16},
     "gathered 64 KiB": {"sources.server.session.GATHER": MIB // 16},
     "gathered 8 MiB": {"sources.server.session.GATHER": 8 * MIB},
-    "acknowledged 4 MiB": {"sources.server.protocol.ACKNOWLEDGE_AFTER": 4 * MIB},
+    "acknowledged 4 MiB": {"sources.server.limits.acknowledge_after": 4 * MIB},
 }
 
 _FAR: dict[str, Mapping[str, int | float]] = {

@@ -49,5 +49,41 @@ class ServerLimits:
     """The size up to which pbsfs parses an answer in the trio loop: that takes less time than handing it to
     a thread."""
 
+    namespaces_kept: float = 2.0
+    """How long pbsfs keeps the list of namespaces: it asks once to list a tree of them, not once for each."""
+
+    max_sessions: int = 16
+    """Reader sessions at once, of the whole mount. Each is a worker task in the server's list."""
+
+    idle_time: float = 30.0
+    """How long pbsfs keeps an idle session: somebody who looks around needs no new one, and a prune of the
+    snapshot does not wait long."""
+
+    turn: float = 5.0
+    """How long a session in constant use keeps its place while others wait for one."""
+
+    closing_time: float = 2.0
+    """How long closing waits for sessions to end, which they do at once unless they are connecting."""
+
+    short_round_trip: float = 0.005
+    """Up to this round trip, that of a local network, one connection fills the link."""
+
+    round_trip_per_connection: float = 0.015
+    """The round trip for each further connection: at 50 ms there are five, each of which carries a fifth of
+    what the link holds, less than Linux's default socket buffers."""
+
+    max_connections: int = 6
+    """Connections to one snapshot at most."""
+
+    further_pause: float = 5.0
+    """The pause before pbsfs tries again to open further connections after it could not open one."""
+
+    window: int = (1 << 31) - 2
+    """What the server may send before pbsfs acknowledges any, per stream and in all: as in the vendor's
+    client. The requests bound what is outstanding."""
+
+    acknowledge_after: int = 64 << 20
+    """How much pbsfs receives before it acknowledges it to the server: rarely, as every frame costs time."""
+
 
 DEFAULT = ServerLimits()

@@ -30,13 +30,7 @@ from hyperframe.exceptions import HyperframeError
 
 from pbsfs.base.errors import ConnectError, DamageError, PbsfsError
 from pbsfs.sources.server.frames import MAX_FRAME_SIZE, install
-
-WINDOW = (1 << 31) - 2
-"""Bytes that the server may send before we acknowledge any, per stream and in all: as the vendor's client
-has it. What may be in flight is limited by what is asked for."""
-
-ACKNOWLEDGE_AFTER = 64 << 20
-"""Bytes after which the connection's window is filled up again: rarely, as every frame costs."""
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 
 MAX_HEADER_LIST_SIZE = 64 << 10
 """Bytes of all headers of an answer; real ones have a hundred."""
@@ -111,14 +105,15 @@ class ReaderProtocol:
     Times are the caller's, on any clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: ServerLimits = DEFAULT) -> None:
+        self._limits = limits
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         # In force from the start: what is set later is so only when the server has acknowledged it.
         self._h2.local_settings = Settings(
             client=True,
             initial_values={
                 SettingCodes.ENABLE_PUSH: 0,
-                SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
+                SettingCodes.INITIAL_WINDOW_SIZE: limits.window,
                 SettingCodes.MAX_FRAME_SIZE: MAX_FRAME_SIZE,
                 SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_SIZE,
             },
@@ -131,7 +126,7 @@ class ReaderProtocol:
         self._settings_known = False
         self.greeted = False
         self._h2.initiate_connection()
-        self._h2.increment_flow_control_window(WINDOW - 65535)
+        self._h2.increment_flow_control_window(limits.window - 65535)
 
     @property
     def busy(self) -> bool:
@@ -265,7 +260,7 @@ class ReaderProtocol:
 
     def _data(self, event: DataReceived, done: list[tuple[int, Response | PbsfsError]], now: float) -> None:
         self._unacknowledged += event.flow_controlled_length or 0
-        if self._unacknowledged >= ACKNOWLEDGE_AFTER:
+        if self._unacknowledged >= self._limits.acknowledge_after:
             self._h2.increment_flow_control_window(self._unacknowledged)
             self._unacknowledged = 0
         stream = self._streams.get(event.stream_id or 0)

@@ -29,7 +29,8 @@ from collections.abc import Callable, Mapping
 import trio
 
 from pbsfs.base.errors import ConnectError, PbsfsError, SourceError
-from pbsfs.sources.retry import DEFAULT_PACING, Pacing, patience_ends
+from pbsfs.sources.retry import patience_ends
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import ReaderProtocol, RefusedStreamError, Response
 from pbsfs.sources.server.proxy import Proxy
@@ -97,7 +98,7 @@ class Session:
         *,
         stall_timeout: float,
         answer_timeout: float,
-        pacing: Pacing = DEFAULT_PACING,
+        limits: ServerLimits = DEFAULT,
         when_ended: Callable[[Session], None] = lambda _session: None,
     ) -> None:
         self._repository = repository
@@ -107,7 +108,7 @@ class Session:
         self._headers = dict(headers)
         self._stall_timeout = stall_timeout
         self._answer_timeout = answer_timeout
-        self._pacing = pacing
+        self._limits = limits
         self.round_trip = 0.0
         self.in_flight = 0
         self.failure: PbsfsError | None = None
@@ -245,14 +246,14 @@ class Session:
     def _serve(self, connection: Connection, early: bytes, waiting: dict[int, _Exchange]) -> None:
         """The session's life: returns when it is closed, raises when it fails."""
         sock = connection.socket
-        protocol = ReaderProtocol()
+        protocol = ReaderProtocol(self._limits)
         sock.setblocking(False)
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         unsent = b""
         self._take_early(protocol, early, waiting)
         started = time.monotonic()
-        patience = Patience(self._stall_timeout, self._pacing.least_try, started)
+        patience = Patience(self._stall_timeout, self._limits.pacing.least_try, started)
         awaited = ""
         greeted = False
         while not self._closing:

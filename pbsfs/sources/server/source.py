@@ -32,7 +32,8 @@ from pbsfs.sources.retry import DEFAULT_LIMIT, Outage, SharedTry, retried
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
-from pbsfs.sources.server.pool import SessionPool, snapshot_query
+from pbsfs.sources.server.opening import snapshot_query
+from pbsfs.sources.server.pool import SessionPool
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Trust
@@ -40,9 +41,6 @@ from pbsfs.sources.server.tls import Trust
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-
-NAMESPACES_KEPT = 2.0
-"""Seconds for which the list of namespaces is kept: listing a tree of them asks once, not once for each."""
 
 STALL_TIMEOUT = 30.0
 """Seconds without a sign of life after which a session counts as lost: a byte of an answer, or an answered
@@ -153,7 +151,7 @@ class ServerSource(Source):
 
     def _kept_namespaces(self) -> list[Namespace] | None:
         since, found = self._namespaces
-        return found if trio.current_time() - since < NAMESPACES_KEPT else None
+        return found if trio.current_time() - since < self._limits.namespaces_kept else None
 
     async def _ask_namespaces(self) -> list[Namespace]:
         parse = functools.partial(listing.parse_list, parse=listing.parse_namespace)

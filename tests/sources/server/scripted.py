@@ -18,6 +18,7 @@ from hyperframe.frame import (
 )
 
 from pbsfs.base.errors import PbsfsError
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.protocol import ReaderProtocol, Response
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -104,9 +105,11 @@ def feed(protocol: ReaderProtocol, received: bytes, cuts: Iterable[int] = ()) ->
     return done
 
 
-def asked(count: int = 1, *, limit: int = 1 << 20, upfront: bytes = b"") -> ReaderProtocol:
+def asked(
+    count: int = 1, limits: ServerLimits = DEFAULT, *, limit: int = 1 << 20, upfront: bytes = b""
+) -> ReaderProtocol:
     """A protocol with `count` requests under way, streams 1, 3, 5 …, past the first exchange of settings."""
-    protocol = ReaderProtocol()
+    protocol = ReaderProtocol(limits)
     assert feed(protocol, settings() + raw(4, 1, 0, b"") + upfront) == []
     for number in range(count):
         assert protocol.request(f"/chunk?digest={number:064x}", limit) == 2 * number + 1

@@ -9,8 +9,7 @@ import trio
 import trio.testing
 
 from pbsfs.base.names import Namespace
-from pbsfs.sources.server import pool
-from pbsfs.sources.server.limits import DEFAULT
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Directory, Tree
 from tests.sources.server import serving
@@ -119,18 +118,18 @@ def test_a_listing_is_kept_for_seconds_and_then_asked_again(server: ReferenceSer
     trio.run(main, clock=clock)
 
 
-def test_nothing_is_asked_when_nobody_looks(server: ReferenceServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "IDLE_TIME", 0.02)
+def test_nothing_is_asked_when_nobody_looks(server: ReferenceServer) -> None:
+    limits = ServerLimits(idle_time=0.02)
 
     async def main() -> None:
-        async with reading(source_of(server)) as reader:
+        async with reading(source_of(server, limits=limits)) as reader:
             assert await read_all(await image_of(reader)) == CONTENT
             await walk(Tree(reader).root)
             await until(lambda: not server.open_sessions())
             server.requests.clear()
             connections = server.connections
             for _turn in range(10):  # of the loop that looks for idle sessions
-                await trio.sleep(pool.IDLE_TIME)
+                await trio.sleep(limits.idle_time)
             assert server.requests.count() == 0
             assert server.connections == connections
 

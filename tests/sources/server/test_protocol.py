@@ -23,12 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pbsfs.base.errors import ConnectError, DamageError
-from pbsfs.sources.server import protocol as protocol_module
 from pbsfs.sources.server.frames import MAX_CONTROL_FRAME_SIZE, MAX_FRAME_SIZE
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.protocol import (
     MAX_ERROR_BODY,
     MAX_STREAMS,
-    WINDOW,
     ReaderProtocol,
     RefusedStreamError,
     Response,
@@ -65,11 +64,11 @@ def test_it_opens_with_large_windows_and_frames_and_refuses_pushes() -> None:
     assert opening.startswith(PREFACE)
     first, second = frames_of(opening)
     assert isinstance(first, SettingsFrame)
-    assert first.settings[SettingsFrame.INITIAL_WINDOW_SIZE] == WINDOW == 2**31 - 2
+    assert first.settings[SettingsFrame.INITIAL_WINDOW_SIZE] == DEFAULT.window == 2**31 - 2
     assert first.settings[SettingsFrame.MAX_FRAME_SIZE] == MAX_FRAME_SIZE == 4 * MIB
     assert first.settings[SettingsFrame.ENABLE_PUSH] == 0
     assert isinstance(second, WindowUpdateFrame)
-    assert (second.stream_id, second.window_increment) == (0, WINDOW - 65535)
+    assert (second.stream_id, second.window_increment) == (0, DEFAULT.window - 65535)
 
 
 def test_a_server_reads_the_requests_as_they_are_meant() -> None:
@@ -304,9 +303,8 @@ def test_an_answer_without_all_of_its_body_is_no_answer(end: bytes) -> None:
 # --- flow
 
 
-def test_windows_are_filled_up_again_by_what_arrived_and_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol_module, "ACKNOWLEDGE_AFTER", 1000)
-    protocol = asked(2)
+def test_windows_are_filled_up_again_by_what_arrived_and_rarely() -> None:
+    protocol = asked(2, ServerLimits(acknowledge_after=1000))
 
     feed(protocol, headers(1) + headers(3) + data(1, b"x" * 600) + data(3, b"x" * 100, padding=98))
     assert sent(protocol) == []  # 799 bytes: padding counts, and its length too
@@ -320,11 +318,9 @@ def test_windows_are_filled_up_again_by_what_arrived_and_rarely(monkeypatch: pyt
     assert sent(protocol) == []
 
 
-def test_more_than_the_window_can_be_received_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_the_window_can_be_received_in_all() -> None:
     # As if the window were small: what is acknowledged has to let the server go on for ever.
-    monkeypatch.setattr(protocol_module, "WINDOW", 100_000)
-    monkeypatch.setattr(protocol_module, "ACKNOWLEDGE_AFTER", 30_000)
-    protocol = asked(40)
+    protocol = asked(40, ServerLimits(window=100_000, acknowledge_after=30_000))
     for number in range(40):
         stream = 2 * number + 1
         assert bodies(feed(protocol, headers(stream) + data(stream, b"x" * 10_000, end=True)))
@@ -332,10 +328,9 @@ def test_more_than_the_window_can_be_received_in_all(monkeypatch: pytest.MonkeyP
     assert sum(increments) >= 400_000 - 100_000
 
 
-def test_more_than_the_window_breaks_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol_module, "WINDOW", 70_000)
+def test_more_than_the_window_breaks_the_connection() -> None:
     with pytest.raises(ConnectError, match="FlowControlError"):
-        feed(asked(), headers(1) + data(1, b"x" * 70_001))
+        feed(asked(1, ServerLimits(window=70_000)), headers(1) + data(1, b"x" * 70_001))
 
 
 def test_settings_are_acknowledged_and_pings_answered() -> None:

@@ -15,7 +15,7 @@ import trio.testing
 
 from pbsfs.base.errors import PbsfsError, SourceError
 from pbsfs.base.names import MANIFEST
-from pbsfs.sources.server import pool
+from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.source import ServerSource
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import BlobFile, Directory, Tree
@@ -133,28 +133,24 @@ def test_all_images_of_a_snapshot_share_its_session_and_another_snapshot_has_its
 
 def test_many_who_start_at_once_share_one_session(server: ReferenceServer) -> None:
     async def main() -> None:
-        async with opened(source_of(server, connections=None)) as source:
+        near = ServerLimits(short_round_trip=serving.LIMIT)
+        async with opened(source_of(server, connections=None, limits=near)) as source:
             async with trio.open_nursery() as nursery:
                 for _reader in range(20):
                     nursery.start_soon(source.fetch_file, FIRST, IMAGE, 1 << 20)
                     nursery.start_soon(source.fetch_file, FIRST, STREAM, 1 << 20)
             assert len(server.sessions.all()) == 1
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "SHORT_ROUND_TRIP", serving.LIMIT)
-        trio.run(main)
+    trio.run(main)
 
 
 # --- when it ends
 
 
-def test_an_idle_session_is_closed_and_the_next_read_opens_another(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "IDLE_TIME", 0.02)
+def test_an_idle_session_is_closed_and_the_next_read_opens_another(server: ReferenceServer) -> None:
 
     async def main() -> None:
-        async with reading(source_of(server)) as reader:
+        async with reading(source_of(server, limits=ServerLimits(idle_time=0.02))) as reader:
             image = await image_of(reader)
             for turn in range(3):
                 assert await image.read(turn * CHUNK, CHUNK) == CONTENT[turn * CHUNK :][:CHUNK]
@@ -166,20 +162,17 @@ def test_an_idle_session_is_closed_and_the_next_read_opens_another(
     assert 3 <= len(server.sessions.all()) <= 6
 
 
-def test_a_session_that_waits_for_an_answer_is_not_idle(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "IDLE_TIME", 0.02)
+def test_a_session_that_waits_for_an_answer_is_not_idle(server: ReferenceServer) -> None:
     hold = server.faults.add(Hold(match="/chunk"))
 
     async def main() -> None:
-        async with reading(source_of(server)) as reader:
+        async with reading(source_of(server, limits=ServerLimits(idle_time=0.02))) as reader:
             image = await image_of(reader)
 
             async def let_go() -> None:
                 await until(lambda: hold.hits)
                 for _turn in range(5):  # of the loop that looks for idle ones
-                    await trio.sleep(pool.IDLE_TIME / 2)
+                    await trio.sleep(0.02 / 2)
                 assert len(server.open_sessions()) == 1
                 hold.release()
 
@@ -197,10 +190,10 @@ def test_a_session_is_kept_while_it_is_used_now_and_then(server: ReferenceServer
         async with opened(source_of(server)) as source:
             for _turn in range(10):
                 await source.fetch_file(FIRST, IMAGE, 1 << 20)
-                clock.jump(pool.IDLE_TIME * 0.8)
+                clock.jump(DEFAULT.idle_time * 0.8)
                 await trio.testing.wait_all_tasks_blocked(0.001)
             assert len(server.sessions.all()) == 1
-            clock.jump(pool.IDLE_TIME * 2)
+            clock.jump(DEFAULT.idle_time * 2)
             while server.open_sessions():
                 await trio.lowlevel.checkpoint()
 
@@ -255,8 +248,8 @@ def test_reading_from_forty_snapshots_at_once_never_holds_more_sessions_than_the
                 async with trio.open_nursery() as nursery:
                     for number in range(40):
                         nursery.start_soon(read, number)
-                assert len(server.open_sessions()) <= pool.MAX_SESSIONS
-            assert 2 <= watch.most <= pool.MAX_SESSIONS
+                assert len(server.open_sessions()) <= DEFAULT.max_sessions
+            assert 2 <= watch.most <= DEFAULT.max_sessions
             await until(lambda: not server.open_sessions())
 
     trio.run(main)
@@ -265,13 +258,11 @@ def test_reading_from_forty_snapshots_at_once_never_holds_more_sessions_than_the
 def test_a_snapshot_gets_its_turn_though_others_are_read_without_a_pause(
     many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "MAX_SESSIONS", 2)
-    monkeypatch.setattr(pool, "TURN", 0.02)
 
     async def main() -> None:
         with serving.served(many) as server:
             watch = Watch(server, monkeypatch)
-            async with opened(source_of(server)) as source:
+            async with opened(source_of(server, limits=ServerLimits(max_sessions=2, turn=0.02))) as source:
 
                 async def without_a_pause(number: int) -> None:
                     while True:
@@ -289,16 +280,13 @@ def test_a_snapshot_gets_its_turn_though_others_are_read_without_a_pause(
     trio.run(main)
 
 
-def test_who_waits_for_a_place_gets_it_when_another_fails_to_open(
-    many: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "MAX_SESSIONS", 1)
+def test_who_waits_for_a_place_gets_it_when_another_fails_to_open(many: Path) -> None:
 
     async def main() -> None:
         with serving.served(many) as server:
             hold = server.faults.add(Hold(match=f"{READER}?"))
             server.faults.add(Status(match=f"{READER}?", status=403))
-            async with opened(source_of(server)) as source:
+            async with opened(source_of(server, limits=ServerLimits(max_sessions=1))) as source:
                 failures: list[PbsfsError] = []
 
                 async def fail() -> None:
@@ -318,15 +306,15 @@ def test_who_waits_for_a_place_gets_it_when_another_fails_to_open(
     trio.run(main)
 
 
-def test_who_gives_up_waiting_for_a_place_does_not_take_it(
-    many: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "MAX_SESSIONS", 1)
+def test_who_gives_up_waiting_for_a_place_does_not_take_it(many: Path) -> None:
 
     async def main() -> None:
         with serving.served(many) as server:
             hold = server.faults.add(Hold(match="/download"))
-            async with opened(source_of(server)) as source, trio.open_nursery() as nursery:
+            async with (
+                opened(source_of(server, limits=ServerLimits(max_sessions=1))) as source,
+                trio.open_nursery() as nursery,
+            ):
                 nursery.start_soon(source.fetch_file, made.snapshot("0"), IMAGE, 1 << 20)
                 await until(lambda: hold.hits)
                 async with trio.open_nursery() as impatient:
@@ -357,20 +345,17 @@ def test_a_further_connection_that_is_refused_leaves_the_one_there_is_in_use(
 # --- connections, by the round trip
 
 
-def peak_of_sessions(server: ReferenceServer, connections: int | None) -> int:
+def peak_of_sessions(server: ReferenceServer, connections: int | None, limits: ServerLimits = DEFAULT) -> int:
     async def main() -> int:
-        async with reading(source_of(server, connections=connections)) as reader:
+        async with reading(source_of(server, connections=connections, limits=limits)) as reader:
             assert await read_all(await image_of(reader)) == CONTENT
             return len(server.open_sessions())
 
     return trio.run(main)
 
 
-def test_there_is_one_connection_where_the_round_trip_is_short(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "SHORT_ROUND_TRIP", 0.5)  # however busy this machine is
-    assert peak_of_sessions(server, None) == 1
+def test_there_is_one_connection_where_the_round_trip_is_short(server: ReferenceServer) -> None:
+    assert peak_of_sessions(server, None, ServerLimits(short_round_trip=0.5)) == 1
 
 
 def test_there_are_several_connections_where_the_round_trip_is_long(server: ReferenceServer) -> None:
@@ -379,7 +364,7 @@ def test_there_are_several_connections_where_the_round_trip_is_long(server: Refe
     async def main() -> None:
         async with opened(source_of(server, connections=None)) as source:
             await fetch_many(source)
-            assert 2 <= len(server.open_sessions()) <= pool.MAX_CONNECTIONS
+            assert 2 <= len(server.open_sessions()) <= DEFAULT.max_connections
 
     trio.run(main)
 
@@ -578,13 +563,10 @@ def test_opening_and_closing_two_hundred_times_leaves_no_descriptor_or_thread(
     assert threading.active_count() <= threads + 2  # trio keeps worker threads for a while
 
 
-def test_idle_sessions_over_and_over_leave_no_descriptor(
-    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "IDLE_TIME", 0.005)
+def test_idle_sessions_over_and_over_leave_no_descriptor(server: ReferenceServer) -> None:
 
     async def main() -> None:
-        async with opened(source_of(server)) as source:
+        async with opened(source_of(server, limits=ServerLimits(idle_time=0.005))) as source:
             counts = []
             for _turn in range(30):
                 await source.fetch_file(FIRST, IMAGE, 1 << 20)

@@ -30,7 +30,6 @@ from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.directory.source import DirectorySource
-from pbsfs.sources.server import source as source_module
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSource
@@ -54,17 +53,16 @@ DEEP = Namespace.parse("prod/db")
 as_anybody = pytest.mark.parametrize("auth_id", [USER, TOKEN], ids=["password", "token"])
 
 
+NOTHING_KEPT = ServerLimits(namespaces_kept=0)
+
+
 class ServerConformance(SourceConformance):
     auth_id: str
-
-    @pytest.fixture(autouse=True)
-    def no_kept_lists(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(source_module, "NAMESPACES_KEPT", 0)
 
     @asynccontextmanager
     async def open(self, datastore: Path) -> AsyncIterator[Source]:
         with serving.served(datastore) as server:
-            async with opened(source_of(server, self.auth_id)) as source:
+            async with opened(source_of(server, self.auth_id, limits=NOTHING_KEPT)) as source:
                 yield source
             await serving.until(lambda: not server.open_sessions())
 
