@@ -14,7 +14,16 @@ from pbsfs.base.errors import NotFoundError, PbsfsError, UsageError
 from pbsfs.base.names import ArchiveKind
 from pbsfs.base.text import first_of, printable
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.tree import Directory, GroupDirectory, ImageFile, Latest, Node, SnapshotDirectory, Tree
+from pbsfs.tree import (
+    Directory,
+    FilesDirectory,
+    GroupDirectory,
+    ImageFile,
+    Latest,
+    Node,
+    SnapshotDirectory,
+    Tree,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +41,8 @@ async def choose(tree: Tree, path: str, *, missing: str | None = None, filters: 
     node = await tree.find(path)
     if missing is not None:
         raise UsageError(f"{missing}= is missing; {await what_there_is(node)}")
+    if _is_in_files(node):
+        raise NotFoundError(f"{node} is in 'files', which has no images; give the path without 'files'")
     if not isinstance(node, Directory):
         image = await image_in(node, path)
         await image.open()
@@ -50,6 +61,12 @@ async def choose(tree: Tree, path: str, *, missing: str | None = None, filters: 
             f"name one image; {await what_there_is(node)}"
         )
     return node
+
+
+def _is_in_files(node: Node | None) -> bool:
+    while node is not None and not isinstance(node, FilesDirectory):
+        node = node.parent
+    return node is not None
 
 
 async def image_in(node: Node, name: str) -> ImageFile:
