@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import trio
 
-from pbsfs.reader.image import Extent, Image
+from pbsfs.reader.image import Buffer, Extent, Image
 
 R = TypeVar("R")
 
@@ -56,9 +56,11 @@ class Bridge:
 class ImageStream:
     """An image as a `contents.base.Stream`. For work that a `Bridge` runs."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, *, whole: bool = False) -> None:
+        """Call from the trio loop. `whole`: the image is most likely read whole, from its beginning."""
         self._image = image.strict()
-        self._handle = self._image.handle()
+        self._handle = self._image.handle(whole=whole)
+        self._loop = trio.lowlevel.current_trio_token()
 
     @property
     def size(self) -> int:
@@ -67,6 +69,10 @@ class ImageStream:
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `contents.base.Stream`."""
+        return bytes(self.view(offset, size))
+
+    def view(self, offset: int, size: int) -> Buffer:
+        """The same without a copy, where the bytes lie in one chunk."""
         data = self._image.read_cached(offset, size)
         if getattr(_here, "inline", False):
             if data is None:
@@ -74,8 +80,8 @@ class ImageStream:
         elif data is None:
             data = trio.from_thread.run(self._handle.read, offset, size)
         elif self._handle.observe(offset, size):
-            trio.from_thread.run_sync(self._handle.fetch_ahead)
-        return bytes(data)
+            self._loop.run_sync_soon(self._handle.fetch_ahead, idempotent=True)
+        return data
 
     def spans(self, offset: int, size: int) -> Iterator[Extent]:
         """The range, cut at the end, in pieces: holes, and data by chunk. Reads nothing."""

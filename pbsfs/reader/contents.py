@@ -78,7 +78,7 @@ class OpenContents:
 
     def streams(self) -> list[ImageStream]:
         """Streams of its own for one that reads all of the contents in order; to be closed."""
-        return [ImageStream(image) for image in self.images]
+        return [ImageStream(image, whole=True) for image in self.images]
 
     def data_size(self, entry: Entry) -> int:
         """Bytes of an exact entry that are not holes, as far as that is known without reading."""
