@@ -260,17 +260,31 @@ class Archive(Contents):
 
     # --- files
 
-    def data(self, file: Entry) -> Sequence[Piece]:
+    def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
         start = file.end - file.size
         if self._payload is not None:
-            raw = self._payload.pread(start - HEADER_SIZE, HEADER_SIZE)
-            if len(raw) < HEADER_SIZE or HEADER.unpack(raw) != (pxar.PAYLOAD, HEADER_SIZE + file.size):
-                where = start - HEADER_SIZE
-                raise DamageError(f"the payload stream has another file's content or none at byte {where}")
+            self._confirm(self._payload, start - HEADER_SIZE, file.size, unconfirmed)
         return [Piece(len(self.streams) - 1, start, file.size)] if file.size else []
+
+    def _confirm(self, payload: Stream, where: int, size: int, unconfirmed: bool) -> None:
+        try:
+            raw = payload.pread(where, HEADER_SIZE)
+        except DamageError:
+            if unconfirmed:
+                return
+            raise
+        if len(raw) < HEADER_SIZE or HEADER.unpack(raw) != (pxar.PAYLOAD, HEADER_SIZE + size):
+            raise DamageError(f"the payload stream has another file's content or none at byte {where}")
 
     def stored_at(self, file: Entry) -> Piece | None:
         return Piece(len(self.streams) - 1, file.end - file.size, file.size)
+
+    def size_below(self, directory: Entry) -> int | None:
+        if directory.position == self._items.start:
+            return self.streams[-1].size
+        if self._payload is None:
+            return directory.end - directory.position
+        return sum(entry.size for _path, entry in self.walk(directory) if isinstance(entry, Entry))
 
     def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         if not entry.has_xattrs:

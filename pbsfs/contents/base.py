@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import stat as stat_bits
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -129,10 +129,11 @@ class Contents(abc.ABC):
         """Whether `link_count` returns without reading."""
 
     @abc.abstractmethod
-    def data(self, file: Entry) -> Sequence[Piece]:
+    def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
         """Where the bytes of an exact `file` are: pieces in order, `file.size` bytes in all.
 
-        Zeros that the stream itself stores as a hole are not set apart.
+        Zeros that the stream itself stores as a hole are not set apart. `unconfirmed`: also where damage
+        hides what confirms the place, for callers that put zeros in the place of damaged bytes.
         """
 
     def stored_at(self, file: Entry) -> Piece | None:
@@ -144,11 +145,18 @@ class Contents(abc.ABC):
         """The extended attributes by name, with access control lists as `system.posix_acl_access` and
         `system.posix_acl_default` in the kernel's form (linux/posix_acl_xattr.h)."""
 
-    def walk(self, directory: Entry) -> Iterator[tuple[bytes, Entry | DamageError]]:
+    def size_below(self, directory: Entry) -> int | None:
+        """Bytes of the files below `directory`, about; None where finding out costs much."""
+        return None
+
+    def walk(
+        self, directory: Entry, *, enter: Callable[[bytes], bool] = lambda _path: True
+    ) -> Iterator[tuple[bytes, Entry | DamageError]]:
         """All below `directory`, in the order in which it is stored, each directory before what it holds.
 
         Yields paths relative to `directory` with exact entries. Where a directory cannot be listed, or not in
-        full, its path comes with the error (again, if it was yielded before).
+        full, its path comes with the error (again, if it was yielded before). `enter`: called with the path
+        of each directory after it was yielded: whether to list it.
         """
         stack: list[Iterator[tuple[bytes, Entry | DamageError]]] = [self._level(directory, b"")]
         while stack:
@@ -158,7 +166,7 @@ class Contents(abc.ABC):
                 continue
             yield item
             path, entry = item
-            if isinstance(entry, Entry) and entry.is_directory:
+            if isinstance(entry, Entry) and entry.is_directory and enter(path):
                 stack.append(self._level(entry, path + b"/"))
 
     def _level(self, directory: Entry, prefix: bytes) -> Iterator[tuple[bytes, Entry | DamageError]]:

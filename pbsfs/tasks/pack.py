@@ -66,32 +66,11 @@ class Packing:
             yield top.name, top
             return
         yield b"", top
-        waiting: list[tuple[bytes, Entry]] = []  # directories that are wanted if something in them is
-        wanted: bytes | None = b"" if not self.selection.included else None
-        left_out: bytes | None = None
-        for path, entry in self.contents.walk(top):
-            if left_out is not None and path.startswith(left_out):
-                continue
-            if not isinstance(entry, Entry):
+        for path, entry in self.selection.walk(self.contents, top):
+            if isinstance(entry, Entry):
+                yield path, entry
+            else:
                 self.lose(path, entry)
-                continue
-            if wanted and not path.startswith(wanted):
-                wanted = None
-            if self.selection.excludes(path, is_directory=entry.is_directory):
-                left_out = path + b"/"
-                continue
-            is_wanted = wanted is not None or self.selection.includes(path, is_directory=entry.is_directory)
-            while waiting and not path.startswith(waiting[-1][0] + b"/"):
-                waiting.pop()
-            if not is_wanted:
-                if entry.is_directory:
-                    waiting.append((path, entry))
-                continue
-            yield from waiting
-            waiting.clear()
-            yield path, entry
-            if wanted is None and entry.is_directory:
-                wanted = path + b"/"
 
     def data(self, path: bytes, entry: Entry) -> tuple[list[Extent], Callable[[Extent], bytes]]:
         """The holes and data of a file, and what reads one of data: zeros where damage is skipped.

@@ -45,17 +45,6 @@ class Restored:
 
 
 @dataclass(slots=True)
-class _Level:
-    """A directory on the way to the entry that is being restored. `wanted`: all below it is to be restored.
-    `made`: it exists in the destination, without its attributes."""
-
-    steps: Steps
-    entry: Entry
-    wanted: bool
-    made: bool
-
-
-@dataclass(slots=True)
 class Restore:
     """One restore. `streams`: by the numbers of `Piece.stream`. `skip_damage`: continue at damage, with zeros
     instead of damaged data, and without entries that cannot be read. `advance`: called with the bytes of each
@@ -77,31 +66,23 @@ class Restore:
 
         Raises DamageError, KeyRequiredError, SourceError and OutputError.
         """
-        levels = [_Level((), top, wanted=not self.selection.included, made=True)]
-        left_out: Steps | None = None
-        for path, entry in self.contents.walk(top):
+        levels: list[tuple[Steps, Entry]] = [((), top)]
+        for path, entry in self.selection.walk(self.contents, top):
             steps = tuple(path.split(b"/")) if path else ()
-            if left_out is not None and steps[: len(left_out)] == left_out:
-                continue
             if not isinstance(entry, Entry):
                 self._lose(steps, entry)
                 continue
-            while levels[-1].steps != steps[:-1]:
-                self._leave(levels.pop())
-            if self.selection.excludes(path, is_directory=entry.is_directory):
-                left_out = steps
-                continue
-            wanted = levels[-1].wanted or self.selection.includes(path, is_directory=entry.is_directory)
-            if wanted:
-                self._make(levels)
+            while levels[-1][0] != steps[:-1]:
+                self._leave(*levels.pop())
             if entry.is_directory:
-                levels.append(_Level(steps, entry, wanted, made=False))
-                if wanted:
-                    self._make(levels)
-            elif wanted:
+                self.advance(0)
+                self.destination.make_directory(steps)
+                self.result.files += 1
+                levels.append((steps, entry))
+            else:
                 self.entry(entry, steps)
         while levels:
-            self._leave(levels.pop())
+            self._leave(*levels.pop())
         return self.result
 
     def entry(self, entry: Entry, steps: Steps) -> Restored:
@@ -119,23 +100,14 @@ class Restore:
             raise OutputError(f"cannot write {where}: {error.strerror}") from None
         return self.result
 
-    def _make(self, levels: list[_Level]) -> None:
-        for level in levels:
-            if not level.made:
-                self.destination.make_directory(level.steps)
-                level.made = True
-                self.result.files += 1
-
-    def _leave(self, level: _Level) -> None:
+    def _leave(self, steps: Steps, entry: Entry) -> None:
         """Sets a directory's attributes, after all that was made in it."""
-        if not level.made:
-            return
         try:
-            xattrs = self._xattrs(level.entry)
+            xattrs = self._xattrs(entry)
         except DamageError as error:
-            self._lose(level.steps, error)
+            self._lose(steps, error)
             xattrs = {}
-        self.attributes.set(self.destination.directory(level.steps), level.entry, xattrs)
+        self.attributes.set(self.destination.directory(steps), entry, xattrs)
 
     def _file(self, entry: Entry, steps: Steps) -> None:
         first = self._first_names.get(entry.inode)
