@@ -1,9 +1,9 @@
 """The interface that every source of backups has.
 
-A source lists and hands out stored bytes; it verifies and decodes nothing that the reader layer can
-verify for all sources alike. All methods may be called concurrently from tasks of one trio loop.
-They raise `NotFoundError` for what does not exist, `SourceError` where the source can't be read, and
-`DamageError` where what was read makes no sense.
+A source lists backups and returns stored bytes. It verifies and decodes nothing that the reader layer can
+verify for all sources. All methods may be called concurrently from tasks of one trio loop. They raise
+`NotFoundError` for what does not exist, `SourceError` if the source can't be read, and `DamageError` if the
+stored data is not valid.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FileInfo:
     """A file of a snapshot as listed.
 
     `size`: of an index, the archive's decoded bytes; of a blob, its stored bytes. `csum` (32 bytes)
-    where the listing knows it. `crypt_mode` None: not told (the file is not in the manifest).
+    if the listing has it. `crypt_mode` None: unknown (the file is not in the manifest).
     """
 
     archive: Archive
@@ -55,8 +55,8 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """A finished snapshot as listed. `error`: why its contents can't be listed, where they can't; the
-    source has logged that."""
+    """A finished snapshot as listed. `error`: why its contents can't be listed, if so; the source has logged
+    that."""
 
     snapshot: Snapshot
     files: tuple[FileInfo, ...]
@@ -79,23 +79,23 @@ class Usage:
 
 
 class Source(abc.ABC):
-    """Somewhere that backups can be read from."""
+    """A place to read backups from: a server, or a datastore in a directory."""
 
     cheap_files: bool
     """Whether reading an index costs little enough to do it for a stat."""
 
     doubts: tuple[float, ...] = ()
-    """Seconds of the pauses after which something is fetched again before it counts as damage: one try for
-    each. None where what was read can't have been broken on the way."""
+    """The pauses, in seconds, after each of which data is fetched again before it counts as damage. Empty if
+    nothing can change the data between the storage and pbsfs."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
         """What the source is, for messages: no secrets."""
 
     async def open(self, nursery: trio.Nursery) -> None:  # noqa: B027 - most have nothing to do
-        """Called once before reading; raises SourceError where the source can't be used.
+        """Called once before reading; raises SourceError if the source can't be used.
 
-        What the source has to do in the background lives in `nursery`.
+        The background tasks of the source run in `nursery`.
         """
 
     @abc.abstractmethod
@@ -112,14 +112,14 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
-        """The stored bytes of one file of a snapshot; DamageError where they are more than `limit`."""
+        """The stored bytes of one file of a snapshot; DamageError if they are more than `limit`."""
 
     @abc.abstractmethod
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         """The stored blob of a chunk that the index `archive` names; DamageError above `limit` bytes."""
 
     async def usage(self) -> Usage | None:
-        """The space of the datastore; None where the source does not tell."""
+        """The space of the datastore; None if it is unknown."""
         return None
 
     async def confirmed(self, work: Callable[[], Awaitable[R]]) -> R:
@@ -135,4 +135,4 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     async def aclose(self) -> None:
-        """Lets go of everything the source holds."""
+        """Releases all resources of the source."""

@@ -180,5 +180,5 @@ async def _tried(
         else:
             if outage.known:
                 outage.known = False
-                log.warning("%s: goes on", what)
+                log.warning("%s: available again", what)
             return result

@@ -705,4 +705,4 @@ def test_a_command_waits_for_maintenance_to_end_and_says_so(server: ReferenceSer
     first, second = done.stderr.splitlines()
     assert first.startswith("pbsfs: WARNING: opening ")
     assert first.endswith("datastore 'store1' is not mounted; trying again")
-    assert second.endswith("goes on")
+    assert second.endswith("available again")

@@ -831,7 +831,7 @@ def test_a_server_that_is_away_is_waited_for(server: ReferenceServer, own: Stock
         server.come_back()
         assert read.result(30) == own.contents[IMAGE]
         assert listed.result(30) == names
-        assert logged(mount, "goes on")
+        assert logged(mount, "available again")
     with mounted(access(server), tmp_path / "m2", *SOON, "--retry-timeout", "0.5") as mount:
         assert listing(mount) == names
         server.go_down()

@@ -133,7 +133,7 @@ def test_a_mount_that_starts_waits_for_maintenance_to_end_and_says_so(
         server.faults.clear()
         assert process.wait(30) == 0
         assert (place / CONFIGURATION).read_bytes() == stocked.contents[CONFIGURATION]
-        assert "goes on" in process.stderr.read()
+        assert "available again" in process.stderr.read()
         assert "trying again" in (tmp_path / "log").read_text()
 
 

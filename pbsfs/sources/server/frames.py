@@ -1,9 +1,9 @@
-"""HTTP/2 frames as they come in, with chunk data received into its place.
+"""Received HTTP/2 frames, without copies of their data.
 
-h2 does the protocol; this replaces its buffer of received bytes. h2's own copies the data of a frame four
-times and, for a trace log that nobody reads, formats all of it as hex: more work than TLS itself. Here the
-caller receives straight into a frame's own buffer, and frames that carry data say no more of themselves than
-they have to. Not thread-safe; belongs to one connection.
+h2 implements the protocol; `Frames` replaces its buffer of received bytes. The buffer of h2 copies the data
+of a frame four times and formats all of it as hex for a trace log, which takes longer than TLS. Here the
+caller receives into a frame's own buffer, and the text form of a data frame leaves its data out. Used by
+`protocol`. Not thread-safe; belongs to one connection.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from h2.frame_buffer import FrameBuffer
 from hyperframe.frame import DataFrame, Frame
 
 MAX_FRAME_SIZE = 4 << 20
-"""Most bytes of data in a frame, as announced to the server: a usual chunk comes in one piece."""
+"""Bytes of data in a frame at most, as announced to the server: a usual chunk arrives in one frame."""
 
 MAX_CONTROL_FRAME_SIZE = 64 << 10
-"""Most bytes of any other frame; real ones have tens. What a hostile server could make us hold."""
+"""Bytes of any other frame at most: the memory that a hostile server could claim. Real ones have tens."""
 
 _HEADER_SIZE = 9
 _DATA_TYPE = 0
@@ -35,23 +35,26 @@ class QuietDataFrame(DataFrame):
 
 
 class Frames(FrameBuffer):
-    """Received bytes cut into frames. Receive into `target()`, then tell `advance()` how many came."""
+    """Cuts received bytes into frames. Receive into `target()`, then call `advance()` with the count."""
 
     def __init__(self) -> None:
         super().__init__()
         self._header = bytearray(_HEADER_SIZE)
         self._payload: bytearray | None = None  # of the frame whose header is complete
         self._filled = 0  # bytes of the header, or then of the payload
-        self.data_received = 0  # bytes of payload, also of frames that are not complete yet
+        self.data_received = 0  # bytes of payload, including frames that are not complete yet
         self._complete: deque[tuple[bytes, bytearray]] = deque()
 
     def target(self) -> memoryview:
-        """Where the next received bytes belong; never empty."""
+        """The buffer for the next received bytes; never empty."""
         place = self._header if self._payload is None else self._payload
         return memoryview(place)[self._filled :]
 
     def advance(self, count: int) -> bool:
-        """`count` bytes came into `target()`: whether that completed a frame. Raises ProtocolError."""
+        """Takes `count` bytes that are in `target()`; returns whether they complete a frame.
+
+        Raises ProtocolError.
+        """
         self._filled += count
         if self._payload is not None and self._header[3] == _DATA_TYPE:
             self.data_received += count
@@ -68,7 +71,7 @@ class Frames(FrameBuffer):
         return True
 
     def _announced(self) -> int:
-        """The payload's length from the header, checked before anything of that size is made."""
+        """The payload's length from the header, checked before it sizes a buffer."""
         length = int.from_bytes(self._header[:3], "big")
         most = MAX_FRAME_SIZE if self._header[3] == _DATA_TYPE else MAX_CONTROL_FRAME_SIZE
         if length > most:
@@ -76,7 +79,7 @@ class Frames(FrameBuffer):
         return length
 
     def add_data(self, data: object) -> None:
-        """h2 hands received bytes over here; they are here already."""
+        """Does nothing: h2 calls this with the received bytes, which `advance` has taken already."""
 
     def __next__(self) -> Frame:
         while self._complete:
@@ -103,10 +106,10 @@ class Frames(FrameBuffer):
 
 
 def install(connection: H2Connection) -> Frames:
-    """Makes `connection` take its frames from here."""
+    """Replaces the buffer of `connection`; returns the new one."""
     frames = Frames()
     connection.incoming_buffer = frames
-    # h2 finds a frame's handler by its very class.
+    # h2 finds a frame's handler by its class, and not by a base class.
     handlers = connection._frame_dispatch_table
     handlers[QuietDataFrame] = handlers[DataFrame]
     return frames

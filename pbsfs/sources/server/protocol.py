@@ -1,7 +1,7 @@
 """The reader protocol over HTTP/2: requests out, answers in, without any I/O.
 
-The session that owns it sends what `outgoing()` has, receives into `target()`, and tells `received()`.
-Every length that the server announces is checked before it is believed. Not thread-safe.
+The session that owns it sends what `outgoing()` returns, receives into `target()`, and calls `received()`.
+Every length that the server announces is checked before use. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from pbsfs.sources.server.frames import MAX_FRAME_SIZE, install
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 
 MAX_HEADER_LIST_SIZE = 64 << 10
-"""Bytes of all headers of an answer; real ones have a hundred."""
+"""Bytes of all headers of an answer; real answers have some hundred."""
 
 MAX_ERROR_BODY = 16 << 10
-"""Bytes of an error's text that are kept."""
+"""Bytes of an error's text that pbsfs keeps."""
 
 
 MAX_STREAMS = 128
-"""Requests at once on one connection at most, also where the server allows more: enough to fill the link with
-the smallest chunks, and below the 200 that current servers allow."""
+"""Requests at once on one connection at most, even if the server allows more: enough to fill the link with
+the smallest chunks, and less than the 200 that current servers allow."""
 
 PING = b"pbsfs up"
-"""What a PING carries: eight bytes of any kind."""
+"""The content of a PING: any eight bytes."""
 
 LARGE_BODY = 32 << 20
-"""Bytes above which a body (an index of many TiB) is gathered in one place as it comes: joining its parts in
-the end would take twice its size."""
+"""Bytes above which the parts of a body (the index of an image of many TiB) go into one buffer as they
+arrive: joining them at the end would take twice its size."""
 
 SMALL_PART = 4 << 10
-"""Bytes below which a frame's data is put together with that of its neighbours: a body of frames of one
-byte each would take hundreds of times its size."""
+"""Bytes below which the data of adjacent frames is joined: as objects of their own, frames of one byte each
+would take hundreds of times the size of the body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +64,18 @@ class Response:
 
 
 class RefusedStreamError(ConnectError):
-    """The server did not look at this request (REFUSED_STREAM, RFC 9113, 8.7); the connection goes on."""
+    """The server did not process the request (REFUSED_STREAM, RFC 9113, 8.7). The connection is usable."""
 
 
 @dataclass(slots=True)
 class _Stream:
     limit: int
-    since: float  # when it was asked for, or something of it arrived last
+    since: float  # when pbsfs sent the request, or received the last part of its answer
     status: int = 0
     size: int = 0
     announced: int | None = None
     parts: list[memoryview | bytearray] = field(default_factory=list)
-    gathered: io.BytesIO | None = None  # all of it, where it is too large to be joined in the end
+    gathered: io.BytesIO | None = None  # the body so far, if it is too large to join at the end
 
     def add(self, data: memoryview) -> None:
         if self.gathered is None and self.size > LARGE_BODY:
@@ -99,16 +99,16 @@ class _Stream:
 
 
 class ReaderProtocol:
-    """The client's side of one connection, from behind the upgrade on.
+    """The client's side of one connection, after the upgrade.
 
-    `greeted`: whether the server has answered our greeting, which it does at once.
-    Times are the caller's, on any clock.
+    `greeted`: whether the server has acknowledged the client's settings, which it does at once. Times are
+    seconds of one clock, which the caller reads.
     """
 
     def __init__(self, limits: ServerLimits = DEFAULT) -> None:
         self._limits = limits
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
-        # In force from the start: what is set later is so only when the server has acknowledged it.
+        # In force from the start: later settings only apply once the server has acknowledged them.
         self._h2.local_settings = Settings(
             client=True,
             initial_values={
@@ -135,15 +135,15 @@ class ReaderProtocol:
 
     @property
     def progress(self) -> int:
-        """Grows whenever something of an answer arrives, or one of our PINGs is answered."""
+        """Grows whenever part of an answer arrives, or the server answers a PING."""
         return self._frames.data_received + self._heads + self._pongs
 
     @property
     def room(self) -> int:
         """How many more requests may be sent now: none before the server's settings have arrived.
 
-        Below 1 when the server has lowered its limit. Servers send their settings at once, and refuse what
-        is above their limit. Source: SETTINGS_MAX_CONCURRENT_STREAMS, RFC 9113, 6.5.2.
+        Below 1 if the server has lowered its limit. Servers send their settings at once, and refuse requests
+        above their limit. Source: SETTINGS_MAX_CONCURRENT_STREAMS, RFC 9113, 6.5.2.
         """
         if not self._settings_known:
             return 0
@@ -151,7 +151,7 @@ class ReaderProtocol:
 
     @property
     def oldest(self) -> float | None:
-        """The time since which the answer that is due longest has not grown; None when none is due."""
+        """The time at which the least recently active answer last grew; None if none is outstanding."""
         return min((stream.since for stream in self._streams.values()), default=None)
 
     def overdue(self, before: float) -> list[int]:
@@ -159,14 +159,14 @@ class ReaderProtocol:
         return [number for number, stream in self._streams.items() if stream.since < before]
 
     def ping(self) -> None:
-        """Asks whether the server lives."""
-        with contextlib.suppress(H2Error):  # the connection is at its end anyway
+        """Asks the server for a sign of life."""
+        with contextlib.suppress(H2Error):  # the connection is ending
             self._h2.ping(PING)
 
     def request(self, path: str, limit: int, now: float = 0.0) -> int:
         """Asks for `path` (query included); returns the number that its answer will have.
 
-        `limit`: most bytes of the body. Raises ConnectError where the connection takes no more requests.
+        `limit`: bytes of the body at most. Raises ConnectError if the connection takes no more requests.
         """
         headers = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", path)]
         try:
@@ -178,13 +178,13 @@ class ReaderProtocol:
         return stream_id
 
     def cancel(self, stream_id: int) -> None:
-        """Nobody waits for this answer any more."""
+        """Cancels a request; pbsfs ignores the rest of its answer."""
         if self._streams.pop(stream_id, None) is not None:
-            with contextlib.suppress(H2Error):  # the connection is at its end anyway
+            with contextlib.suppress(H2Error):  # the connection is ending
                 self._h2.reset_stream(stream_id, ErrorCodes.CANCEL)
 
     def outgoing(self) -> bytes:
-        """What is to be sent now."""
+        """The bytes to send now."""
         return self._h2.data_to_send()
 
     def target(self) -> memoryview:
@@ -192,9 +192,9 @@ class ReaderProtocol:
         return self._frames.target()
 
     def received(self, count: int, now: float = 0.0) -> list[tuple[int, Response | PbsfsError]]:
-        """`count` bytes were received into `target()`: the answers that are complete now, by number.
+        """Takes `count` bytes that are in `target()`; returns the answers that are complete now, by number.
 
-        Raises ConnectError where the connection is of no more use.
+        Raises ConnectError if the connection can't be used any more.
         """
         try:
             if not self._frames.advance(count):
@@ -238,7 +238,7 @@ class ReaderProtocol:
             raise ConnectError(f"the server ends the connection (code {event.error_code})")
 
     def _whole(self, stream: _Stream) -> Response | PbsfsError:
-        # h2 compares the lengths where the last frame is one of data, and only there.
+        # h2 compares the lengths only if the last frame is a DATA frame.
         if stream.status == 200 and stream.announced not in (None, stream.size):
             return ConnectError(f"the server ends an answer after {stream.size} of {stream.announced} bytes")
         return Response(stream.status, stream.body())
@@ -267,14 +267,14 @@ class ReaderProtocol:
         if stream is None:
             return
         data = memoryview(event.data or b"")
-        if data:  # empty frames are nothing
+        if data:  # an empty frame is not progress
             stream.since = now
         stream.size += len(data)
         if stream.size <= stream.limit:
             stream.add(data)
         elif stream.status == 200:
             self._refuse(event.stream_id or 0, stream, "more", done)
-        else:  # who wants to read more of an error?
+        else:  # enough of an error
             stream.add(data[: len(data) - (stream.size - stream.limit)])
             self.cancel(event.stream_id or 0)
             done.append((event.stream_id or 0, Response(stream.status, stream.body())))

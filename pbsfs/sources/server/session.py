@@ -1,10 +1,10 @@
 """A reader session: one TLS connection to one snapshot, in a thread of its own.
 
-The thread connects, upgrades, sends requests and receives answers; it is the only one that touches the
-socket. Tasks of the trio loop hand over requests and wait. A session that fails fails all requests that are
-under way and is of no more use: whoever owns it opens another.
+The thread connects, upgrades, sends requests and receives answers; only this thread uses the socket. Tasks of
+the trio loop hand over requests and wait. When a session fails, all its outstanding requests fail, and the
+pool opens another. Used by `pool` through `opening`.
 
-At most as many requests are sent at once as the server allows; the others wait here.
+The session sends at most as many requests at once as the server allows; the others wait in it.
 
 The limit on time is on signs of life, not on the whole answer: a server that fetches a chunk from an object
 store may be silent for minutes. While an answer is outstanding and nothing arrives, the session asks by PING.
@@ -41,17 +41,17 @@ from pbsfs.sources.server.upgrade import RefusedError, upgrade
 log = logging.getLogger(__name__)
 
 GATHER = 1 << 20
-"""Bytes that are received at most before requests that wait are sent: a TLS record has 16 KiB, and a turn
-for each would cost more than the bytes."""
+"""Bytes that the session receives at most before it sends waiting requests: a TLS record has 16 KiB, and a
+turn for each would cost more than the bytes."""
 
 MOMENT = 20
-"""Milliseconds to wait for more before looking at the rest: requests that are added meanwhile end it."""
+"""Milliseconds to wait for more bytes before the turn ends. A new request ends the wait."""
 
 LONGEST_TURN = 0.25
-"""Seconds of such waiting, after which the rest is looked at in any case: a server may drip."""
+"""Seconds after which a turn ends in any case: a server may send a few bytes at a time."""
 
 MAX_UNSENT = 1 << 20
-"""Bytes that may wait to be sent: thousands of requests, and more than a server that reads ever leaves."""
+"""Bytes that may wait to be sent: thousands of requests, more than a working server ever leaves unread."""
 
 
 class _Exchange:
@@ -80,12 +80,12 @@ class _Exchange:
 
 
 class Session:
-    """A session with `query` (which snapshot) as whoever `headers` say.
+    """A session to one snapshot. `query`: names the snapshot. `headers`: authenticate the user.
 
-    `round_trip`: seconds, measured when connecting and by the server's first answers. `in_flight`: requests
-    without an answer.
-    `when_ended`: called in the trio loop when the connection is closed, and `ended` set: once it was opened,
-    that comes to every session, also to one that failed or was given up.
+    `round_trip`: seconds, measured while connecting and by the server's first answers. `in_flight`: how many
+    requests have no answer yet. `when_ended`: called in the trio loop when the connection is closed, after
+    which `ended` is set. Both happen once to every session that `open` was called for, whether it failed,
+    was cancelled or was closed.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class Session:
 
     @property
     def ending(self) -> bool:
-        """Whether it was closed and is about to end: at once, which one that still connects does not."""
+        """Whether it ends now: it was closed, and is not connecting, which takes longer to end."""
         return self._closing and self._connected
 
     async def open(self) -> None:
-        """Raises SourceError and its kin, and RefusedError for what the server refused."""
+        """Opens the session. Raises SourceError, its subclasses, and RefusedError if the server refuses."""
         try:
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             threading.Thread(target=self._run, name="pbsfs-session", daemon=True).start()
@@ -189,7 +189,7 @@ class Session:
             early = upgrade(
                 connection.socket, self._repository.address, self._query, self._headers, self._receive_some
             )
-            # What answers the TCP handshake may be a tunnel's near end.
+            # The TCP handshake may have been that of a tunnel's near end.
             self.round_trip = max(connection.round_trip, time.monotonic() - started)
             self._tell(self._opening, Response(101, b""))
             self._serve(connection, early, waiting)
@@ -200,7 +200,7 @@ class Session:
         except OSError as error:
             failure = ConnectError(f"{self._repository.address}: connection lost: {error.strerror or error}")
         except Exception as error:
-            log.exception("a session failed in a way that was not foreseen")
+            log.exception("a session failed with an unexpected error")
             failure = SourceError(f"{self._repository.address}: {type(error).__name__}: {error}")
         finally:
             if connection is not None:
@@ -228,7 +228,7 @@ class Session:
         self._in_trio(lambda: exchange.answer(result))
 
     def _in_trio(self, call: Callable[[], None]) -> None:
-        with contextlib.suppress(trio.RunFinishedError):  # nobody is left who could wait
+        with contextlib.suppress(trio.RunFinishedError):  # no task is left that could wait
             self._trio.run_sync_soon(call)
 
     def _receive_some(self, sock: ssl.SSLSocket) -> bytes:
@@ -244,7 +244,7 @@ class Session:
         raise ConnectError("the session was closed")
 
     def _serve(self, connection: Connection, early: bytes, waiting: dict[int, _Exchange]) -> None:
-        """The session's life: returns when it is closed, raises when it fails."""
+        """Sends and receives until the session is closed. Raises ConnectError and OSError when it fails."""
         sock = connection.socket
         protocol = ReaderProtocol(self._limits)
         sock.setblocking(False)
@@ -273,10 +273,10 @@ class Session:
                 self._give_up_overdue(protocol, waiting, now)
             unsent = _send(sock, unsent + protocol.outgoing())
             if len(unsent) > MAX_UNSENT:
-                raise ConnectError(f"{self._repository.address}: does not take what it is sent")
+                raise ConnectError(f"{self._repository.address}: accepts no more data")
             poll.register(sock, select.POLLIN | (select.POLLOUT if unsent else 0))
             if not sock.pending():
-                # Idle, it waits for ever: the pool closes what is not used.
+                # An idle session waits without a limit: the pool closes sessions that are not used.
                 ready = poll.poll(self._time_left(protocol, patience, now) * 1000 + 1 if awaited else None)
                 if any(fd == self._wake for fd, _event in ready):
                     os.eventfd_read(self._wake)
@@ -286,12 +286,12 @@ class Session:
                 patience.restart(time.monotonic())
             if protocol.greeted and not greeted:
                 greeted = True
-                # The upgrade took the server's own time too.
+                # The upgrade included the time that the server needed to open the snapshot.
                 greeting = time.monotonic() - started
                 self.round_trip = min(self.round_trip, max(connection.round_trip, greeting))
 
     def _awaited(self, protocol: ReaderProtocol) -> str:
-        """What the server owes us, as an error says that it does not come; nothing while it is idle."""
+        """What the server does not do while pbsfs waits, in the words of an error; empty while idle."""
         if protocol.busy:
             return "no answer"
         return "allows no requests" if self._requests else ""
@@ -302,8 +302,11 @@ class Session:
         return min(until, self._requests[0].until) if self._requests else until
 
     def _give_up_overdue(self, protocol: ReaderProtocol, waiting: dict[int, _Exchange], now: float) -> None:
-        """Fails the requests that a living server does not answer."""
-        text = f"{self._repository.address}: no answer for {self._answer_timeout:.0f} s, though it lives"
+        """Fails the requests that a reachable server does not answer."""
+        text = (
+            f"{self._repository.address}: no answer for {self._answer_timeout:.0f} s, "
+            "though the server is reachable"
+        )
         for number in protocol.overdue(now - self._answer_timeout):
             protocol.cancel(number)
             self._tell(waiting.pop(number), ConnectError(text))
@@ -346,8 +349,10 @@ class Session:
         waiting: dict[int, _Exchange],
         poll: select.poll,
     ) -> None:
-        """Takes what comes, up to `GATHER`, until there is something else to do. Raises ConnectError at its
-        end."""
+        """Receives up to `GATHER` bytes, until there is something else to do.
+
+        Raises ConnectError at the end of the connection.
+        """
         total = 0
         until = time.monotonic() + LONGEST_TURN
         only_this = [(sock.fileno(), select.POLLIN)]
@@ -355,7 +360,7 @@ class Session:
             try:
                 count = sock.recv_into(protocol.target())
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                # In the middle of answers the next record is a moment away: a turn for each would cost more.
+                # Within an answer the next record comes soon: a turn for each record would cost more.
                 if protocol.busy and total and time.monotonic() < until and poll.poll(MOMENT) == only_this:
                     continue
                 break
@@ -372,7 +377,7 @@ class Session:
             if exchange is None:
                 continue
             if isinstance(result, RefusedStreamError) and not exchange.refused:
-                # As when the server lowered its limit meanwhile. A second time, it is for the caller to wait.
+                # The server may have lowered its limit. If it refuses again, the caller waits and retries.
                 exchange.refused, exchange.number = True, None
                 self._requests.appendleft(exchange)
             else:
@@ -380,7 +385,7 @@ class Session:
 
 
 def _send(sock: ssl.SSLSocket, data: bytes) -> bytes:
-    """Sends what goes out without waiting; returns the rest."""
+    """Sends as much as possible without blocking; returns the rest."""
     while data:
         try:
             data = data[sock.send(data) :]

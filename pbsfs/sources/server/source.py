@@ -1,6 +1,7 @@
 """A running server as a source: lists and small files through its HTTP API, images through sessions.
 
-Everything that may succeed later is tried again up to a limit. Listing opens no session.
+Retries requests that may succeed later, up to a limit. Listing opens no session. Used by `pbsfs.access`;
+methods run in tasks of one trio loop.
 """
 
 from __future__ import annotations
@@ -43,21 +44,20 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 STALL_TIMEOUT = 30.0
-"""Seconds without a sign of life after which a session counts as lost: a byte of an answer, or an answered
-PING."""
+"""Seconds without a sign of life (a byte of an answer, or an answered PING) after which a session is lost."""
 
 ANSWER_TIMEOUT = 1800.0
-"""Seconds without a byte of it after which an answer is given up although the server lives: a server with an
-object store gives that the same time."""
+"""Seconds without a byte of an answer after which pbsfs gives it up although the server is reachable: a
+server waits as long for its object store."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How to deal with the server.
+    """The user's settings for the server.
 
-    `retry_timeout`: seconds for which a read is tried again. `connections`: to one snapshot; None to go by
-    the round trip. `stall_timeout`: seconds without a sign of life after which a session is given up.
-    `answer_timeout`: seconds after which an answer that does not grow is given up.
+    `retry_timeout`: seconds for which pbsfs retries a read. `connections`: to one snapshot; None to choose
+    by the round trip. `stall_timeout`: seconds without a sign of life after which pbsfs gives up a session.
+    `answer_timeout`: seconds after which it gives up an answer that does not grow.
     """
 
     retry_timeout: float = DEFAULT_LIMIT
@@ -72,8 +72,8 @@ class ServerSource(Source):
     cheap_files = False
 
     doubts = (0.25, 1.0)
-    # A bit may flip between an object store and the server, or in its memory. Two tries: the first may still
-    # be answered by what another request has fetched.
+    # A bit may flip between an object store and the server, or in the server's memory. Two tries: the answer
+    # to the first may come from what another request has fetched.
 
     def __init__(
         self,
@@ -105,8 +105,8 @@ class ServerSource(Source):
         return str(self.repository)
 
     async def open(self, nursery: trio.Nursery) -> None:
-        # A server that is away is an error at once: whoever starts wants to know. One that answers, and says
-        # that it can't give this for now, is waited for.
+        # An unreachable server is an error at once, for the user who starts a mount to see. A server that is
+        # reachable and reports a temporary fault is retried.
         await retried(
             self._begin,
             self.settings.retry_timeout,
@@ -139,7 +139,7 @@ class ServerSource(Source):
             for namespace in visible
             if len(namespace.parts) > depth and namespace.parts[:depth] == parent.parts
         }
-        # The list has what this user may see. A namespace above one of those is there too.
+        # The list has what this user may see. Every namespace above one of those exists too.
         if parent.parts and parent not in visible and not below:
             raise NotFoundError(f"{self}: there is no namespace '{parent}'")
         return sorted(below)
@@ -203,7 +203,7 @@ class ServerSource(Source):
 
     async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
         if archive.kind is ArchiveKind.BLOB:
-            # Without a session: who reads a configuration leaves no task and no lock on the server.
+            # Without a session: reading a configuration leaves neither a task nor a lock on the server.
             query = snapshot_query(self.repository.store, snapshot)
             del query["store"]
             query["file-name"] = archive.filename
@@ -217,7 +217,7 @@ class ServerSource(Source):
         )
 
     async def usage(self) -> Usage | None:
-        # Not tried again: it is asked in the background, and a later one will do.
+        # Not retried: it runs in the background, and pbsfs asks again later.
         return await self._ask("status", {}, listing.parse_usage)
 
     async def _ask(self, what: str, query: dict[str, str], parse: Callable[[Any], R]) -> R:
@@ -230,8 +230,10 @@ class ServerSource(Source):
         )
 
     async def _check_store(self, refusal: PbsfsError) -> None:
-        """Raises UnknownDatastoreError, with those that there are, where this user can't see the datastore:
-        servers say that in several ways."""
+        """Raises UnknownDatastoreError, with the datastores that exist, if this user can't see the datastore.
+
+        Servers report that in several ways.
+        """
         try:
             parse = functools.partial(listing.parse_list, parse=listing.parse_store)
             stores = self._take("the datastores", await self.api.get("/admin/datastore", {}, parse))

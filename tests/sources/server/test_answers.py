@@ -53,7 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     monkeypatch.setattr(ServerSource, "doubts", (0.0, 0.0))
     yield
     records = caplog.get_records("call")
-    records[:] = [r for r in records if not r.getMessage().endswith(("; trying again", ": goes on"))]
+    records[:] = [r for r in records if not r.getMessage().endswith(("; trying again", ": available again"))]
 
 
 async def read_with_zeros(source: ServerSource, zeroed: ZeroedRanges | None) -> bytes:

@@ -90,7 +90,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """That something is tried again is told of; anything else would fail the test."""
     yield
     records = caplog.get_records("call")
-    records[:] = [r for r in records if not r.getMessage().endswith(("; trying again", ": goes on"))]
+    records[:] = [r for r in records if not r.getMessage().endswith(("; trying again", ": available again"))]
 
 
 def read_through(server: ReferenceServer, *faults: Fault, **settings: float) -> bytes:
@@ -213,7 +213,7 @@ def test_a_read_waits_for_a_server_that_is_away_and_goes_on_when_it_is_back(
                 assert await read_all(image) == CONTENT
 
     trio.run(main)
-    assert any(message.endswith("goes on") for message in caplog.messages)
+    assert any(message.endswith("available again") for message in caplog.messages)
 
 
 @pytest.mark.parametrize("last_stream_id", [None, 0, 1 << 20], ids=["before", "none", "all"])

@@ -71,7 +71,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """That something is tried again is told of; anything else would fail the test."""
     yield
     records = caplog.get_records("call")
-    records[:] = [r for r in records if not r.getMessage().endswith(("; trying again", ": goes on"))]
+    records[:] = [r for r in records if not r.getMessage().endswith(("; trying again", ": available again"))]
 
 
 def random_fault(source: random.Random) -> Fault:

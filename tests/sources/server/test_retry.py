@@ -220,7 +220,7 @@ async def test_trying_again_is_said_aloud_once_and_so_is_that_it_goes_on(
 
     assert [record.getMessage() for record in caplog.records] == [
         "vm/100: gone; trying again",
-        "vm/100: goes on",
+        "vm/100: available again",
     ]
     caplog.clear()
 
