@@ -106,7 +106,7 @@ class Exports:
         A client that lists asks about each export in turn, and nbdkit logs every export that does not open.
         So one line of the log names what is left out, and again only when that has changed.
         """
-        lacks_key = self._tree.reader.lacks_key
+        lacks_key = self._tree.reader.manifests.lacks_key
         locked = [(name, image) for name, image in images if lacks_key(image.info, image.file)]
         names = tuple(name for name, _image in locked)
         if names != self._locked:

@@ -14,8 +14,9 @@ from pbsfs.base.names import MANIFEST, Archive
 from pbsfs.formats import blob, index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, CryptMode
+from pbsfs.reader.decode import SMALL
 from pbsfs.reader.image import Image
-from pbsfs.reader.reader import SMALL, open_reader
+from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
 from pbsfs.tree import ImageFile, Tree
 from tests.support import made
