@@ -131,6 +131,9 @@ class ArchiveKind(enum.Enum):
     BLOB = ".blob"
 
 
+_SUFFIXES = tuple(kind.value for kind in ArchiveKind)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Archive:
     """A file of a snapshot, by its stored name (`drive-scsi0.img.fidx`)."""
@@ -138,17 +141,12 @@ class Archive:
     filename: str
 
     def __post_init__(self) -> None:
-        if not is_safe_name(self.filename) or self._suffix() is None:
+        if not is_safe_name(self.filename) or not self.filename.endswith(_SUFFIXES):
             raise UsageError(f"{self.filename!r} is not the name of an archive")
-
-    def _suffix(self) -> ArchiveKind | None:
-        return next((kind for kind in ArchiveKind if self.filename.endswith(kind.value)), None)
 
     @property
     def kind(self) -> ArchiveKind:
-        kind = self._suffix()
-        assert kind is not None  # the constructor made sure
-        return kind
+        return next(kind for kind in ArchiveKind if self.filename.endswith(kind.value))
 
     @property
     def name(self) -> str:
