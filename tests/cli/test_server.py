@@ -29,7 +29,7 @@ from tests.support.terminal import at_a_terminal
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-SHOWN = ["vm", "ct", "ns"]
+SHOWN = ["vm", "ct", "ns", "files"]
 
 each_way_in = pytest.mark.parametrize("who", WAYS_IN)
 
@@ -77,7 +77,7 @@ def test_every_command_starts_at_the_namespace(
     server: ReferenceServer, stocked: Stocked, tmp_path: Path
 ) -> None:
     told = access(server)
-    assert output_of(PBSFS, "ls", "--ns", "prod", env=told).split() == ["vm"]
+    assert output_of(PBSFS, "ls", "--ns", "prod", env=told).split() == ["vm", "files"]
     inside = IN_NAMESPACE.removeprefix("ns/prod/")
     output_of(PBSFS, "export", "--ns", "prod", inside, tmp_path / "copy", env=told)
     assert (tmp_path / "copy").read_bytes() == stocked.contents[IN_NAMESPACE]
@@ -487,7 +487,7 @@ def test_a_token_for_one_namespace_sees_that_and_is_told_what_is_left_out(
     done = pbsfs("ls", "-R", env=told)
     assert done.returncode == 0
     assert IN_NAMESPACE in done.stdout.splitlines()
-    assert all(line.startswith("ns") for line in done.stdout.splitlines())
+    assert all(line.startswith(("ns", "files")) for line in done.stdout.splitlines())
     (line,) = done.stderr.splitlines()
     assert "left out" in line
     assert "missing Datastore.Audit|Datastore.Backup on /datastore/store1" in line
@@ -503,14 +503,14 @@ def test_a_password_is_asked_for_at_a_terminal_and_not_shown(server: ReferenceSe
     question = f"password of {USER} at 127.0.0.1:{server.port}"
     status, shown = at_a_terminal([PBSFS, "ls"], [(question, PASSWORD)], told)
     assert status == 0, shown
-    assert shown.splitlines()[-3:] == SHOWN
+    assert shown.splitlines()[-len(SHOWN) :] == SHOWN
     assert PASSWORD not in shown
 
 
 def test_a_tokens_secret_is_asked_for_as_such(server: ReferenceServer) -> None:
     told = without(access(server, TOKEN), "PBS_PASSWORD")
     status, shown = at_a_terminal([PBSFS, "ls"], [(f"secret of {TOKEN}", SECRET)], told)
-    assert (status, shown.splitlines()[-3:]) == (0, SHOWN)
+    assert (status, shown.splitlines()[-len(SHOWN) :]) == (0, SHOWN)
 
 
 def test_a_wrong_password_at_a_terminal_is_not_asked_for_again(server: ReferenceServer) -> None:
@@ -558,7 +558,7 @@ def test_an_agreed_fingerprint_is_remembered_where_the_vendors_client_looks(
     file.write_text(other)
     told = without(access(server, XDG_CONFIG_HOME=str(tmp_path)), "PBS_FINGERPRINT")
     status, shown = at_a_terminal([PBSFS, "ls"], [("remember it", "y")], told)
-    assert (status, shown.splitlines()[-3:]) == (0, SHOWN)
+    assert (status, shown.splitlines()[-len(SHOWN) :]) == (0, SHOWN)
     assert file.read_text() == f"{other}127.0.0.1 {server.fingerprint}\n"
     assert os.listdir(file.parent) == ["fingerprints"]
     assert shows_all(pbsfs("ls", env=told))  # and nobody is asked again
