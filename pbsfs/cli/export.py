@@ -20,12 +20,13 @@ from pbsfs.cli.options import (
     run_on_tree,
     source_options,
 )
-from pbsfs.cli.progress import shown
+from pbsfs.cli.progress import is_shown, shown, shown_entries
 from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.copy import check_map_file, copy_blob, copy_image, open_target, write_map
 from pbsfs.tasks.extract.attributes import Kept
-from pbsfs.tasks.extract.run import Options
+from pbsfs.tasks.extract.extract import OnDamage
+from pbsfs.tasks.extract.run import Options, size_below
 from pbsfs.tasks.patterns import Selection
 from pbsfs.tree import BlobFile, ContentsNode, Directory, ImageFile, Tree
 
@@ -71,8 +72,8 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     type=click.Choice(["fail", "zero", "skip"]),
     default="fail",
     show_default=True,
-    help="Stop at damaged data, or write zeros instead and report where; of an archive, also leave out what "
-    "cannot be read (skip).",
+    help="Stop at damaged data, or write zeros instead and report where; of files in an archive, also leave "
+    "out what cannot be read (skip).",
 )
 @click.option(
     "--format",
@@ -82,9 +83,19 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
 )
 @click.option("--zstd", is_flag=True, help="Compress the tar archive with zstd.")
 @click.option(
-    "--pattern", "patterns", metavar="PATTERN", multiple=True, help="Only what matches, and all below it."
+    "--pattern",
+    "patterns",
+    metavar="PATTERN",
+    multiple=True,
+    help="Restore only what matches, and all below it; may be repeated.",
 )
-@click.option("--exclude", "excludes", metavar="PATTERN", multiple=True, help="Not what matches.")
+@click.option(
+    "--exclude",
+    "excludes",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave out what matches, and all below it; may be repeated.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace files that exist in DEST.")
 @click.option("--allow-existing-dirs", is_flag=True, help="Restore into directories that exist in DEST.")
 @click.option("--ignore-ownership", is_flag=True, help="Do not restore owners and groups.")
@@ -141,7 +152,7 @@ def command(
         Selection.parse(map(os.fsencode, patterns), map(os.fsencode, excludes)),
         overwrite,
         allow_existing_dirs,
-        skip_damage=zeroed is not None,
+        OnDamage(zero=on_damage != "fail", skip=on_damage == "skip"),
     )
     if map_file is not None and zeroed is None:
         raise UsageError("--map-file goes with --on-damage zero: without it there is nothing to map")
@@ -165,8 +176,8 @@ def command(
             with open_target(dest, os.fsdecode(node.name), len(data), force=force, mode=mode) as target:
                 await copy_blob(data, target)
         elif isinstance(node, ContentsNode):
-            size = sum(image.size for image in (await node.inside.open()).images)
-            with shown(progress, os.fsdecode(node.name), size) as advance:
+            size = await size_below(node, options.selection) if is_shown(progress) else None
+            with shown_entries(progress, os.fsdecode(node.name), size) as advance:
                 await export_contents(node, dest, form, options, advance, zstd=zstd, force=force, mode=mode)
         elif isinstance(node, Directory):
             names = first_of(map(os.fsdecode, await node.children())) or "it is empty"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -12,15 +12,10 @@ from typing import IO
 import click
 
 from pbsfs.base.errors import OutputError, PartialError, UsageError
-from pbsfs.base.text import one_line
+from pbsfs.base.text import first_of, one_line
 from pbsfs.tasks.extract.extract import Restored
-from pbsfs.tasks.extract.run import Options, pack, restore
+from pbsfs.tasks.extract.run import Advance, Options, pack, restore
 from pbsfs.tree import ContentsNode
-
-MOST_LISTED = 200
-"""Damaged entries that are listed; more are only counted."""
-
-Advance = Callable[[int], None]
 
 
 async def export_contents(
@@ -46,8 +41,8 @@ async def export_contents(
         if force or mode is not None:
             raise UsageError("--force and --mode are for images and archives; see --overwrite")
         result, unset = await restore(node, dest, options, advance)
-        for what, count in unset.counts.items():
-            click.echo(f"pbsfs: {count} {what} could not be set: {unset.reasons[what]}", err=True)
+        for line in str(unset).splitlines():
+            click.echo(f"pbsfs: {line}", err=True)
     else:
         with _archive_file(dest, force=force, mode=mode, zstd=zstd) as out:
             packing = await pack(node, out, form, options, advance)
@@ -60,14 +55,16 @@ async def export_contents(
 def _report_damage(result: Restored) -> None:
     lines = [f"{path or '.'}: not restored: {reason}" for path, reason in result.lost]
     for path, ranges, reason in result.zeroed:
-        where = ", ".join(f"bytes {r.offset} to {r.offset + r.length - 1}" for r in ranges)
+        where = first_of([f"bytes {r.offset} to {r.offset + r.length - 1}" for r in ranges])
         lines.append(f"{path}: {where} are zeros: {reason}")
-    for line in lines[:MOST_LISTED]:
+    for line in lines:
         click.echo(f"pbsfs: {one_line(line)}", err=True)
+    more = result.lost_count + result.zeroed_count - len(lines)
     if lines:
         raise PartialError(
-            f"restored but for damaged data: {len(result.lost)} entries are missing or incomplete, "
-            f"{len(result.zeroed)} files have zeros instead; they are listed above"
+            f"restored but for damaged data: {result.lost_count} entries are missing or incomplete, "
+            f"{result.zeroed_count} files have zeros instead; they are listed above"
+            + (f", but for {more} of them" if more else "")
         )
 
 

@@ -1,17 +1,39 @@
-"""The progress bar of commands that read much."""
+"""The progress of commands that read much."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+INTERVAL = 0.1
+"""Seconds between two changes of what is shown, where a command does many small steps."""
+
+
+def is_shown(progress: bool | None) -> bool:
+    """Whether to show the progress. `progress`: what the user wants; None for what suits standard error."""
+    return sys.stderr.isatty() if progress is None else progress
 
 
 @contextmanager
 def shown(progress: bool | None, name: str, size: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error; gives the function that takes the bytes done."""
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield lambda _count: None
+    with shown_entries(progress, name, size, count_entries=False) as advance:
+        yield lambda count: advance(count, 0)
+
+
+@contextmanager
+def shown_entries(
+    progress: bool | None, name: str, size: int | None, *, count_entries: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error that counts files too.
+
+    Gives the function that takes the bytes done since the last call, and all files done. `size`: in bytes,
+    all of it, about; None where it is not known.
+    """
+    if not is_shown(progress):
+        yield lambda _count, _entries: None
         return
     from rich.console import Console  # noqa: PLC0415 - slow to import, and seldom needed
     from rich.progress import (  # noqa: PLC0415
@@ -23,13 +45,30 @@ def shown(progress: bool | None, name: str, size: int) -> Iterator[Callable[[int
         TransferSpeedColumn,
     )
 
+    files = [TextColumn("{task.fields[entries]} files")] if count_entries else []
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
+        *files,
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     ) as bar:
-        task = bar.add_task(name, total=size)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(name, total=size, entries=0)
+        waiting = last = 0
+        due = 0.0
+
+        def advance(count: int, entries: int) -> None:
+            nonlocal waiting, last, due
+            waiting, last = waiting + count, entries
+            if time.monotonic() >= due:
+                bar.update(task, advance=waiting, entries=last)
+                waiting = 0
+                due = time.monotonic() + INTERVAL
+
+        yield advance
+        # What was done, as opposed to what was expected.
+        bar.update(task, advance=waiting, entries=last)
+        done = bar.tasks[0].completed
+        bar.update(task, total=done if size is None or count_entries else size)

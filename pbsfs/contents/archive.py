@@ -305,3 +305,7 @@ class Archive(Contents):
     @property
     def knows_link_counts(self) -> bool:
         return self._links.known
+
+    @property
+    def counts_all_links(self) -> bool:
+        return not self._links.counts_seen

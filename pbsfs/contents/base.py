@@ -128,6 +128,11 @@ class Contents(abc.ABC):
     def knows_link_counts(self) -> bool:
         """Whether `link_count` returns without reading."""
 
+    @property
+    def counts_all_links(self) -> bool:
+        """Whether `link_count`, once it was called, counts all names, not only those that were listed."""
+        return True
+
     @abc.abstractmethod
     def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
         """Where the bytes of an exact `file` are: pieces in order, `file.size` bytes in all.

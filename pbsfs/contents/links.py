@@ -59,14 +59,15 @@ class LinkCounts:
         self._hints = hints
         self._lock = threading.Lock()
         self._targets: array[int] | None = None  # one for each hard link, sorted
-        self._counts_seen = hints is None and not items.split
+        self.counts_seen = hints is None and not items.split
+        """Whether `of` counts those names only that were seen."""
         self._seen: dict[int, int] = {}
         self._seen_counts: Counter[int] = Counter()
 
     @property
     def known(self) -> bool:
         """Whether `of` returns without reading."""
-        return self._targets is not None or self._counts_seen
+        return self._targets is not None or self.counts_seen
 
     def of(self, archive: Directories, position: int) -> int:
         """How many names the file at `position` has. Raises KeyRequiredError, SourceError."""
@@ -78,7 +79,7 @@ class LinkCounts:
 
     def saw(self, position: int, target: int) -> None:
         """Takes note of the hard link at `position`."""
-        if not self._counts_seen:
+        if not self.counts_seen:
             return
         with self._lock:
             if position not in self._seen and len(self._seen) < MAX_SEEN:
@@ -97,14 +98,14 @@ class LinkCounts:
     def _count(self, archive: Directories) -> array[int] | None:
         """The targets; None where those count that were seen."""
         with self._lock:
-            if self._targets is not None or self._counts_seen:
+            if self._targets is not None or self.counts_seen:
                 return self._targets
             if self._hints is None:
                 targets = _in_all_directories(archive) if self._may_have_links() else array("Q")
             else:
                 blocks = self._hints.with_hard_links()
                 if blocks is None:
-                    self._counts_seen = True
+                    self.counts_seen = True
                     return None
                 targets = _in_directories(archive, blocks) if blocks else array("Q")
             self._targets = array("Q", sorted(targets))

@@ -101,7 +101,7 @@ class Packing:
                 if not self.skip_damage:
                     raise DamageError(f"{os.fsdecode(path)}: {error}") from None
                 if not zeroed:
-                    self.result.zeroed.append((os.fsdecode(path), zeroed, str(error)))
+                    self.result.zero(os.fsdecode(path), zeroed, str(error))
                 zeroed[:] = merged([*zeroed, Range(span.offset, span.length)])
                 return bytes(span.length)
 
@@ -112,7 +112,7 @@ class Packing:
         where = os.fsdecode(path)
         if not self.skip_damage:
             raise DamageError(f"{where}: {error}" if where else str(error)) from None
-        self.result.lost.append((where, str(error)))
+        self.result.lose(where, str(error))
 
 
 def write_tar(packing: Packing, top: Entry, out: IO[bytes]) -> None:

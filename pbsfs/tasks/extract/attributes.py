@@ -1,19 +1,28 @@
 """Gives restored files what is stored with them, as far as the user may; what could not be set is counted.
 
 The order matters: the owner before the mode, since chown(2) takes away set-user-ID bits and capabilities;
-times last. Synchronous.
+times last. Synchronous; one thread uses an `Attributes`.
 """
 
 from __future__ import annotations
 
+import enum
+import errno
 import os
 import stat as stat_bits
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from pbsfs.contents.base import Entry
 
-_ACL_PREFIX = b"system.posix_acl_"
+_ACCESS_ACL = b"system.posix_acl_access"
+_DEFAULT_ACL = b"system.posix_acl_default"
+_ACLS = (_ACCESS_ACL, _DEFAULT_ACL)
+
+_NOBODY = 0xFFFF_FFFF
+"""The user and group that chown(2) takes for "leave it"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +35,48 @@ class Kept:
     xattrs: bool = True
 
 
+class Part(enum.Enum):
+    """What may not be possible to restore: as a sentence says it of a number, and what to do."""
+
+    OWNER = "the owner of {} entries", "restore as root, or add --ignore-ownership"
+    SET_ID = "{} set-user-ID and set-group-ID bits", "the files belong to another user or group than stored"
+    MODE = "the mode of {} entries", "restore to another file system, or add --ignore-permissions"
+    XATTR = "{} extended attributes", "restore as root, to a file system with them, or add --ignore-xattrs"
+    CAPABILITY = "the capabilities of {} files", "restore as root, or add --ignore-xattrs"
+    ACL = "{} access control lists", "restore to a file system with them, or add --ignore-acls"
+    TIME = "the time of {} entries", "restore to another file system"
+    DEVICE = "{} devices, FIFOs and sockets", "restore as root, to a file system with them"
+    LINK = "{} symbolic links", "restore to a file system with them"
+    HARD_LINK = "{} hard links, which are copies now", "restore to a file system with them"
+
+
 @dataclass(slots=True)
 class Unset:
-    """What could not be set: how often, and the first reason, by what it is."""
+    """What could not be restored: how often, and the first reason."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    reasons: dict[str, str] = field(default_factory=dict)
+    counts: Counter[Part] = field(default_factory=Counter)
+    reasons: dict[Part, str] = field(default_factory=dict)
 
-    def add(self, what: str, error: OSError) -> None:
-        self.counts[what] += 1
-        self.reasons.setdefault(what, error.strerror or str(error))
+    def add(self, part: Part, reason: OSError | str) -> None:
+        self.counts[part] += 1
+        if part not in self.reasons:
+            self.reasons[part] = reason if isinstance(reason, str) else reason.strerror or str(reason)
+
+    @contextmanager
+    def noting(self, part: Part) -> Iterator[None]:
+        """Takes note of a failure of the system in this context, and ends it."""
+        try:
+            yield
+        except OSError as error:
+            self.add(part, error)
+
+    def __str__(self) -> str:
+        """A line for each part."""
+        lines = []
+        for part, count in self.counts.items():
+            what, advice = part.value
+            lines.append(f"could not restore {what.format(count)}: {self.reasons[part]}; {advice}")
+        return "\n".join(lines)
 
 
 class Attributes:
@@ -48,73 +89,68 @@ class Attributes:
         os.umask(self._umask)
         self.unset = Unset()
 
-    def set(self, file: int, entry: Entry, xattrs: dict[bytes, bytes]) -> None:
-        """Of the file or directory with the descriptor `file`."""
+    def set(
+        self, place: int | bytes, entry: Entry, xattrs: Mapping[bytes, bytes], *, inherited: bool = False
+    ) -> None:
+        """Of `place`: the descriptor of a file or directory, or for what cannot be opened a path that leads
+        to it and nowhere else.
+
+        `inherited`: whether it may have got access control lists from the directory that it is in.
+        """
         kept, unset = self._kept, self.unset
-        if kept.ownership:
-            found = os.fstat(file)
-            if (found.st_uid, found.st_gid) != (entry.uid, entry.gid):
-                try:
-                    os.fchown(file, entry.uid, entry.gid)
-                except OSError as error:
-                    unset.add("owners", error)
+        has_owner = self._set_owner(place, entry) if kept.ownership else None
         if kept.xattrs:
             for name, value in xattrs.items():
-                if not name.startswith(_ACL_PREFIX):
-                    try:
-                        os.setxattr(file, name, value)
-                    except OSError as error:
-                        unset.add(_kind(name), error)
-        if kept.permissions:
-            mode = stat_bits.S_IMODE(entry.mode)
-            try:
-                os.fchmod(file, mode)
-            except OSError as error:
-                unset.add("modes", error)
-        else:
-            os.fchmod(file, (0o777 if entry.is_directory else 0o666) & ~self._umask)
-        if kept.acls:
-            for name, value in xattrs.items():
-                if name.startswith(_ACL_PREFIX):
-                    try:
-                        os.setxattr(file, name, value)
-                    except OSError as error:
-                        unset.add("access control lists", error)
-        try:
-            os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
-        except OSError as error:
-            unset.add("times", error)
-
-    def set_beneath(self, directory: int, name: bytes, entry: Entry, xattrs: dict[bytes, bytes]) -> None:
-        """Of a link, device, FIFO or socket, which must not be opened, in the directory `directory`."""
-        kept, unset = self._kept, self.unset
-        if kept.ownership:
-            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if (found.st_uid, found.st_gid) != (entry.uid, entry.gid):
-                try:
-                    os.chown(name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
-                except OSError as error:
-                    unset.add("owners", error)
-        place = b"/proc/self/fd/%d/%b" % (directory, name)
-        for key, value in xattrs.items():
-            is_acl = key.startswith(_ACL_PREFIX)
-            if kept.acls if is_acl else kept.xattrs:
-                try:
-                    os.setxattr(place, key, value, follow_symlinks=False)
-                except OSError as error:
-                    unset.add("access control lists" if is_acl else _kind(key), error)
+                if name not in _ACLS:
+                    with unset.noting(Part.CAPABILITY if name == b"security.capability" else Part.XATTR):
+                        os.setxattr(place, name, value)
+        if inherited and kept.acls:
+            for name in _ACLS:
+                if name not in xattrs:
+                    with suppress(OSError):  # it has none, or may have none
+                        os.removexattr(place, name)
         if not entry.is_link:
-            mode = stat_bits.S_IMODE(entry.mode) if kept.permissions else 0o666 & ~self._umask
-            try:
-                # Not through a link: it was made just now, in a directory that nobody else can write to.
-                os.chmod(name, mode, dir_fd=directory)
-            except OSError as error:
-                unset.add("modes", error)
+            with unset.noting(Part.MODE):
+                os.chmod(place, self._mode(place, entry, has_owner))
+        if kept.acls and xattrs:
+            for name in _ACLS:
+                if name in xattrs:
+                    with unset.noting(Part.ACL):
+                        os.setxattr(place, name, xattrs[name])
+        with unset.noting(Part.TIME):
+            os.utime(place, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def _set_owner(self, place: int | bytes, entry: Entry) -> bool:
+        """Whether the owner is as stored. The group alone is set where the user may do only that."""
         try:
-            os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory, follow_symlinks=False)
+            if _NOBODY in (entry.uid, entry.gid):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            os.chown(place, entry.uid, entry.gid)
         except OSError as error:
-            unset.add("times", error)
+            self.unset.add(Part.OWNER, error)
+            if entry.gid != _NOBODY:
+                with suppress(OSError):
+                    os.chown(place, -1, entry.gid)
+            return False
+        return True
 
+    def _mode(self, place: int | bytes, entry: Entry, has_owner: bool | None) -> int:
+        """The permissions to set.
 
-def _kind(name: bytes) -> str:
-    return "file capabilities" if name == b"security.capability" else "extended attributes"
+        Set-ID bits of files are for the stored owner only, as POSIX has it of cp and pax: for another, a
+        program would run with rights that nobody meant to give.
+        """
+        if not self._kept.permissions:
+            return (0o777 if entry.is_directory else 0o666) & ~self._umask
+        mode = stat_bits.S_IMODE(entry.mode)
+        if has_owner or not entry.is_file or not mode & (stat_bits.S_ISUID | stat_bits.S_ISGID):
+            return mode
+        found = os.stat(place)
+        for bit, is_same in (
+            (stat_bits.S_ISUID, found.st_uid == entry.uid),
+            (stat_bits.S_ISGID, found.st_gid == entry.gid),
+        ):
+            if mode & bit and not is_same:
+                self.unset.add(Part.SET_ID, "the owner differs")
+                mode &= ~bit
+        return mode

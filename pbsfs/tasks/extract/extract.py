@@ -13,21 +13,30 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pbsfs.base.errors import DamageError, OutputError
-from pbsfs.contents.base import Contents, Entry, Stream
+from pbsfs.contents.base import Contents, Entry, Piece, Stream
 from pbsfs.reader.damage import Range, merged
-from pbsfs.reader.image import Extent
-from pbsfs.tasks.extract.attributes import Attributes
-from pbsfs.tasks.extract.destination import Destination, Steps
+from pbsfs.reader.image import Buffer, Extent
+from pbsfs.tasks.extract.attributes import Attributes, Part
+from pbsfs.tasks.extract.destination import Destination
 from pbsfs.tasks.patterns import Selection
 
 ZERO_BLOCK = 64 << 10
 """Bytes of zeros that become a hole of a restored file."""
+
+MAX_FIRST_NAMES = 1 << 18
+"""Files whose names are kept where the archive does not say which have several."""
+
+MAX_LISTED = 10_000
+"""Damaged entries that are listed; more are only counted."""
 
 _ZEROS = bytes(ZERO_BLOCK)
 
 
 class SpannedStream(Stream, Protocol):
     """A stream that knows its holes."""
+
+    def view(self, offset: int, size: int) -> Buffer:
+        """As `pread`, without a copy where that is possible."""
 
     def spans(self, offset: int, size: int) -> Iterator[Extent]:
         """The range in pieces: holes, and data by chunk, so that damage costs no more than one."""
@@ -36,18 +45,39 @@ class SpannedStream(Stream, Protocol):
 @dataclass(slots=True)
 class Restored:
     """What a restore has done. `lost`: paths that could not be read, with the reason. `zeroed`: files of
-    which ranges read as zeros instead of damaged data, with the reason."""
+    which ranges read as zeros instead of damaged data, with the reason. Of both, at most MAX_LISTED; the
+    counts count all."""
 
     files: int = 0
     size: int = 0
     lost: list[tuple[str, str]] = field(default_factory=list)
     zeroed: list[tuple[str, list[Range], str]] = field(default_factory=list)
+    lost_count: int = 0
+    zeroed_count: int = 0
+
+    def lose(self, path: str, reason: str) -> None:
+        self.lost_count += 1
+        if self.lost_count <= MAX_LISTED:
+            self.lost.append((path, reason))
+
+    def zero(self, path: str, ranges: list[Range], reason: str) -> None:
+        self.zeroed_count += 1
+        if self.zeroed_count <= MAX_LISTED:
+            self.zeroed.append((path, ranges, reason))
+
+
+@dataclass(frozen=True, slots=True)
+class OnDamage:
+    """What to do at damage. `zero`: write zeros instead of damaged bytes of a file. `skip`: leave out entries
+    that cannot be read. Otherwise a restore ends there."""
+
+    zero: bool = False
+    skip: bool = False
 
 
 @dataclass(slots=True)
 class Restore:
-    """One restore. `streams`: by the numbers of `Piece.stream`. `skip_damage`: continue at damage, with zeros
-    instead of damaged data, and without entries that cannot be read. `advance`: called with the bytes of each
+    """One restore. `streams`: by the numbers of `Piece.stream`. `advance`: called with the bytes of each
     step; it may raise to end the restore.
     """
 
@@ -56,133 +86,168 @@ class Restore:
     destination: Destination
     attributes: Attributes
     selection: Selection = field(default_factory=Selection)
-    skip_damage: bool = False
+    on_damage: OnDamage = field(default_factory=OnDamage)
     advance: Callable[[int], None] = lambda _count: None
     result: Restored = field(default_factory=Restored)
-    _first_names: dict[int, Steps] = field(default_factory=dict)  # of files with several, by inode
+    _first_names: dict[int, bytes] = field(default_factory=dict)  # of files with several, by inode
 
     def directory(self, top: Entry) -> Restored:
         """Restores what is in `top`, and its attributes, to the destination itself.
 
         Raises DamageError, KeyRequiredError, SourceError and OutputError.
         """
-        levels: list[tuple[Steps, Entry]] = [((), top)]
+        self.destination.use_directory(b"")
+        levels: list[tuple[bytes, Entry]] = [(b"", top)]
         for path, entry in self.selection.walk(self.contents, top):
-            steps = tuple(path.split(b"/")) if path else ()
+            self.advance(0)
             if not isinstance(entry, Entry):
-                self._lose(steps, entry)
+                self._lose(path, entry)
                 continue
-            while levels[-1][0] != steps[:-1]:
+            parent = path.rpartition(b"/")[0]
+            while levels[-1][0] != parent:
                 self._leave(*levels.pop())
             if entry.is_directory:
-                self.advance(0)
-                self.destination.make_directory(steps)
+                self.destination.make_directory(path)
                 self.result.files += 1
-                levels.append((steps, entry))
+                levels.append((path, entry))
             else:
-                self.entry(entry, steps)
+                self.entry(entry, path)
         while levels:
             self._leave(*levels.pop())
         return self.result
 
-    def entry(self, entry: Entry, steps: Steps) -> Restored:
-        """Restores an entry that is not a directory as `steps`. Raises like `directory`."""
-        self.advance(0)
+    def entry(self, entry: Entry, path: bytes) -> Restored:
+        """Restores an entry that is not a directory as `path`. Raises like `directory`."""
         try:
             if entry.is_file:
-                self._file(entry, steps)
+                self._file(entry, path)
             else:
-                self._other(entry, steps)
+                self._other(entry, path)
         except DamageError as error:
-            self._lose(steps, error)
+            self._lose(path, error)
         except OSError as error:
-            where = self.destination.shown(steps)
+            where = self.destination.shown(path)
             raise OutputError(f"cannot write {where}: {error.strerror}") from None
         return self.result
 
-    def _leave(self, steps: Steps, entry: Entry) -> None:
+    def _leave(self, path: bytes, entry: Entry) -> None:
         """Sets a directory's attributes, after all that was made in it."""
         try:
             xattrs = self._xattrs(entry)
         except DamageError as error:
-            self._lose(steps, error)
+            self._lose(path, error)
             xattrs = {}
-        self.attributes.set(self.destination.directory(steps), entry, xattrs)
+        self._set(self.destination.directory(path), entry, xattrs)
 
-    def _file(self, entry: Entry, steps: Steps) -> None:
+    def _set(self, place: int | bytes, entry: Entry, xattrs: dict[bytes, bytes]) -> None:
+        self.attributes.set(place, entry, xattrs, inherited=self.destination.inherits)
+
+    def _file(self, entry: Entry, path: bytes) -> None:
         first = self._first_names.get(entry.inode)
-        if first is not None:
-            self.destination.make_hard_link(steps, first)
-            self.result.files += 1
+        if first is not None and self._hard_link(path, first):
             return
-        xattrs, pieces = self._xattrs(entry), self.contents.data(entry)
-        zeroed: list[Range] = []
-        reason = ""
-        with self.destination.new_file(steps) as fd:
-            place = 0
-            for piece in pieces:
-                if piece.stream is not None:
-                    stream = self.streams[piece.stream]
-                    for span in stream.spans(piece.offset, piece.length):
-                        at = place + span.offset - piece.offset
-                        try:
-                            if not span.hole:
-                                _write(fd, at, stream.pread(span.offset, span.length))
-                        except DamageError as error:
-                            if not self.skip_damage:
-                                raise
-                            zeroed.append(Range(at, span.length))
-                            reason = str(error)
-                        self.advance(span.length)
-                place += piece.length
-            os.ftruncate(fd, entry.size)
-            self.attributes.set(fd, entry, xattrs)
+        xattrs = self._xattrs(entry)
+        pieces = self.contents.data(entry, unconfirmed=self.on_damage.zero)
+        zeroed: list[tuple[Range, str]] = []
+        with self.destination.new_file(path, entry.size) as fd:
+            if self._write(fd, pieces, zeroed) < entry.size:
+                os.ftruncate(fd, entry.size)
+            self._set(fd, entry, xattrs)
         self.result.files += 1
         self.result.size += entry.size
         if zeroed:
-            self.result.zeroed.append((self.destination.shown(steps), merged(zeroed), reason))
-        if self.contents.link_count(entry) > 1:
-            self._first_names[entry.inode] = steps
+            ranges = merged([where for where, _reason in zeroed])
+            self.result.zero(os.fsdecode(path), ranges, zeroed[0][1])
+        if first is None:
+            self._keep_name(entry, path)
 
-    def _other(self, entry: Entry, steps: Steps) -> None:
+    def _hard_link(self, path: bytes, first: bytes) -> bool:
+        """Whether `path` could be made another name of the file `first`."""
+        try:
+            self.destination.make_hard_link(path, first)
+        except OSError as error:
+            self.attributes.unset.add(Part.HARD_LINK, error)
+            return False
+        self.result.files += 1
+        return True
+
+    def _keep_name(self, entry: Entry, path: bytes) -> None:
+        has_several = self.contents.link_count(entry) > 1
+        if self.contents.counts_all_links:
+            if has_several:
+                self._first_names[entry.inode] = path
+        elif len(self._first_names) < MAX_FIRST_NAMES:
+            self._first_names[entry.inode] = path
+        elif has_several:
+            self.attributes.unset.add(Part.HARD_LINK, "the archive has too many files without a catalog")
+
+    def _write(self, fd: int, pieces: Sequence[Piece], zeroed: list[tuple[Range, str]]) -> int:
+        """Writes a file's bytes but its holes; returns where the last that was written ends.
+
+        Adds to `zeroed` the ranges that are left zeros because they are damaged, with the reason.
+        """
+        place = end = 0
+        for piece in pieces:
+            if piece.stream is not None:
+                stream = self.streams[piece.stream]
+                shift = place - piece.offset
+                for span in stream.spans(piece.offset, piece.length):
+                    if not span.hole:
+                        try:
+                            data = stream.view(span.offset, span.length)
+                        except DamageError as error:
+                            if not self.on_damage.zero:
+                                raise
+                            zeroed.append((Range(span.offset + shift, span.length), str(error)))
+                        else:
+                            end = _write(fd, span.offset + shift, data) or end
+                    self.advance(span.length)
+            place += piece.length
+        return end
+
+    def _other(self, entry: Entry, path: bytes) -> None:
         xattrs = self._xattrs(entry)
-        if entry.is_link:
-            self.destination.make_link(steps, entry.target or b"")
-        else:
-            try:
-                self.destination.make_special(steps, entry.mode, entry.rdev)
-            except PermissionError as error:
-                self.attributes.unset.add("devices", error)
-                return
-        self.attributes.set_beneath(self.destination.directory(steps[:-1]), steps[-1], entry, xattrs)
+        try:
+            if entry.is_link:
+                self.destination.make_link(path, entry.target or b"")
+            else:
+                self.destination.make_special(path, entry.mode, entry.rdev)
+        except OSError as error:
+            self.attributes.unset.add(Part.LINK if entry.is_link else Part.DEVICE, error)
+            return
+        with self.destination.made(path, entry.mode) as place:
+            self._set(place, entry, xattrs)
         self.result.files += 1
 
     def _xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         return self.contents.xattrs(entry) if entry.has_xattrs else {}
 
-    def _lose(self, steps: Steps, error: DamageError) -> None:
-        where = os.fsdecode(b"/".join(steps))
-        if not self.skip_damage:
+    def _lose(self, path: bytes, error: DamageError) -> None:
+        where = os.fsdecode(path)
+        if not self.on_damage.skip:
             raise DamageError(f"{where}: {error}" if where else str(error)) from None
-        self.result.lost.append((where, str(error)))
+        self.result.lose(where, str(error))
 
 
-def _write(fd: int, offset: int, data: bytes) -> None:
-    """Writes `data`, leaving out blocks of zeros: the file reads as zeros there already."""
-    start = None
-    for at in range(0, len(data), ZERO_BLOCK):
-        block = data[at : at + ZERO_BLOCK]
-        if block[0] == 0 and block == _ZEROS[: len(block)]:
+def _write(fd: int, offset: int, data: Buffer) -> int:
+    """Writes `data`, leaving out blocks of zeros: the file reads as zeros there already. Returns where the
+    last bytes end that were written; 0 if none were."""
+    view = memoryview(data)
+    start: int | None = None
+    end = 0
+    for at in range(0, len(view), ZERO_BLOCK):
+        block = view[at : at + ZERO_BLOCK]
+        if not block[0] and not block[-1] and bytes(block) == _ZEROS[: len(block)]:
             if start is not None:
-                _write_all(fd, offset + start, memoryview(data)[start:at])
+                end = _write_all(fd, offset + start, view[start:at])
                 start = None
         elif start is None:
             start = at
-    if start is not None:
-        _write_all(fd, offset + start, memoryview(data)[start:])
+    return end if start is None else _write_all(fd, offset + start, view[start:])
 
 
-def _write_all(fd: int, offset: int, data: memoryview) -> None:
+def _write_all(fd: int, offset: int, data: memoryview) -> int:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
+    return offset

@@ -17,27 +17,39 @@ import trio
 from pbsfs.base.errors import OutputError
 from pbsfs.contents.base import Entry
 from pbsfs.tasks.extract.attributes import Attributes, Kept, Unset
-from pbsfs.tasks.extract.destination import Destination, Steps
-from pbsfs.tasks.extract.extract import Restore, Restored
+from pbsfs.tasks.extract.destination import Destination
+from pbsfs.tasks.extract.extract import OnDamage, Restore, Restored
 from pbsfs.tasks.pack import Packing, write_tar, write_zip
 from pbsfs.tasks.patterns import Selection
 from pbsfs.tree import ContentsNode
 
-Advance = Callable[[int], None]
+Advance = Callable[[int, int], None]
+"""Called with the bytes of each step, and the number of entries that are done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to restore.
 
-    `overwrite` and `existing_directories`: see `Destination`. `skip_damage`: see `Restore`.
+    `overwrite` and `existing_directories`: see `Destination`.
     """
 
     kept: Kept = field(default_factory=Kept)
     selection: Selection = field(default_factory=Selection)
     overwrite: bool = False
     existing_directories: bool = False
-    skip_damage: bool = False
+    on_damage: OnDamage = field(default_factory=OnDamage)
+
+
+async def size_below(node: ContentsNode, selection: Selection) -> int | None:
+    """Bytes of what is to be read, about; None where that is not known. Raises what reading raises."""
+    entry = await node.learn()
+    if not entry.is_directory:
+        return entry.size
+    if not selection.is_all:
+        return None
+    opened = await node.inside.open()
+    return await opened.run(functools.partial(opened.contents.size_below, entry))
 
 
 async def restore(
@@ -47,23 +59,31 @@ async def restore(
     in it where that is a directory. Raises what reading raises, and OutputError."""
     entry = await node.learn()
     opened = await node.inside.open()
-    place, steps = _where(entry, node.name, place)
+    place, path = _where(entry, node.name, place)
     destination = Destination(
         str(place), overwrite=options.overwrite, existing_directories=options.existing_directories
     )
     attributes = Attributes(options.kept)
     streams = opened.streams()
+    result = Restored()
 
     def step(count: int) -> None:
         trio.from_thread.check_cancelled()
-        advance(count)
+        advance(count, result.files)
 
     work = Restore(
-        opened.contents, streams, destination, attributes, options.selection, options.skip_damage, step
+        opened.contents,
+        streams,
+        destination,
+        attributes,
+        options.selection,
+        options.on_damage,
+        step,
+        result,
     )
     try:
         done = (
-            functools.partial(work.entry, entry, steps) if steps else functools.partial(work.directory, entry)
+            functools.partial(work.entry, entry, path) if path else functools.partial(work.directory, entry)
         )
         return await opened.run(done), attributes.unset
     finally:
@@ -72,16 +92,16 @@ async def restore(
             stream.close()
 
 
-def _where(entry: Entry, name: bytes, place: Path) -> tuple[Path, Steps]:
-    """The destination, which exists then, and the steps from there to what is restored."""
+def _where(entry: Entry, name: bytes, place: Path) -> tuple[Path, bytes]:
+    """The destination, which exists then, and the path from there to what is restored."""
     if not entry.is_directory:
-        return (place, (name,)) if place.is_dir() else (place.parent, (os.fsencode(place.name),))
+        return (place, name) if place.is_dir() else (place.parent, os.fsencode(place.name))
     if not os.path.lexists(place):
         try:
             place.mkdir(mode=0o700)
         except OSError as error:
             raise OutputError(f"cannot write {place}: {error.strerror}") from None
-    return place, ()
+    return place, b""
 
 
 async def pack(node: ContentsNode, out: IO[bytes], form: str, options: Options, advance: Advance) -> Packing:
@@ -89,12 +109,14 @@ async def pack(node: ContentsNode, out: IO[bytes], form: str, options: Options, 
     entry = await node.learn()
     opened = await node.inside.open()
     streams = opened.streams()
+    result = Restored()
 
     def step(count: int) -> None:
         trio.from_thread.check_cancelled()
-        advance(count)
+        advance(count, result.files)
 
-    packing = Packing(opened.contents, streams, options.selection, options.skip_damage, step)
+    skips = options.on_damage.zero or options.on_damage.skip
+    packing = Packing(opened.contents, streams, options.selection, skips, step, result)
     write = write_tar if form == "tar" else write_zip
     try:
         await opened.run(functools.partial(write, packing, entry, out))
