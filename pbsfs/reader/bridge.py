@@ -3,7 +3,7 @@
 A reader of contents reads `ImageStream`s. In a worker thread, bytes that are cached are returned at once, and
 for others the thread waits for a task of the loop. When the task that waits for the thread is cancelled, the
 thread's next read ends the work. The threads are limited by a limiter of their own: threads that wait for a
-slow server never keep those from working that decode what it sends.
+slow server take none from the work that decodes what it sends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What to do about damage: fail the read, or show zeros where nothing else is to be had.
+"""Which ranges of images read as zeros because their chunks are damaged.
 
-Zeros only where the user asked for them, and only for chunks that can't be read or fail their checks: never
-for a wrong key or a failed signature, which concern all of an image. Each range is logged once, and
-remembered. Used from any thread.
+pbsfs returns zeros only if the user asked for them, and only for chunks that are missing or fail their
+checks: never for a wrong key or a failed signature, which concern all of an image. It logs each range once,
+and keeps it. Used from any thread.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 log = logging.getLogger(__name__)
 
 MAX_REMEMBERED = 100_000
-"""Ranges that are remembered by place; more are only counted."""
+"""Ranges that are kept with their place; pbsfs only counts more."""
 
 MAX_TOLD = 200
-"""Ranges that are told of one image at once."""
+"""Ranges of one image that are reported at once."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,7 +32,7 @@ class Range:
 
 
 class ZeroedRanges:
-    """The ranges that were shown as zeros in the place of damaged data, by image."""
+    """The ranges that read as zeros instead of damaged data, by image."""
 
     def __init__(self) -> None:
         self._ranges: dict[str, set[Range]] = {}
@@ -64,7 +64,7 @@ class ZeroedRanges:
         return ",".join([*map(str, ranges[:MAX_TOLD]), *(["…"] if len(ranges) > MAX_TOLD else [])])
 
     def log_all(self) -> None:
-        """Tells of everything that was shown as zeros, for the end of a mount."""
+        """Logs all ranges that were shown as zeros, at the end of a mount."""
         if self.count:
             log.warning("%d damaged ranges, %d bytes in all, were shown as zeros:", self.count, self.size)
         for image in self._ranges:
