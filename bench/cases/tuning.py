@@ -25,8 +25,8 @@ _NEAR: dict[str, Mapping[str, int | float]] = {
     "window 128 MiB": {"chunks.limits.max_window": 128 * MIB},
     "growth 1": {"chunks.limits.growth": 1},
     "growth 16": {"chunks.limits.growth": 16},
-    "gathered 64 KiB": {"sources.server.session.GATHER": MIB // 16},
-    "gathered 8 MiB": {"sources.server.session.GATHER": 8 * MIB},
+    "gathered 64 KiB": {"sources.server.conversation.GATHER": MIB // 16},
+    "gathered 8 MiB": {"sources.server.conversation.GATHER": 8 * MIB},
     "acknowledged 4 MiB": {"sources.server.limits.acknowledge_after": 4 * MIB},
 }
 

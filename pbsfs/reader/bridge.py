@@ -79,8 +79,10 @@ class ImageStream:
                 raise _NotCachedError
         elif data is None:
             data = trio.from_thread.run(self._handle.read, offset, size)
-        elif self._handle.observe(offset, size):
-            self._loop.run_sync_soon(self._handle.fetch_ahead, idempotent=True)
+        else:
+            trio.from_thread.check_cancelled()  # work that finds all in memory has to end too
+            if self._handle.observe(offset, size):
+                self._loop.run_sync_soon(self._handle.fetch_ahead, idempotent=True)
         return data
 
     def spans(self, offset: int, size: int) -> Iterator[Extent]:
