@@ -44,6 +44,10 @@ _STEP = 1 << 15
 a search through a large table for much longer."""
 
 
+MAX_ZERO_LENGTHS = 4
+"""Lengths of chunks whose digest of zeros is computed for one dynamic index: each takes 10 ms at most."""
+
+
 class TableDroppedError(SourceError):
     """The digest table of an index was dropped and has to be restored first."""
 
@@ -231,23 +235,25 @@ class FixedIndex(Index):
         return self._holes[chunk] == 1
 
     def run(self, chunk: int, stop: int | None = None) -> tuple[bool, int]:
-        hole = self._holes[chunk]
-        stop = self.count if stop is None else min(max(stop, chunk + 1), self.count)
-        end = self._holes.find(1 - hole, chunk + 1, stop)
-        return hole == 1, stop if end < 0 else end
+        return _run(self._holes, chunk, self.count if stop is None else min(max(stop, chunk + 1), self.count))
 
 
 class DynamicIndex(Index):
     """A `.didx`. Look-ups are O(log n).
 
-    It has no holes: the content of a stream decides where its chunks end, so zero chunks have many lengths,
-    and each would need a digest of its own. The holes of a pxar stream are too few for that.
+    The content of a stream decides where its chunks end, so chunks of zeros may have any length, and the
+    digest of each length takes hashing as many zeros. Two kinds of length are tried: the largest, at which
+    the vendor's client cuts what has no boundary, as zeros have none; and those of a chunk that is followed
+    by the same one.
     """
 
     _magic = DYNAMIC_MAGIC
 
-    def __init__(self, raw: bytes) -> None:
-        """Parses and verifies the stored file `raw`. Raises DamageError."""
+    def __init__(self, raw: bytes, key: Key | None = None, zeros: ZeroDigests | None = None) -> None:
+        """Parses and verifies the stored file `raw`. Raises DamageError.
+
+        `key` and `zeros`: as for a `FixedIndex`.
+        """
         self.csum = _header(raw, self._magic)
         body = memoryview(raw)[HEADER_SIZE:]
         if len(body) % _DYNAMIC_ENTRY.size:
@@ -256,12 +262,34 @@ class DynamicIndex(Index):
         self.count = len(body) // _DYNAMIC_ENTRY.size
         self._ends = array("Q")
         previous = 0
-        for end, _digest in _DYNAMIC_ENTRY.iter_unpack(body):
+        same, lengths = b"", set()
+        for end, digest in _DYNAMIC_ENTRY.iter_unpack(body):
             if not previous < end <= previous + MAX_CHUNK_SIZE:
                 raise DamageError(f"index claims a chunk from {previous} to {end}")
             self._ends.append(end)
+            if digest == same or end - previous == MAX_CHUNK_SIZE:
+                lengths.add(end - previous)
+            same, previous = digest, end
+        self.size = previous
+        self._holes: bytearray | None = None  # a byte for each chunk, as in a `FixedIndex`; None: no holes
+        tried = sorted(lengths, reverse=True)[:MAX_ZERO_LENGTHS]
+        self.data_size = self.size - (
+            self._learn_holes(body, tried, key, zeros or ZeroDigests()) if tried else 0
+        )
+
+    def _learn_holes(
+        self, body: memoryview, lengths: Sequence[int], key: Key | None, zeros: ZeroDigests
+    ) -> int:
+        """The bytes in holes."""
+        known = {length: zeros.digest(length, key) for length in lengths}
+        holes, size, previous = bytearray(self.count), 0, 0
+        for number, (end, digest) in enumerate(_DYNAMIC_ENTRY.iter_unpack(body)):
+            if known.get(end - previous) == digest:
+                holes[number] = 1
+                size += end - previous
             previous = end
-        self.size = self.data_size = previous
+        self._holes = holes if size else None
+        return size
 
     @property
     def chunk_size(self) -> None:
@@ -269,7 +297,7 @@ class DynamicIndex(Index):
 
     @property
     def rest_size(self) -> int:
-        return self.count * self._ends.itemsize
+        return self.count * self._ends.itemsize + len(self._holes or b"")
 
     def find(self, offset: int) -> int:
         return bisect_right(self._ends, offset)
@@ -283,10 +311,19 @@ class DynamicIndex(Index):
         return raw[start : start + DIGEST_SIZE] if raw is not None else None
 
     def is_hole(self, chunk: int) -> bool:
-        return False
+        return self._holes is not None and self._holes[chunk] == 1
 
     def run(self, chunk: int, stop: int | None = None) -> tuple[bool, int]:
-        return False, self.count if stop is None else min(max(stop, chunk + 1), self.count)
+        stop = self.count if stop is None else min(max(stop, chunk + 1), self.count)
+        if self._holes is None:
+            return False, stop
+        return _run(self._holes, chunk, stop)
+
+
+def _run(holes: bytes | bytearray, chunk: int, stop: int) -> tuple[bool, int]:
+    hole = holes[chunk]
+    end = holes.find(1 - hole, chunk + 1, stop)
+    return hole == 1, stop if end < 0 else end
 
 
 def encode_fixed(digests: Sequence[bytes], *, size: int, chunk_size: int, ctime: int) -> tuple[bytes, bytes]:

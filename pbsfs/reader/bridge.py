@@ -9,18 +9,28 @@ slow server take none from the work that decodes what it sends.
 from __future__ import annotations
 
 import functools
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import trio
 
+from pbsfs.base.errors import DamageError
 from pbsfs.reader.image import Buffer, Extent, Image
 
 R = TypeVar("R")
 
 THREADS = 8
 """Readers of contents that run at once: most of the time, all but one or two wait for storage."""
+
+
+DAMAGE_LASTS = 60.0
+"""Seconds for which a damaged chunk is not read again: it may be repaired, but each try takes some time."""
+
+MOST_DAMAGED = 10_000
+"""Damaged chunks of an image that are remembered."""
 
 
 class _NotCachedError(Exception):
@@ -61,6 +71,7 @@ class ImageStream:
         self._image = image.strict()
         self._handle = self._image.handle(whole=whole)
         self._loop = trio.lowlevel.current_trio_token()
+        self._damaged: dict[int, tuple[float, str]] = {}  # chunks: when they were found to be, and why
 
     @property
     def size(self) -> int:
@@ -73,17 +84,48 @@ class ImageStream:
 
     def view(self, offset: int, size: int) -> Buffer:
         """The same without a copy, where the bytes lie in one chunk."""
+        if self._damaged:
+            self._raise_known_damage(offset, size)
         data = self._image.read_cached(offset, size)
         if getattr(_here, "inline", False):
             if data is None:
                 raise _NotCachedError
         elif data is None:
-            data = trio.from_thread.run(self._handle.read, offset, size)
+            try:
+                data = trio.from_thread.run(self._handle.read, offset, size)
+            except DamageError:
+                self._remember_damage(offset, size)
+                raise
         else:
             trio.from_thread.check_cancelled()  # work that finds all in memory has to end too
             if self._handle.observe(offset, size):
                 self._loop.run_sync_soon(self._handle.fetch_ahead, idempotent=True)
         return data
+
+    def _remember_damage(self, offset: int, size: int) -> None:
+        """Notes which chunks of a range are damaged. A reader of contents looks at each of the thousands of
+        entries in a chunk, and it takes pbsfs seconds to be sure of damage."""
+        index = self._image.index
+        end = min(offset + size, self._image.size)
+        while offset < end:
+            number = index.find(offset)
+            if self._image.read_cached(offset, 1) is None:
+                try:
+                    trio.from_thread.run(self._handle.read, offset, 1)
+                except DamageError as error:
+                    if len(self._damaged) < MOST_DAMAGED:
+                        self._damaged[number] = time.monotonic(), str(error)
+            offset = index.span(number)[1]
+
+    def _raise_known_damage(self, offset: int, size: int) -> None:
+        index = self._image.index
+        end = min(offset + size, self._image.size)
+        while offset < end:
+            number = index.find(offset)
+            found, text = self._damaged.get(number, (-math.inf, ""))
+            if time.monotonic() - found < DAMAGE_LASTS:
+                raise DamageError(text)
+            offset = index.span(number)[1]
 
     def spans(self, offset: int, size: int) -> Iterator[Extent]:
         """The range, cut at the end, in pieces: holes, and data by chunk. Reads nothing."""

@@ -71,7 +71,10 @@ class OpenContents:
 
     async def file(self, entry: Entry) -> PiecesHandle:
         """A reader of its own for a file. Raises DamageError, KeyRequiredError, SourceError."""
-        pieces = await self._bridge.run_short(functools.partial(self.contents.data, entry))
+        # Where damaged data is to read as zeros, damage of what stands before a file's bytes costs no more.
+        unconfirmed = any(image.shows_zeros for image in self.images)
+        data = functools.partial(self.contents.data, entry, unconfirmed=unconfirmed)
+        pieces = await self._bridge.run_short(data)
         if entry.size <= SMALL_FILE:
             return PiecesHandle(pieces, self._handles, own=False)
         return PiecesHandle(pieces, [image.handle() for image in self.images], own=True)

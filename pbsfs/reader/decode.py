@@ -80,7 +80,7 @@ def usual_table_size(file: FileInfo) -> int:
 def parse_index(raw: bytes, file: FileInfo, key: Key | None, zeros: ZeroDigests) -> Index:
     """The index of `file`, checked against its checksum and size. Raises DamageError."""
     fixed = file.archive.kind is ArchiveKind.FIXED
-    index: Index = FixedIndex(raw, key, zeros) if fixed else DynamicIndex(raw)
+    index: Index = FixedIndex(raw, key, zeros) if fixed else DynamicIndex(raw, key, zeros)
     if file.csum is not None and index.csum != file.csum:
         raise DamageError("checksum differs from the manifest")
     if index.size != file.size:

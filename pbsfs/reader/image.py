@@ -119,6 +119,11 @@ class Image:
     def __str__(self) -> str:
         return f"{self.snapshot}/{self.archive.name}"
 
+    @property
+    def shows_zeros(self) -> bool:
+        """Whether damaged chunks read as zeros."""
+        return self._zeroed is not None
+
     def strict(self) -> Image:
         """The same image, whose damaged chunks never read as zeros."""
         image = copy.copy(self)

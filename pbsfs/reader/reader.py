@@ -187,7 +187,7 @@ class Reader:
             raw = await fetch_stored(self.source, snapshot, file, index_limit(file))
             fixed = file.archive.kind is ArchiveKind.FIXED
             # However small the index is, the digest of a hole may be that of 16 MiB.
-            work = len(raw) + (FixedIndex.hashes(raw, self._zeros) if fixed else 0)
+            work = len(raw) + (FixedIndex.hashes(raw, self._zeros) if fixed else blob.MAX_CHUNK_SIZE)
             return await in_thread_if_large(work, parse_index, raw, file, key, self._zeros)
 
         try:

@@ -239,7 +239,7 @@ class ContentsDirectory(ContentsNode, Directory):
 class ArchiveDirectory(ContentsDirectory):
     """The root of an archive, shown in its snapshot's directory."""
 
-    __slots__ = ("_key", "_opened", "_opening", "_root", "files", "snapshot")
+    __slots__ = ("_key", "_opened", "_opening", "_root", "_version", "files", "snapshot")
 
     def __init__(self, snapshot: SnapshotDirectory, name: bytes, files: ArchiveFiles) -> None:
         super().__init__(snapshot, name)
@@ -249,6 +249,7 @@ class ArchiveDirectory(ContentsDirectory):
         self._opened: OpenContents | None = None
         self._opening: SharedTry[OpenContents] = SharedTry()
         self._key = b"\0".join((self.path, *(file.csum or b"" for file in files.streams)))
+        self._version = b""  # of the snapshot's manifest, where the listing does not tell the checksums
 
     @property
     def directory(self) -> ContentsDirectory:
@@ -277,18 +278,28 @@ class ArchiveDirectory(ContentsDirectory):
         """What is in the archive. Raises DamageError, KeyRequiredError, SourceError."""
 
         async def work() -> OpenContents:
-            self._opened = await open_archive(
-                self.tree.reader,
-                self.snapshot.info,
-                self.files.streams,
-                self.files.catalog,
-                self.tree.refresh,
-            )
-            return self._opened
+            reader, info, refresh = self.tree.reader, self.snapshot.info, self.tree.refresh
+            opened = await open_archive(reader, info, self.files.streams, self.files.catalog, refresh)
+            if any(file.csum is None for file in self.files.streams):
+                self._version = await reader.version(info.snapshot, refresh)
+                self._key = b"\0".join((self.path, self._version))
+            self._opened = opened
+            return opened
 
         if self._opened is None:
             return await self._opening.run(lambda: self._opened, work)
         return self._opened
+
+    async def was_replaced(self) -> bool:
+        """Whether the snapshot was made again since it was opened, which its listing may not show."""
+        if not self._version:
+            return False
+        try:
+            version = await self.tree.reader.version(self.snapshot.info.snapshot, self.tree.refresh)
+        except PbsfsError as error:
+            log.debug("%s: %s", self, error)
+            return False
+        return version != self._version
 
     async def learn(self) -> Entry:
         self._root = (await self.open()).contents.root

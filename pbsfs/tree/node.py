@@ -116,6 +116,11 @@ class Nodes:
         self._living[made.path] = made
         return made
 
+    def forget(self, node: Node) -> None:
+        """Has the next look-up of this path make a new node."""
+        if self._living.get(node.path) is node:
+            del self._living[node.path]
+
     def hold(self, directory: Directory) -> None:
         """Keeps `directory` alive for a while, as it was used just now."""
         self._used_last[directory] = None

@@ -123,6 +123,13 @@ class SnapshotDirectory(Directory):
     async def list_values(self) -> Iterable[tuple[bytes, object]]:
         return (shown_archives if self.tree.opens_archives else shown_files)(self.info).items()
 
+    async def child(self, name: bytes) -> Node:
+        node = await super().child(name)
+        if isinstance(node, ArchiveDirectory) and await node.was_replaced():
+            self.tree.forget(node)
+            return (await self.children())[name]
+        return node
+
     def make(self, name: bytes, value: FileInfo | ArchiveFiles) -> Node:
         if isinstance(value, ArchiveFiles):
             return ArchiveDirectory(self, name, value)

@@ -268,12 +268,58 @@ def test_a_table_is_restored_from_the_same_index_only() -> None:
     assert not index.has_table()
 
 
-def test_a_stream_has_no_holes() -> None:
-    index = DynamicIndex(byhand.dynamic([(CHUNK, ZERO), (2 * CHUNK, ZERO), (2 * CHUNK + 1, DATA)]))
+def zero(length: int, key: Key | None = None) -> bytes:
+    return blob.chunk_digest(bytes(length), key)
 
-    assert not index.is_hole(0)
-    assert [index.run(chunk) for chunk in range(3)] == [(False, 3)] * 3
-    assert index.data_size == index.size
+
+@pytest.mark.parametrize("key", [None, Key(bytes(range(32)))], ids=["plain", "encrypted"])
+def test_holes_of_a_stream_are_chunks_of_zeros_that_follow_one_another(key: Key | None) -> None:
+    odd = 99_999
+    entries = [
+        (odd, zero(odd, key)),
+        (2 * odd, zero(odd, key)),
+        (2 * odd + 1, DATA),
+        (2 * odd + 2, DATA),  # the same one again, which is data
+        (3 * odd + 2, zero(odd, key)),
+        (3 * odd + 2 + CHUNK, zero(CHUNK, key)),  # of another length, and no two of them
+        (3 * odd + 3 + CHUNK, DATA),
+    ]
+    index = DynamicIndex(byhand.dynamic(entries), key)
+    assert [index.is_hole(number) for number in range(7)] == [True, True, False, False, True, False, False]
+    assert [index.run(number) for number in (0, 1, 2, 4, 5)] == [
+        (True, 2),
+        (True, 2),
+        (False, 4),
+        (True, 5),
+        (False, 7),
+    ]
+    assert index.run(0, 1) == (True, 1)
+    assert index.data_size == index.size - 3 * odd
+    assert not DynamicIndex(byhand.dynamic(entries[2:4])).is_hole(0)
+
+
+def test_a_chunk_of_zeros_of_the_largest_size_is_a_hole() -> None:
+    largest = blob.MAX_CHUNK_SIZE
+    index = DynamicIndex(byhand.dynamic([(10, DATA), (10 + largest, zero(largest)), (20 + largest, DATA)]))
+    assert [index.is_hole(number) for number in range(3)] == [False, True, False]
+    assert index.data_size == 20
+
+
+def test_many_lengths_hash_no_more_zeros_than_a_few() -> None:
+    entries, end = [], 0
+    for length in range(100, 200):
+        for _ in range(2):
+            end += length
+            entries.append((end, DATA[:31] + bytes([length])))
+    asked: list[int] = []
+
+    class Counting(ZeroDigests):
+        def digest(self, length: int, key: Key | None) -> bytes:
+            asked.append(length)
+            return super().digest(length, key)
+
+    DynamicIndex(byhand.dynamic(entries), None, Counting())
+    assert asked == [199, 198, 197, 196]
 
 
 # --- every check
