@@ -58,7 +58,7 @@ Exit status:
   8  can't write the destination
   9  nbdkit or QEMU is missing, unsuitable, or failed
   10 the server does not accept the user, token, password or secret
-  11 the server does not allow it to this user or token
+  11 the server does not allow this user or token to do this
   12 the server's certificate is not trusted, or not the expected one
   13 the server's name does not resolve
   14 no connection to the server, or it was lost
