@@ -100,7 +100,7 @@ class ServerAccess(Access):
     connections: int | None = None
 
     def open(self) -> Source:
-        from pbsfs.sources.retry import DEFAULT_LIMIT  # noqa: PLC0415
+        from pbsfs.sources.pacing import DEFAULT_LIMIT  # noqa: PLC0415
         from pbsfs.sources.server.source import ServerSettings, ServerSource  # noqa: PLC0415
 
         patience = DEFAULT_LIMIT if self.retry_timeout is None else self.retry_timeout

@@ -13,7 +13,7 @@ import pytest
 import pbsfs as package
 from pbsfs.base.errors import PbsfsError
 from pbsfs.cli import _COMMANDS
-from pbsfs.sources.retry import DEFAULT_LIMIT
+from pbsfs.sources.pacing import DEFAULT_LIMIT
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.stocked import IMAGE, stock
 

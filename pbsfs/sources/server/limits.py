@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pbsfs.sources.retry import DEFAULT_PACING, Pacing
+from pbsfs.sources.pacing import DEFAULT_PACING, Pacing
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ from pbsfs.base.text import first_of
 from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
-from pbsfs.sources.retry import DEFAULT_LIMIT, Outage, SharedTry, retried
+from pbsfs.sources.pacing import DEFAULT_LIMIT
+from pbsfs.sources.retry import Outage, SharedTry, retried
 from pbsfs.sources.server import listing
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits

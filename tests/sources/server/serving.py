@@ -16,7 +16,7 @@ from pbsfs.formats.keys import Key
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import SnapshotInfo
-from pbsfs.sources.retry import Pacing
+from pbsfs.sources.pacing import Pacing
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource

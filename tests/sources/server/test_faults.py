@@ -31,7 +31,8 @@ from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.base.secret import Secret
 from pbsfs.formats.index import encode_fixed
 from pbsfs.reader.image import Image
-from pbsfs.sources.retry import DEFAULT_PACING, Pacing, connecting
+from pbsfs.sources.pacing import DEFAULT_PACING, Pacing
+from pbsfs.sources.retry import connecting
 from pbsfs.sources.server.http1 import HttpClient
 from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.sources.server.repository import Repository

@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from pbsfs.base.errors import AuthError, ConnectError, DamageError, ForbiddenError, SourceError
-from pbsfs.sources.retry import DEFAULT_PACING, Pacing, SharedTry, connecting, patience_ends, retried
+from pbsfs.sources.pacing import DEFAULT_PACING, Pacing
+from pbsfs.sources.retry import SharedTry, connecting, patience_ends, retried
 from tests.support.run import in_trio
 
 

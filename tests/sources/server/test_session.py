@@ -14,7 +14,7 @@ import trio
 from pbsfs.base.errors import ConnectError
 from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.formats.index import FixedIndex
-from pbsfs.sources.retry import Pacing
+from pbsfs.sources.pacing import Pacing
 from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import MAX_STREAMS
 from pbsfs.testing.writer import DatastoreWriter
