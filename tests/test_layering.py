@@ -159,7 +159,7 @@ def test_no_command_imports_another(module: str, tree: ast.Module) -> None:
         ("pbsfs.reader.image", "if TYPE_CHECKING:\n    from pbsfs.tree import Tree"),
         ("pbsfs.reader.image", "from pbsfs.access.sizes import parse_size"),
         ("pbsfs.fuse.mount", "from pbsfs.cli import main"),
-        ("pbsfs.tasks.copy", "from pbsfs.fuse.inodes import Inode"),
+        ("pbsfs.tasks.image.copy", "from pbsfs.fuse.inodes import Inode"),
         ("pbsfs.tree", "import os, pbsfs.fuse"),
         ("pbsfs.cli.ls", "from pbsfs.cellar import wine"),
         ("pbsfs.cli.ls", "import pbsfs.__main__"),

@@ -23,10 +23,12 @@ from pbsfs.cli.options import (
 from pbsfs.cli.progress import is_shown, shown, shown_entries
 from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
-from pbsfs.tasks.copy import check_map_file, copy_blob, copy_image, open_target, write_map
 from pbsfs.tasks.extract.attributes import Kept
 from pbsfs.tasks.extract.extract import OnDamage
 from pbsfs.tasks.extract.run import Options, size_below
+from pbsfs.tasks.image.copy import copy_blob, copy_image
+from pbsfs.tasks.image.map import check_map_file, write_map
+from pbsfs.tasks.image.opening import open_target
 from pbsfs.tasks.patterns import Selection
 from pbsfs.tree import BlobFile, ContentsNode, Directory, ImageFile, Tree
 
@@ -37,7 +39,7 @@ class _Destination(FilePath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
         if str(value).endswith("/") and not path.is_dir():
-            raise OutputError(f"cannot write {value}: it is not a directory; make it with mkdir")
+            raise OutputError(f"cannot write {value}: it is not a directory; create it with mkdir")
         return path
 
 

@@ -24,7 +24,7 @@ from pbsfs.cli.options import (
 )
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.runtime.logs import set_up_logging
-from pbsfs.tasks.copy import refusal
+from pbsfs.tasks.image.refusals import refusal
 from pbsfs.tree import BlobFile, SnapshotDirectory, Tree
 
 MAX_PEM_SIZE = 1 << 20

@@ -92,7 +92,7 @@ def test_nothing_is_overwritten_unless_told(stocked: Stocked, tmp_path: Path) ->
 def test_what_a_killed_export_left_is_not_continued(stocked: Stocked, tmp_path: Path) -> None:
     copy, part = tmp_path / "copy", tmp_path / "copy.part"
     part.write_bytes(b"left" * 500_000)
-    assert f"{part} is what is left of an earlier export" in refused(stocked, 8, IMAGE, copy)
+    assert f"{part} is left from an earlier export" in refused(stocked, 8, IMAGE, copy)
     assert not copy.exists()
     export(stocked, "--force", IMAGE, copy)
     assert copy.read_bytes() == stocked.contents[IMAGE]
@@ -187,7 +187,7 @@ def device(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.root
 def test_a_block_device_is_overwritten_holes_and_all_when_told(stocked: Stocked, device: Path) -> None:
     content = stocked.contents[IMAGE]
-    assert "--force overwrites" in refused(stocked, 8, IMAGE, device)
+    assert "use --force to overwrite" in refused(stocked, 8, IMAGE, device)
     assert device.read_bytes() == b"\xff" * (2 << 20)
     export(stocked, "--force", IMAGE, device)
     with device.open("rb") as file:

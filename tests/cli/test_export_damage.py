@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pbsfs.reader.damage import Range
-from pbsfs.tasks.copy import write_map
+from pbsfs.tasks.image.map import write_map
 from tests.support import damage
 from tests.support.keyfiles import key_file
 from tests.support.needs import need_loop
@@ -148,7 +148,7 @@ def test_a_map_that_could_not_be_written_is_refused_before_anything_is_read(
     command = (*ZERO, *force, "--map-file")
     text = error_of(export(spoiled, *command, out / "none" / "map", IMAGE, out / "copy"), 8)
     assert text.startswith(f"cannot write {out / 'none' / 'map'}: No such file or directory; ")
-    assert text.endswith("make it with mkdir")
+    assert text.endswith("create it with mkdir")
     text = error_of(export(spoiled, *command, out / "copy", IMAGE, out / "copy"), 8)
     assert "can't be both the copy and its map" in text
     assert list(out.iterdir()) == []

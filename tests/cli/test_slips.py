@@ -82,9 +82,9 @@ def test_a_destination_that_should_be_a_directory_does_not_become_a_file(
 ) -> None:
     missing = tmp_path / "missing"
     text = error_of(pbsfs("export", "--datastore-dir", stocked.path, IMAGE, f"{missing}/"), 8)
-    assert text == f"cannot write {missing}/: it is not a directory; make it with mkdir"
+    assert text == f"cannot write {missing}/: it is not a directory; create it with mkdir"
     text = error_of(pbsfs("export", "--datastore-dir", stocked.path, IMAGE, missing / "copy"), 8)
-    assert text.endswith(f"; there is no directory {missing}: make it with mkdir")
+    assert text.endswith(f"; there is no directory {missing}: create it with mkdir")
     assert not missing.exists()
 
 
@@ -104,7 +104,7 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for(stocked: Stocked, tmp_path: 
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     text = error_of(pbsfs("export", "--datastore-dir", stocked.path, IMAGE, pipe), 8)
-    assert text == f"nobody reads from {pipe}; start what is to read it first"
+    assert text == f"nothing reads from {pipe}; start the program that reads it first"
 
 
 def test_a_password_in_the_repository_is_not_repeated() -> None:

@@ -24,8 +24,9 @@ from pbsfs.base.errors import DamageError, OutputError, SourceError, UsageError
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.reader.image import Buffer, Handle, Image
 from pbsfs.reader.reader import open_reader
-from pbsfs.tasks import copy
-from pbsfs.tasks.copy import Target, copy_blob, copy_image, open_target
+from pbsfs.tasks.image.copy import DEFAULT_PIECES, Pieces, copy_blob, copy_image
+from pbsfs.tasks.image.opening import open_target
+from pbsfs.tasks.image.target import Target
 from tests.support import made
 from tests.support.needs import need_loop, need_root
 from tests.support.run import in_trio, run, until
@@ -34,6 +35,7 @@ from tests.support.sources import CHUNK_SIZE, MemorySource, file_of
 NAME = "disk.img"
 SNAPSHOT = made.snapshot()
 CONTENT = made.image(1, "0rr00t0", tail=512)
+SMALL = Pieces(size=CHUNK_SIZE)
 
 
 def nobody_asks(_count: int) -> None:
@@ -55,11 +57,16 @@ async def an_image(
 
 
 async def export(
-    content: bytes, dest: Path, *, force: bool = False, advance: Callable[[int], None] = nobody_asks
+    content: bytes,
+    dest: Path,
+    *,
+    force: bool = False,
+    advance: Callable[[int], None] = nobody_asks,
+    pieces: Pieces = DEFAULT_PIECES,
 ) -> None:
     async with an_image(content) as image:
         with open_target(dest, NAME, image.size, force=force) as target:
-            await copy_image(image, target, advance)
+            await copy_image(image, target, advance, pieces)
 
 
 def holes_of(path: Path) -> list[tuple[int, int]]:
@@ -109,14 +116,14 @@ def test_a_file_gets_the_bytes_of_the_image_and_its_holes(
 
 @in_trio
 async def test_images_of_large_chunks_are_copied_in_pieces(tmp_path: Path) -> None:
-    chunk_size = 2 * copy.PIECE
+    chunk_size = 2 * DEFAULT_PIECES.size
     content = made.image(1, "t0t", chunk_size=chunk_size, tail=700)
     done: list[int] = []
     async with an_image(content, chunk_size=chunk_size) as image:
         with open_target(tmp_path / "out", NAME, image.size, force=False) as target:
             await copy_image(image, target, done.append)
     assert (tmp_path / "out").read_bytes() == content
-    assert done == [copy.PIECE] * 2 + [chunk_size] + [copy.PIECE] * 2 + [700]
+    assert done == [DEFAULT_PIECES.size] * 2 + [chunk_size] + [DEFAULT_PIECES.size] * 2 + [700]
 
 
 @in_trio
@@ -170,7 +177,7 @@ def _is_old(path: Path) -> None:
 async def test_what_is_left_of_an_earlier_export_is_refused_and_force_removes_it(tmp_path: Path) -> None:
     dest, part = tmp_path / "out", tmp_path / "out.part"
     part.write_bytes(b"left")
-    with pytest.raises(OutputError, match=r"out\.part is what is left of an earlier export"):
+    with pytest.raises(OutputError, match=r"out\.part is left from an earlier export"):
         await export(CONTENT, dest)
     assert part.read_bytes() == b"left"
     assert is_clean(tmp_path, "out.part")
@@ -215,7 +222,7 @@ async def test_force_writes_to_what_a_link_points_to_and_keeps_the_link(tmp_path
 @in_trio
 async def test_force_makes_nothing_where_a_link_leads_nowhere(tmp_path: Path, end: str) -> None:
     (link := tmp_path / "link").symlink_to(end)
-    with pytest.raises(OutputError, match="link is a symbolic link to nothing; remove it"):
+    with pytest.raises(OutputError, match="link is a symbolic link to a missing file; remove it"):
         await export(CONTENT, link, force=True)
     assert is_clean(tmp_path, "link")
     assert link.is_symlink()
@@ -355,12 +362,11 @@ def test_a_full_disk_is_told_and_no_part_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     content = made.image(1, "rr0rrr0rr0rrr")
-    monkeypatch.setattr(copy, "PIECE", CHUNK_SIZE)
     for _ in range(10):  # reader and writer may fail in either order
         with monkeypatch.context() as patch:
             full_after(patch, room)
             with pytest.raises(OutputError, match=r"cannot write .*out: No space left on device; free some"):
-                run(lambda: export(content, tmp_path / "out"))
+                run(lambda: export(content, tmp_path / "out", pieces=SMALL))
         assert is_clean(tmp_path)
 
 
@@ -466,13 +472,6 @@ class Stuck(Target):
         raise AssertionError("there is none")
 
 
-@contextmanager
-def small_pieces() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copy, "PIECE", CHUNK_SIZE)
-        yield patch
-
-
 async def copy_until_stuck(
     content: bytes, target: Stuck, patch: pytest.MonkeyPatch
 ) -> tuple[list[int], Exception | None]:
@@ -491,10 +490,10 @@ async def copy_until_stuck(
     async def release() -> None:
         try:
             # One piece is being written, some are queued, and one is in the reader's hand.
-            await until(lambda: len(pieces) >= copy.QUEUED_PIECES + 2)
+            await until(lambda: len(pieces) >= SMALL.queued + 2)
             await until(lambda: not image.store._fetches)
             await wait_all_tasks_blocked()
-            assert len(pieces) == copy.QUEUED_PIECES + 2
+            assert len(pieces) == SMALL.queued + 2
         finally:
             target.go.set()
 
@@ -502,7 +501,7 @@ async def copy_until_stuck(
     async with an_image(content) as image, trio.open_nursery() as nursery:
         nursery.start_soon(release)
         try:
-            await copy_image(image, target, nobody_asks)
+            await copy_image(image, target, nobody_asks, SMALL)
         except Exception as error:
             failure = error
         finally:
@@ -512,7 +511,7 @@ async def copy_until_stuck(
 
 def test_reading_goes_on_while_writing_and_stays_little_ahead(tmp_path: Path) -> None:
     content = made.image(1, "r" * 12)
-    with small_pieces() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         pieces, failure = run(lambda: copy_until_stuck(content, Stuck(tmp_path / "out"), patch))
     assert failure is None
     assert pieces == list(range(0, len(content), CHUNK_SIZE))
@@ -523,23 +522,21 @@ def test_when_writing_fails_its_error_is_told_though_reading_fails_of_it(tmp_pat
     content = made.image(1, "r" * 12)
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for _ in range(10):  # the order in which tasks go on is left to chance
-        with small_pieces() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             _pieces, failure = run(lambda: copy_until_stuck(content, Stuck(tmp_path / "out", error), patch))
         assert failure is error
 
 
 def test_data_is_read_in_pieces_that_end_where_a_chunk_of_a_usual_image_does(tmp_path: Path) -> None:
     content = made.image(1, "0rrrr0rr")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copy, "PIECE", 2 * CHUNK_SIZE)
-        done: list[int] = []
-        run(lambda: export(content, tmp_path / "out", advance=done.append))
+    done: list[int] = []
+    pieces = Pieces(size=2 * CHUNK_SIZE)
+    run(lambda: export(content, tmp_path / "out", advance=done.append, pieces=pieces))
     assert [count // CHUNK_SIZE for count in done] == [1, 1, 2, 1, 1, 2]
 
 
-def test_holes_on_the_way_do_not_end_the_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_holes_on_the_way_do_not_end_the_read_ahead(tmp_path: Path) -> None:
     content = made.image(1, "r0000" * 12)
-    monkeypatch.setattr(copy, "PIECE", CHUNK_SIZE)
     limits = FetchLimits(reorder_distance=CHUNK_SIZE, evidence=CHUNK_SIZE, max_window=4 * CHUNK_SIZE)
     source = MemorySource()
 
@@ -548,7 +545,7 @@ def test_holes_on_the_way_do_not_end_the_read_ahead(tmp_path: Path, monkeypatch:
             source.hold(image.index.digest(5))  # the second piece of data
             with open_target(tmp_path / "out", NAME, image.size, force=False) as target:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(copy_image, image, target, nobody_asks)
+                    nursery.start_soon(copy_image, image, target, nobody_asks, SMALL)
                     await until(lambda: image.index.digest(5) in source.fetched)
                     await wait_all_tasks_blocked()
                     ahead = {image.index.digest(number) for number in (10, 15, 20)}
@@ -697,7 +694,7 @@ def test_a_device_reads_as_the_image_stale_data_in_holes_is_gone(
 @pytest.mark.root
 def test_a_device_is_not_touched_without_force(device: Path) -> None:
     before = hashlib.sha256(device.read_bytes()).digest()
-    with pytest.raises(OutputError, match="is a block device; --force overwrites what it holds"):
+    with pytest.raises(OutputError, match="is a block device; use --force to overwrite"):
         run(lambda: export(CONTENT, device))
     assert hashlib.sha256(device.read_bytes()).digest() == before
 
@@ -732,7 +729,7 @@ async def test_a_part_that_another_export_writes_is_refused_and_left_to_it(
     dest = tmp_path / "out"
     async with an_image(CONTENT) as image:
         with open_target(dest, NAME, image.size, force=True) as target:
-            with pytest.raises(OutputError, match=r"out\.part is being written by another export$"):
+            with pytest.raises(OutputError, match=r"out\.part: another export is writing it; wait"):
                 await export(made.image(9, "r"), dest, force=force)
             assert is_clean(tmp_path, "out.part")
             await copy_image(image, target, nobody_asks)
@@ -767,7 +764,7 @@ def test_a_part_that_was_taken_for_a_left_over_is_given_up(
 
     monkeypatch.setattr(module, step, meanwhile)
     with (
-        pytest.raises(OutputError, match=r"out\.part is being written by another export$"),
+        pytest.raises(OutputError, match=r"out\.part: another export is writing it; wait"),
         open_target(tmp_path / "out", NAME, 9, force=True),
     ):
         pass
@@ -828,7 +825,7 @@ def test_a_mode_without_a_new_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for dest in (Path("-"), tmp_path / "pipe"):
         with (
-            pytest.raises(UsageError, match="--mode goes with a new file"),
+            pytest.raises(UsageError, match="--mode requires a file"),
             open_target(dest, NAME, 1, force=False, mode=0o600),
         ):
             pass

@@ -1,0 +1,1 @@
+"""Copying an image to a file, a block device or a stream."""
