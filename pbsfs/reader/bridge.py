@@ -144,14 +144,12 @@ class ImageStream:
 
         None instead of a digest for zeros, whose neighbours are one.
         """
-        if not self._image.index.has_table():
-            trio.from_thread.run(self._image.load)
         index = self._image.index
         found: list[tuple[bytes | None, int, int]] = []
         for span in self.spans(offset, size):
             number = index.find(span.offset)
             start = index.span(number)[0]
-            digest = None if span.hole else index.digest(number)
+            digest = None if span.hole else digest_of(self._image, number)
             found.append((digest, 0 if span.hole else span.offset - start, span.length))
         return found
 
@@ -170,3 +168,13 @@ class ImageStream:
     def close(self) -> None:
         """Gives back this reader's part of the read-ahead memory. Call from the trio loop."""
         self._handle.close()
+
+
+def digest_of(image: Image, number: int) -> bytes:
+    """The digest of a chunk, in work that a `Bridge` runs: has the index fetch its table again where that was
+    dropped. Raises like `Image.load`."""
+    while True:
+        digest = image.index.find_digest(number)
+        if digest is not None:
+            return digest
+        trio.from_thread.run(image.load)

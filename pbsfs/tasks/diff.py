@@ -17,7 +17,7 @@ import trio
 from pbsfs.base.errors import DamageError, PbsfsError, UsageError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ArchiveKind
 from pbsfs.contents.base import Contents, Entry, Found
-from pbsfs.reader.bridge import ImageStream
+from pbsfs.reader.bridge import ImageStream, digest_of
 from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.image import Image
@@ -152,8 +152,6 @@ class Comparison:
         self, old: ImageFile, new: ImageFile, path: bytes, emit: Callable[[list[Change]], None]
     ) -> None:
         before, after = await old.open(), await new.open()
-        await before.load()
-        await after.load()
         if before.index.csum == after.index.csum:
             return
         ranges = await trio.to_thread.run_sync(changed_ranges, before, after)
@@ -292,7 +290,7 @@ class _Bytes:
 def changed_ranges(old: Image, new: Image) -> list[Range]:
     """The ranges of `new` that differ from `old`, by their indexes: chunks with another digest or place.
 
-    What lies behind the end of the shorter one counts as changed. The indexes must have their tables.
+    What lies behind the end of the shorter one counts as changed. Call in a worker thread.
     """
     ranges: list[Range] = []
     before, after = old.index, new.index
@@ -304,7 +302,7 @@ def changed_ranges(old: Image, new: Image) -> list[Range]:
         same = (
             number < before.count
             and before.span(number) == (start, end)
-            and before.digest(number) == after.digest(place)
+            and digest_of(old, number) == digest_of(new, place)
         )
         if not same:
             if ranges and ranges[-1].offset + ranges[-1].length == start:

@@ -159,7 +159,8 @@ class ContentsDirectory(ContentsNode, Directory):
         """The children that can be read; `damage` says whether there may be more. Raises like `learn`."""
 
         async def read() -> bool:
-            entry = await self.learn()
+            # What is in a directory is found without its own attributes, which may be damaged.
+            entry = await self.learn() if self.inside is self else self.entry
             contents = await self.inside.open()
             found = await contents.children(entry)
             await self._take((child.name, child) for child in found.entries)

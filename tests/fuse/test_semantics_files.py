@@ -269,6 +269,21 @@ def test_damage_in_an_archive_costs_what_it_hits(writer: DatastoreWriter, mount:
         assert len(lines) == len(set(lines))
 
 
+def test_a_damaged_directory_can_be_entered_by_its_name_in_the_catalog(
+    writer: DatastoreWriter, mount: Mount
+) -> None:
+    root = large()
+    writer.add_snapshot(made.snapshot("v1", type="host"), version_1(root))
+    index = DynamicIndex((writer.path / "host/v1/2023-11-14T22:13:20Z/root.pxar.didx").read_bytes())
+    header = write(root, split=False).positions[root.children[1]]
+    writer.chunk_path(index.digest(index.find(header))).unlink()
+    with mount() as found:
+        place = found / "files/host/v1/latest/root/b"
+        whole = [child for child in root.children[1].children if readable(place / os.fsdecode(child.name))]
+        assert len(whole) > 3
+        assert found.log_lines()
+
+
 def test_a_directory_with_damage_is_listed_and_then_fails(writer: DatastoreWriter, mount: Mount) -> None:
     files = [file(b"%04d-%s" % (number, b"x" * 200), b"") for number in range(4000)]
     writer.add_snapshot(
