@@ -164,31 +164,38 @@ class Comparison:
     ) -> None:
         old_entry, new_entry = await old.learn(), await new.learn()
         before, after = await old.inside.open(), await new.inside.open()
-        token = trio.lowlevel.current_trio_token()
+        both = _Both(self, before, after)
 
         def work() -> None:
             batch: list[Change] = []
-            both = _Both(self, before, after)
             for count, change in enumerate(both.compare(path, old_entry, new_entry)):
                 if change is not None:
                     batch.append(change)
                 if count % IN_ONE_GO == 0:
                     trio.from_thread.check_cancelled()
                 if len(batch) >= IN_ONE_GO:
-                    trio.from_thread.run_sync(emit, batch, trio_token=token)
+                    trio.from_thread.run_sync(emit, batch)
                     batch = []
-            trio.from_thread.run_sync(emit, batch, trio_token=token)
+            trio.from_thread.run_sync(emit, batch)
 
-        await before.run(work)
+        try:
+            await before.run(work)
+        finally:
+            both.close()
 
 
 class _Both:
-    """Two archives side by side. In a worker thread."""
+    """Two archives side by side. Made and closed in the trio loop, used in a worker thread."""
 
     def __init__(self, comparison: Comparison, old: OpenContents, new: OpenContents) -> None:
         self._comparison = comparison
         self._old, self._new = old.contents, new.contents
         self._old_streams, self._new_streams = old.streams(), new.streams()
+
+    def close(self) -> None:
+        """Gives back the read-ahead memory."""
+        for stream in (*self._old_streams, *self._new_streams):
+            stream.close()
 
     def compare(self, path: bytes, old: Entry, new: Entry) -> Iterator[Change | None]:
         """The changes; None for what has not changed, so that the caller may look for an end."""

@@ -191,7 +191,7 @@ def test_the_clients_own_key_is_found(kept: Kept, told: Told, tmp_path: Path) ->
     assert OTHER_KEY.fingerprint in line
     # What nobody named is left out where its password is missing, and only the log tells.
     done = pbsfs("ls", "--log-level", "info", "--datastore-dir", kept.path, env=told())
-    assert (done.returncode, done.stdout.split()) == (0, ["vm"])
+    assert (done.returncode, done.stdout.split()) == (0, ["vm", "files"])
     assert f"not used: key file {place / 'encryption-key.json'}: it needs a password" in done.stderr
 
 
@@ -335,7 +335,7 @@ def test_nobody_is_asked_where_the_password_is_given_or_no_key_needs_one(kept: K
     for name, changes in (("plain.json", {}), ("scrypt.json", {"PBS_ENCRYPTION_PASSWORD": PASSWORD})):
         command: list[str | Path] = [PBSFS, "ls", "--datastore-dir", kept.path, "--keyfile", kept.file(name)]
         status, shown = at_a_terminal(command, [], told(**changes))
-        assert (status, shown.split()) == (0, ["vm"])
+        assert (status, shown.split()) == (0, ["vm", "files"])
 
 
 def test_without_a_terminal_nobody_is_asked(kept: Kept, told: Told, tmp_path: Path) -> None:
