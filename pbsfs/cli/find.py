@@ -109,7 +109,7 @@ def command(
     log_file: Path | None,
     source: SourceOptions,
 ) -> None:
-    """Search the files in archives below each PATH (default: files, which is all of them).
+    """Search the files in archives below each PATH (default: all of them, or in a mount, where you are).
 
     Several --name and --iname: one of them has to match. Everything else has to match too. Exit status 6:
     damage hid a part; 5: the key of an archive is missing; what could be read was searched.
@@ -121,7 +121,8 @@ def command(
       pbsfs find files/ct/210/latest/root/etc --iname 'host*' --json
     """
     set_up_logging(log_level, log_file)
-    source, places = from_mounts(source, paths or ("files",))
+    source, places = from_mounts(source, paths or ("",))
+    places = [place if place.strip("/") else "files" for place in places]
     try:
         pattern = None if regex is None else re.compile(os.fsencode(regex))
     except re.error as error:
