@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,7 +12,8 @@ from pbsfs.base.text import printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
-from pbsfs.tree import File, SnapshotDirectory, Tree
+from pbsfs.tasks.facts import facts_of
+from pbsfs.tree import Latest, Tree
 
 
 @click.command("info")
@@ -23,29 +22,30 @@ from pbsfs.tree import File, SnapshotDirectory, Tree
 @source_options
 @logging_options
 def command(path: str, as_json: bool, log_level: str, log_file: Path | None, source: SourceOptions) -> None:
-    """Show what is known about the group, snapshot or file at PATH.
+    """Show what is known about the group, snapshot, file or entry of an archive at PATH.
+
+    Of a link in an archive, it shows the link itself.
 
     \b
     Examples:
       pbsfs info --datastore-dir /srv/store1 vm/100
       pbsfs info --datastore-dir /srv/store1 vm/100/latest
       pbsfs info --datastore-dir /srv/store1 --json vm/100/latest/drive-scsi0.img
+      pbsfs info files/ct/210/latest/root/etc/fstab
     """
     set_up_logging(log_level, log_file)
     source, (path,) = from_mounts(source, [path])
 
     async def work(tree: Tree) -> None:
-        node = await find(tree, path, source)
-        facts: dict[str, Any] = {"path": os.fsdecode(node.path), **await node.facts()}
-        if isinstance(node, File):
-            facts["data_size"] = str((await node.stat()).data_size)
-        elif isinstance(node, SnapshotDirectory):
-            facts["files"] = [file.archive.filename for file in node.info.files]
+        node = await find(tree, path, source, follow=False)
+        if isinstance(node, Latest):
+            node = await find(tree, path, source)
+        facts = await facts_of(node)
         if as_json:
             click.echo(json.dumps(facts, indent=2))
             return
         for name, value in facts.items():
-            text = ", ".join(value) if isinstance(value, list) else printable(value, keep="\n")
+            text = printable(", ".join(value) if isinstance(value, list) else value, keep="\n")
             click.echo(f"{name + ':':<17}" + text.replace("\n", "\n" + " " * 17))
 
     run_on_tree(work, source=source)

@@ -55,14 +55,14 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
     return merged, [place for _options, place in inside]
 
 
-async def find(tree: Tree, path: str, source: SourceOptions) -> Node:
-    """What is at `path` in `tree`. Raises what `Tree.find` raises.
+async def find(tree: Tree, path: str, source: SourceOptions, *, follow: bool = True) -> Node:
+    """What is at `path` in `tree`; `follow` and what it raises: see `Tree.find`.
 
     Where only the environment names the source (`source`: what `from_mounts` returned), a path that is not
     there may be meant for a mount that the user is in: then the error says how to write it.
     """
     try:
-        return await tree.find(path)
+        return await tree.find(path, follow=follow)
     except NotFoundError as error:
         if source.names_source() or path.startswith(("/", ".")):
             raise

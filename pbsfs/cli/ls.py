@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.base.errors import DamageError
-from pbsfs.base.names import format_time
-from pbsfs.base.text import one_line
+from pbsfs.base.errors import DamageError, KeyRequiredError, exit_status_of
+from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
-from pbsfs.tree import Directory, FilesDirectory, Link, Node, Tree
+from pbsfs.tasks.listing import Lister, Row
+from pbsfs.tree import Tree
 
 
 @click.command("ls")
 @click.argument("path", default="", metavar="[PATH]")
-@click.option("-l", "--long", is_flag=True, help="Show size, size without holes, and time too.")
 @click.option(
-    "-R", "--recursive", is_flag=True, help="List directories below too (files/ only where PATH is in it)."
+    "-l", "--long", is_flag=True, help="Show mode, owner, group, size, size without holes, and time too."
 )
+@click.option("-R", "--recursive", is_flag=True, help="List all below PATH too, but not files/.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @source_options
 @logging_options
@@ -37,7 +38,10 @@ def command(
     log_file: Path | None,
     source: SourceOptions,
 ) -> None:
-    """List what is at PATH, as a mount would show it.
+    """List what is at PATH, as a mount shows it.
+
+    Modes and owners are those of the backup for entries of archives. Exit status 6: damage hid a part; 5: the
+    key of an archive is missing. The rest is listed all the same.
 
     \b
     Examples:
@@ -48,54 +52,43 @@ def command(
     set_up_logging(log_level, log_file)
     source, (path,) = from_mounts(source, [path])
 
-    async def work(tree: Tree) -> None:
-        node = await find(tree, path, source)
-        rows: list[dict[str, Any]] = []
-        if isinstance(node, Directory):
-            await _collect(node, node.path_of(b""), recursive, rows, tree, long or as_json)
+    async def work(tree: Tree) -> list[DamageError | KeyRequiredError]:
+        with _Printer(as_json=as_json) as emit:
+            lister = Lister(emit, full=long or as_json, recursive=recursive)
+            await lister.list(await find(tree, path, source))
+        return lister.failed
+
+    failed = run_on_tree(work, source=source)
+    if failed:
+        raise click.exceptions.Exit(max(map(exit_status_of, failed)))
+
+
+class _Printer:
+    """Prints rows as they come: as lines, or as one JSON list."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._count = 0
+        self._out = sys.stdout or io.StringIO()  # None if it is closed
+        self._to_terminal = self._out.isatty()
+        out = self._out
+        if isinstance(out, io.TextIOWrapper) and out.encoding.lower() == "utf-8" and not self._to_terminal:
+            out.reconfigure(errors="surrogateescape")  # a program gets the bytes of names that are not text
+
+    def __enter__(self) -> Callable[[Row], None]:
+        return self._print
+
+    def __exit__(self, *_failure: object) -> None:
+        if self._as_json:
+            self._out.write("\n]\n" if self._count else "[]\n")
+
+    def _print(self, row: Row) -> None:
+        if self._as_json:
+            self._out.write((",\n  " if self._count else "[\n  ") + json.dumps(row.as_json()))
+            self._count += 1
         else:
-            rows.append(await _row(node, os.fsdecode(node.name), full=long or as_json))
-        if as_json:
-            click.echo(json.dumps(rows, indent=2))
-            return
-        for row in rows:
-            click.echo(_line(row) if long else row["name"])
-
-    run_on_tree(work, source=source)
-
-
-async def _collect(
-    directory: Directory, root: bytes, recursive: bool, rows: list[dict[str, Any]], tree: Tree, full: bool
-) -> None:
-    for node in (await directory.children()).values():
-        rows.append(await _row(node, os.fsdecode(node.path.removeprefix(root)), full=full))
-        if recursive and isinstance(node, Directory) and not isinstance(node, FilesDirectory):
-            try:
-                await _collect(node, root, recursive, rows, tree, full)
-            except DamageError as error:  # its neighbours are listed all the same
-                rows[-1]["error"] = str(error)
-                click.echo(f"pbsfs: {one_line(str(error))}", err=True)
-
-
-async def _row(node: Node, name: str, *, full: bool) -> dict[str, Any]:
-    if not full:
-        return {"name": name}
-    stat = await node.stat()
-    row: dict[str, Any] = {"name": name, "path": os.fsdecode(node.path)}
-    if isinstance(node, Directory):
-        row["type"] = "directory"
-    elif isinstance(node, Link):
-        row |= {"type": "link", "target": os.fsdecode(await node.target())}
-    else:
-        row |= {"type": "file", "size": stat.size, "data_size": stat.data_size}
-    if stat.mtime_ns is not None:
-        row["time"] = format_time(stat.mtime_ns // 1_000_000_000)
-    return row
-
-
-def _line(row: dict[str, Any]) -> str:
-    size, data = str(row.get("size", "-")), str(row.get("data_size", "-"))
-    name = row["name"] + ("/" if row["type"] == "directory" else "")
-    if "target" in row:
-        name += f" -> {row['target']}"
-    return f"{size:>15} {data:>15} {row.get('time', '-'):>20} {name}"
+            line = row.as_line()
+            # Not click.echo, which removes escape codes from names.
+            self._out.write((printable(line) if self._to_terminal else line) + "\n")
+        if row.error is not None:
+            click.echo(f"pbsfs: {one_line(row.error)}", err=True)

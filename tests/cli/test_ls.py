@@ -46,15 +46,17 @@ def test_the_namespace_is_the_root(stocked: Stocked) -> None:
     assert ls(stocked, "--ns", "prod", "vm/100/latest") == ls(stocked, "ns/prod/vm/100/latest")
 
 
-def test_long_shows_size_data_and_time(stocked: Stocked) -> None:
+def test_long_shows_mode_size_data_and_time(stocked: Stocked) -> None:
     lines = [line.split() for line in ls(stocked, "-l", FIRST)]
-    rows = {line[3]: line[:3] for line in lines}
-    assert rows["drive-scsi0.img"] == ["525824", "329216", "2023-11-14T22:13:20Z"]
+    rows = {line[6]: line[:6] for line in lines}
+    file = ["-r--r--r--", "-", "-"]
+    assert rows["drive-scsi0.img"] == [*file, "525824", "329216", "2023-11-14T22:13:20Z"]
     size = str(len(stocked.contents[CONFIGURATION]))
-    assert rows["qemu-server.conf"] == [size, size, "2023-11-14T22:13:20Z"]
+    assert rows["qemu-server.conf"] == [*file, size, size, "2023-11-14T22:13:20Z"]
     group = [line.split() for line in ls(stocked, "-l", "vm/100")]
-    assert group[0] == ["-", "-", "2023-11-14T22:13:20Z", "2023-11-14T22:13:20Z/"]
-    assert group[2][3:] == ["latest", "->", "2023-11-15T22:13:20Z"]
+    assert group[0] == ["dr-xr-xr-x", *"----", "2023-11-14T22:13:20Z", "2023-11-14T22:13:20Z/"]
+    assert group[2][0] == "lrwxrwxrwx"
+    assert group[2][6:] == ["latest", "->", "2023-11-15T22:13:20Z"]
 
 
 def test_recursive_shows_every_file_a_mount_would(stocked: Stocked) -> None:
@@ -97,7 +99,7 @@ def test_a_broken_snapshot_hides_none_of_its_neighbours(tmp_path: Path) -> None:
     own = stock(tmp_path / "datastore")
     damage.truncate(own.path / SECOND / "index.json.blob", 20)
     done = pbsfs("ls", "--datastore-dir", own.path, "-R", "--log-level", "error")
-    assert done.returncode == 0
+    assert done.returncode == 6
     assert {FIRST, IMAGE, SECOND, ENCRYPTED} <= set(done.stdout.splitlines())
     assert f"pbsfs: {SECOND}: unreadable manifest" in done.stderr
     done = pbsfs("ls", "--datastore-dir", own.path, "--log-level", "error", SECOND)

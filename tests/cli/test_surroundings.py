@@ -93,7 +93,7 @@ def test_a_failure_of_the_system_is_not_one_of_standard_output(stocked: Stocked)
 def test_closed_standard_streams_are_nothing_to_stumble_over(stocked: Stocked, closed: str) -> None:
     done = run(["sh", "-c", f'"$0" ls --datastore-dir "$1" {closed}', PBSFS, stocked.path])
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "vm\nct\nns\n")
+    assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "vm\nct\nns\nfiles\n")
 
 
 # --- locales
@@ -136,7 +136,7 @@ def test_any_text_is_shown_in_any_locale(latin: dict[str, str], stocked: Stocked
 
 def test_a_locale_that_is_not_there_is_as_good_as_any(stocked: Stocked) -> None:
     status, output, _errors = shown_in({"LC_ALL": "xx_XX"}, "ls", "--datastore-dir", stocked.path)
-    assert (status, output) == (0, b"vm\nct\nns\n")
+    assert (status, output) == (0, b"vm\nct\nns\nfiles\n")
 
 
 def test_log_files_are_utf_8_in_any_locale(latin: dict[str, str], stocked: Stocked, tmp_path: Path) -> None:

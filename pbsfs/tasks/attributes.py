@@ -1,0 +1,56 @@
+"""The attributes of nodes as text: type, mode, device, time. Used by `pbsfs ls` and `pbsfs info`.
+
+Pure functions, for any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as stat_bits
+
+from pbsfs.base.names import format_time
+
+_SECOND = 1_000_000_000
+
+_TYPES = {
+    stat_bits.S_IFREG: "file",
+    stat_bits.S_IFDIR: "directory",
+    stat_bits.S_IFLNK: "link",
+    stat_bits.S_IFCHR: "character device",
+    stat_bits.S_IFBLK: "block device",
+    stat_bits.S_IFIFO: "fifo",
+    stat_bits.S_IFSOCK: "socket",
+}
+
+
+def type_text(mode: int) -> str:
+    """The type in an st_mode, in words."""
+    return _TYPES.get(stat_bits.S_IFMT(mode), "unknown")
+
+
+def mode_text(mode: int) -> str:
+    """The permissions in an st_mode, in four octal digits."""
+    return f"{stat_bits.S_IMODE(mode):04o}"
+
+
+def device_text(mode: int, rdev: int) -> str | None:
+    """The major and minor number of a device file; None for any other type."""
+    if stat_bits.S_ISCHR(mode) or stat_bits.S_ISBLK(mode):
+        return f"{os.major(rdev)},{os.minor(rdev)}"
+    return None
+
+
+def time_text(time_ns: int, *, whole_seconds: bool = False) -> str:
+    """A time in nanoseconds since the epoch as `2024-11-07T17:20:00.123456789Z`, without a fraction of 0.
+
+    A time outside of the years 1 to 9999, which an archive may have, is `@` and the seconds, as date(1) reads
+    it. `whole_seconds`: leave out the fraction.
+    """
+    seconds, fraction = divmod(time_ns, _SECOND)
+    try:
+        text = format_time(seconds)
+    except (ValueError, OverflowError, OSError):
+        return f"@{seconds}"
+    if fraction and not whole_seconds:
+        text = f"{text.removesuffix('Z')}.{fraction:09}Z"
+    return text

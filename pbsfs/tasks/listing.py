@@ -1,0 +1,143 @@
+"""Lists the nodes of a tree, for `pbsfs ls`.
+
+The rows go to a callback one by one, so that memory use does not grow with the listing. Used from tasks of
+one trio loop.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as stat_bits
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from pbsfs.base.errors import DamageError, KeyRequiredError
+from pbsfs.tasks.attributes import device_text, mode_text, time_text, type_text
+from pbsfs.tree import ContentsDirectory, ContentsNode, Directory, FilesDirectory, Link, Node, Stat
+
+IN_ONE_GO = 500
+"""Rows that are made before other tasks run: a few milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One node of a listing.
+
+    `name`: its path below what is listed. `stat`: None if only names are listed. `stored`: whether an archive
+    stores the owner and mode. `error`: why its children are not, or not all, in the listing.
+    """
+
+    name: bytes
+    path: bytes
+    stat: Stat | None = None
+    target: bytes | None = None
+    stored: bool = False
+    error: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The row for programs. A key whose value is not known is missing."""
+        row: dict[str, Any] = {"name": os.fsdecode(self.name), "path": os.fsdecode(self.path)}
+        stat = self.stat
+        if stat is not None:
+            row["type"] = type_text(stat.mode)
+            if self.target is not None:
+                row["target"] = os.fsdecode(self.target)
+            if stat_bits.S_ISREG(stat.mode):
+                row |= {"size": stat.size, "data_size": stat.data_size}
+            if stat.mtime_ns is not None:
+                row["time"] = time_text(stat.mtime_ns, whole_seconds=True)
+            if self.stored and stat.uid is not None:
+                row |= {"mode": mode_text(stat.mode), "uid": stat.uid, "gid": stat.gid}
+                row |= {"links": stat.nlink, "mtime_ns": stat.mtime_ns}
+                if (device := device_text(stat.mode, stat.rdev)) is not None:
+                    row["device"] = device
+        if self.error is not None:
+            row["error"] = self.error
+        return row
+
+    def as_line(self) -> str:
+        """The row for people, similar to `ls -ln`; without a stat only the name."""
+        name, stat = os.fsdecode(self.name), self.stat
+        if stat is None:
+            return name
+        mode = stat_bits.filemode(stat.mode)
+        if self.stored and stat.uid is None:  # it can't be read, so only its type is known
+            mode = mode[0] + "?" * 9
+        owner, group = ("-" if number is None else str(number) for number in (stat.uid, stat.gid))
+        size = data = "-"
+        if (device := device_text(stat.mode, stat.rdev)) is not None:
+            size = device
+        elif stat_bits.S_ISREG(stat.mode):
+            size, data = str(stat.size), str(stat.data_size)
+        time = "-" if stat.mtime_ns is None else time_text(stat.mtime_ns, whole_seconds=True)
+        if stat_bits.S_ISDIR(stat.mode):
+            name += "/"
+        if self.target is not None:
+            name += f" -> {os.fsdecode(self.target)}"
+        return f"{mode} {owner:>5} {group:>5} {size:>15} {data:>15} {time:>20} {name}"
+
+
+@dataclass(slots=True)
+class Lister:
+    """One listing. `full`: with the stat of each node. `failed`: why directories are incomplete."""
+
+    emit: Callable[[Row], None]
+    full: bool = False
+    recursive: bool = False
+    failed: list[DamageError | KeyRequiredError] = field(default_factory=list)
+    _count: int = 0
+
+    async def list(self, node: Node) -> None:
+        """Lists the children of a directory, or any other node itself.
+
+        Damage below `node`, or of a part of it, and missing keys go into `failed`. Raises PbsfsError if
+        `node` can't be listed, and SourceError.
+        """
+        if not isinstance(node, Directory):
+            await self._emit(node, node.name, None)
+            return
+        root = node.path_of(b"")
+        stack = [iter((await node.children()).values())]
+        if (damage := _damage(node)) is not None:
+            self.failed.append(damage)
+        while stack:
+            child = next(stack[-1], None)
+            if child is None:
+                stack.pop()
+                continue
+            below: Iterator[Node] | None = None
+            error: DamageError | KeyRequiredError | None = None
+            if self.recursive and isinstance(child, Directory) and not isinstance(child, FilesDirectory):
+                try:
+                    below = iter((await child.children()).values())
+                    error = _damage(child)
+                except (DamageError, KeyRequiredError) as failure:
+                    error = failure
+            if error is not None:
+                self.failed.append(error)
+            await self._emit(child, child.path.removeprefix(root), error)
+            if below is not None:
+                stack.append(below)
+
+    async def _emit(self, node: Node, name: bytes, error: Exception | None) -> None:
+        self._count += 1
+        if self._count % IN_ONE_GO == 0:
+            await trio.lowlevel.checkpoint()
+        text = None if error is None else str(error)
+        if not self.full:
+            self.emit(Row(name, node.path, error=text))
+            return
+        stat = await node.stat()
+        stored = isinstance(node, ContentsNode)
+        target = stat.target
+        if isinstance(node, Link) and not stored:
+            target = await node.target()
+        self.emit(Row(name, node.path, stat, target, stored, text))
+
+
+def _damage(directory: Directory) -> DamageError | None:
+    """Why the listing of a directory that was just listed may lack entries; None if it is complete."""
+    return directory.damage if isinstance(directory, ContentsDirectory) else None
