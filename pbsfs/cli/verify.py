@@ -1,33 +1,28 @@
-"""`pbsfs verify`: reads and checks everything, and tells what is damaged."""
+"""`pbsfs verify`: reads and checks everything, and reports what is damaged."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_size
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
-from pbsfs.base.text import SHOWN_NAMES, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import shown
 from pbsfs.runtime.logs import set_up_logging
-from pbsfs.tasks.verify import Report, Verification
+from pbsfs.tasks.report import Report
+from pbsfs.tasks.verify import Verification
 from pbsfs.tree import ContentsNode, File, Tree
-
-SOME_PATHS = 3
-"""Paths that are named as examples where many files need one key."""
 
 
 @click.command("verify")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as a JSON object.")
-@click.option("--limit-rate", metavar="SIZE", help="Read at most this much a second (50M).")
+@click.option("--limit-rate", metavar="SIZE", help="Read at most SIZE a second, as 50M (default: no limit).")
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
 @source_options
 @logging_options
@@ -40,11 +35,11 @@ def command(
     log_file: Path | None,
     source: SourceOptions,
 ) -> None:
-    """Read and check all that is at and below each PATH, or everything.
+    """Read and check everything at and below each PATH (default: the whole tree).
 
-    Each chunk is read once, however many images share it. Damaged files are listed with the ranges that
-    are damaged. Exit status 6: damage was found; 5: there was none, but something could not be checked for
-    want of its key; 3: there is nothing to check in the whole datastore.
+    pbsfs reads each chunk once, regardless of how many images share it, and lists damaged files with their
+    damaged ranges. Exit status 6: damage was found; 5: none was found, but a required key is missing; 3: the
+    datastore holds no backups.
 
     \b
     Examples:
@@ -56,7 +51,7 @@ def command(
     source, places = from_mounts(source, paths or ("",))
     rate = None if limit_rate is None else parse_size(limit_rate)
     if rate == 0:
-        raise UsageError("--limit-rate 0 would never end")
+        raise UsageError("--limit-rate 0: a run would never end; give a larger rate")
 
     async def work(tree: Tree) -> Report:
         files: dict[bytes, File | ContentsNode] = {}
@@ -67,7 +62,7 @@ def command(
         named = tree.root.namespace.parts or any(node is not tree.root for node in nodes)
         if not (files or verification.report.damaged or named):
             raise NotFoundError(
-                f"{tree.reader.source}: it holds no backups, so nothing was checked; name another place, "
+                f"{tree.reader.source}: it holds no backups, so nothing was checked; name another datastore, "
                 "or a group or namespace that may be empty"
             )
         total = sum([(await file.glance()).data_size for file in files.values()])
@@ -75,48 +70,8 @@ def command(
             return await verification.run(list(files.values()), advance)
 
     report = run_on_tree(work, reads_much=True, source=source)
-    click.echo(json.dumps(_as_json(report), indent=2) if as_json else printable(_as_text(report), keep="\n"))
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     if report.damaged:
         raise click.exceptions.Exit(exit_status_of(DamageError("")))
     if report.unverified:
         raise click.exceptions.Exit(exit_status_of(KeyRequiredError("")))
-
-
-def _as_json(report: Report) -> dict[str, Any]:
-    return {
-        "files": report.files,
-        "chunks": report.chunks,
-        "bytes": report.size,
-        "damaged": [
-            {
-                "path": damage.path,
-                "reason": damage.reason,
-                "ranges": [{"offset": found.offset, "length": found.length} for found in damage.ranges],
-                "files": [os.fsdecode(path) for path in damage.hit.paths],
-                "file_count": damage.hit.count,
-            }
-            for damage in sorted(report.damaged, key=lambda damage: damage.path)
-        ],
-        "unverified": [{"path": path, "reason": why} for path, why in sorted(report.unverified.items())],
-    }
-
-
-def _as_text(report: Report) -> str:
-    lines = []
-    for damage in sorted(report.damaged, key=lambda damage: damage.path):
-        where = ", ".join(f"bytes {r.offset} to {r.offset + r.length - 1}" for r in damage.ranges)
-        lines.append(f"damaged: {damage.path}: {where + ': ' if where else ''}{damage.reason}")
-        if damage.hit.count:
-            named = ", ".join(map(os.fsdecode, damage.hit.paths[:SHOWN_NAMES]))
-            more = f", … ({damage.hit.count} in all)" if damage.hit.count > SHOWN_NAMES else ""
-            lines.append(f"  files in it that are hit: {named}{more}")
-    for fingerprint, paths in sorted(report.missing_keys.items(), key=lambda item: item[1]):
-        key = f"the key {fingerprint}" if fingerprint else "a key that the manifest does not name"
-        more = f", … ({len(paths)} files)" if len(paths) > SOME_PATHS else ""
-        shown = ", ".join(sorted(paths)[:SOME_PATHS])
-        lines.append(f"not checked: {key} was not given (--keyfile): {shown}{more}")
-    lines.append(
-        f"{report.files} files, {report.chunks} chunks, {report.size} bytes read; "
-        f"{len(report.damaged)} damaged, {len(report.unverified)} not checked"
-    )
-    return "\n".join(lines)

@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import trio
 
@@ -21,8 +20,9 @@ from pbsfs.formats.keys import Key
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.image import Image
 from pbsfs.runtime.memory import Memory
-from pbsfs.tasks.hit import Hit, files_hit
+from pbsfs.tasks.hit import files_hit
 from pbsfs.tasks.known import KnownChunks
+from pbsfs.tasks.report import Damage, Report
 from pbsfs.tree import BlobFile, ContentsNode, Directory, File, FilesDirectory, ImageFile, Latest, Node
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ WORKERS = 12
 The store bounds their memory."""
 
 STRIDE = 1024
-"""Chunks of an index that are looked at before other tasks run: a few milliseconds."""
+"""Chunks of an index that are processed before other tasks run: a few milliseconds."""
 
 SHOWN_REASONS = 100
 """Reasons that the report names for one file, before it only counts the rest."""
@@ -42,30 +42,6 @@ BAD_SIZE = 500
 
 Identity = tuple[bytes, Key | None, int]
 """A chunk, with the length that an index claims: a wrong length is damage of that index only."""
-
-
-@dataclass(slots=True)
-class Damage:
-    """What is wrong with one file. `ranges`: which bytes; empty for the whole file. `hit`: of a stream of an
-    archive, the files in it that need these bytes."""
-
-    path: str
-    reason: str
-    ranges: list[Range] = field(default_factory=list)
-    hit: Hit = field(default_factory=Hit)
-
-
-@dataclass(slots=True)
-class Report:
-    """What was found. `chunks`, `size`: what was read. `unverified`: the reasons by path; `missing_keys`:
-    these paths by the fingerprint of the key, None if it is not known."""
-
-    files: int = 0
-    chunks: int = 0
-    size: int = 0
-    damaged: list[Damage] = field(default_factory=list)
-    unverified: dict[str, str] = field(default_factory=dict)
-    missing_keys: dict[str | None, list[str]] = field(default_factory=dict)
 
 
 class Verification:
@@ -93,12 +69,12 @@ class Verification:
         if not isinstance(node, Directory):
             return []
         files: list[File | ContentsNode] = []
-        path = os.fsdecode(node.path)
         try:
             children = await node.children()
         except DamageError as error:
-            if all(known.path != path for known in self.report.damaged):  # paths may overlap
-                self.report.damaged.append(Damage(path, str(error)))
+            damage = Damage.of(node.path, error)
+            if all(known.path != damage.path for known in self.report.damaged):  # paths may overlap
+                self.report.damaged.append(damage)
             return []
         for child in children.values():
             if not isinstance(child, Latest | FilesDirectory):  # both show what is also somewhere else
@@ -129,7 +105,7 @@ class Verification:
                 elif isinstance(file, ContentsNode):
                     await self._check_contents(file)
             except DamageError as error:
-                self.report.damaged.append(Damage(path, str(error)))
+                self.report.damaged.append(Damage.of(file.path, error))
             except KeyRequiredError as error:
                 self.report.unverified[path] = str(error)
                 self.report.missing_keys.setdefault(error.fingerprint, []).append(path)
@@ -209,7 +185,7 @@ class Verification:
 
         def check(path: bytes, entry: Entry | DamageError) -> None:
             if not isinstance(entry, Entry):
-                self.report.damaged.append(Damage(os.fsdecode(path), str(entry)))
+                self.report.damaged.append(Damage.of(path, entry))
                 return
             opened.contents.xattrs(entry)
             for piece in opened.contents.data(entry) if entry.is_file else ():
@@ -229,7 +205,7 @@ class Verification:
                 try:
                     check(where, entry)
                 except DamageError as error:
-                    self.report.damaged.append(Damage(os.fsdecode(where), str(error)))
+                    self.report.damaged.append(Damage.of(where, error))
 
         try:
             await opened.run(work)

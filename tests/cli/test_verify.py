@@ -126,7 +126,7 @@ def test_files_that_need_one_key_are_one_line(tmp_path: Path) -> None:
     done = pbsfs("verify", "--datastore-dir", tmp_path / "datastore")
     assert (done.returncode, done.stderr) == (5, "")
     paths = [f"vm/{number}/{snapshots[0].time_text}/a.img" for number in (100, 101, 102, 103)]
-    some = f"{', '.join(paths[:3])}, … (5 files)"
+    some = f"{', '.join(paths[:3])}, … (5 in all)"
     assert done.stdout.splitlines()[:-1] == [
         f"not checked: the key {made.KEY.fingerprint} was not given (--keyfile): {some}",
         f"not checked: the key {made.OTHER_KEY.fingerprint} was not given (--keyfile): {paths[3]}",
@@ -198,7 +198,7 @@ def test_a_snapshot_that_can_not_be_listed_is_damaged(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (6, "")
     (entry,) = json.loads(done.stdout)["damaged"]
     assert (entry["path"], entry["ranges"]) == (SECOND, [])
-    assert "unreadable manifest" in entry["reason"]
+    assert entry["reason"].startswith("unreadable manifest")
 
 
 def test_paths_that_overlap_are_read_once(stocked: Stocked) -> None:
@@ -211,7 +211,7 @@ def test_paths_that_overlap_are_read_once(stocked: Stocked) -> None:
 @pytest.mark.parametrize(
     ("status", "arguments", "words"),
     [
-        (2, ("--limit-rate", "0"), "--limit-rate 0 would never end"),
+        (2, ("--limit-rate", "0"), "--limit-rate 0: a run would never end"),
         (2, ("--limit-rate", "much"), "'much' is not a size"),
         (2, ("vm/..",), "'..' has no meaning here"),
         (3, ("vm/100", "vm/999"), "there is no '999'"),

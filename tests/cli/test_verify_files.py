@@ -122,7 +122,7 @@ def test_the_text_names_the_first_of_them(tmp_path: Path) -> None:
     for number in range(index.count):
         writer.chunk_path(index.digest(number)).unlink(missing_ok=True)
     lines = pbsfs("verify", "--datastore-dir", writer.path).stdout.splitlines()
-    (named,) = [line for line in lines if "files in it that are hit" in line]
+    (named,) = [line for line in lines if "files in it that are damaged" in line]
     assert named.endswith(f", … ({len(contents())} in all)")
     assert named.count(ROOT) == 8
 

@@ -24,7 +24,8 @@ from pbsfs.runtime.memory import Memory
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.tasks import known, verify
-from pbsfs.tasks.verify import BAD_SIZE, SHOWN_REASONS, WORKERS, Report, Verification
+from pbsfs.tasks.report import Report
+from pbsfs.tasks.verify import BAD_SIZE, SHOWN_REASONS, WORKERS, Verification
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import ContentsNode, File, Tree
 from tests.sources.server.serving import served, source_of
