@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.cli.demo import PARTITION_START
 from pbsfs.formats.manifest import CryptMode
+from pbsfs.testing.demo import PARTITION_START
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import booting, keyfiles, made
 from tests.support.booting import NO_SCREEN, BootDisk

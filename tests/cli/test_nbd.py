@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from pbsfs.cli.demo import PARTITION_START
 from pbsfs.nbd.launch import Address
+from pbsfs.testing.demo import PARTITION_START
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, keyfiles, made
 from tests.support.foreground import Foreground, foreground
