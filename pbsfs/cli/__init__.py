@@ -34,6 +34,7 @@ _COMMANDS = {
     "info": "Show what is known about a snapshot or file.",
     "cat": "Write files to standard output.",
     "find": "Search the files in archives.",
+    "versions": "List the versions of a file over all snapshots.",
     "diff": "Compare snapshots, images or files in archives.",
     "export": "Copy an image to a file, block device or pipe.",
     "nbd": "Serve images as network block devices.",

@@ -79,9 +79,9 @@ class OpenContents:
             return PiecesHandle(pieces, self._handles, own=False)
         return PiecesHandle(pieces, [image.handle() for image in self.images], own=True)
 
-    def streams(self) -> list[ImageStream]:
-        """Streams of its own for one that reads all of the contents in order; to be closed."""
-        return [ImageStream(image, whole=True) for image in self.images]
+    def streams(self, *, whole: bool = True) -> list[ImageStream]:
+        """Streams of its own for one that reads much in order; to be closed. `whole`: all of the contents."""
+        return [ImageStream(image, whole=whole) for image in self.images]
 
     def data_size(self, entry: Entry) -> int:
         """Bytes of an exact entry that are not holes, as far as that is known without reading."""

@@ -1,0 +1,172 @@
+"""The versions of one file over all snapshots of its group.
+
+Snapshots are looked at side by side. Two of them have the same version where all that is stored with the
+entry is the same, or with `content` also the bytes. Used by `pbsfs versions`, from tasks of one trio loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from pbsfs.base.errors import NotFoundError, PbsfsError, UsageError
+from pbsfs.contents.base import Entry
+from pbsfs.reader.bridge import ImageStream
+from pbsfs.reader.contents import OpenContents
+from pbsfs.tree import ContentsNode, Directory, Latest, SnapshotDirectory, Tree
+from pbsfs.tree.namespaces import FILES
+
+SIDE_BY_SIDE = 8
+"""Snapshots that are looked at at once: each asks the source a few things, one after the other."""
+
+PIECE = 4 << 20
+"""Bytes that are hashed at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An entry as one snapshot has it. `digest`: SHA-256 of a file's bytes, where contents are compared."""
+
+    entry: Entry
+    xattrs: tuple[tuple[bytes, bytes], ...]
+    digest: bytes | None = None
+
+    def changes_since(self, other: State) -> tuple[str, ...]:
+        """What differs: type, size, mtime, mode, owner, link, device, xattrs, content."""
+        old, new = other.entry, self.entry
+        pairs = (
+            ("type", old.mode & 0o170000, new.mode & 0o170000),
+            ("size", old.size, new.size),
+            ("mtime", old.mtime_ns, new.mtime_ns),
+            ("mode", old.mode & 0o7777, new.mode & 0o7777),
+            ("owner", (old.uid, old.gid), (new.uid, new.gid)),
+            ("link", old.target, new.target),
+            ("device", old.rdev, new.rdev),
+            ("xattrs", other.xattrs, self.xattrs),
+            ("content", other.digest, self.digest),
+        )
+        return tuple(name for name, before, after in pairs if before != after)
+
+
+@dataclass(slots=True)
+class Version:
+    """A version, in snapshots that follow one another. `state`: None where these do not have the file.
+
+    `first`, `last`: times of the snapshots, in seconds since the epoch. `changes`: since the version before.
+    """
+
+    state: State | None
+    first: int
+    last: int
+    snapshots: int = 1
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Versions:
+    """What was found. `failed`: snapshots that could not be looked at, by path."""
+
+    versions: list[Version] = field(default_factory=list)
+    failed: list[tuple[bytes, PbsfsError]] = field(default_factory=list)
+
+
+async def versions_of(tree: Tree, path: bytes, *, content: bool = False) -> Versions:
+    """The versions of the entry at `path`, which is in an archive of any snapshot, the oldest first.
+
+    It need not exist in that snapshot. Raises NotFoundError where no snapshot has it, UsageError for a path
+    outside of archives, and what listing the group raises.
+    """
+    snapshot, inner = await _split(tree, path)
+    listing = await snapshot.group.children()
+    found = [node for node in listing.values() if isinstance(node, SnapshotDirectory)]
+    states: list[State | PbsfsError | None] = [None] * len(found)
+    limiter = trio.CapacityLimiter(SIDE_BY_SIDE)
+
+    async def look(place: int, node: SnapshotDirectory) -> None:
+        async with limiter:
+            states[place] = await _state(tree, node, inner, content=content)
+
+    async with trio.open_nursery() as nursery:
+        for place, node in enumerate(found):
+            nursery.start_soon(look, place, node)
+    result = Versions()
+    for node, state in zip(found, states, strict=True):
+        if isinstance(state, PbsfsError):
+            result.failed.append((node.path, state))
+        else:
+            _add(result.versions, node.info.snapshot.time, state)
+    if not any(version.state for version in result.versions) and not result.failed:
+        raise NotFoundError(f"{snapshot.group}: no snapshot has {inner.decode(errors='replace')}")
+    return result
+
+
+async def _split(tree: Tree, path: bytes) -> tuple[SnapshotDirectory, bytes]:
+    """The snapshot that a path leads through, and the rest of it: an archive's name, and the path in it."""
+    here: Directory = tree.root
+    steps = [step for step in path.split(b"/") if step not in (b"", b".")]
+    for number, step in enumerate(steps):
+        node = await here.child(step)
+        if isinstance(node, Latest):
+            node = await here.child(await node.target())
+        if isinstance(node, SnapshotDirectory) and node.tree.opens_archives and len(steps) > number + 2:
+            return node, b"/".join(steps[number + 1 :])
+        if not isinstance(node, Directory):
+            break
+        here = node
+    raise UsageError(
+        f"{path.decode(errors='replace')}: not a file in an archive; name one, as "
+        f"{FILES.decode()}/host/web1/latest/root/etc/fstab"
+    )
+
+
+async def _state(
+    tree: Tree, snapshot: SnapshotDirectory, inner: bytes, *, content: bool
+) -> State | PbsfsError | None:
+    try:
+        node = await tree.find(snapshot.path + b"/" + inner, follow=False)
+        if not isinstance(node, ContentsNode):
+            return None
+        entry, opened = await node.learn(), await node.inside.open()
+        xattrs = tuple(sorted((await opened.xattrs(entry)).items())) if entry.has_xattrs else ()
+        digest = await _digest(opened, entry) if content and entry.is_file else None
+        return State(entry, xattrs, digest)
+    except NotFoundError:
+        return None
+    except PbsfsError as error:
+        return error
+
+
+async def _digest(opened: OpenContents, entry: Entry) -> bytes:
+    streams = opened.streams(whole=False)
+    try:
+        return await opened.run(functools.partial(_hash, opened, streams, entry))
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def _hash(opened: OpenContents, streams: Sequence[ImageStream], entry: Entry) -> bytes:
+    digest = hashlib.sha256()
+    for piece in opened.contents.data(entry):
+        for offset in range(0, piece.length, PIECE):
+            length = min(PIECE, piece.length - offset)
+            stream = None if piece.stream is None else streams[piece.stream]
+            digest.update(bytes(length) if stream is None else stream.view(piece.offset + offset, length))
+    return digest.digest()
+
+
+def _add(versions: list[Version], time: int, state: State | None) -> None:
+    last = versions[-1] if versions else None
+    if last is not None and (last.state is None) == (state is None):
+        same = state is None or last.state is None or not state.changes_since(last.state)
+        if same:
+            last.last = time
+            last.snapshots += 1
+            return
+    before = next((version.state for version in reversed(versions) if version.state), None)
+    changes = state.changes_since(before) if state is not None and before is not None else ()
+    versions.append(Version(state, time, time, changes=changes))
