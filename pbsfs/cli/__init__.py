@@ -1,6 +1,6 @@
-"""Door 3: the command line. One module per command, imported only when it is used.
+"""The command line: one module for each command, imported when it is used.
 
-`main` is the one place where errors become a line on standard error and an exit status.
+Only `main` turns errors into a line on standard error and an exit status.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ Exit status:
 """
 
 
-# What other programs for backups call it.
 _HABITS = {
     "help": "pbsfs --help",
     "version": "pbsfs --version",
@@ -89,6 +88,7 @@ _HABITS = {
     "show": "pbsfs info",
     "stat": "pbsfs info",
 }
+"""Commands of other backup programs, and those of pbsfs that do the same."""
 
 
 _OPTION_HABITS = {
@@ -99,11 +99,11 @@ _OPTION_HABITS = {
     "-q": "--log-level error",
     "--quiet": "--log-level error",
 }
-"""Options of other programs for backups, and those of pbsfs that do the same."""
+"""Options of other backup programs, and those of pbsfs that do the same."""
 
 
 class _LazyGroup(click.Group):
-    """Knows its commands' names; imports a command's module when it is run or asked for help."""
+    """Imports the module of a command only to run it or to show its help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -128,7 +128,7 @@ class _LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # before click makes a plain failure of it
+        except BrokenPipeError:  # before click turns it into exit status 1
             raise click.exceptions.Exit(_reader_left()) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -139,7 +139,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", message="pbsfs %(version)s")
 def cli() -> None:
-    """Disk images in Proxmox Backup Server datastores as plain files, read-only.
+    """Show and read the backups in a Proxmox Backup Server datastore, read-only.
 
     \b
     Examples:
@@ -152,19 +152,19 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Runs the command line of this process and ends it."""
+    """Runs the command line, and ends the process with an exit status."""
     process.use_one_arena()
     process.keep_memory_private()
     environment = take_secrets(os.environ)
-    os.environ.pop(NOTIFY_SOCKET, None)  # the service manager listens to this process alone
+    os.environ.pop(NOTIFY_SOCKET, None)  # only this process may notify the service manager
     signal.signal(signal.SIGTERM, _terminated)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _terminated)
     _take_standard_streams()
     try:
         status = cli.main(prog_name="pbsfs", standalone_mode=False, obj=environment)
         if sys.stdout is not None:
-            sys.stdout.flush()  # only now is it known whether all output could be written
+            sys.stdout.flush()  # reports output that could not be written
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -182,7 +182,7 @@ def main() -> NoReturn:
     except PbsfsError as error:
         _tell(str(error))
         status = exit_status_of(error)
-    except OSError as error:  # of the system, where nobody expected it: no memory, no descriptors
+    except OSError as error:  # an unexpected one: no memory, no descriptors
         log.debug("failed", exc_info=True)
         what = f"{error.filename}: " if error.filename is not None else ""
         _tell(f"{what}{error.strerror or error}; --log-level debug shows where")
@@ -197,14 +197,14 @@ def _message(error: click.ClickException) -> str:
 
 
 def _tell(text: str) -> None:
-    """The one line about what went wrong."""
+    """Prints the line about a failure."""
     click.echo(f"pbsfs: {escaped(text)}", err=True)
 
 
 class _StandardOutput(io.TextIOWrapper):
-    """Standard output: what its locale can't show is replaced, and what it does not take is an OutputError.
+    """Standard output: replaces characters that its locale lacks; a failed write raises OutputError.
 
-    So no other failure of the system can be taken for one of standard output.
+    So no other OSError is reported as a failure of standard output.
     """
 
     def write(self, text: str) -> int:
@@ -227,11 +227,11 @@ class _StandardOutput(io.TextIOWrapper):
 
 
 def _take_standard_streams() -> None:
-    """Makes standard output and error fit for any text, and for any way in which they were given."""
+    """Makes standard output and standard error accept any text, also if they are closed."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
-        except OSError:  # closed: nothing else is to be opened under this number, and be written to
+        except OSError:  # closed: a file opened later must not get this number
             os.open(os.devnull, os.O_RDWR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         plain, at_once = sys.stdout, sys.stdout.isatty()
@@ -243,16 +243,16 @@ def _take_standard_streams() -> None:
 
 
 def _reader_left() -> int:
-    """Who reads our output has seen enough: no error. Returns the exit status."""
+    """The exit status if the reader of standard output closed it, which is not an error."""
     _drop_output()
     return 128 + signal.SIGPIPE
 
 
 def _drop_output() -> None:
-    """Sees to it that flushing what is left at the end does not fail again."""
+    """Discards what is not yet written, so that the flush at the end does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:
-    # As an exception, so that partial files and child processes are cleaned up on the way.
+    # As an exception, so that partial files and child processes are removed.
     sys.exit(128 + number)

@@ -1,4 +1,4 @@
-"""`pbsfs export`: copies an image (or any file of a snapshot) out of the backups."""
+"""`pbsfs export`: copies images and other files of snapshots, and restores files of archives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pbsfs.tree import BlobFile, ContentsNode, Directory, ImageFile, Tree
 
 
 class _Destination(FilePath):
-    """As cp has it, a name that ends with `/` is a directory; it would become a file of that name."""
+    """A path that must be a directory if it ends with `/`, as with cp."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
@@ -44,7 +44,7 @@ class _Destination(FilePath):
 
 
 class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
-    """A mode as chmod(1) has it in digits: 640, 0640."""
+    """A mode in octal digits, as in chmod(1): 640, 0640."""
 
     name = "mode"
 
@@ -108,8 +108,8 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     "--map-file",
     metavar="FILE",
     type=FilePath(dir_okay=False),
-    help="With --on-damage zero: where to write which ranges are zeros, as a map file of ddrescue. "
-    "Default: DEST.map, where DEST is a file.",
+    help="With --on-damage zero, write to FILE which ranges are zeros, as a map file of ddrescue (default: "
+    "DEST.map if DEST is a file).",
 )
 @source_options
 @logging_options
@@ -137,8 +137,8 @@ def command(
 ) -> None:
     """Copy the image at PATH to DEST: a file, a directory, a block device, or - for standard output.
 
-    A file is written as DEST.part and gets its name when it is complete; holes stay holes. What is
-    left of an export that was killed is never continued.
+    pbsfs writes a file as DEST.part, and renames it when it is complete; holes stay holes. It never
+    continues the part of an export that was killed.
 
     \b
     Examples:
@@ -157,7 +157,7 @@ def command(
         OnDamage(zero=on_damage != "fail", skip=on_damage == "skip"),
     )
     if map_file is not None and zeroed is None:
-        raise UsageError("--map-file goes with --on-damage zero: without it there is nothing to map")
+        raise UsageError("--map-file requires --on-damage zero; give both or neither")
 
     async def work(tree: Tree) -> None:
         node = await find(tree, path, source)
@@ -172,7 +172,7 @@ def command(
                     check_map_file(place, target, force=force)
                 await copy_image(image, target, advance)
             if zeroed is not None:
-                _tell_damage(zeroed.of(str(image)), image.size, place, force=force)
+                _report_damage(zeroed.of(str(image)), image.size, place, force=force)
         elif isinstance(node, BlobFile):
             data = await node.read()
             with open_target(dest, os.fsdecode(node.name), len(data), force=force, mode=mode) as target:
@@ -188,13 +188,13 @@ def command(
     run_on_tree(work, zeroed=zeroed, reads_much=True, source=source)
 
 
-def _tell_damage(zeros: list[Range], size: int, map_file: Path | None, *, force: bool) -> None:
-    """Writes the map, and raises DamageError where anything in the copy is not as it was."""
+def _report_damage(zeros: list[Range], size: int, map_file: Path | None, *, force: bool) -> None:
+    """Writes the map, and raises DamageError if the copy has zeros instead of damaged data."""
     if map_file is not None:
         write_map(map_file, size, zeros, force=force)
     if zeros:
-        where = f"; {map_file} tells which" if map_file else f": {', '.join(map(str, zeros[:20]))}"
+        where = f"; {map_file} lists them" if map_file else f": {', '.join(map(str, zeros[:20]))}"
         raise DamageError(
             f"the copy is complete, but {sum(zero.length for zero in zeros)} bytes in {len(zeros)} ranges "
-            f"are zeros in the place of damaged data{where}"
+            f"are zeros instead of damaged data{where}"
         )

@@ -1,4 +1,4 @@
-"""`pbsfs info`: what is known of one place in the tree."""
+"""`pbsfs info`: shows what is known about one place in the tree."""
 
 from __future__ import annotations
 

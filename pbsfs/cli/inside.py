@@ -1,7 +1,7 @@
-"""A path inside a mount of pbsfs: the mount tells its source, and the path which place in its tree is meant.
+"""Paths inside a mount of pbsfs: the mount names the source, and the rest of the path the place in its tree.
 
-So commands work on paths that users see in a file manager or shell, without naming the source again. The
-mount passes on no secrets: pbsfs finds the password, or asks for it, as always. Synchronous, except `find`.
+So commands accept paths that users see in a file manager or shell, without options for the source. The mount
+reveals no secrets: pbsfs finds the password or asks for it, as always. Synchronous, except `find`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NAME_IT = "name the source with --repository or --datastore-dir"
 
 
 def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOptions, list[str]]:
-    """The source, and the places in its tree, that `paths` lead to, where they lead into a mount of pbsfs.
+    """The source and the places in its tree of `paths` that are inside a mount of pbsfs.
 
-    Otherwise both as they are: where options name a source; and where the environment does, for paths that
-    start neither with `/` nor with `.`, since these are places in that source wherever the user is. An empty
-    path is the current directory. Raises UsageError, SourceError.
+    Returns both unchanged if options name a source. If the environment names one, a path is looked for in a
+    mount only if it starts with `/` or `.`; any other is a place in that source, regardless of the current
+    directory. An empty path is the current directory. Raises UsageError, SourceError.
     """
     unchanged = source, list(paths)
     if source.names_source() or not any(mount.type == FS_TYPE for mount in mounts()):
@@ -39,7 +39,7 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
     if not inside:
         return unchanged
     if source.namespace is not None:
-        raise UsageError(f"--ns {source.namespace}: a path inside a mount says it already; leave out --ns")
+        raise UsageError(f"--ns {source.namespace}: the mount has a namespace already; leave out --ns")
     mounted = inside[0][0]
     if any(options != mounted for options, _place in inside) or len(inside) < len(paths):
         raise UsageError(
@@ -58,8 +58,8 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
 async def find(tree: Tree, path: str, source: SourceOptions, *, follow: bool = True) -> Node:
     """What is at `path` in `tree`; `follow` and what it raises: see `Tree.find`.
 
-    Where only the environment names the source (`source`: what `from_mounts` returned), a path that is not
-    there may be meant for a mount that the user is in: then the error says how to write it.
+    `source`: as `from_mounts` returned it. If only the environment names it, a path that does not exist may
+    be one in a mount: then the error says how to write it.
     """
     try:
         return await tree.find(path, follow=follow)
@@ -68,7 +68,7 @@ async def find(tree: Tree, path: str, source: SourceOptions, *, follow: bool = T
             raise
         if not await trio.to_thread.run_sync(_is_in_mount, path):
             raise
-        raise NotFoundError(f"{error}; for the path in a mount, write ./{path}") from None
+        raise NotFoundError(f"{error}; for the path in the mount, write ./{path}") from None
 
 
 def _is_in_mount(path: str) -> bool:
@@ -78,10 +78,10 @@ def _is_in_mount(path: str) -> bool:
 
 
 def _find(path: str) -> tuple[SourceOptions, str] | None:
-    """What the mount says that `path` is in, and the place in its tree; None for any other path."""
+    """The source of the mount that `path` is in, and the place in its tree; None for any other path."""
     try:
         real = Path(os.path.realpath(path or "."))
-    except OSError:  # there is no current directory any more
+    except OSError:  # the current directory was removed
         return None
     mount = mount_of(real)
     if mount is None or mount.type != FS_TYPE:
@@ -91,8 +91,8 @@ def _find(path: str) -> tuple[SourceOptions, str] | None:
 
 
 def _source_of(mount: Mount, path: str) -> SourceOptions:
-    if mount.owner not in (0, os.geteuid()):  # who could have the password sent to a server of theirs
-        raise SourceError(f"{path}: the mount at {mount.path} is that of another user; {_NAME_IT}")
+    if mount.owner not in (0, os.geteuid()):  # they could name their own server, which would get the password
+        raise SourceError(f"{path}: the mount at {mount.path} belongs to another user; {_NAME_IT}")
     try:
         return named_by(os.getxattr(mount.path, SOURCE_ATTRIBUTE))
     except OSError as error:
@@ -103,5 +103,5 @@ def _source_of(mount: Mount, path: str) -> SourceOptions:
             ) from None
         reason = "" if error.errno in (errno.ENODATA, errno.EOPNOTSUPP) else f" ({error.strerror})"
         raise SourceError(
-            f"{path}: the mount at {mount.path} does not tell its source{reason}; {_NAME_IT}"
+            f"{path}: the mount at {mount.path} does not name its source{reason}; {_NAME_IT}"
         ) from None

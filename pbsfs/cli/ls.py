@@ -1,4 +1,4 @@
-"""`pbsfs ls`: the tree without a mount."""
+"""`pbsfs ls`: lists the tree without a mount."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""`pbsfs mount`: starts a mount, in the background unless told otherwise.
+"""`pbsfs mount`: starts a mount, by default in the background.
 
-In the background the mount is a process of its own (not a fork: the one that serves has threads). It
-reports over a pipe, one line: `0` when the mount answers, or the exit status and the reason why it
-does not; so the caller of `pbsfs mount` learns of every failure.
+A mount in the background is a new process (not a fork, as it has threads). It reports one line over a pipe:
+`0` when the mount answers, or the exit status and the reason of a failure. So `pbsfs mount` reports every
+failure.
 """
 
 from __future__ import annotations
@@ -45,11 +45,15 @@ from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
     "fuse_options",
     metavar="OPTIONS",
     multiple=True,
-    help="Mount options, as in mount(8): allow_other, uid=N, gid=N, umask=OCTAL, nonempty, …",
+    help="Set mount options, as in mount(8): allow_other, uid=N, gid=N, umask=OCTAL, nonempty, …",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
 @click.option(
-    "--cache-size", metavar="SIZE", default="256M", show_default=True, help="Memory for decoded chunks."
+    "--cache-size",
+    metavar="SIZE",
+    default="256M",
+    show_default=True,
+    help="Keep decoded chunks in this much memory.",
 )
 @click.option(
     "--refresh",
@@ -78,8 +82,8 @@ def command(
 ) -> None:
     """Show the backups as files at MOUNTPOINT, an empty directory, read-only.
 
-    Files have mode 0440 and belong to the user who mounts; uid=, gid=, umask= and allow_other give
-    them to others.
+    Files have mode 0440 and belong to the user who mounts; uid=, gid=, umask= and allow_other grant
+    access to others.
 
     \b
     Examples:
@@ -100,7 +104,7 @@ def command(
         datastore = access.path if isinstance(access, DirectoryAccess) else None
     place = check_usable(mountpoint, datastore=_existing(datastore), nonempty=options.nonempty)
     if not foreground and description is None:
-        set_up_logging(log_level, log_file)  # here too: a log file that can't be written is told at once
+        set_up_logging(log_level, log_file)  # reports a log file that can't be written
         arguments = ["--cache-size", cache_size, "--refresh", str(refresh)]
         arguments += ["--log-level", log_level, "--on-damage", "fail" if on_damage is None else "zero"]
         arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
@@ -117,12 +121,12 @@ def command(
     except PbsfsError as error:
         if ready_fd is None:
             raise
-        report.failed(error)  # who waits for this process shows it
+        report.failed(error)  # the waiting process prints it
         sys.exit(exit_status_of(error))
 
 
 def _existing(path: Path | None) -> Path | None:
-    """A datastore that isn't there can't be in the way of the mount point; opening it says what is wrong."""
+    """`path` if it is a directory: only then can it overlap the mount point."""
     return path if path is not None and os.path.isdir(path) else None
 
 
@@ -135,7 +139,7 @@ def _serve(
     zeroed: ZeroedRanges | None,
     report: _Report,
 ) -> None:
-    # Heavy, and the waiting process does without: it starts faster.
+    # Slow to import, and the waiting process does not need them.
     import trio  # noqa: PLC0415
 
     from pbsfs.fuse.attributes import Ownership  # noqa: PLC0415
@@ -158,7 +162,7 @@ def _serve(
 
 
 class _Report:
-    """Tells the service manager, or the waiting process, how it goes; without either, does nothing."""
+    """Reports to the service manager or the waiting process, if there is one."""
 
     def __init__(self, fd: int | None, service: ServiceManager, place: Path) -> None:
         self._fd = fd
@@ -168,7 +172,7 @@ class _Report:
     def ready(self, source: str) -> None:
         """The mount of `source` answers.
 
-        A process in the background lets go of the terminal, the caller's pipes and its directory.
+        A process in the background detaches from the terminal, the caller's pipes and its directory.
         """
         self._service.ready(f"{source} is mounted at {self._place}")
         if self._fd is None:
@@ -181,7 +185,7 @@ class _Report:
         self._send("0")
 
     def stopping(self) -> None:
-        """The mount is about to end."""
+        """The mount ends."""
         self._service.stopping()
 
     def failed(self, error: PbsfsError) -> None:
@@ -199,13 +203,13 @@ class _BackgroundError(PbsfsError):
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.exit_status = status  # type: ignore[misc]  # this one error carries another's status
+        self.exit_status = status  # type: ignore[misc]  # the status of the other process's error
 
 
 def _start_in_background(arguments: list[str], source: SourceOptions, place: Path) -> None:
     description = describe(source, environment(), find_terminal(), ask_for_default=True)
     reading, writing = os.pipe()
-    # -P: not from the current directory, where anybody may have put a module of some name.
+    # -P: does not import modules from the current directory, which anybody may have written.
     command_line = [sys.executable, "-P", "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
     with open(reading, "rb") as pipe:
         with description.handed_over() as described:
@@ -220,20 +224,20 @@ def _start_in_background(arguments: list[str], source: SourceOptions, place: Pat
         try:
             status, _space, text = pipe.read().decode(errors="replace").partition(" ")
             if status == "0":
-                # From here on the mount is there to stay: a signal comes too late to stop it.
+                # The mount is complete: a signal no longer stops it.
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(number, signal.SIG_IGN)
-                child.returncode = 0  # it lives on by itself; there is nothing to wait for
+                child.returncode = 0  # the process keeps running, so there is nothing to wait for
                 return
         except BaseException:
-            # Told to stop while waiting: nothing stays mounted or running.
+            # Stopped while it waits: nothing stays mounted or running.
             child.send_signal(signal.SIGTERM)
             child.wait()
             raise
     code = child.wait()
     if not status:
         raise MountError(
-            f"the process that was to serve {place} ended with status {code}; "
-            "try --foreground --log-level debug"
+            f"{place}: the process of the mount ended with status {code}; "
+            "run it with --foreground --log-level debug"
         )
     raise _BackgroundError(text, int(status))

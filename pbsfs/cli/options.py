@@ -1,4 +1,4 @@
-"""What commands share: options for the source and for logging, and how to run on a source."""
+"""What commands share: the options for the source and the log, and running on the tree of a source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 class FilePath(click.Path):
-    """A path that is not empty: a variable that was not set should not mean the current directory."""
+    """A path that is not empty: an unset variable must not mean the current directory."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
@@ -44,9 +44,9 @@ _HIDDEN = "\0"
 
 
 class PassingOn(click.Command):
-    """A command that passes what it does not know on to another program, as it stands and in its order.
+    """A command that passes unknown options to another program, unchanged and in their order.
 
-    click would take words like `-nographic` apart, letter by letter.
+    click would split words like `-nographic` into letters.
     """
 
     ignore_unknown_options = True
@@ -57,12 +57,12 @@ class PassingOn(click.Command):
 
 
 def passed_on(words: Sequence[str]) -> list[str]:
-    """What was not for the command, as it was given."""
+    """The words that the command passes on, as they were given."""
     return [word.removeprefix(_HIDDEN) for word in words]
 
 
 class _Seconds(click.FloatRange):
-    """A number of seconds: neither negative, nor endless, nor no number at all."""
+    """A number of seconds: finite and not negative."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = float(super().convert(value, param, ctx))
@@ -75,11 +75,10 @@ SECONDS = _Seconds(min=0)
 
 
 def source_options(command: F) -> F:
-    """Which source, and how to get at it: the same for every command that reads.
+    """The options for the source, the same for every command that reads.
 
-    They come in as one argument, `source` (SourceOptions).
+    The command gets them as one argument, `source` (SourceOptions).
     """
-
     names = [field.name for field in fields(SourceOptions)]
 
     @functools.wraps(command)
@@ -99,25 +98,25 @@ def source_options(command: F) -> F:
             metavar="PATH",
             type=FilePath(),
             multiple=True,
-            help="A key file, or a directory of them; more than once for more keys. Default: the key of "
-            "proxmox-backup-client, and those of Proxmox VE and Proxmox Backup Server on this machine.",
+            help="Decrypt with this key file, or those in this directory; may be repeated (default: the key "
+            "of proxmox-backup-client, and those of Proxmox VE and Proxmox Backup Server on this machine).",
         ),
         click.option(
             "--connections",
             metavar="NUMBER",
             type=click.IntRange(1, 16),
-            help="Connections to the server for each snapshot (default: by the round trip).",
+            help="Open this many connections to the server for each snapshot (default: by the round trip).",
         ),
         click.option(
             "--retry-timeout",
             metavar="SECONDS",
             type=SECONDS,
-            help="How long to retry while the server is unreachable (default: 120).",
+            help="Retry for this long while the server is unreachable (default: 120).",
         ),
         click.option(
             "--fingerprint",
             metavar="FINGERPRINT",
-            help="SHA-256 of the server's certificate (or PBS_FINGERPRINT).",
+            help="Trust only the server's certificate with this SHA-256 (or PBS_FINGERPRINT).",
         ),
         click.option(
             "--datastore-dir",
@@ -128,21 +127,21 @@ def source_options(command: F) -> F:
         click.option(
             "--auth-id",
             metavar="USER@REALM[!TOKEN]",
-            help="The user or token that logs in to --server (or PBS_AUTH_ID; default: root@pam).",
+            help="Log in to --server as this user or token (or PBS_AUTH_ID; default: root@pam).",
         ),
         click.option(
-            "--datastore", metavar="NAME", help="The datastore of --server to read (or PBS_DATASTORE)."
+            "--datastore", metavar="NAME", help="Read this datastore of --server (or PBS_DATASTORE)."
         ),
         click.option(
             "--port",
             metavar="NUMBER",
             type=click.IntRange(1, 65535),
-            help="The port of --server (or PBS_PORT; default: 8007).",
+            help="Connect to this port of --server (or PBS_PORT; default: 8007).",
         ),
         click.option(
             "--server",
             metavar="HOST",
-            help="Read from this server: the parts of a repository one by one (or PBS_SERVER; default: "
+            help="Read from this server, given by the parts of a repository (or PBS_SERVER; default: "
             "localhost).",
         ),
         click.option(
@@ -156,14 +155,14 @@ def source_options(command: F) -> F:
 
 
 def damage_option(command: F) -> F:
-    """`--on-damage`: comes in as `on_damage`, ZeroedRanges to note zeros in, or None to fail."""
+    """`--on-damage`, as the argument `on_damage`: ZeroedRanges that record zeros, or None to fail."""
     return click.option(
         "--on-damage",
         type=click.Choice(["fail", "zero"]),
         default="fail",
         show_default=True,
         callback=lambda _context, _parameter, value: ZeroedRanges() if value == "zero" else None,
-        help="Fail reads of damaged data, or return zeros and report where.",
+        help="Fail reads of damaged data, or return zeros and report their ranges.",
     )(command)
 
 
@@ -189,7 +188,7 @@ def logging_options(command: F) -> F:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment that this command was started with, secrets included: `os.environ` has none of them.
+    """The environment of this command with its secrets, which `os.environ` lacks.
 
     Only within a command; see `take_secrets`.
     """
@@ -206,7 +205,7 @@ def run_on_tree(
 ) -> R:
     """Opens the source that the options name, and runs `work` on its tree.
 
-    `reads_much`: whether it is worth asking for the password of a key that nobody named.
+    `reads_much`: whether to ask for the password of a default key.
 
     SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
     """
@@ -222,8 +221,8 @@ def described(source: SourceOptions, *, reads_much: bool) -> Description:
 def run_on_described(
     work: Callable[[Tree], Awaitable[R]], description: Description, *, zeroed: ZeroedRanges | None = None
 ) -> R:
-    """The same for a source that is described already."""
-    # These take a moment to import; `mount` has the same options, and does without.
+    """Runs `work` on the tree of a source; see `run_on_tree`."""
+    # Slow to import, and `mount`, which uses this module, does not need them.
     import trio  # noqa: PLC0415
 
     from pbsfs.reader.reader import open_reader  # noqa: PLC0415
@@ -241,7 +240,7 @@ def run_on_described(
 
 
 class _ClickTerminal(Terminal):
-    """Whoever sits at the terminal of this process."""
+    """The terminal of this process."""
 
     def password(self, text: str) -> Secret:
         return Secret(click.prompt(text, hide_input=True, err=True))
@@ -251,14 +250,14 @@ class _ClickTerminal(Terminal):
 
 
 def find_terminal() -> Terminal | None:
-    """The terminal to ask at, if there is one: input that is piped in is not for us."""
+    """The terminal for questions; None if standard input is not a terminal."""
     return _ClickTerminal() if sys.stdin is not None and sys.stdin.isatty() else None
 
 
 async def _until_signalled(work: Callable[[], Awaitable[R]]) -> R:
     import trio  # noqa: PLC0415
 
-    # As exceptions, signals would come up anywhere in trio's own code, and break it.
+    # An exception raised by a signal handler could interrupt trio's own code.
     stopped_by: int | None = None
     outcome: R | Exception | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:

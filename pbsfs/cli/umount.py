@@ -1,4 +1,4 @@
-"""`pbsfs umount`."""
+"""`pbsfs umount`: ends a mount."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pbsfs.fuse.mountpoint import unmount
 @click.argument("mountpoint", type=FilePath())
 @click.option("-l", "--lazy", is_flag=True, help="Detach now; exit when the last open file is closed.")
 def command(mountpoint: Path, lazy: bool) -> None:
-    """End the mount at MOUNTPOINT, also one whose process has died.
+    """End the mount at MOUNTPOINT, also if its process has died.
 
     \b
     Example:

@@ -107,8 +107,8 @@ def test_the_copy_is_whole_with_zeros_where_it_is_damaged_and_a_map_says_where(
     assert len(logged) == len(BAD)  # each chunk, once
     assert all(line.startswith(f"pbsfs: WARNING: {IMAGE}: bytes ") for line in logged)
     assert last == (
-        f"pbsfs: the copy is complete, but {3 * CHUNK + 1536} bytes in 3 ranges are zeros in the place of "
-        f"damaged data; {out / 'copy.map'} tells which"
+        f"pbsfs: the copy is complete, but {3 * CHUNK + 1536} bytes in 3 ranges are zeros instead of "
+        f"damaged data; {out / 'copy.map'} lists them"
     )
 
 
@@ -175,7 +175,7 @@ def test_a_pipe_gets_all_of_it_and_a_map_where_one_is_named(spoiled: Stocked, ou
         env=environment(),
     )
     assert (done.returncode, done.stdout) == (6, content)
-    assert done.stderr.endswith(f"; {out / 'map'} tells which\n".encode())
+    assert done.stderr.endswith(f"; {out / 'map'} lists them\n".encode())
     assert zeros_of(out / "map", len(content)) == BAD_RANGES
 
 
@@ -197,7 +197,7 @@ def test_a_block_device_gets_all_of_it_and_a_map_where_one_is_named(
 ) -> None:
     content = shown(spoiled)
     command = (*ZERO, "--force", "--log-level", "error")
-    for options, told in (((), "262144+131072"), (("--map-file", out / "map"), f"{out / 'map'} tells which")):
+    for options, told in (((), "262144+131072"), (("--map-file", out / "map"), f"{out / 'map'} lists them")):
         device.write_bytes(b"\xff" * (2 << 20))
         assert told in error_of(export(spoiled, *command, *options, IMAGE, device), 6)
         assert device.read_bytes()[: len(content)] == content

@@ -85,7 +85,7 @@ def test_the_namespace_is_that_of_the_mount(stocked: Stocked, tmp_path: Path) ->
         told = environment(PBS_NAMESPACE="other")
         assert "namespace:       prod\n" in output_of(PBSFS, "info", mount / path, env=told)
         text = error_of(pbsfs("info", "--ns", "prod", mount / path), 2)
-        assert text == "--ns prod: a path inside a mount says it already; leave out --ns"
+        assert text == "--ns prod: the mount has a namespace already; leave out --ns"
 
 
 def test_what_names_a_source_itself_goes_before(mount: Mounted, stocked: Stocked, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_relative_path_that_the_environment_takes_elsewhere_is_written_with_a_
     for command in (["info"], ["ls"], ["verify"]):
         text = error_of(pbsfs(*command, "m/vm/100", cwd=tmp_path, env=told), 3)
         assert text.startswith("/: there is no 'm'; ")
-        assert text.endswith("; for the path in a mount, write ./m/vm/100")
+        assert text.endswith("; for the path in the mount, write ./m/vm/100")
     assert output_of(PBSFS, "info", "./m/vm/100", cwd=tmp_path, env=told)
     assert "write ./" not in error_of(pbsfs("info", "m/none", cwd=tmp_path, env=told), 3)
 
@@ -164,7 +164,7 @@ main()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
-    assert "is that of another user; name the source with --repository" in error_of(done, 4)
+    assert "belongs to another user; name the source with --repository" in error_of(done, 4)
 
 
 ODD = Path(os.fsdecode("/ü/\xff ☃".encode() + b"\xff"))

@@ -388,7 +388,7 @@ each_status = pytest.mark.parametrize(
 
 ELSEWHERE = {
     "the process of the mount at … has died": "tests/cli/test_inside.py",
-    "the mount at … is that of another user": "tests/cli/test_inside.py",
+    "the mount at … belongs to another user": "tests/cli/test_inside.py",
     "the proxy …": "tests/cli/test_proxy.py, tests/sources/server/test_proxy.py",
     "cannot connect to the proxy …": "tests/cli/test_proxy.py",
     "does not answer as an HTTP proxy does": "tests/sources/server/test_proxy.py",
