@@ -22,7 +22,8 @@ from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
-from pbsfs.tasks.find import TYPES, Condition, Match, Search, glob
+from pbsfs.tasks.find import TYPES, Condition, Match, Search
+from pbsfs.tasks.patterns import name_pattern
 from pbsfs.tree import Tree
 
 _AGES = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -127,7 +128,8 @@ def command(
         pattern = None if regex is None else re.compile(os.fsencode(regex))
     except re.error as error:
         raise click.BadParameter(f"--regex {regex!r}: {error}") from None
-    patterns = [glob(name) for name in names] + [glob(name, ignore_case=True) for name in inames]
+    patterns = [name_pattern(os.fsencode(name)) for name in names]
+    patterns += [name_pattern(os.fsencode(name), ignore_case=True) for name in inames]
     condition = Condition(tuple(patterns), pattern, types, sizes, newer, older)
     search = Search(condition, latest=latest)
 

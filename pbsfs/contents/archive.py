@@ -7,9 +7,12 @@ two entries never share bytes. From any thread.
 
 from __future__ import annotations
 
+import re
 import stat as stat_bits
 from array import array
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from pbsfs.base.errors import DamageError
@@ -18,6 +21,7 @@ from pbsfs.contents.faults import Faults, damaged
 from pbsfs.contents.hints import Hints
 from pbsfs.contents.items import Items
 from pbsfs.contents.links import LinkCounts
+from pbsfs.contents.names import candidates
 from pbsfs.contents.table import Table
 from pbsfs.formats import pxar
 from pbsfs.formats.pxar import HEADER, HEADER_SIZE, Parsed
@@ -211,6 +215,71 @@ class Archive(Contents):
         if self._hints is None:
             return None
         return self._hints.entries(directory, self._table(directory))
+
+    def search(
+        self, directory: Entry, name: re.Pattern[bytes]
+    ) -> Iterator[tuple[bytes, Entry | DamageError]]:
+        places = None
+        if self._payload is not None:
+            with suppress(DamageError):  # what is not damaged is found entry by entry
+                places = candidates(self.streams[0], directory.position, directory.end, name)
+        if places is None:
+            yield from super().search(directory, name)
+            return
+        stack = [self._matching(directory, b"", places, name)]
+        while stack:
+            found = next(stack[-1], None)
+            if found is None:
+                stack.pop()
+                continue
+            path, entry, below = found
+            if entry is not None:
+                yield path, entry
+            if below is not None:
+                inner, inside = below
+                stack.append(self._matching(inner, path + b"/", inside, name))
+
+    def _matching(
+        self, directory: Entry, prefix: bytes, places: array[int], name: re.Pattern[bytes]
+    ) -> Iterator[tuple[bytes, Entry | DamageError | None, tuple[Entry, array[int]] | None]]:
+        """The entries of `directory` that match, and the directories in it that candidates lie in.
+
+        `places`: the candidates in it, in rising order.
+        """
+        above = prefix.removesuffix(b"/")
+        faults = Faults()
+        try:
+            table = self._table(directory)
+        except DamageError as error:
+            yield above, error, None
+            return
+        ends = table.ends(faults)
+        positions = array("Q", sorted(ends))
+        names: set[bytes] = set()
+        at = 0
+        while at < len(places):
+            number = bisect_right(positions, places[at]) - 1
+            if number < 0:
+                at += 1
+                continue
+            position = positions[number]
+            stop = positions[number + 1] if number + 1 < len(positions) else table.goodbye
+            after = bisect_left(places, stop, max(at + 1, bisect_left(places, position)))
+            inside = places[at + (places[at] == position) : after]
+            try:
+                parsed = self._items.entry(position, table.goodbye)
+                entry = self._one(position, parsed, ends[position], table.goodbye)
+            except DamageError as error:
+                faults.add(error)
+            else:
+                matches = places[at] == position and name.fullmatch(entry.name) and entry.name not in names
+                names.add(entry.name)
+                below = (entry, inside) if entry.is_directory and inside else None
+                if matches or below:
+                    yield prefix + entry.name, entry if matches else None, below
+            at = after
+        if (damage := faults.summary()) is not None:
+            yield above, damage, None
 
     def child(self, directory: Entry, name: bytes) -> Entry | None:
         table = self._table(directory)

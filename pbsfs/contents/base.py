@@ -7,6 +7,7 @@ with its cache and read-ahead. Synchronous; a reader may be called from several 
 from __future__ import annotations
 
 import abc
+import re
 import stat as stat_bits
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -173,6 +174,17 @@ class Contents(abc.ABC):
             path, entry = item
             if isinstance(entry, Entry) and entry.is_directory and enter(path):
                 stack.append(self._level(entry, path + b"/"))
+
+    def search(
+        self, directory: Entry, name: re.Pattern[bytes]
+    ) -> Iterator[tuple[bytes, Entry | DamageError]]:
+        """What `walk` yields, but only entries whose whole name matches; what cannot be read too.
+
+        `name`: matches neither NUL nor a slash.
+        """
+        for path, entry in self.walk(directory):
+            if not isinstance(entry, Entry) or name.fullmatch(entry.name):
+                yield path, entry
 
     def _level(self, directory: Entry, prefix: bytes) -> Iterator[tuple[bytes, Entry | DamageError]]:
         if len(prefix) > MAX_PATH:

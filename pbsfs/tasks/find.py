@@ -6,7 +6,6 @@ order of the tree. Used from tasks of one trio loop.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import stat as stat_bits
 from collections.abc import Callable, Iterable
@@ -52,9 +51,9 @@ TYPES = {
 class Condition:
     """What an entry has to be like. All parts have to match; empty ones match everything.
 
-    `names`: patterns of which the name matches one. `path`: matches the whole path, as it is shown. `types`:
-    values of `TYPES`. `sizes`: each the least and the most bytes. `newer`, `older`: nanoseconds since the
-    epoch.
+    `names`: patterns of which the name matches one; they match neither NUL nor a slash. `path`: matches the
+    whole path, as it is shown. `types`: values of `TYPES`. `sizes`: each the least and the most bytes.
+    `newer`, `older`: nanoseconds since the epoch.
     """
 
     names: tuple[re.Pattern[bytes], ...] = ()
@@ -63,6 +62,13 @@ class Condition:
     sizes: tuple[tuple[int, int], ...] = ()
     newer: int | None = None
     older: int | None = None
+
+    @property
+    def name(self) -> re.Pattern[bytes] | None:
+        """One pattern for `names`; None where any name will do."""
+        if not self.names:
+            return None
+        return re.compile(b"|".join(b"(?:" + name.pattern + b")" for name in self.names), re.DOTALL)
 
     def matches(self, path: bytes, name: bytes, mode: int, size: int, mtime_ns: int | None) -> bool:
         """Whether an entry is such a one; `path`: from the root of the tree."""
@@ -77,12 +83,6 @@ class Condition:
         if self.older is not None and (mtime_ns is None or mtime_ns >= self.older):
             return False
         return self.path is None or self.path.fullmatch(path) is not None
-
-
-def glob(pattern: str, *, ignore_case: bool = False) -> re.Pattern[bytes]:
-    """A shell pattern for names, as find(1) has it."""
-    text = fnmatch.translate(pattern).encode(errors="surrogateescape")
-    return re.compile(text, re.IGNORECASE if ignore_case else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Search:
 
         Raises PbsfsError where a place itself cannot be listed; `failed` gets what cannot be read below it.
         """
-        failure: PbsfsError | None = None
+        failure: Exception | None = None
         put, order = trio.open_memory_channel[_Matches](SIDE_BY_SIDE - 1)
         async with trio.open_nursery() as nursery:
 
@@ -123,7 +123,11 @@ class Search:
             async for matches in order:
                 async with matches:
                     async for batch in matches:
-                        emit(batch)
+                        try:
+                            emit(batch)
+                        except Exception as error:  # raised outside as well
+                            failure = error
+                            nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
@@ -184,7 +188,9 @@ class Search:
         batch: list[Match] = []
         if matches(directory.path, directory.name, entry.mode, entry.size, entry.mtime_ns):
             batch.append(Match(directory.path, known_stat(entry)))
-        for count, (inner, found) in enumerate(contents.walk(entry)):
+        name = self.condition.name
+        walked = contents.walk(entry) if name is None else contents.search(entry, name)
+        for count, (inner, found) in enumerate(walked):
             path = directory.path_of(inner)
             if not isinstance(found, Entry):
                 self.failed.append((path, found))

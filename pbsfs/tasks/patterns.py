@@ -62,14 +62,7 @@ class Pattern:
         body = text.removeprefix(b"!")
         directories_only = body.endswith(b"/")
         expression = b"" if body.startswith(b"/") else b"(?:.*/)?"
-        stripped = body.strip(b"/")
-        at = 0
-        while at < len(stripped):
-            token = _TOKEN.match(stripped, at)
-            if token is None:
-                raise _bad(text, "a bracket or backslash is not complete")
-            expression += _translated(token, text)
-            at = token.end()
+        expression += _expression(body.strip(b"/"), text)
         if not body:
             raise _bad(text, "it is empty")
         return cls(re.compile(expression, re.DOTALL), directories_only, text.startswith(b"!"))
@@ -81,6 +74,24 @@ class Pattern:
 def _bad(text: bytes, problem: str) -> UsageError:
     shown = excerpt(text.decode(errors="replace"))
     return UsageError(f"pattern '{shown}': {problem}; write \\ before a character that stands for itself")
+
+
+def name_pattern(text: bytes, *, ignore_case: bool = False) -> re.Pattern[bytes]:
+    """A pattern for names, as find(1) has it; it matches neither NUL nor a slash. Raises UsageError."""
+    expression = _expression(text, text).replace(b"[^/]", rb"[^/\0]").replace(b".*", rb"[^/\0]*")
+    return re.compile(b"(?i:" + expression + b")" if ignore_case else expression, re.DOTALL)
+
+
+def _expression(stripped: bytes, text: bytes) -> bytes:
+    expression = b""
+    at = 0
+    while at < len(stripped):
+        token = _TOKEN.match(stripped, at)
+        if token is None:
+            raise _bad(text, "a bracket or backslash is not complete")
+        expression += _translated(token, text)
+        at = token.end()
+    return expression
 
 
 def _translated(token: re.Match[bytes], text: bytes) -> bytes:
