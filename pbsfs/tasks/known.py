@@ -36,12 +36,13 @@ HOLDER = "verified chunks"
 class KnownChunks:
     """Chunks, up to `capacity` bytes of memory; then the half that was used longest ago is forgotten."""
 
-    def __init__(self, memory: Memory, capacity: int) -> None:
+    def __init__(self, memory: Memory, capacity: int, *, tables: int = TABLES) -> None:
         self._half = capacity // 2
+        self._tables = tables
         self._charge = memory.charge(HOLDER, 0)
         self._keys: dict[Key | None, int] = {}
-        self._newer = _Entries()
-        self._older = _Entries()
+        self._newer = _Entries(tables)
+        self._older = _Entries(tables)
         self._reported = False
 
     def add(self, chunk: Chunk) -> bool:
@@ -62,16 +63,16 @@ class KnownChunks:
         if len(self._older) and not self._reported:
             log.info("more chunks than fit in memory: some that several images share may be read again")
             self._reported = True
-        self._newer, self._older = _Entries(), self._newer
+        self._newer, self._older = _Entries(self._tables), self._newer
 
 
 class _Entries:
     """A set of entries in open hash tables. `size`: the bytes of the tables."""
 
-    def __init__(self) -> None:
-        self.size = TABLES * FIRST_SLOTS * ENTRY_SIZE
-        self._tables = [bytearray(FIRST_SLOTS * ENTRY_SIZE) for _ in range(TABLES)]
-        self._counts = [0] * TABLES
+    def __init__(self, tables: int) -> None:
+        self.size = tables * FIRST_SLOTS * ENTRY_SIZE
+        self._tables = [bytearray(FIRST_SLOTS * ENTRY_SIZE) for _ in range(tables)]
+        self._counts = [0] * tables
 
     def __len__(self) -> int:
         return sum(self._counts)
@@ -95,7 +96,7 @@ class _Entries:
     def _find(self, entry: bytes) -> tuple[int, int]:
         """The number of the entry's table, and where it is there, or where it has to go."""
         # Python's hash of bytes has a secret start: nobody can make digests that all fall on one place.
-        place, number = divmod(hash(entry), TABLES)
+        place, number = divmod(hash(entry), len(self._tables))
         table = self._tables[number]
         place = place * ENTRY_SIZE % len(table)
         while table[place : place + ENTRY_SIZE] not in (entry, EMPTY):

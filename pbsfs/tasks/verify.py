@@ -47,14 +47,23 @@ Identity = tuple[bytes, Key | None, int]
 class Verification:
     """One run over some nodes of a tree."""
 
-    def __init__(self, memory: Memory, *, rate: int | None = None) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        rate: int | None = None,
+        known: KnownChunks | None = None,
+        stride: int = STRIDE,
+    ) -> None:
         """`memory`: what the chunks that were read are charged to. `rate`: bytes a second at most; None for
-        no limit."""
+        no limit. `known`: remembers these chunks; None for a set of half of `memory`. `stride`: see `STRIDE`.
+        """
         self.report = Report()
         self._rate = rate
         self._advance: Callable[[int], None] = lambda _count: None
         self._next_start = 0.0
-        self._known = KnownChunks(memory, memory.open_limit // 2)
+        self._known = KnownChunks(memory, memory.open_limit // 2) if known is None else known
+        self._stride = stride
         self._bad: dict[Identity, str] = {}
         self._bad_charge = memory.charge("damaged chunks", 0)
         self._done = 0
@@ -138,7 +147,7 @@ class Verification:
                         await sending.send(number)
                     else:
                         self._advance(chunk.length)
-                    if count % STRIDE == 0:
+                    if count % self._stride == 0:
                         await trio.lowlevel.checkpoint()
         if failure is not None:
             raise failure
@@ -162,7 +171,7 @@ class Verification:
         found: list[Range] = []
         reasons: set[str] = set()
         for count, number in enumerate(image.data_chunks(0, image.size), 1):
-            if count % STRIDE == 0:
+            if count % self._stride == 0:
                 await trio.lowlevel.checkpoint()
             reason = self._bad.get(_identity(image.chunk(number)))
             if reason is not None:

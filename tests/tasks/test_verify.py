@@ -23,9 +23,9 @@ from pbsfs.reader.reader import open_reader
 from pbsfs.runtime.memory import Memory
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 from pbsfs.sources.directory.source import DirectorySource
-from pbsfs.tasks import known, verify
+from pbsfs.tasks.known import ENTRY_SIZE, FIRST_SLOTS, KnownChunks
 from pbsfs.tasks.report import Report
-from pbsfs.tasks.verify import BAD_SIZE, SHOWN_REASONS, WORKERS, Verification
+from pbsfs.tasks.verify import BAD_SIZE, SHOWN_REASONS, STRIDE, WORKERS, Verification
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import ContentsNode, File, Tree
 from tests.sources.server.serving import served, source_of
@@ -47,12 +47,13 @@ async def verified(
     *paths: str,
     keys: Mapping[str, Key] | None = None,
     rate: int | None = None,
+    stride: int = STRIDE,
     advance: Callable[[int], None] = nobody_asks,
 ) -> Report:
     """The report on what is at and below `paths`, or on everything."""
     async with open_reader(source, keys=keys) as reader:
         tree = Tree(reader)
-        run = Verification(reader.store.memory, rate=rate)
+        run = Verification(reader.store.memory, rate=rate, stride=stride)
         files: dict[bytes, File | ContentsNode] = {}
         for path in paths or ("",):
             files |= {file.path: file for file in await run.collect(await tree.find(path))}
@@ -102,10 +103,7 @@ async def test_each_chunk_is_read_once_however_many_images_share_it() -> None:
 
 
 @in_trio
-async def test_with_too_little_memory_chunks_are_read_again_and_all_damage_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(known, "TABLES", 1)
+async def test_with_too_little_memory_chunks_are_read_again_and_all_damage_is_found() -> None:
     source = MemorySource()
     content = made.image(1, "r" * 40)
     source.add(SNAPSHOT, {"a.img.fidx": content})
@@ -114,7 +112,9 @@ async def test_with_too_little_memory_chunks_are_read_again_and_all_damage_is_fo
     for number in numbers:
         source.damage(source.add_chunk(content[number * CHUNK_SIZE :][:CHUNK_SIZE]), 700)
     async with open_reader(source) as reader:
-        run = Verification(Memory(0, 4 * known.FIRST_SLOTS * known.ENTRY_SIZE))
+        memory = Memory()
+        known = KnownChunks(memory, 2 * FIRST_SLOTS * ENTRY_SIZE, tables=1)
+        run = Verification(memory, known=known)
         reader.store.cache.resize(0)
         report = await run.run(await run.collect(Tree(reader).root), nobody_asks)
     assert report.chunks > 40
@@ -166,10 +166,8 @@ async def test_several_chunks_are_under_way_at_once_and_no_more_than_that() -> N
 
 
 @in_trio
-async def test_other_tasks_run_while_chunks_that_are_known_are_passed_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(verify, "STRIDE", 4)
+async def test_other_tasks_run_while_chunks_that_are_known_are_passed_over() -> None:
+    stride = 4
     source = MemorySource()
     content = made.image(1, "r" * 9)
     source.add(SNAPSHOT, {"a.img.fidx": content, "b.img.fidx": content * 8})
@@ -188,9 +186,9 @@ async def test_other_tasks_run_while_chunks_that_are_known_are_passed_over(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)
-        await verified(source, advance=advance)
+        await verified(source, advance=advance, stride=stride)
         nursery.cancel_scope.cancel()
-    assert most < 3 * verify.STRIDE
+    assert most < 3 * stride
 
 
 @in_trio

@@ -46,9 +46,7 @@ class FileTarget(Target):
             # Only the owner may read it: an image contains every file of a machine.
             super().__init__(os.open(self._part, flags, _PRIVATE), str(path))
             try:
-                if (
-                    self._mode != _PRIVATE
-                ):  # until it is complete, the owner may write it: the lock requires that
+                if self._mode != _PRIVATE:  # until `finish`, the owner may write it: the lock requires that
                     os.fchmod(self._fd, self._mode | _PRIVATE)
                 self._lock(self._fd)
                 if os.fstat(self._fd).st_nlink == 0:  # another copy removed it before it was locked
