@@ -193,6 +193,50 @@ async def test_damage_passes_through_the_work_as_it_is(zeroed: ZeroedRanges | No
 
 
 @in_trio
+async def test_a_damaged_chunk_is_not_tried_for_each_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, digests = stored()
+    source.damage(digests[3], 500)
+    async with open_reader(source) as reader:
+        stream = ImageStream(await reader.open_image(*first(source)))
+
+        def tries() -> int:
+            before = source.fetched.count(digests[3])
+            for offset, size in [
+                (3 * CHUNK_SIZE, 10),
+                (3 * CHUNK_SIZE + 50, 10),
+                (2 * CHUNK_SIZE, 5 * CHUNK_SIZE),
+            ]:
+                with pytest.raises(DamageError, match=digests[3].hex()):
+                    stream.pread(offset, size)
+            assert stream.pread(4 * CHUNK_SIZE, 9) == CONTENT[4 * CHUNK_SIZE :][:9]
+            return source.fetched.count(digests[3]) - before
+
+        assert await reader.bridge.run(tries) <= 2
+        assert await reader.bridge.run(tries) == 0
+        monkeypatch.setattr("pbsfs.reader.bridge.DAMAGE_LASTS", 0.0)
+        assert await reader.bridge.run(tries) >= 1  # it may be repaired meanwhile
+
+
+@in_trio
+async def test_a_read_across_chunks_finds_which_is_damaged() -> None:
+    source, digests = stored()
+    source.damage(digests[3], 500)
+    async with open_reader(source) as reader:
+        stream = ImageStream(await reader.open_image(*first(source)))
+
+        def work() -> bytes:
+            with pytest.raises(DamageError, match=digests[3].hex()):
+                stream.pread(0, 5 * CHUNK_SIZE)
+            tried = source.fetched.count(digests[3])
+            with pytest.raises(DamageError, match=digests[3].hex()):
+                stream.pread(3 * CHUNK_SIZE, 1)
+            assert source.fetched.count(digests[3]) == tried
+            return stream.pread(0, 3 * CHUNK_SIZE)
+
+        assert await reader.bridge.run(work) == CONTENT[: 3 * CHUNK_SIZE]
+
+
+@in_trio
 async def test_prefetch_fetches_scattered_ranges_side_by_side() -> None:
     source, digests = stored()
     gate = source.hold("fetch_chunk")
