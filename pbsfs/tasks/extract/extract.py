@@ -114,6 +114,7 @@ class Restore:
                 self.entry(entry, path)
         while levels:
             self._leave(*levels.pop())
+        self.advance(0)
         return self.result
 
     def entry(self, entry: Entry, path: bytes) -> Restored:
