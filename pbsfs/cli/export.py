@@ -135,15 +135,21 @@ def command(
     log_file: Path | None,
     source: SourceOptions,
 ) -> None:
-    """Copy the image at PATH to DEST: a file, a directory, a block device, or - for standard output.
+    """Copy what is at PATH to DEST.
 
+    An image, or any file of a snapshot: to a file, a block device, into a directory, or - for standard output.
     pbsfs writes a file as DEST.part, and renames it when it is complete; holes stay holes. It never
     continues the part of an export that was killed.
 
+    A directory of an archive (files/…): what is in it to the directory DEST, with owners, modes, times, ACLs
+    and extended attributes as far as the user may; or as a tar or zip archive with --format.
+
     \b
     Examples:
-      pbsfs export --datastore-dir /srv/store1 vm/100/latest/drive-scsi0.img disk.img
-      pbsfs export --datastore-dir /srv/store1 --force vm/100/latest/drive-scsi0.img /dev/vg0/restored
+      pbsfs export vm/100/latest/drive-scsi0.img disk.img
+      pbsfs export --force vm/100/latest/drive-scsi0.img /dev/vg0/restored
+      pbsfs export files/ct/200/latest/root/etc restored/
+      pbsfs export --format tar --zstd files/ct/200/latest/root root.tar.zst
       pbsfs export --datastore-dir /srv/store1 ct/200/latest/root.pxar - | pxar list
     """
     set_up_logging(log_level, log_file)
