@@ -30,17 +30,7 @@ from pbsfs.tasks.image.copy import copy_blob, copy_image
 from pbsfs.tasks.image.map import check_map_file, write_map
 from pbsfs.tasks.image.opening import open_target
 from pbsfs.tasks.patterns import Selection
-from pbsfs.tree import BlobFile, ContentsNode, Directory, ImageFile, Tree
-
-
-class _Destination(FilePath):
-    """A path that must be a directory if it ends with `/`, as with cp."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
-        if str(value).endswith("/") and not path.is_dir():
-            raise OutputError(f"cannot write {value}: it is not a directory; create it with mkdir")
-        return path
+from pbsfs.tree import BlobFile, ContentsDirectory, ContentsNode, Directory, ImageFile, Tree
 
 
 class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
@@ -56,7 +46,7 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
 
 @click.command("export")
 @click.argument("path")
-@click.argument("dest", type=_Destination(allow_dash=True))
+@click.argument("dest", metavar="DEST")
 @click.option(
     "--force",
     is_flag=True,
@@ -115,7 +105,7 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
 @logging_options
 def command(
     path: str,
-    dest: Path,
+    dest: str,
     force: bool,
     mode: int | None,
     progress: bool | None,
@@ -137,8 +127,8 @@ def command(
 ) -> None:
     """Copy what is at PATH to DEST.
 
-    An image, or any file of a snapshot: to a file, a block device, into a directory, or - for standard output.
-    pbsfs writes a file as DEST.part, and renames it when it is complete; holes stay holes. It never
+    An image, or any file of a snapshot: to a file, a block device, into a directory, or - for standard
+    output. pbsfs writes a file as DEST.part, and renames it when it is complete; holes stay holes. It never
     continues the part of an export that was killed.
 
     A directory of an archive (files/…): what is in it to the directory DEST, with owners, modes, times, ACLs
@@ -165,12 +155,21 @@ def command(
     if map_file is not None and zeroed is None:
         raise UsageError("--map-file requires --on-damage zero; give both or neither")
 
+    names_missing_directory = dest.endswith("/") and not os.path.isdir(dest)
+    target_path = Path(dest)
+
     async def work(tree: Tree) -> None:
         node = await find(tree, path, source)
+        is_restore = isinstance(node, ContentsDirectory) and form is None and dest != "-"
+        if names_missing_directory and not is_restore:
+            # As cp has it, such a name is a directory; it would become a file of that name.
+            raise OutputError(f"cannot write {dest}: it is not a directory; create it with mkdir")
         if isinstance(node, ImageFile):
             image = await node.open()
             with (
-                open_target(dest, os.fsdecode(node.name), image.size, force=force, mode=mode) as target,
+                open_target(
+                    target_path, os.fsdecode(node.name), image.size, force=force, mode=mode
+                ) as target,
                 shown(progress, os.fsdecode(node.name), image.size) as advance,
             ):
                 place = (map_file or target.map_file) if zeroed is not None else None
@@ -181,12 +180,16 @@ def command(
                 _report_damage(zeroed.of(str(image)), image.size, place, force=force)
         elif isinstance(node, BlobFile):
             data = await node.read()
-            with open_target(dest, os.fsdecode(node.name), len(data), force=force, mode=mode) as target:
+            with open_target(
+                target_path, os.fsdecode(node.name), len(data), force=force, mode=mode
+            ) as target:
                 await copy_blob(data, target)
         elif isinstance(node, ContentsNode):
             size = await size_below(node, options.selection) if is_shown(progress) else None
             with shown_entries(progress, os.fsdecode(node.name), size) as advance:
-                await export_contents(node, dest, form, options, advance, zstd=zstd, force=force, mode=mode)
+                await export_contents(
+                    node, Path(dest), form, options, advance, zstd=zstd, force=force, mode=mode
+                )
         elif isinstance(node, Directory):
             names = first_of(map(os.fsdecode, await node.children())) or "it is empty"
             raise UsageError(f"{node} is a directory; name one of its files: {names}")
