@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 
-from pbsfs.reader.image import Buffer, Handle, Image
+from pbsfs.reader.buffers import Buffer
+from pbsfs.reader.handle import Handle
+from pbsfs.reader.image import Image
 from pbsfs.reader.opened import Blob
 from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.tree import Directory, Listing

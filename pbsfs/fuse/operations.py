@@ -25,8 +25,9 @@ from pbsfs.fuse.guards import answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenContentsFile, OpenDirectory, OpenFile, OpenImage
 from pbsfs.fuse.inodes import Inode, InodeTable
 from pbsfs.fuse.space import Space
+from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.decode import SMALL
-from pbsfs.reader.image import Buffer, Image
+from pbsfs.reader.image import Image
 from pbsfs.runtime.report import HOUR, Reporter
 from pbsfs.tree import (
     BlobFile,

@@ -19,7 +19,8 @@ from pbsfs.base.errors import NotFoundError
 from pbsfs.base.text import first_of, printable
 from pbsfs.nbd.limits import Limits
 from pbsfs.nbd.naming import description_of, image_in, images_below, what_there_is
-from pbsfs.reader.image import Handle, Image
+from pbsfs.reader.handle import Handle
+from pbsfs.reader.image import Image
 from pbsfs.sources.retry import SharedTry
 from pbsfs.tree import LATEST, ImageFile, SnapshotDirectory, Tree
 

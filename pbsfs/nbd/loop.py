@@ -32,7 +32,7 @@ class StoppedError(SourceError):
 
 
 class LoopThread:
-    """A trio loop in a thread of its own, as other threads see it (`reader.image.Loop`).
+    """A trio loop in a thread of its own, as other threads see it (`reader.handle.Loop`).
 
     `start` and `stop` belong to one thread. Any thread may call the other methods between the two.
     """

@@ -23,7 +23,8 @@ from pbsfs.nbd.limits import Limits
 from pbsfs.nbd.loop import LoopThread
 from pbsfs.nbd.naming import choose
 from pbsfs.nbd.parameters import Settings
-from pbsfs.reader.image import Extent, Handle
+from pbsfs.reader.handle import Handle
+from pbsfs.reader.image import Extent
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime import process
 from pbsfs.runtime.memory import Charge, Memory

@@ -18,7 +18,8 @@ from typing import TypeVar
 import trio
 
 from pbsfs.base.errors import DamageError
-from pbsfs.reader.image import Buffer, Extent, Image
+from pbsfs.reader.buffers import Buffer
+from pbsfs.reader.image import Extent, Image
 
 R = TypeVar("R")
 

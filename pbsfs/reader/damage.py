@@ -8,7 +8,9 @@ and keeps it. Used from any thread.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -18,6 +20,11 @@ MAX_REMEMBERED = 100_000
 
 MAX_TOLD = 200
 """Ranges of one image that are reported at once."""
+
+
+ZEROS_LAST = 60.0
+"""Seconds for which a damaged chunk is shown as zeros before it is tried again: it may be repaired, but
+each try costs its reader the time that it takes to be sure."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,6 +76,31 @@ class ZeroedRanges:
             log.warning("%d damaged ranges, %d bytes in all, were shown as zeros:", self.count, self.size)
         for image in self._ranges:
             log.warning("%s: %s", image, self.told(image))
+
+
+class ZeroedChunks:
+    """The damaged chunks of one image that read as zeros for now."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, float] = {}  # when each was last found damaged, by time.monotonic()
+
+    def add(self, number: int) -> None:
+        """Takes note that chunk `number` was found damaged now."""
+        self._found[number] = time.monotonic()
+
+    def shows(self, number: int) -> bool:
+        """Whether chunk `number` reads as zeros without being tried again."""
+        return number in self._found and not self._is_due(number)
+
+    def forget_due(self) -> bool:
+        """Forgets the chunks that are to be tried again; whether there were any."""
+        due = [number for number in list(self._found) if self._is_due(number)]
+        for number in due:
+            self._found.pop(number, None)
+        return bool(due)
+
+    def _is_due(self, number: int) -> bool:
+        return time.monotonic() - self._found.get(number, -math.inf) >= ZEROS_LAST
 
 
 def merged(ranges: list[Range]) -> list[Range]:

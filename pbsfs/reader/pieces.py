@@ -9,7 +9,9 @@ import bisect
 from collections.abc import Iterator, Sequence
 
 from pbsfs.contents.base import Piece
-from pbsfs.reader.image import Buffer, Extent, Handle, Image
+from pbsfs.reader.buffers import Buffer
+from pbsfs.reader.handle import Handle
+from pbsfs.reader.image import Extent, Image
 
 
 class PiecesHandle:

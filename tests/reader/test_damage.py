@@ -22,8 +22,7 @@ from pbsfs.formats import blob, index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader import damage
-from pbsfs.reader import image as image_module
-from pbsfs.reader.damage import Range, ZeroedRanges, merged
+from pbsfs.reader.damage import ZEROS_LAST, Range, ZeroedRanges, merged
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
@@ -455,14 +454,14 @@ async def test_damage_is_shown_as_zeros_for_a_while_and_then_tried_again(
         for _ in range(3):
             assert await image.read(0, 10) == bytes(10)
         assert source.fetched == [image.index.digest(0)]
-        now += image_module.ZEROS_LAST
+        now += ZEROS_LAST
         for _ in range(3):
             assert await image.read(0, 10) == bytes(10)
         assert source.fetched == [image.index.digest(0)] * 2
         source.chunks |= whole
         assert not image.forget_zeros()
         assert await image.read(0, 10) == bytes(10)
-        now += image_module.ZEROS_LAST
+        now += ZEROS_LAST
         assert image.read_cached(0, 10) is None
         assert image.forget_zeros()
         assert await image.read(0, 10) == CONTENT[:10]

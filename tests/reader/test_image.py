@@ -21,7 +21,8 @@ from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.reader.image import Extent, Handle, Image
+from pbsfs.reader.handle import Handle
+from pbsfs.reader.image import Extent, Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
 from tests.support import made

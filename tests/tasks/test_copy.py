@@ -22,7 +22,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, OutputError, SourceError, UsageError
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
-from pbsfs.reader.image import Buffer, Handle, Image
+from pbsfs.reader.buffers import Buffer
+from pbsfs.reader.handle import Handle
+from pbsfs.reader.image import Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.tasks.image.copy import DEFAULT_PIECES, Pieces, copy_blob, copy_image
 from pbsfs.tasks.image.opening import open_target

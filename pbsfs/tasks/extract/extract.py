@@ -14,8 +14,9 @@ from typing import Protocol
 
 from pbsfs.base.errors import DamageError, OutputError
 from pbsfs.contents.base import Contents, Entry, Piece, Stream
+from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.damage import Range, merged
-from pbsfs.reader.image import Buffer, Extent
+from pbsfs.reader.image import Extent
 from pbsfs.tasks.extract.attributes import Attributes, Part
 from pbsfs.tasks.extract.destination import Destination
 from pbsfs.tasks.patterns import Selection

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import trio
 
-from pbsfs.reader.image import Buffer, Extent, Image
+from pbsfs.reader.buffers import Buffer
+from pbsfs.reader.image import Extent, Image
 from pbsfs.tasks.image.target import Target
 
 

@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 
 from pbsfs.base.errors import OutputError
-from pbsfs.reader.image import Buffer
+from pbsfs.reader.buffers import Buffer
 
 HOLE_PIECE = 256 << 20
 """Bytes of a hole that a target zeroes at a time. Between two pieces, Ctrl-C ends the copy and the progress

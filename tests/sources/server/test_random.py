@@ -13,7 +13,8 @@ import trio
 from pbsfs.base.errors import PbsfsError
 from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.cache import ChunkCache
-from pbsfs.reader.image import Handle, Image
+from pbsfs.reader.handle import Handle
+from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.testing.writer import DatastoreWriter
