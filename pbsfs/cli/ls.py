@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.base.errors import DamageError, KeyRequiredError, exit_status_of
+from pbsfs.base.errors import PbsfsError, exit_status_of
 from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
@@ -52,15 +52,21 @@ def command(
     set_up_logging(log_level, log_file)
     source, (path,) = from_mounts(source, [path])
 
-    async def work(tree: Tree) -> list[DamageError | KeyRequiredError]:
-        with _Printer(as_json=as_json) as emit:
-            lister = Lister(emit, full=long or as_json, recursive=recursive)
-            await lister.list(await find(tree, path, source))
-        return lister.failed
+    status = 0
 
-    failed = run_on_tree(work, source=source)
-    if failed:
-        raise click.exceptions.Exit(max(map(exit_status_of, failed)))
+    def report(error: PbsfsError) -> None:
+        nonlocal status
+        status = max(status, exit_status_of(error))
+        click.echo(f"pbsfs: {one_line(str(error))}", err=True)
+
+    async def work(tree: Tree) -> None:
+        with _Printer(as_json=as_json) as emit:
+            lister = Lister(emit, report, full=long or as_json, recursive=recursive)
+            await lister.list(await find(tree, path, source))
+
+    run_on_tree(work, source=source)
+    if status:
+        raise click.exceptions.Exit(status)
 
 
 class _Printer:
@@ -90,5 +96,3 @@ class _Printer:
             line = row.as_line()
             # Not click.echo, which removes escape codes from names.
             self._out.write((printable(line) if self._to_terminal else line) + "\n")
-        if row.error is not None:
-            click.echo(f"pbsfs: {one_line(row.error)}", err=True)

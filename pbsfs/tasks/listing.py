@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 import stat as stat_bits
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from pbsfs.base.errors import DamageError, KeyRequiredError
+from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError
 from pbsfs.tasks.attributes import device_text, mode_text, time_text, type_text
 from pbsfs.tree import ContentsDirectory, ContentsNode, Directory, FilesDirectory, Link, Node, Stat
 
 IN_ONE_GO = 500
 """Rows that are made before other tasks run: a few milliseconds."""
+
+HIDDEN = (DamageError, KeyRequiredError, NotFoundError)
+"""Why a node can't be read although its neighbours can. NotFoundError: the archive lacks an entry that its
+catalog lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Row:
     """One node of a listing.
 
     `name`: its path below what is listed. `stat`: None if only names are listed. `stored`: whether an archive
-    stores the owner and mode. `error`: why its children are not, or not all, in the listing.
+    stores the owner and mode. `error`: why it can't be read, or its children are not, or not all, listed.
     """
 
     name: bytes
@@ -82,18 +86,19 @@ class Row:
 
 @dataclass(slots=True)
 class Lister:
-    """One listing. `full`: with the stat of each node. `failed`: why directories are incomplete."""
+    """One listing. `emit`: called with each row. `report`: called with an error for each node that can't be
+    read, in full or in part. `full`: with the stat of each node."""
 
     emit: Callable[[Row], None]
+    report: Callable[[PbsfsError], None]
     full: bool = False
     recursive: bool = False
-    failed: list[DamageError | KeyRequiredError] = field(default_factory=list)
     _count: int = 0
 
     async def list(self, node: Node) -> None:
         """Lists the children of a directory, or any other node itself.
 
-        Damage below `node`, or of a part of it, and missing keys go into `failed`. Raises PbsfsError if
+        Reports damage below `node`, or of a part of it, and missing keys. Raises PbsfsError if
         `node` can't be listed, and SourceError.
         """
         if not isinstance(node, Directory):
@@ -102,36 +107,41 @@ class Lister:
         root = node.path_of(b"")
         stack = [iter((await node.children()).values())]
         if (damage := _damage(node)) is not None:
-            self.failed.append(damage)
+            self.report(damage)
         while stack:
             child = next(stack[-1], None)
             if child is None:
                 stack.pop()
                 continue
             below: Iterator[Node] | None = None
-            error: DamageError | KeyRequiredError | None = None
+            error: PbsfsError | None = None
             if self.recursive and isinstance(child, Directory) and not isinstance(child, FilesDirectory):
                 try:
                     below = iter((await child.children()).values())
                     error = _damage(child)
-                except (DamageError, KeyRequiredError) as failure:
+                except HIDDEN as failure:
                     error = failure
-            if error is not None:
-                self.failed.append(error)
             await self._emit(child, child.path.removeprefix(root), error)
             if below is not None:
                 stack.append(below)
 
-    async def _emit(self, node: Node, name: bytes, error: Exception | None) -> None:
+    async def _emit(self, node: Node, name: bytes, error: PbsfsError | None) -> None:
         self._count += 1
         if self._count % IN_ONE_GO == 0:
             await trio.lowlevel.checkpoint()
+        stored = isinstance(node, ContentsNode)
+        if self.full and isinstance(node, ContentsNode):
+            try:
+                await node.learn()
+            except HIDDEN as failure:
+                error = error or failure
+        if error is not None:
+            self.report(error)
         text = None if error is None else str(error)
         if not self.full:
             self.emit(Row(name, node.path, error=text))
             return
         stat = await node.stat()
-        stored = isinstance(node, ContentsNode)
         target = stat.target
         if isinstance(node, Link) and not stored:
             target = await node.target()

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from pbsfs.formats.manifest import CryptMode
-from pbsfs.testing.archives import Node, write
+from pbsfs.testing.archives import Node, write, write_catalog
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, made
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
+from tests.support.terminal import at_a_terminal
 from tests.support.truth import ARCHIVES, FILES, Archive, truth
 
 KEY = str(golden.ROOT / "keys" / "plain.json")
@@ -92,6 +93,14 @@ def store(writer: DatastoreWriter, root: Node) -> str:
     return "files/ct/200/latest/root"
 
 
+def with_catalog(writer: DatastoreWriter, root: Node) -> str:
+    """As `store`, with a catalog, from which the names are listed."""
+    files = {"root.pxar.didx": write(root, split=False).main}
+    files["catalog.pcat1.didx"] = write_catalog({b"root.pxar.didx": root})
+    writer.add_snapshot(made.snapshot("200", type="ct"), files)
+    return "files/ct/200/latest/root"
+
+
 @pytest.fixture
 def writer(tmp_path_factory: pytest.TempPathFactory) -> DatastoreWriter:
     return DatastoreWriter(tmp_path_factory.mktemp("entries") / "datastore")
@@ -135,6 +144,54 @@ def test_a_damaged_part_of_an_archive_is_an_error_and_hides_no_other(writer: Dat
         assert done.returncode == 6 if len(listed) < len(whole) else done.returncode in (0, 6)
         assert ("pbsfs: " in done.stderr) == (done.returncode == 6)
         chunk.write_bytes(kept)
+
+
+def test_a_directory_that_is_itself_damaged_is_an_error_with_its_reason(writer: DatastoreWriter) -> None:
+    # Many entries, so that their headers are in other chunks than the table of the directory.
+    names = [b"%05d" % number + b"x" * 200 for number in range(2000)]
+    place = store(
+        writer, Node(children=[Node(name, stat.S_IFREG | 0o644, data=b"d" * 999) for name in names])
+    )
+    short = 0
+    for chunk in sorted((writer.path / ".chunks").glob("*/*")):
+        kept = chunk.read_bytes()
+        chunk.unlink()
+        done = pbsfs("ls", "--datastore-dir", writer.path, "--log-level", "error", place)
+        if len(done.stdout.splitlines()) < len(names):
+            assert done.returncode == 6
+            assert done.stderr.startswith("pbsfs: ")
+            short += 1
+        chunk.write_bytes(kept)
+    assert short
+
+
+def test_an_entry_that_only_the_catalog_shows_is_an_error_in_a_long_listing(writer: DatastoreWriter) -> None:
+    names = [b"%05d" % number + b"x" * 200 for number in range(1000)]
+    children = [Node(name, stat.S_IFREG | 0o644, data=b"d" * 999) for name in names]
+    place = with_catalog(writer, Node(children=children))
+    unknown = 0
+    for chunk in sorted((writer.path / ".chunks").glob("*/*")):
+        kept = chunk.read_bytes()
+        chunk.unlink()
+        done = pbsfs("ls", "--datastore-dir", writer.path, "-l", "--log-level", "error", place)
+        marked = [line for line in done.stdout.splitlines() if line.startswith("-?????????")]
+        if marked:
+            assert done.returncode == 6
+            assert len(done.stderr.splitlines()) == len(marked)
+            unknown += 1
+        chunk.write_bytes(kept)
+    assert unknown
+
+
+def test_a_terminal_gets_no_escape_codes_of_names(writer: DatastoreWriter) -> None:
+    place = store(writer, Node(children=[Node(b"\x1b[31mred\nforged", stat.S_IFREG | 0o644)]))
+    for option in ("--recursive", "--long"):
+        status, shown = at_a_terminal(
+            [PBSFS, "ls", "--datastore-dir", writer.path, option, place], [], environment()
+        )
+        assert status == 0
+        assert "\x1b" not in shown
+        assert len(shown.splitlines()) == 1
 
 
 def test_a_missing_key_hides_no_other_archive(writer: DatastoreWriter) -> None:
