@@ -160,7 +160,7 @@ def test_a_directory_that_is_itself_damaged_is_an_error_with_its_reason(writer: 
         if len(done.stdout.splitlines()) < len(names):
             assert done.returncode == 6
             assert done.stderr.startswith("pbsfs: ")
-            short += 1
+            short += done.stdout != "" and "files/ct/200/" in done.stderr
         chunk.write_bytes(kept)
     assert short
 
