@@ -36,7 +36,7 @@ _COMMANDS = {
     "find": "Search the files in archives.",
     "versions": "List the versions of a file over all snapshots.",
     "diff": "Compare snapshots, images or files in archives.",
-    "export": "Copy an image to a file, block device or pipe.",
+    "export": "Copy an image, or restore files of an archive.",
     "nbd": "Serve images as network block devices.",
     "boot": "Boot a backup in QEMU, without restoring it.",
     "verify": "Read and check everything; report what is damaged.",
@@ -68,7 +68,7 @@ Exit status:
   17 no such realm
   18 the password of a key is missing or wrong
   19 a key file can't be read, or is not a key file
-  20 exported but for damaged data, with --on-damage skip
+  20 restored but for damaged data, with --on-damage zero or skip
   128+N  ended by signal N (130: Ctrl-C)
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
@@ -500,3 +501,50 @@ def test_archive_is_what_it_says(tmp_path: Path) -> None:
     inner = both.child(both.root, b"inner")
     assert inner is not None
     assert both.size_below(inner) == len(b"the first file") + 300
+
+
+def test_a_file_system_with_nothing_but_files_gets_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vfat: no nameless files, links, devices, owners, modes or attributes."""
+    need_root("make devices elsewhere")
+    real = os.open
+
+    def without_nameless(path: Any, flags: int, *arguments: Any, **given: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real(path, flags, *arguments, **given)
+
+    def refused(*_arguments: Any, **_given: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def unsupported(*_arguments: Any, **_given: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    written = write(some(), split=True)
+    with monkeypatch.context() as poor:
+        poor.setattr("pbsfs.tasks.extract.destination.os.open", without_nameless)
+        for name in ("link", "symlink", "mknod"):
+            poor.setattr(f"pbsfs.tasks.extract.destination.os.{name}", refused)
+        for name in ("chown", "chmod"):
+            poor.setattr(f"pbsfs.tasks.extract.attributes.os.{name}", refused)
+        poor.setattr("pbsfs.tasks.extract.attributes.os.setxattr", unsupported)
+        for overwrite in (False, True):
+            _result, unset = restored(
+                written, tmp_path / "out", overwrite=overwrite, existing_directories=overwrite
+            )
+            assert unset.counts == {
+                Part.OWNER: 9,
+                Part.MODE: 9,
+                Part.XATTR: 2,
+                Part.CAPABILITY: 1,
+                Part.ACL: 2,
+                Part.HARD_LINK: 2,
+                Part.LINK: 1,
+                Part.DEVICE: 4,
+            }
+            assert len(str(unset).splitlines()) == 8
+        with pytest.raises(OutputError, match="File exists"):
+            restored(written, tmp_path / "out", existing_directories=True)
+    found = {path: what[7] for path, what in seen(tmp_path / "out").items() if stat.S_ISREG(what[0])}
+    assert found == {path: what[7] for path, what in fields(some()).items() if stat.S_ISREG(what[0])}
