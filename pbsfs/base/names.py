@@ -124,7 +124,7 @@ class Snapshot:
 
 
 class ArchiveKind(enum.Enum):
-    """How an archive is stored, told by the end of its stored name."""
+    """How an archive is stored; the end of its stored name says it."""
 
     FIXED = ".fidx"
     DYNAMIC = ".didx"

@@ -1,1 +1,1 @@
-"""Door 1: the FUSE file system."""
+"""The FUSE file system."""

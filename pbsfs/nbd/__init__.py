@@ -1,1 +1,1 @@
-"""Door 2: images as block devices, through nbdkit and its Python plugin."""
+"""Images as block devices, through nbdkit and its Python plugin."""

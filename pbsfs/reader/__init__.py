@@ -1,4 +1,4 @@
 """The one reader layer: from stored bytes of any source to verified bytes of images and blobs.
 
-Doors (the mount, NBD, export) enter at `reader.Reader`; nothing below knows which door was used.
+The mount, NBD and the commands call `reader.Reader`; this layer does not know which of them it serves.
 """

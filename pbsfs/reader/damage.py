@@ -2,7 +2,7 @@
 
 pbsfs returns zeros only if the user asked for them, and only for chunks that are missing or fail their
 checks: never for a wrong key or a failed signature, which concern all of an image. It logs each range once,
-and keeps it. Used from any thread.
+and remembers it. Images and the reports of commands use this, from any thread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 MAX_REMEMBERED = 100_000
 """Ranges that are kept with their place; pbsfs only counts more."""
 
-MAX_TOLD = 200
-"""Ranges of one image that are reported at once."""
+MAX_LISTED = 200
+"""Ranges of one image that one report lists."""
 
 
 ZEROS_LAST = 60.0
@@ -65,17 +65,17 @@ class ZeroedRanges:
             ranges = list(self._ranges.get(image, ()))
         return merged(ranges)
 
-    def told(self, image: str) -> str:
-        """The same as text: `offset+length`, with commas between."""
+    def text_of(self, image: str) -> str:
+        """The same as text: `offset+length`, separated by commas."""
         ranges = self.of(image)
-        return ",".join([*map(str, ranges[:MAX_TOLD]), *(["…"] if len(ranges) > MAX_TOLD else [])])
+        return ",".join([*map(str, ranges[:MAX_LISTED]), *(["…"] if len(ranges) > MAX_LISTED else [])])
 
     def log_all(self) -> None:
         """Logs all ranges that were shown as zeros, at the end of a mount."""
         if self.count:
             log.warning("%d damaged ranges, %d bytes in all, were shown as zeros:", self.count, self.size)
         for image in self._ranges:
-            log.warning("%s: %s", image, self.told(image))
+            log.warning("%s: %s", image, self.text_of(image))
 
 
 class ZeroedChunks:

@@ -57,9 +57,9 @@ class Image:
         restore: Callable[[Index], Awaitable[None]],
         zeroed: ZeroedRanges | None = None,
     ) -> None:
-        """`key`: the archive's key where it is encrypted, else None. `restore`: gives the index its digest
-        table again when that was dropped. `zeroed`: where damaged chunks are to read as zeros, what takes
-        note of them.
+        """`key`: the archive's key where it is encrypted, else None. `restore`: restores the
+        index's digest table after it was dropped. `zeroed`: remembers the damaged chunks that read as zeros;
+        None if none may.
         """
         self.store = store
         self.snapshot = snapshot
@@ -255,12 +255,12 @@ class Image:
         return data
 
     def _zeros_for(self, number: int, error: DamageError) -> Buffer:
-        """What a damaged chunk reads as: nothing, `error` is raised, unless zeros were asked for."""
+        """The zeros that a damaged chunk reads as if the user asked for them. Raises `error` otherwise."""
         if self._zeroed is None:
             try:
                 raise error from None
             finally:
-                del error  # or it would hold this frame, that it holds, and so the image
+                del error  # otherwise it and this frame would refer to each other, and keep the image
         start, end = self.index.span(number)
         self._zeroed_chunks.add(number)
         self._zeroed.add(str(self), Range(start, end - start), str(error))

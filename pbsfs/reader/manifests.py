@@ -1,7 +1,7 @@
 """The manifests of snapshots: fetched, verified against the keys, and kept for a while.
 
 They say what a snapshot's files are, and which key each needs. `Reader` asks here before it opens a file.
-Called from tasks of one trio loop; tasks that need one manifest at once share one fetch.
+Called from tasks of one trio loop; tasks that need the same manifest at once share one fetch.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class Manifests:
                 f"{info.snapshot}/{file.archive}: the manifest differs from the listing; if the snapshot was "
                 f"made again, open the file again in some seconds"
             )
-        told = FileInfo(entry.archive, entry.size, entry.crypt_mode, entry.csum)
+        described = FileInfo(entry.archive, entry.size, entry.crypt_mode, entry.csum)
         bound = entry.crypt_mode is not CryptMode.NONE and entry.archive != MASTER_KEY_BLOB
         if self._keys and bound and self.key_of(manifest) is None:
             # Also if it is only signed: with keys given, pbsfs returns only bytes that they verify.
-            raise self.key_missing(info.snapshot, told, manifest.key_fingerprint)
-        return told, manifest
+            raise self.key_missing(info.snapshot, described, manifest.key_fingerprint)
+        return described, manifest
 
     async def get(self, snapshot: Snapshot, max_age: float) -> Fetched:
         """The manifest, fetched less than `max_age` seconds ago. Raises DamageError, SourceError."""

@@ -1,7 +1,7 @@
 """Opens what a snapshot holds: indexes become images, blobs become bytes.
 
-The entry of the reader layer. One `Reader` serves a whole mount; what is open is shared, so a thousand
-open files of one image hold its index once. Called from tasks of one trio loop.
+The entry of the reader layer. One `Reader` serves a whole mount; open images and blobs are shared, so a
+thousand open files of one image hold its index once. Called from tasks of one trio loop.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from pbsfs.reader.opened import Blob, OpenFiles
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE, DEFAULT_OPEN_LIMIT, Memory
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 
-UNTOLD_SIZE = 16 << 20
-"""Bytes that count for a log while it is fetched, as a server does not tell its size: more than real ones
+LOG_SIZE = 16 << 20
+"""Bytes charged for a log while it is fetched, since a server does not list its size: more than real logs
 have, and few enough to fetch those of some snapshots side by side."""
 
 R = TypeVar("R")
@@ -65,7 +65,7 @@ class Reader:
         keys: Mapping[str, Key],
         zeroed: ZeroedRanges | None = None,
     ) -> None:
-        """`keys`: by fingerprint. `zeroed`: where damage is to read as zeros, what takes note of it."""
+        """`keys`: by fingerprint. `zeroed`: remembers the damage that reads as zeros; None if none may."""
         self.source = source
         self.store = store
         self.zeroed = zeroed
@@ -105,7 +105,7 @@ class Reader:
         return await self._opened.blob(
             f"{info.snapshot}/{file.archive.name}",
             file,
-            2 * file.size or UNTOLD_SIZE,  # stored and decoded
+            2 * file.size or LOG_SIZE,  # stored and decoded
             lambda: self._read_blob(info, file, manifest),
         )
 
@@ -115,10 +115,10 @@ class Reader:
 
     async def _read_blob(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> bytes:
         if file.archive == MANIFEST and self.manifests.has_keys:
-            return (await self.manifests.fetch(info.snapshot))[
-                0
-            ]  # not fetched again: that may be another one
-        encrypted: bool | None = None  # not told: a log is not in the manifest
+            # Its text comes from the fetch that verified it: another fetch may return another manifest.
+            text, _manifest = await self.manifests.fetch(info.snapshot)
+            return text
+        encrypted: bool | None = None  # unknown: a log is not in the manifest
         if file.archive == MASTER_KEY_BLOB:
             encrypted = False
         elif file.crypt_mode is not None:
@@ -140,7 +140,7 @@ class Reader:
             raise self.manifests.key_missing(info.snapshot, file, info.key_fingerprint) from None
 
     async def blob_size(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> int:
-        """The decoded bytes of a `.blob` file; what is stored where only the key could tell more."""
+        """The decoded bytes of a `.blob` file; its stored bytes if decoding needs a missing key."""
         if file.archive == MANIFEST:
             return (await self.manifests.get(info.snapshot, max_age)).size
         try:
@@ -156,7 +156,7 @@ class Reader:
             return len(raw) if kind.compressed else max(0, len(raw) - kind.header_size)
 
     async def version(self, snapshot: Snapshot, max_age: float) -> bytes:
-        """The SHA-256 of the manifest's text: another one says that the snapshot's files may be others.
+        """The SHA-256 of the manifest's text: a change means that the snapshot's files may have changed.
 
         Raises DamageError, SourceError.
         """
@@ -171,14 +171,14 @@ class Reader:
     ) -> R:
         """What `work` returns for `file` as the manifest has it.
 
-        Where it finds damage, the manifest is fetched once more: it may be another one by now.
+        If `work` finds damage, pbsfs fetches the manifest once more, which may have changed meanwhile.
         """
-        told = await self.manifests.describe(info, file, max_age)
+        described = await self.manifests.describe(info, file, max_age)
         try:
-            return await work(info, *told)
+            return await work(info, *described)
         except DamageError:
             now = await self.manifests.describe(info, file, 0, anew=True)
-            if now[0] == told[0] and told[1] in (None, now[1]):
+            if now[0] == described[0] and described[1] in (None, now[1]):
                 raise
         return await work(info, *now)
 
@@ -196,12 +196,12 @@ class Reader:
             raise DamageError(f"{snapshot}/{file.archive}: {error}") from None
 
     async def _restore(self, snapshot: Snapshot, archive: Archive, index: Index) -> None:
-        """Has an open image's index take its digest table again."""
+        """Restores the dropped digest table of an open image's index."""
 
         async def fetch() -> bytes:
             try:
                 return await self.source.fetch_file(snapshot, archive, index.stored_size)
-            except NotFoundError:  # which is no damage
+            except NotFoundError:  # a forgotten snapshot is not damage
                 raise SourceError(
                     f"{snapshot}/{archive}: the index is missing, the snapshot may have been forgotten; "
                     f"close the file"

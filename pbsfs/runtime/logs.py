@@ -1,4 +1,4 @@
-"""Where the log goes. Set up once by the door that is used, before anything is logged."""
+"""Where the log goes. Each program sets it up once, before it logs anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pbsfs.base.text import escaped, printable
 from pbsfs.runtime.places import state_home
 
 STARTING = logging.getLogger("pbsfs.starting")
-"""For what whoever starts a program has to know while it does: it goes to standard error besides the log."""
+"""For what the user who starts a program has to know: written to standard error besides the log."""
 
 _SYSLOG_SOCKET = Path("/dev/log")
 

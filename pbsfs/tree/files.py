@@ -112,7 +112,7 @@ class ImageFile(File):
         facts = await super().facts()
         zeroed = self.tree.reader.zeroed
         if zeroed is not None:
-            facts["damaged_ranges"] = zeroed.told(f"{self.info.snapshot}/{self.file.archive.name}")
+            facts["damaged_ranges"] = zeroed.text_of(f"{self.info.snapshot}/{self.file.archive.name}")
         if self.file.archive.kind is ArchiveKind.FIXED and self.tree.reader.source.cheap_files:
             try:
                 index = (await self.open()).index

@@ -267,7 +267,7 @@ async def test_a_chunk_that_occurs_twice_is_two_ranges(caplog: pytest.LogCapture
     async with opened(source, info, zeroed=zeroed) as image:
         damage_chunks(source, image, {0: "flip"})
         await image.read(0, len(content))
-        assert zeroed.told(str(image)) == f"0+{CHUNK_SIZE},{2 * CHUNK_SIZE}+{CHUNK_SIZE}"
+        assert zeroed.text_of(str(image)) == f"0+{CHUNK_SIZE},{2 * CHUNK_SIZE}+{CHUNK_SIZE}"
     assert zeroed.count == len(warnings_in(caplog)) == 2
 
 
@@ -309,7 +309,7 @@ def test_neighbours_are_told_as_one_and_images_apart(caplog: pytest.LogCaptureFi
     zeroed.add("a", Range(100, 1), "why")
     zeroed.add("a", Range(4, 4), "another reason")
     assert (zeroed.count, zeroed.size) == (4, 13)
-    assert (zeroed.told("a"), zeroed.told("b"), zeroed.told("c")) == ("0+8,100+1", "8+4", "")
+    assert (zeroed.text_of("a"), zeroed.text_of("b"), zeroed.text_of("c")) == ("0+8,100+1", "8+4", "")
     assert len(warnings_in(caplog)) == 4
 
 
@@ -331,14 +331,14 @@ def test_all_that_was_shown_as_zeros_is_told_at_the_end(caplog: pytest.LogCaptur
 def test_what_is_told_and_remembered_has_an_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(damage, "MAX_TOLD", 2)
+    monkeypatch.setattr(damage, "MAX_LISTED", 2)
     monkeypatch.setattr(damage, "MAX_REMEMBERED", 3)
     zeroed = ZeroedRanges()
     for number in range(5):
         zeroed.add("a", Range(10 * number, 1), "why")
     assert (zeroed.count, zeroed.size) == (5, 5)
     assert zeroed.of("a") == [Range(0, 1), Range(10, 1), Range(20, 1)]
-    assert zeroed.told("a") == "0+1,10+1,…"
+    assert zeroed.text_of("a") == "0+1,10+1,…"
     assert len(warnings_in(caplog)) == 5
 
 
@@ -536,7 +536,7 @@ async def test_a_chunk_that_was_repaired_is_seen_when_the_image_is_opened_anew(
         assert await read_anew(reader, info) == expected  # `image` is the same, and still open
         del image
         assert await read_anew(reader, info) == CONTENT
-        assert zeroed.told(SHOWN) == f"{2 * CHUNK_SIZE}+{CHUNK_SIZE}"  # it was shown, once
+        assert zeroed.text_of(SHOWN) == f"{2 * CHUNK_SIZE}+{CHUNK_SIZE}"  # it was shown, once
     assert len(warnings_in(caplog)) == 1
 
 

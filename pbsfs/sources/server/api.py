@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 class Api:
-    """The API of one server, as one user. `login`: who asks, also for reader sessions."""
+    """The API of one server, as one user. `login`: authenticates that user, also for reader sessions."""
 
     def __init__(
         self,

@@ -56,8 +56,8 @@ class ServerLimits:
     """Reader sessions at once, of the whole mount. Each is a worker task in the server's list."""
 
     idle_time: float = 30.0
-    """How long pbsfs keeps an idle session: somebody who looks around needs no new one, and a prune of the
-    snapshot does not wait long."""
+    """How long pbsfs keeps an idle session: long enough that a user who browses needs no new one,
+    short enough that a prune of the snapshot does not wait long."""
 
     turn: float = 5.0
     """How long a session in constant use keeps its place while others wait for one."""

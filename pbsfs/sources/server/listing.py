@@ -20,7 +20,7 @@ from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
 
 T = TypeVar("T")
 
-MAX_TOLD = 8
+MAX_DESCRIBED = 8
 """Left-out entries of one list that a report describes; the report counts the others."""
 
 MAX_REASON = 200
@@ -52,7 +52,7 @@ def parse_list(data: object, parse: Callable[[dict[str, Any]], T]) -> Listed[T]:
                 raise DamageError("not an object")
             entries.append(parse(entry))
         except PbsfsError as error:
-            if len(reasons) < MAX_TOLD:
+            if len(reasons) < MAX_DESCRIBED:
                 reasons.append(one_line(str(error), MAX_REASON))
     return Listed(entries, len(data), _refused(len(data) - len(entries), reasons))
 

@@ -1,4 +1,4 @@
-"""Who asks the server: an API token, or a user with a password and a ticket that pbsfs renews.
+"""The user of the server: an API token, or a user with a password and a ticket that pbsfs renews.
 
 Used by `api` and `pool`, in tasks of one trio loop. pbsfs renews a ticket long before it expires, so a mount
 stays logged in for weeks.

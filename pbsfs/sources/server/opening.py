@@ -1,4 +1,4 @@
-"""Opening a reader session: who asks, for which snapshot, and what a refusal means.
+"""Opening a reader session: as which user, for which snapshot, and what a refusal means.
 
 Used by `pool`, in tasks of one trio loop.
 """

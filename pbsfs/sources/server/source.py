@@ -187,9 +187,9 @@ class ServerSource(Source):
                 raise NotFoundError(f"{self}: there is no group {group}")
         found = self._take(str(group), listed)
         unreadable = [info for info in found if info.error is not None]
-        for info in unreadable[: listing.MAX_TOLD]:
+        for info in unreadable[: listing.MAX_DESCRIBED]:
             self._report(f"{info.snapshot}: {info.error}")
-        if len(unreadable) > listing.MAX_TOLD:
+        if len(unreadable) > listing.MAX_DESCRIBED:
             self._report(
                 f"{group}: {len(unreadable)} snapshots in all have manifests that the server can't read"
             )

@@ -42,8 +42,8 @@ def upgrade(
 ) -> bytes:
     """Asks for the reader protocol on a connection to `address`; returns the bytes that follow the answer.
 
-    `query`: names the snapshot. `headers`: say who asks. `receive`: returns the next bytes of the socket,
-    which doesn't block then, and b"" at the end of the connection.
+    `query`: names the snapshot. `headers`: authenticate the user. `receive`: returns the next bytes of the
+    socket, which doesn't block then, and b"" at the end of the connection.
 
     Raises RefusedError, ConnectError if the connection ends, NotPbsError if it is not a server, what
     `receive` raises, and OSError.
