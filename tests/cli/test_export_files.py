@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.support import golden
-from tests.support.needs import need_root
-from tests.support.program import PBSFS, output_of, pbsfs
+from tests.support.needs import need, need_root
+from tests.support.program import PBSFS, output_of, pbsfs, run
+from tests.support.serving import access, serving
 from tests.support.truth import ARCHIVES, FILES, Archive, differences, truth
 
 pytestmark = pytest.mark.golden
@@ -67,3 +70,36 @@ def test_without_its_key_nothing_is_restored(tmp_path: Path) -> None:
     )
     assert done.returncode == 5
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("archive", [FIRST, SPLIT], ids=["version-1", "version-2"])
+def test_another_user_gets_all_that_a_user_may_set(archive: Archive) -> None:
+    need_root("become another user")
+    need("setpriv")
+    with TemporaryDirectory() as folder, serving(FILES / "datastore") as server:
+        os.chmod(folder, 0o755)  # and a relative path, so that what is above does not matter
+        place = Path(folder) / "place"
+        place.mkdir()
+        os.chown(place, 65534, 65534)
+        drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        command = [*drop, PBSFS, "export", f"files/{archive.path}", "place/out"]
+        done = run(command, cwd=folder, env=access(server, HOME=str(place)))
+        assert done.returncode == 0
+        assert [line.split(":")[1].split(" could not restore ")[1] for line in done.stderr.splitlines()] == [
+            f"the owner of {len(truth(archive)) - 8} entries",
+            "4 set-user-ID and set-group-ID bits",
+            "2 devices, FIFOs and sockets",
+            "the capabilities of 3 files",
+        ]
+        expected = set()
+        for path, entry in truth(archive).items():
+            if entry["t"] in (stat.S_IFCHR, stat.S_IFBLK):
+                expected.add((path, "is missing"))
+            if entry["t"] == stat.S_IFREG and entry["m"] & (stat.S_ISUID | stat.S_ISGID):
+                expected.add((path, "m is"))
+            if b"security.capability".hex() in entry["x"]:
+                expected.add((path, "x is"))
+        found = differences(place / "out", archive, but=frozenset("ug"))
+        assert len(found) == len(expected) > 5
+        for path, what in expected:
+            assert any(line.startswith(f"{path!r}") and what in line for line in found)

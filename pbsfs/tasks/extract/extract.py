@@ -227,7 +227,8 @@ class Restore:
     def _lose(self, path: bytes, error: DamageError) -> None:
         where = os.fsdecode(path)
         if not self.on_damage.skip:
-            raise DamageError(f"{where}: {error}" if where else str(error)) from None
+            advice = "restore the rest with --on-damage skip"
+            raise DamageError(f"{where or '.'}: {error}; {advice}") from None
         self.result.lose(where, str(error))
 
 
