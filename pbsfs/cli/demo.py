@@ -41,9 +41,9 @@ _PBSFS = [sys.executable, "-P", "-m", "pbsfs"]
 def command(keep: bool) -> None:
     """Try everything on a small datastore made for it.
 
-    Makes a disk with a partition and an ext4 file system, stores three backups of it as a Proxmox Backup
-    Server does, mounts them, copies the disk with cp and dd and compares it, shows its holes, reads a file
-    of its file system, and unmounts.
+    Makes a disk with a partition and an ext4 file system, stores three backups of it and of a host's files
+    as a Proxmox Backup Server does, mounts them, copies the disk with cp and dd and compares it, shows its
+    holes, reads a file of its file system, looks into the host's archive, compares, restores, and unmounts.
 
     \b
     Examples:
@@ -81,7 +81,7 @@ def command(keep: bool) -> None:
 def _make(base: Path) -> list[Path]:
     _say("Making a disk with an ext4 file system, and two later states of it")
     disks = make_disks(base)
-    _say("Storing three backups of it, as a Proxmox Backup Server keeps them")
+    _say("Storing three backups of it, and of a host's files, as a Proxmox Backup Server keeps them")
     stored = make_datastore(base / "datastore", disks)
     total = len(disks) * DISK_SIZE
     click.echo(
@@ -116,6 +116,19 @@ def _show(base: Path, disks: list[Path], stack: ExitStack) -> None:
 
     _say("Reading a file of its file system, without restoring anything")
     _look_inside(latest, base, stack)
+
+    _say("The files of a host are there too: its archive is a directory")
+    root = mountpoint / "files" / "host" / "web1" / "latest" / "root"
+    _run(["ls", "-l", str(root / "etc")])
+    _expect_greeting(_run(["cat", str(root / "srv" / "hello.txt")]))
+    _say("What changed since yesterday, and the versions of a file")
+    source = ["--datastore-dir", str(base / "datastore")]
+    nights = sorted(str(night.name) for night in (mountpoint / "host" / "web1").iterdir())
+    _run([*_PBSFS, "diff", *source, f"host/web1/{nights[-3]}", "host/web1/latest"])
+    _run([*_PBSFS, "versions", *source, "files/host/web1/latest/root/etc/hosts"])
+    _say("Restoring a directory of it")
+    _run([*_PBSFS, "export", *source, "files/host/web1/latest/root/srv", str(base / "restored")])
+    _expect_greeting(_run(["cat", str(base / "restored" / "hello.txt")]))
 
     _say("Unmounting")
     _run([*_PBSFS, "umount", str(mountpoint)])

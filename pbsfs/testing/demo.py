@@ -1,4 +1,4 @@
-"""The data of `pbsfs demo`: a disk in three states, and a datastore with a backup of each.
+"""The data of `pbsfs demo`: a disk in three states and the files of a host, in a datastore.
 
 Synchronous; runs mke2fs.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 import subprocess
 from pathlib import Path
 
 from pbsfs.base.errors import PbsfsError
 from pbsfs.base.names import ROOT_NAMESPACE, Group
+from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
 
 DISK_SIZE = 96 << 20
@@ -82,8 +84,25 @@ def _partition_table() -> bytes:
     return bytes(446) + entry.ljust(64, b"\0") + b"\x55\xaa"
 
 
+def _host(day: int) -> Node:
+    """The files of a host, of which one changes each day."""
+    file, link = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
+    first, today = FIRST_BACKUP * 10**9, (FIRST_BACKUP + day * DAY) * 10**9
+    hosts = b"127.0.0.1 localhost\n" + b"".join(b"10.0.0.%d db%d\n" % (n, n) for n in range(day + 1))
+    etc = [
+        Node(b"hosts", file, mtime_ns=today, data=hosts),
+        Node(b"motd", link, mtime_ns=first, target=b"../srv/hello.txt"),
+    ]
+    srv = [Node(b"hello.txt", file, 1000, 1000, first, GREETING.encode(), xattrs={b"user.kept": b"yes"})]
+    folders = [Node(b"etc", mtime_ns=first, children=etc), Node(b"srv", mtime_ns=first, children=srv)]
+    return Node(b"", mtime_ns=first, children=folders)
+
+
 def make_datastore(path: Path, disks: list[Path]) -> int:
-    """Stores a backup of each disk in a new datastore at `path`; the bytes of its chunks. Raises OSError."""
+    """Stores a backup of each disk, and as many of a host's files, in a new datastore at `path`.
+
+    Returns the bytes of its chunks. Raises OSError.
+    """
     writer = DatastoreWriter(path)
     group = Group(ROOT_NAMESPACE, "vm", "100")
     for day, disk in enumerate(disks):
@@ -93,4 +112,9 @@ def make_datastore(path: Path, disks: list[Path]) -> int:
             notes=f"day {day + 1}",
             verify_state="ok",
         )
+    group = Group(ROOT_NAMESPACE, "host", "web1")
+    for day in range(len(disks)):
+        written = write(_host(day), split=True)
+        files = {"root.mpxar.didx": written.main, "root.ppxar.didx": written.payload or b""}
+        writer.add_snapshot(group.snapshot(FIRST_BACKUP + day * DAY), files)
     return sum(file.stat().st_size for file in (path / ".chunks").glob("*/*"))
