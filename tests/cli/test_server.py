@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pbsfs.fuse.mountpoint import mounted_at
+from pbsfs.testing.archives import Node, write
 from tests.support import damage, made
 from tests.support.mounts import cleaned_up, mounted
 from tests.support.needs import need_fuse, need_root
@@ -654,33 +655,38 @@ def quick_start() -> list[str]:
 
 
 @pytest.mark.mount
-def test_the_readmes_quick_start_works_as_it_stands(
-    server: ReferenceServer, stocked: Stocked, tmp_path: Path
-) -> None:
+def test_the_readmes_quick_start_works_as_it_stands(tmp_path: Path) -> None:
     need_fuse()
     commands = quick_start()
-    assert len(commands) == 5
+    assert len(commands) == 6
+    site = Node(b"site.conf", stat.S_IFREG | 0o644, data=b"server {}\n")
+    root = Node(children=[Node(b"etc", children=[Node(b"nginx", children=[site])])])
+    archive = write(root, split=False).main
+    own = stock(tmp_path / "datastore")
+    own.writer.add_snapshot(made.snapshot("web1", type="host"), {"root.pxar.didx": archive})
     place = tmp_path / "pbs"
     (tmp_path / ".pbs-token").write_text(f"{SECRET}\n")
     example = "reader@pbs!laptop@pbs.example.com:store1"
     text = "\n".join(commands)
     assert example in text
-    text = text.replace(example, server.repository(TOKEN))
-    environment = without(
-        access(server, HOME=str(tmp_path), PS1="next> ", TERM="dumb"),
-        *("PBS_REPOSITORY", "PBS_PASSWORD", "PBS_FINGERPRINT", "XDG_CONFIG_HOME"),
-    )
-    environment["PATH"] = f"{Path(PBSFS).parent}:{os.environ['PATH']}"
-    # As typed at a prompt, where '!' has a meaning that it does not have in scripts.
-    typed = [("next> ", command) for command in text.splitlines()]
-    typed.insert(3, ("remember it", "y"))
-    with cleaned_up(place):
-        typed = [("next> ", f"cd {tmp_path}"), *typed, ("next> ", "exit $?")]
-        status, shown = at_a_terminal(["bash", "--norc", "-i"], typed, environment)
-        assert status == 0, shown
-        assert "drive-scsi0.img" in shown
-        assert (tmp_path / "rescued.img").read_bytes() == stocked.contents[NEWER_IMAGE]
-        assert pbsfs("umount", place).returncode == 0
+    with serving(own.path) as server:
+        text = text.replace(example, server.repository(TOKEN))
+        environment = without(
+            access(server, HOME=str(tmp_path), PS1="next> ", TERM="dumb"),
+            *("PBS_REPOSITORY", "PBS_PASSWORD", "PBS_FINGERPRINT", "XDG_CONFIG_HOME"),
+        )
+        environment["PATH"] = f"{Path(PBSFS).parent}:{os.environ['PATH']}"
+        # As typed at a prompt, where '!' has a meaning that it does not have in scripts.
+        typed = [("next> ", command) for command in text.splitlines()]
+        typed.insert(3, ("remember it", "y"))
+        with cleaned_up(place):
+            typed = [("next> ", f"cd {tmp_path}"), *typed, ("next> ", "exit $?")]
+            status, shown = at_a_terminal(["bash", "--norc", "-i"], typed, environment)
+            assert status == 0, shown
+            assert "drive-scsi0.img" in shown
+            assert (tmp_path / "rescued.img").read_bytes() == own.contents[NEWER_IMAGE]
+            assert (tmp_path / "nginx" / "site.conf").read_bytes() == site.data
+            assert pbsfs("umount", place).returncode == 0
 
 
 @pytest.mark.parametrize("text", [texts.AWAY, texts.PASSING_CHUNKS[0]])
