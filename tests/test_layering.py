@@ -1,4 +1,4 @@
-"""Imports point one way, from the doors down to the formats; and the formats do no I/O."""
+"""Imports point one way, from the command line down to the formats; and the formats do no I/O."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-"""The rooms of the house, from the ground up. A room imports from itself and from layers below its own."""
+"""The packages of each layer, lowest first. A package imports from itself and from layers below its own."""
 
-LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 
 IO = {
     *("asyncio", "concurrent", "fcntl", "glob", "http", "io", "logging", "mmap", "multiprocessing", "os"),
@@ -57,21 +57,21 @@ def imports(module: str, tree: ast.Module, *, package: bool = False) -> Iterator
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def room_of(name: str) -> str:
-    """The room of a module, or of something that was imported from one."""
+def package_of(name: str) -> str:
+    """The package of a module, or of something that was imported from one."""
     first = name.split(".")[1:2]
     return first[0] if first and not first[0].startswith("__version") else ""
 
 
 def wrong_imports(module: str, tree: ast.Module, *, package: bool = False) -> list[str]:
-    """Those imports of a module that point up or sideways, and those that are no room's."""
-    own = LAYER.get(room_of(module), 0)
+    """Those imports of a module that point up or sideways, and those of no known package."""
+    own = LAYER.get(package_of(module), 0)
     return [
         name
         for name in imports(module, tree, package=package)
         if name.split(".")[0] == "pbsfs"
-        and room_of(name) != room_of(module)
-        and LAYER.get(room_of(name), len(LAYERS)) >= own
+        and package_of(name) != package_of(module)
+        and LAYER.get(package_of(name), len(LAYERS)) >= own
     ]
 
 
@@ -89,7 +89,7 @@ def imported_commands(module: str, tree: ast.Module, commands: set[str]) -> list
 
 
 def doings(tree: ast.Module) -> list[str]:
-    """What in a module of the formats is I/O: imports, `open` and its kin, anything async."""
+    """What in a module of the formats is I/O: imports, `open` and similar functions, anything async."""
     found = [name for name in imports("pbsfs.formats.x", tree) if name.split(".")[0] in IO]
     for node in ast.walk(tree):
         if isinstance(node, ast.AsyncFunctionDef | ast.Await):
@@ -103,8 +103,8 @@ def is_package(module: str) -> bool:
     return (PACKAGE.parent / Path(*module.split("."))).is_dir()
 
 
-def test_every_module_belongs_to_a_room_that_has_its_layer() -> None:
-    homeless = [name for name, _tree in modules() if room_of(name) not in LAYER]
+def test_every_module_belongs_to_a_package_that_has_its_layer() -> None:
+    homeless = [name for name, _tree in modules() if package_of(name) not in LAYER]
     assert not homeless, "give them a place in LAYERS"
 
 
@@ -114,7 +114,7 @@ def test_imports_point_down(module: str, tree: ast.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "tree"), [pytest.param(*m, id=m[0]) for m in modules() if room_of(m[0]) == "formats"]
+    ("module", "tree"), [pytest.param(*m, id=m[0]) for m in modules() if package_of(m[0]) == "formats"]
 )
 def test_the_formats_do_no_io(module: str, tree: ast.Module) -> None:
     assert module.startswith("pbsfs.formats")
