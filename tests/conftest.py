@@ -63,6 +63,7 @@ LONG = (
     "test_golden_mount.py",
     "test_rough.py",
     "runtime/test_service.py",
+    "tasks/test_extract.py",
     "tasks/test_verify.py",
 )
 """Tests that mount, start programs or take long (paths below tests/): a run of none in particular leaves them

@@ -493,7 +493,7 @@ def test_names_are_refused_that_lead_elsewhere(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_archive_is_what_it_says(tmp_path: Path) -> None:
+def test_the_size_of_what_is_below_is_known_where_it_costs_little() -> None:
     archive = Archive(Chunked(write(some(), split=False).main))
     assert archive.size_below(archive.root) == archive.streams[0].size
     split = write(some(), split=True)
