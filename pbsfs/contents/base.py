@@ -45,7 +45,8 @@ class Entry:
     attributes or access control lists.
 
     `exact`: False where only `name`, the type in `mode`, and perhaps `size` and `mtime_ns` are known, from a
-    source that may be wrong; `Contents.complete` reads the rest. `position`, `end`, `hint`: the reader's own.
+    source that may be wrong; `Contents.complete` reads the rest. `position`: about where it reads them in a
+    stream. `end`, `hint`: the reader's own.
     """
 
     name: bytes

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 MOST_COMPLETED = 128
 """Entries whose headers are read side by side when a program looks at them in order."""
 
+NEAR = 1 << 20
+"""Bytes behind an entry whose entries are read with it: they lie in the same chunk or the next."""
+
 LASTS = 24 * 3600.0
 """Seconds for which the kernel may keep entries of archives, which never change."""
 
@@ -226,15 +229,23 @@ class ContentsDirectory(ContentsNode, Directory):
         return answer
 
     def _batch(self, name: bytes) -> list[Entry]:
-        """`name`, and inexact ones behind it: twice as many each time that they are asked for in order."""
+        """`name`, and inexact ones behind it: those that lie near, and twice as many each time that they are
+        asked for in order."""
         if not self._places:
             self._places = {listed: place for place, listed in enumerate(self._values)}
             self._order = list(self._values)
         place = self._places[name]
         self._step = min(2 * self._step, MOST_COMPLETED) if place == self._next else 1
-        self._next = place + self._step
-        listed = (self._values[other] for other in self._order[place : self._next])
-        return [entry for entry in listed if isinstance(entry, Entry) and not entry.exact]
+        near = cast("Entry", self._values[name]).position + NEAR
+        batch: list[Entry] = []
+        for number in range(place, min(place + MOST_COMPLETED, len(self._order))):
+            entry = cast("Entry", self._values[self._order[number]])
+            if number >= place + self._step and entry.position >= near:
+                break
+            self._next = number + 1
+            if not entry.exact:
+                batch.append(entry)
+        return batch
 
 
 class ArchiveDirectory(ContentsDirectory):

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import gc
 import os
+import stat
+from pathlib import Path
 
 import pytest
 import trio
 
+from pbsfs.base.names import Group, Namespace, Snapshot
+from pbsfs.contents.base import Entry
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.directory.source import DirectorySource
+from pbsfs.testing.archives import Node, write, write_catalog
+from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Directory, Tree
-from pbsfs.tree.archives import ENTRY_SIZE
+from pbsfs.tree.archives import ENTRY_SIZE, NEAR, ContentsNode
 from pbsfs.tree.node import HOLDER, NAME_SIZE
 from tests.support.truth import ARCHIVES, FILES
 
 PLAIN = next(archive for archive in ARCHIVES if archive.path.startswith("ct/210"))
 
-pytestmark = pytest.mark.golden
 
-
+@pytest.mark.golden
 def test_the_directories_of_an_archive_are_charged_by_their_entries() -> None:
     async def main() -> None:
         async with open_reader(DirectorySource(FILES / "datastore")) as reader:
@@ -37,5 +42,36 @@ def test_the_directories_of_an_archive_are_charged_by_their_entries() -> None:
             gc.collect()
             assert memory.charged(HOLDER) < before
             del big
+
+    trio.run(main)  # threads on a true clock
+
+
+@pytest.mark.parametrize(("size", "known"), [(1000, 100), (NEAR, 1)])
+def test_entries_near_one_that_is_looked_at_are_read_with_it(tmp_path: Path, size: int, known: int) -> None:
+    root = Node(b"", mtime_ns=1)
+    count = min(100, 4 * NEAR // size)
+    file = stat.S_IFREG | 0o600
+    root.children = [Node(b"%03d" % number, file, data=b"x" * size) for number in range(count)]
+    name = "root.pxar.didx"
+    archive = write(root, split=False).main
+    snapshot = Snapshot(Group(Namespace(), "host", "a"), 1_700_000_000)
+    files = {name: archive, "catalog.pcat1.didx": write_catalog({name.encode(): root})}
+    DatastoreWriter(tmp_path / "store").add_snapshot(snapshot, files)
+
+    async def main() -> None:
+        async with open_reader(DirectorySource(tmp_path / "store")) as reader:
+            place = f"files/{snapshot}/root"
+            directory = await Tree(reader, files=True).find(os.fsencode(place))
+            assert isinstance(directory, Directory)
+            children = await directory.children()
+
+            def exact() -> int:
+                return sum(isinstance(e, Entry) and e.exact for e in children.values_by_name.values())
+
+            assert exact() == 0, "names come from the catalog"
+            first = children[b"000"]
+            assert isinstance(first, ContentsNode)
+            assert (await first.stat()).mode == stat.S_IFREG | 0o600
+            assert exact() == known
 
     trio.run(main)  # threads on a true clock
