@@ -231,10 +231,11 @@ _WITHOUT_ENDING = frozenset({stat_bits.S_IFDIR, stat_bits.S_IFIFO, stat_bits.S_I
 
 
 def device_number(major: int, minor: int) -> int:
-    """As `os.makedev` has it on Linux (gnu_dev_makedev). Raises DamageError beyond 32 bits each."""
-    if major >> 32 or minor >> 32:
+    """As `os.makedev` returns it. Raises DamageError for what Linux cannot have: its device numbers are of
+    12 and 20 bits (linux/kdev_t.h)."""
+    if major >> 12 or minor >> 20:
         raise DamageError("a device with an impossible number")
-    return (major & 0xFFF) << 8 | (major & 0xFFFFF000) << 32 | (minor & 0xFF) | (minor & 0xFFFFFF00) << 12
+    return major << 8 | (minor & 0xFF) | (minor & 0xFFF00) << 12
 
 
 def _skip_attributes(data: bytes, at: int, here: int, open_ended: bool) -> tuple[int, bool]:

@@ -150,6 +150,4 @@ class Lister:
 
 def _damage(directory: Directory) -> DamageError | None:
     """Why the listing of a directory that was just listed may lack entries; None if it is complete."""
-    if not isinstance(directory, ContentsDirectory) or directory.damage is None:
-        return None
-    return DamageError(f"{directory}: {directory.damage}")
+    return directory.damage if isinstance(directory, ContentsDirectory) else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import stat as stat_bits
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -55,6 +56,15 @@ class ArchiveFiles:
 
     streams: tuple[FileInfo, ...]
     catalog: FileInfo | None = None
+
+
+@contextmanager
+def _naming(node: Node) -> Iterator[None]:
+    """Has errors of what is in an archive say where they are: they have only the place in the archive."""
+    try:
+        yield
+    except DamageError as error:
+        raise DamageError(f"{node}: {error}") from None
 
 
 class ContentsNode(Node):
@@ -105,7 +115,9 @@ class ContentsNode(Node):
 
     async def xattrs(self) -> dict[bytes, bytes]:
         """As they are stored. Raises like `learn`."""
-        return await self.inside.xattrs_of(await self.learn())
+        entry = await self.learn()
+        with _naming(self):
+            return await self.inside.xattrs_of(entry)
 
     async def facts(self) -> dict[str, str]:
         return await self.inside.facts()
@@ -119,7 +131,8 @@ class ContentsFile(ContentsNode):
     async def open(self) -> PiecesHandle:
         """A reader of its own. Raises like `learn`."""
         entry = await self.learn()
-        return await (await self.inside.open()).file(entry)
+        with _naming(self):
+            return await (await self.inside.open()).file(entry)
 
 
 class ContentsSpecial(ContentsNode):
@@ -146,10 +159,14 @@ class ContentsDirectory(ContentsNode, Directory):
     `damage`: why the listing may lack entries; None where it does not.
     """
 
-    __slots__ = ("_completing", "_is_listed", "_next", "_order", "_places", "_step", "damage")
+    __slots__ = ("_completing", "_inside", "_is_listed", "_next", "_order", "_places", "_step", "damage")
+
+    _inside: ArchiveDirectory  # of all but the root: kept, since trees can be thousands of levels deep
 
     def __init__(self, parent: Directory, name: bytes) -> None:
         super().__init__(parent.tree, parent, name)
+        if isinstance(parent, ContentsDirectory):
+            self._inside = parent.inside
         self.damage: DamageError | None = None
         self._is_listed = False
         self._completing: trio.Lock | None = None
@@ -158,16 +175,21 @@ class ContentsDirectory(ContentsNode, Directory):
         self._next = -1  # the place in it behind what was completed last
         self._step = 1  # how many to complete next
 
+    @property
+    def inside(self) -> ArchiveDirectory:
+        return self._inside
+
     async def children(self) -> Listing:
         """The children that can be read; `damage` says whether there may be more. Raises like `learn`."""
 
         async def read() -> bool:
-            # What is in a directory is found without its own attributes, which may be damaged.
-            entry = await self.learn() if self.inside is self else self.entry
-            contents = await self.inside.open()
-            found = await contents.children(entry)
+            with _naming(self):
+                # What is in a directory is found without its own attributes, which may be damaged.
+                entry = await self.learn() if self.inside is self else self.entry
+                contents = await self.inside.open()
+                found = await contents.children(entry)
             await self._take((child.name, child) for child in found.entries)
-            self.damage = found.damage
+            self.damage = None if found.damage is None else DamageError(f"{self}: {found.damage}")
             self._is_listed = True
             return True
 

@@ -183,6 +183,36 @@ def test_an_entry_that_only_the_catalog_shows_is_an_error_in_a_long_listing(writ
     assert unknown
 
 
+def test_directories_may_be_nested_thousands_of_levels_deep(writer: DatastoreWriter) -> None:
+    depth = 2000
+    root = Node(b"d", children=[Node(b"leaf", stat.S_IFREG | 0o644, data=b"far down")])
+    for _level in range(depth - 1):
+        root = Node(b"d", children=[root])
+    place = store(writer, Node(children=[root]))
+    names = output_of(PBSFS, "ls", "--datastore-dir", writer.path, "-R", place).splitlines()
+    assert len(names) == depth + 1
+    leaf = "d/" * depth + "leaf"
+    assert names[-1] == leaf
+    assert output_of(PBSFS, "cat", "--datastore-dir", writer.path, f"{place}/{leaf}") == "far down"
+
+
+def test_what_is_wrong_with_an_archive_names_the_archive(writer: DatastoreWriter) -> None:
+    main = write(Node(children=[Node(b"a", stat.S_IFREG | 0o644, data=b"a" * 100)]), split=False).main
+    for time, stored in enumerate((b"", main[:-20])):
+        writer.add_snapshot(
+            made.snapshot("200", type="ct", time=made.TIME + time), {"root.pxar.didx": stored}
+        )
+    done = pbsfs("ls", "--datastore-dir", writer.path, "-R", "files/ct/200")
+    assert done.returncode == 6
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [
+        "files/ct/200/2023-11-14T22:13:20Z/root",
+        "files/ct/200/2023-11-14T22:13:21Z/root",
+    ]
+    inside = "files/ct/200/2023-11-14T22:13:20Z/root"
+    error = error_of(pbsfs("cat", "--datastore-dir", writer.path, f"{inside}/a"), 6)
+    assert error.startswith(f"{inside}: ")
+
+
 def test_a_terminal_gets_no_escape_codes_of_names(writer: DatastoreWriter) -> None:
     place = store(writer, Node(children=[Node(b"\x1b[31mred\nforged", stat.S_IFREG | 0o644)]))
     for option in ("--recursive", "--long"):

@@ -37,9 +37,9 @@ def test_names_are_hashed_by_siphash_2_4(length: int, monkeypatch: pytest.Monkey
 
 
 def test_a_device_number_is_the_one_that_stat_returns() -> None:
-    for major, minor in [(0, 0), (1, 3), (259, 300_000), (4095, 1_048_575), (70_000, 1 << 30)]:
+    for major, minor in [(0, 0), (1, 3), (259, 300_000), (4095, 1_048_575)]:
         assert pxar.device_number(major, minor) == os.makedev(major, minor)
-    for major, minor in [(1 << 32, 0), (0, 1 << 32)]:
+    for major, minor in [(1 << 12, 0), (0, 1 << 20), (1 << 32, 0), (0, 1 << 32)]:  # none that Linux has
         with pytest.raises(DamageError):
             pxar.device_number(major, minor)
 
