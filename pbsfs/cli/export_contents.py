@@ -35,6 +35,8 @@ async def export_contents(
     """
     if form is None and str(dest) == "-":
         form = "tar"
+    if form is not None and str(dest) == "-" and sys.stdout.isatty():
+        raise UsageError(f"a {form} archive is not for a terminal; redirect the output, or name a file")
     if zstd and form != "tar":
         raise UsageError("--zstd goes with --format tar")
     if form is None:

@@ -48,9 +48,12 @@ class Bridge:
     def __init__(self, threads: int = THREADS) -> None:
         self._limiter = trio.CapacityLimiter(threads)
 
-    async def run(self, work: Callable[[], R]) -> R:
-        """The result of `work`, called in a worker thread. Raises what it raises."""
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+    async def run(self, work: Callable[[], R], *, abandon: bool = False) -> R:
+        """The result of `work`, called in a worker thread. Raises what it raises.
+
+        `abandon`: cancelling does not wait for the thread, which may be blocked by something else.
+        """
+        return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=abandon)
 
     async def run_short(self, work: Callable[[], R]) -> R:
         """The same for work that takes less time than going to a thread, where what it reads is cached."""

@@ -49,9 +49,9 @@ class OpenContents:
         self._handles = [image.handle() for image in images]
         self._data_sizes: dict[int, int] = {}
 
-    async def run(self, work: Callable[[], R]) -> R:
-        """Calls `work`, which reads the contents, in a worker thread. Raises what it raises."""
-        return await self._bridge.run(work)
+    async def run(self, work: Callable[[], R], *, abandon: bool = False) -> R:
+        """Calls `work`, which reads the contents, in a worker thread: see `Bridge.run`."""
+        return await self._bridge.run(work, abandon=abandon)
 
     async def children(self, directory: Entry) -> Found:
         """Names and types of what `directory` holds, and the rest where that costs no more."""

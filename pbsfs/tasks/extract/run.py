@@ -19,8 +19,9 @@ from pbsfs.contents.base import Entry
 from pbsfs.tasks.extract.attributes import Attributes, Kept, Unset
 from pbsfs.tasks.extract.destination import Destination
 from pbsfs.tasks.extract.extract import OnDamage, Restore, Restored
-from pbsfs.tasks.pack import Packing, write_tar, write_zip
+from pbsfs.tasks.pack import Packing, write_zip
 from pbsfs.tasks.patterns import Selection
+from pbsfs.tasks.tar import write_tar
 from pbsfs.tree import ContentsNode
 
 Advance = Callable[[int, int], None]
@@ -119,7 +120,8 @@ async def pack(node: ContentsNode, out: IO[bytes], form: str, options: Options, 
     packing = Packing(opened.contents, streams, options.selection, skips, step, result)
     write = write_tar if form == "tar" else write_zip
     try:
-        await opened.run(functools.partial(write, packing, entry, out))
+        # Writing to a pipe may block for ever: then the thread is left behind when the user gives up.
+        await opened.run(functools.partial(write, packing, entry, out), abandon=True)
     finally:
         for stream in streams:
             stream.close()
