@@ -12,9 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -24,6 +22,9 @@ from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, 
 from pbsfs.base.text import escaped
 from pbsfs.runtime import process
 from pbsfs.runtime.service import NOTIFY_SOCKET
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 log = logging.getLogger(__name__)
 
@@ -201,24 +202,15 @@ def _tell(text: str) -> None:
     click.echo(f"pbsfs: {escaped(text)}", err=True)
 
 
-class _StandardOutput(io.TextIOWrapper):
-    """Standard output: replaces characters that its locale lacks; a failed write raises OutputError.
+class _Output(io.FileIO):
+    """Standard output, below its buffer and its text: a failed write raises OutputError.
 
     So no other OSError is reported as a failure of standard output.
     """
 
-    def write(self, text: str) -> int:
-        with self._failing():
-            return super().write(text)
-
-    def flush(self) -> None:
-        with self._failing():
-            super().flush()
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
+    def write(self, data: ReadableBuffer, /) -> int:
         try:
-            yield
+            return super().write(data)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -234,10 +226,10 @@ def _take_standard_streams() -> None:
         except OSError:  # closed: a file opened later must not get this number
             os.open(os.devnull, os.O_RDWR)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        plain, at_once = sys.stdout, sys.stdout.isatty()
-        sys.stdout = _StandardOutput(
-            plain.detach(), encoding=plain.encoding, errors="replace", line_buffering=at_once
-        )
+        encoding, at_once = sys.stdout.encoding, sys.stdout.isatty()
+        output = io.BufferedWriter(_Output(sys.stdout.detach().fileno(), "w", closefd=False))
+        # Characters that the locale lacks are replaced.
+        sys.stdout = io.TextIOWrapper(output, encoding=encoding, errors="replace", line_buffering=at_once)
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
 

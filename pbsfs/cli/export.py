@@ -155,6 +155,18 @@ def command(
     if map_file is not None and zeroed is None:
         raise UsageError("--map-file requires --on-damage zero; give both or neither")
 
+    for_contents = {
+        "--format": form is not None,
+        "--zstd": zstd,
+        "--pattern": bool(patterns),
+        "--exclude": bool(excludes),
+        "--overwrite": overwrite,
+        "--allow-existing-dirs": allow_existing_dirs,
+        "--ignore-ownership": ignore_ownership,
+        "--ignore-permissions": ignore_permissions,
+        "--ignore-acls": ignore_acls,
+        "--ignore-xattrs": ignore_xattrs,
+    }
     names_missing_directory = dest.endswith("/") and not os.path.isdir(dest)
     target_path = Path(dest)
 
@@ -164,6 +176,9 @@ def command(
         if names_missing_directory and not is_restore:
             # As cp has it, such a name is a directory; it would become a file of that name.
             raise OutputError(f"cannot write {dest}: it is not a directory; create it with mkdir")
+        if isinstance(node, ImageFile | BlobFile) and any(for_contents.values()):
+            option = next(option for option, is_given in for_contents.items() if is_given)
+            raise UsageError(f"{node}: {option} is for files in archives (files/…); leave it out")
         if isinstance(node, ImageFile):
             image = await node.open()
             with (

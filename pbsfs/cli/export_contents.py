@@ -74,6 +74,8 @@ def _report_damage(result: Restored) -> None:
 def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> Iterator[IO[bytes]]:
     """Where an archive is written to: standard output, or a file that gets its name when it is complete."""
     if str(dest) == "-":
+        if sys.stdout is None:
+            raise UsageError("standard output is closed")
         with _compressed(sys.stdout.buffer, zstd=zstd) as out:
             yield out
         sys.stdout.buffer.flush()

@@ -17,7 +17,7 @@ import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_size
-from pbsfs.base.errors import exit_status_of
+from pbsfs.base.errors import UsageError, exit_status_of
 from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
@@ -122,6 +122,8 @@ def command(
       pbsfs find files/ct/210/latest/root/etc --iname 'host*' --json
     """
     set_up_logging(log_level, log_file)
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
     source, places = from_mounts(source, paths or ("",))
     places = [place if place.strip("/") else "files" for place in places]
     try:

@@ -120,6 +120,16 @@ def test_what_cannot_be_written_is_status_8(stocked: Stocked, tmp_path: Path) ->
     assert "No space left" in refused(stocked, 8, IMAGE, "/dev/full")
 
 
+@pytest.mark.parametrize("options", [["--format", "tar"], ["--exclude", "x"], ["--overwrite"]], ids=" ".join)
+def test_options_for_files_in_archives_are_refused_for_images(
+    options: list[str], stocked: Stocked, tmp_path: Path
+) -> None:
+    for path in (IMAGE, CONFIGURATION):
+        error = refused(stocked, 2, *options, path, tmp_path / "copy")
+        assert f"{options[0]} is for files in archives" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_directory_is_not_exported(stocked: Stocked, tmp_path: Path) -> None:
     text = refused(stocked, 2, FIRST, tmp_path)
     assert "drive-scsi0.img" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,11 @@ import pbsfs as package
 from pbsfs.base.errors import PbsfsError
 from pbsfs.cli import _COMMANDS
 from pbsfs.sources.pacing import DEFAULT_LIMIT
+from pbsfs.testing.archives import Node, write
+from pbsfs.testing.writer import DatastoreWriter
+from tests.support import made
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
-from tests.support.stocked import IMAGE, stock
+from tests.support.stocked import CONFIGURATION, IMAGE, stock
 
 READING = [["ls"], ["info", "vm/100"], ["export", "vm/100/latest/a.img", "-"], ["mount", "."]]
 
@@ -159,11 +163,28 @@ def test_a_log_of_debug_level_goes_where_it_is_sent(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_output_that_cannot_be_written_is_a_failure_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", IMAGE),
+        ("cat", CONFIGURATION),
+        ("find", "vm"),
+        ("export", "--format", "tar", "files/ct/201/latest/root", "-"),
+        ("export", "--format", "zip", "files/ct/201/latest/root", "-"),
+        ("export", "--format", "tar", "--zstd", "files/ct/201/latest/root", "-"),
+    ],
+    ids=" ".join,
+)
+def test_output_that_cannot_be_written_is_a_failure_without_a_traceback(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
     own = stock(tmp_path / "datastore")
+    root = Node(children=[Node(b"a", stat.S_IFREG | 0o644, data=b"content")])
+    archive = {"root.pxar.didx": write(root, split=False).main}
+    DatastoreWriter(own.path).add_snapshot(made.snapshot("201", type="ct"), archive)
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [PBSFS, "info", "--datastore-dir", own.path, IMAGE],
+            [PBSFS, arguments[0], "--datastore-dir", own.path, *arguments[1:]],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -171,4 +192,27 @@ def test_output_that_cannot_be_written_is_a_failure_without_a_traceback(tmp_path
             check=False,
             env=environment(),
         )
-    assert "No space left" in error_of(done, 8)
+    assert error_of(done, 8) == "cannot write standard output: No space left on device"
+
+
+@pytest.mark.parametrize(
+    "command", [("find", "vm"), ("cat", IMAGE), ("export", "--format", "tar", "files", "-")]
+)
+def test_a_closed_standard_output_is_an_error_without_a_traceback(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = stock(tmp_path / "datastore")
+    root = Node(children=[Node(b"a", stat.S_IFREG | 0o644)])
+    archive = {"root.pxar.didx": write(root, split=False).main}
+    DatastoreWriter(own.path).add_snapshot(made.snapshot("201", type="ct"), archive)
+    arguments = ["files/ct/201/latest/root" if part == "files" else part for part in command]
+    program = [PBSFS, arguments[0], "--datastore-dir", str(own.path), *arguments[1:]]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *program],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment(),
+    )
+    assert error_of(done, 2) == "standard output is closed"
