@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -133,13 +134,24 @@ class _Reading(io.RawIOBase):
         return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
+@contextmanager
+def _zip_archive(out: IO[bytes]) -> Iterator[zipfile.ZipFile]:
+    archive = zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False)
+    try:
+        yield archive
+        archive.close()
+    except BaseException:
+        archive.fp = None  # otherwise zipfile writes a directory, which fails anew and hides the error
+        raise
+
+
 def write_zip(packing: Packing, top: Entry, out: IO[bytes]) -> None:
     """Writes `top`, and all below it, to `out`. Raises what reading raises, and OSError.
 
     Zip archives have no owners, extended attributes, hard links and devices: files with several names are
     written once for each.
     """
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+    with _zip_archive(out) as archive:
         for path, entry in packing.entries(top):
             if not path:
                 continue
