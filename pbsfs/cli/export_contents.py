@@ -35,6 +35,8 @@ async def export_contents(
     """
     if form is None and str(dest) == "-":
         form = "tar"
+    if form is not None and str(dest) == "-" and sys.stdout is None:
+        raise UsageError("standard output is closed")
     if form is not None and str(dest) == "-" and sys.stdout.isatty():
         raise UsageError(f"a {form} archive is not for a terminal; redirect the output, or name a file")
     if zstd and form != "tar":
@@ -74,8 +76,6 @@ def _report_damage(result: Restored) -> None:
 def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> Iterator[IO[bytes]]:
     """Where an archive is written to: standard output, or a file that gets its name when it is complete."""
     if str(dest) == "-":
-        if sys.stdout is None:
-            raise UsageError("standard output is closed")
         with _compressed(sys.stdout.buffer, zstd=zstd) as out:
             yield out
         sys.stdout.buffer.flush()
