@@ -465,7 +465,8 @@ def test_damage_is_an_error_or_zeros_that_are_told(own: Stocked) -> None:
     content = own.contents[IMAGE]
     damage.CHUNK_DAMAGE["bit flip"](own.writer.chunk_path(hashlib.sha256(content[:CHUNK]).digest()), b"")
     with served(own.path, IMAGE) as (command, uri):
-        assert run(["nbdcopy", uri, "null:"]).returncode != 0
+        # One request at a time: nbdkit 1.32 dies when a client leaves in the middle of several.
+        assert run(["nbdcopy", "--connections=1", "--requests=1", uri, "null:"]).returncode != 0
         assert any(f"{IMAGE}: bytes 0 to {CHUNK - 1}" in line for line in command.errors())
     with served(own.path, "--on-damage", "zero", IMAGE) as (command, uri):
         assert read(uri) == bytes(CHUNK) + content[CHUNK:]
