@@ -21,6 +21,7 @@ import trio
 
 from pbsfs.base.errors import NotFoundError, SourceError
 from pbsfs.fuse.attributes import Ownership, entry_of
+from pbsfs.fuse.forgetting import Forgetting
 from pbsfs.fuse.guards import answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenContentsFile, OpenDirectory, OpenFile, OpenImage
 from pbsfs.fuse.inodes import Inode, InodeTable
@@ -66,6 +67,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._own_attributes = attributes or {}
         self.inodes = InodeTable(tree.root)
+        self.forgetting = Forgetting(self.inodes, tree.reader.store.memory)
         self.space = Space(tree.reader.source)
         self._tree = tree
         self._ownership = ownership
@@ -87,6 +89,7 @@ class Operations(pyfuse3.Operations):
             return await self._look_up_number(parent_inode, parent=name == b"..")
         directory = self._directory(parent_inode)
         node = await directory.child(name)
+        self.forgetting.used(directory)
         return self._looked_up(self._attributes(node, await node.stat(), directory.names_last()), node)
 
     async def _look_up_number(self, number: int, *, parent: bool) -> pyfuse3.EntryAttributes:
@@ -159,7 +162,9 @@ class Operations(pyfuse3.Operations):
     @waits
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         directory = self._directory(inode)
-        return self._new_handle(self._listings, OpenDirectory(directory, await directory.children()))
+        listing = await directory.children()
+        self.forgetting.used(directory)
+        return self._new_handle(self._listings, OpenDirectory(directory, listing))
 
     @answers
     @waits

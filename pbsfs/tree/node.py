@@ -252,6 +252,11 @@ class Directory(Node):
         """Bytes of memory that a child needs, listed with `value`."""
         return NAME_SIZE
 
+    @property
+    def listing_size(self) -> int:
+        """Bytes of memory that the listing is charged for."""
+        return 0 if self._charge is None else self._charge.size
+
     def path_of(self, name: bytes) -> bytes:
         """The path of the child `name`."""
         return b"%b/%b" % (self.path, name) if self.path else name
@@ -334,7 +339,7 @@ class Directory(Node):
                 await trio.lowlevel.checkpoint()
         memory = self.tree.reader.store.memory
         # The old listing is in memory for a moment longer, but no reason to refuse the new one.
-        old = memory.charge(HOLDER, 0 if self._charge is None else self._charge.size, passing=True)
+        old = memory.charge(HOLDER, self.listing_size, passing=True)
         self._charge = None
         try:
             self._charge = memory.admit(f"{self}: the {size} bytes of its listing", HOLDER, size)
