@@ -33,6 +33,14 @@ from pbsfs.tasks.patterns import Selection
 from pbsfs.tree import BlobFile, ContentsDirectory, ContentsNode, Directory, ImageFile, Tree
 
 
+class _Destination(FilePath):
+    """A path as it was typed: a slash at its end says that it is a directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        super().convert(value, param, ctx)
+        return value
+
+
 class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
     """A mode in octal digits, as in chmod(1): 640, 0640."""
 
@@ -46,7 +54,7 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
 
 @click.command("export")
 @click.argument("path")
-@click.argument("dest", metavar="DEST")
+@click.argument("dest", type=_Destination(allow_dash=True))
 @click.option(
     "--force",
     is_flag=True,
