@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.cases import (
     directory,
     export,
+    files,
     growth,
     limits,
     memory,
@@ -23,6 +24,7 @@ ALL: tuple[Case, ...] = (
     *export.CASES,
     *nbd.CASES,
     *mount.CASES,
+    *files.CASES,
     *directory.CASES,
     *random_reads.CASES,
     *sharing.CASES,

@@ -1,0 +1,114 @@
+"""The files of an archive of version 2: a mount of it, a search of several nights of it, and its export."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from bench.data import DAY, TIME, check_room
+from bench.measures import GIB, MIB, Sample, command
+from bench.plan import Bench, Case, Goal, Plan
+from bench.program import PBSFS
+from pbsfs.base.names import ROOT_NAMESPACE, Group, Snapshot
+from pbsfs.testing.archives import Node, write
+from pbsfs.testing.writer import DatastoreWriter
+
+FIND = "pbsfs mount, find with stat"
+TAR = "pbsfs mount, tar to nothing"
+SMALL = "pbsfs mount, each small file once"
+SEARCH = "pbsfs find, all nights"
+RESTORE, PACK = "pbsfs export to a directory", "pbsfs export, tar to nothing"
+
+FILE = stat.S_IFREG | 0o644
+EACH = 100
+
+
+def _tree(night: int, *, quick: bool) -> Node:
+    """200 directories of 100 small files, one of which in each is another every night; a large file and a
+    sparse one. `quick`: a tenth of it."""
+    source = random.Random(1)
+    part = 10 if quick else 1
+    root = Node(mtime_ns=TIME * 10**9)
+    for number in range(200 // part):
+        files = [
+            Node(b"%03d.conf" % place, FILE, data=source.randbytes(source.randint(500, 4000)))
+            for place in range(EACH)
+        ]
+        files[night % EACH].data = b"night %d" % night
+        root.children.append(Node(b"dir%03d" % number, children=files))
+    large = Node(b"data.bin", FILE, data=source.randbytes(300 * MIB // part) if not night else b"")
+    sparse = Node(b"sparse.img", FILE, data=bytes(2 * GIB // part) if not night else b"")
+    root.children.append(Node(b"large", children=[large, sparse]))
+    return root
+
+
+def _store(bench: Bench) -> Path:
+    """A datastore with 30 nights of a host, the large files in the first only."""
+    store = bench.data_directory / f"files-{'quick' if bench.quick else 'full'}-1"
+    if not (store / "made").exists():
+        if store.exists():  # what an interrupted run has left
+            shutil.rmtree(store)
+        check_room(bench.data_directory, GIB)
+        writer = DatastoreWriter(store)
+        for night in range(3 if bench.quick else 30):
+            archive = write(_tree(night, quick=bench.quick), split=True)
+            files = {"root.mpxar.didx": archive.main, "root.ppxar.didx": archive.payload or b""}
+            writer.add_snapshot(Snapshot(Group(ROOT_NAMESPACE, "host", "files"), TIME + night * DAY), files)
+        (store / "made").touch()
+    return store
+
+
+def _files(bench: Bench, _stack: ExitStack) -> Plan:
+    store, pbsfs = _store(bench), bench.pbsfs
+    group = "files/host/files"
+    first = Snapshot(Group(ROOT_NAMESPACE, "host", "files"), TIME)
+    archive = f"files/{first}/root"
+    small = (20 if bench.quick else 200) * EACH
+
+    # A new mount each time: nothing is cached.
+    def mounted(script: str, operations: int = 0) -> Callable[[], Sample]:
+        def run() -> Sample:
+            with pbsfs.mounted(store, bench.data) as mount:
+                words = ["sh", "-c", script, "sh", str(mount.place / archive)]
+                sample = mount.watched.command(words)
+                return replace(sample, operations=operations)
+
+        return run
+
+    def program(*words: str) -> Sample:
+        return command([PBSFS, *words], environment=pbsfs.environment(store))
+
+    def restore() -> Sample:
+        dest = bench.scratch / "restored"
+        try:
+            return program("export", "--no-progress", "--datastore-dir", str(store), archive, str(dest))
+        finally:
+            shutil.rmtree(dest, ignore_errors=True)
+
+    tar = ("export", "--no-progress", "--datastore-dir", str(store), "--format", "tar", archive, "-")
+    return Plan(
+        {
+            FIND: mounted("find \"$1\" -printf '%s %m %T@\\n'"),
+            TAR: mounted('tar -C "$1" -cf - . | cat'),
+            SMALL: mounted('cat "$1"/dir*/*', small),
+            SEARCH: lambda: program("find", "--datastore-dir", str(store), "--name", "001*", group),
+            RESTORE: restore,
+            PACK: lambda: program(*tar),
+        },
+        [
+            Goal("find with stat: seconds", lambda s: s[FIND].seconds, 1.15, at_least=False),
+            Goal("tar of the mount: seconds", lambda s: s[TAR].seconds, 13.5, at_least=False),
+            Goal("small files a second", lambda s: s[SMALL].rate, 5000),
+            Goal("search of 30 nights: seconds", lambda s: s[SEARCH].seconds, 3.0, at_least=False),
+            Goal("export to a directory: seconds", lambda s: s[RESTORE].seconds, 8.0, at_least=False),
+            Goal("export to tar: seconds", lambda s: s[PACK].seconds),
+        ],
+    )
+
+
+CASES = (Case("files", "the files of an archive: mount, search, export", _files),)
