@@ -188,9 +188,9 @@ class Operations(pyfuse3.Operations):
                 break
             replied.append((node, entry))
         else:
-            damage = directory.damage if isinstance(directory, ContentsDirectory) else None
-            if damage is not None and not replied:
-                raise damage  # after all that can be read, so that nobody takes the rest for all
+            failure = directory.failure if isinstance(directory, ContentsDirectory) else None
+            if failure is not None and not replied:
+                raise failure  # after all that can be read, so that nobody takes the rest for all
         # At the end only: where one fails, or the program is killed, the kernel gets none of them.
         for node, entry in replied:
             self.inodes.remember(node, entry.st_size, entry.st_ino)

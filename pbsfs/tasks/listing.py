@@ -150,4 +150,6 @@ class Lister:
 
 def _damage(directory: Directory) -> DamageError | None:
     """Why the listing of a directory that was just listed may lack entries; None if it is complete."""
-    return directory.damage if isinstance(directory, ContentsDirectory) else None
+    if not isinstance(directory, ContentsDirectory) or directory.damage is None:
+        return None
+    return DamageError(f"{directory}: {directory.damage}")

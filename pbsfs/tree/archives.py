@@ -59,12 +59,12 @@ class ArchiveFiles:
 
 
 @contextmanager
-def _naming(node: Node) -> Iterator[None]:
-    """Has errors of what is in an archive say where they are: they have only the place in the archive."""
+def _naming(node: ContentsNode) -> Iterator[None]:
+    """Has errors of what is in an archive name `node`: see `ContentsNode.named`."""
     try:
         yield
     except DamageError as error:
-        raise DamageError(f"{node}: {error}") from None
+        raise node.named(error) from None
 
 
 class ContentsNode(Node):
@@ -93,6 +93,13 @@ class ContentsNode(Node):
 
     def shows(self, value: object) -> bool:
         return isinstance(value, Entry) and stat_bits.S_IFMT(value.mode) == stat_bits.S_IFMT(self.entry.mode)
+
+    def named(self, error: DamageError) -> DamageError:
+        """`error` with the path of the node. One that names a file of the snapshot stays as it is: damage of
+        a chunk is the same error for all that it hits, so the log has it once."""
+        if str(error).startswith(f"{self.inside.snapshot.info.snapshot}/"):
+            return error
+        return DamageError(f"{self}: {error}")
 
     async def learn(self) -> Entry:
         """The exact entry. Raises DamageError, KeyRequiredError, NotFoundError, SourceError."""
@@ -179,6 +186,11 @@ class ContentsDirectory(ContentsNode, Directory):
     def inside(self) -> ArchiveDirectory:
         return self._inside
 
+    @property
+    def failure(self) -> DamageError | None:
+        """`damage` as an error of its own, which says where it is."""
+        return None if self.damage is None else self.named(self.damage)
+
     async def children(self) -> Listing:
         """The children that can be read; `damage` says whether there may be more. Raises like `learn`."""
 
@@ -189,7 +201,7 @@ class ContentsDirectory(ContentsNode, Directory):
                 contents = await self.inside.open()
                 found = await contents.children(entry)
             await self._take((child.name, child) for child in found.entries)
-            self.damage = None if found.damage is None else DamageError(f"{self}: {found.damage}")
+            self.damage = found.damage
             self._is_listed = True
             return True
 
@@ -203,8 +215,8 @@ class ContentsDirectory(ContentsNode, Directory):
         children = await self.children()
         if name in children:
             return children[name]
-        if self.damage is not None:
-            raise self.damage
+        if self.failure is not None:
+            raise self.failure
         return await super().child(name)
 
     async def list_values(self) -> Iterable[tuple[bytes, object]]:

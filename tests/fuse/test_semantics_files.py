@@ -267,6 +267,7 @@ def test_damage_in_an_archive_costs_what_it_hits(writer: DatastoreWriter, mount:
         lines = [line.partition(" ERROR ")[2] for line in found.log_lines()]
         assert all("chunk" in line for line in lines)
         assert len(lines) == len(set(lines))
+        assert sum(line.startswith("host/v2/") for line in lines) == 1  # however many files it hits
 
 
 def test_a_damaged_directory_can_be_entered_by_its_name_in_the_catalog(
