@@ -83,7 +83,9 @@ def _attributes(packing: Packing, entry: Entry) -> Records:
         elif name == b"system.posix_acl_default":
             records[b"SCHILY.acl.default"] = _acl_text(value)
         else:
-            records[b"SCHILY.xattr." + name] = value
+            # As GNU tar has it (xheader.c): in the archive `=` ends the name.
+            encoded = name.replace(b"%", b"%25").replace(b"=", b"%3D")
+            records[b"SCHILY.xattr." + encoded] = value
     return records
 
 

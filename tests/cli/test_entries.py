@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
 import subprocess
+import tarfile
 from typing import Any
 
 import pytest
@@ -222,6 +224,22 @@ def test_a_terminal_gets_no_escape_codes_of_names(writer: DatastoreWriter) -> No
         assert status == 0
         assert "\x1b" not in shown
         assert len(shown.splitlines()) == 1
+
+
+def test_tar_archives_have_names_of_attributes_as_gnu_tar_encodes_them(writer: DatastoreWriter) -> None:
+    file = Node(b"a", stat.S_IFREG | 0o644, xattrs={b"user.a=b": b"1", b"user.c%3Dd": b"2"})
+    place = store(writer, Node(children=[file]))
+    done = subprocess.run(
+        [PBSFS, "export", "--datastore-dir", writer.path, "--format", "tar", place, "-"],
+        capture_output=True,
+        timeout=60,
+        check=True,
+        env=environment(),
+    )
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
+        found = tar.getmember("./a").pax_headers
+    assert found["SCHILY.xattr.user.a%3Db"] == "1"
+    assert found["SCHILY.xattr.user.c%253Dd"] == "2"
 
 
 def test_a_missing_key_hides_no_other_archive(writer: DatastoreWriter) -> None:
