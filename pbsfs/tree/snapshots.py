@@ -216,8 +216,9 @@ def shown_archives(info: SnapshotInfo) -> dict[bytes, FileInfo | ArchiveFiles]:
         stem, _dot, form = filename.rpartition(".")
         if form == "pxar":
             archive = ArchiveFiles((file,), streams.get(CATALOG))
-        elif form == "mpxar" and f"{stem}.ppxar" in streams:
-            archive = ArchiveFiles((file, streams[f"{stem}.ppxar"]))
+        elif form == "mpxar":  # without its payload it is shown, and opening it says what is wrong
+            both = (filename, f"{stem}.ppxar")
+            archive = ArchiveFiles(tuple(streams[name] for name in both if name in streams))
         else:
             continue
         taken = not stem or os.fsencode(stem) in shown

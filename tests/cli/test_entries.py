@@ -242,6 +242,17 @@ def test_tar_archives_have_names_of_attributes_as_gnu_tar_encodes_them(writer: D
     assert found["SCHILY.xattr.user.c%253Dd"] == "2"
 
 
+def test_metadata_without_a_payload_is_shown_as_an_archive_that_cannot_be_read(
+    writer: DatastoreWriter,
+) -> None:
+    main = write(Node(children=[Node(b"a", stat.S_IFREG | 0o644)]), split=True).main
+    writer.add_snapshot(made.snapshot("200", type="ct"), {"root.mpxar.didx": main})
+    place = "files/ct/200/latest"
+    assert "root" in output_of(PBSFS, "ls", "--datastore-dir", writer.path, place).splitlines()
+    error = error_of(pbsfs("ls", "--datastore-dir", writer.path, f"{place}/root"), 6)
+    assert "has no payload stream" in error
+
+
 def test_a_missing_key_hides_no_other_archive(writer: DatastoreWriter) -> None:
     store(writer, Node(children=[Node(b"a", stat.S_IFREG | 0o644)]))
     main = write(Node(children=[Node(b"b", stat.S_IFREG | 0o644)]), split=False).main
