@@ -159,7 +159,7 @@ def write_zip(packing: Packing, top: Entry, out: IO[bytes]) -> None:
                 packing.leave_out("devices, FIFOs and sockets")
                 continue
             seconds = min(max(entry.mtime_ns // 10**9, _ZIP_TIMES[0]), _ZIP_TIMES[1])
-            name = path.decode("utf-8", "replace") + ("/" if entry.is_directory else "")
+            name = path.decode("utf-8", "backslashreplace") + ("/" if entry.is_directory else "")
             info = zipfile.ZipInfo(name, time.gmtime(seconds)[:6])
             info.external_attr = entry.mode << 16 | (0x10 if entry.is_directory else 0)
             info.create_system = 3  # Unix

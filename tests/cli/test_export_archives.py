@@ -162,6 +162,8 @@ def test_zip_archives_have_names_contents_modes_and_links(store: Path, tmp_path:
         assert found.read("sparse") == SPARSE
         assert found.read("later") == found.read("first") == b"1" * 1000
         assert found.read("link") == b"t/" * 500
+        assert found.read(r"\xfe.bin") == b"x" * 513  # zip archives have names of text only
+        assert found.read("d" * 255 + "/" + r"\xff" * 200) == b"no text"
         modes = {info.filename: info.external_attr >> 16 for info in found.infolist()}
         assert (modes["link"], modes["first"]) == (LINK, stat.S_IFREG | 0o644)
         assert modes["d" * 255 + "/"] == stat.S_IFDIR | 0o755
