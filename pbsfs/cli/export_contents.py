@@ -114,5 +114,7 @@ def _compressed(out: IO[bytes], *, zstd: bool) -> Iterator[IO[bytes]]:
         return
     import zstandard  # noqa: PLC0415 - only where it is asked for
 
-    with zstandard.ZstdCompressor(threads=-1).stream_writer(out, closefd=False) as writer:
-        yield writer
+    writer = zstandard.ZstdCompressor(threads=-1).stream_writer(out, closefd=False)
+    yield writer
+    # Not after an error: a frame that ends well looks complete.
+    writer.close()  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ Called by `pbsfs export --format tar`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as stat_bits
 import struct
@@ -19,6 +20,7 @@ from typing import IO
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import Entry
+from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.image import Extent
 from pbsfs.tasks.pack import Packing
 
@@ -45,9 +47,49 @@ Records = dict[bytes, bytes]
 
 
 def write_tar(packing: Packing, top: Entry, out: IO[bytes]) -> None:
-    """Writes `top`, and all below it, to `out`. Raises what reading raises, and OSError."""
+    """Writes `top`, and all below it, to `out`. Raises what reading raises, and OSError.
+
+    When reading fails, programs that read what is written report an incomplete archive.
+    """
+    stream = _Stream(out)
+    try:
+        _write_entries(packing, top, stream)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            stream.break_off()
+        raise
+    stream.write(bytes(2 * _BLOCK + -(stream.size + 2 * _BLOCK) % tarfile.RECORDSIZE))
+
+
+class _Stream:
+    """Where the archive goes: counts its bytes.
+
+    `within`: what is written ends within the bytes of a file.
+    """
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
+        self.size = 0
+        self.within = False
+
+    def write(self, data: Buffer) -> None:
+        self._out.write(data)
+        self.size += len(data)
+
+    def break_off(self) -> None:
+        """Makes an archive that ends here incomplete.
+
+        Programs take one that ends between two entries for a complete one, but not one that ends after the
+        first half of a header. Within a file, that would be taken for bytes of the file.
+        """
+        if not self.within:
+            info = tarfile.TarInfo("incomplete")
+            info.type, info.size = tarfile.XHDTYPE, _BLOCK
+            self.write(_ustar(info))
+
+
+def _write_entries(packing: Packing, top: Entry, out: _Stream) -> None:
     first_names: dict[int, bytes] = {}
-    written = 0
     for path, entry in packing.entries(top):
         kind = _TYPES.get(stat_bits.S_IFMT(entry.mode))
         if kind is None:
@@ -60,11 +102,11 @@ def write_tar(packing: Packing, top: Entry, out: IO[bytes]) -> None:
             records = _attributes(packing, entry)
             first = first_names.get(entry.inode) if entry.is_file else None
             if first is not None:
-                written += _put(out, _header(name, tarfile.LNKTYPE, entry, 0, b"./" + first, records))
+                out.write(_header(name, tarfile.LNKTYPE, entry, 0, b"./" + first, records))
             elif entry.is_file:
-                written += _put_file(packing, out, path, name, entry, records)
+                _put_file(packing, out, path, name, entry, records)
             else:
-                written += _put(out, _header(name, kind, entry, 0, entry.target or b"", records))
+                out.write(_header(name, kind, entry, 0, entry.target or b"", records))
         except DamageError as error:
             packing.lose(path, error)
             continue
@@ -72,7 +114,6 @@ def write_tar(packing: Packing, top: Entry, out: IO[bytes]) -> None:
             first_names[entry.inode] = path
         packing.result.files += 1
         packing.result.size += entry.size
-    out.write(bytes(2 * _BLOCK + -(written + 2 * _BLOCK) % tarfile.RECORDSIZE))
 
 
 def _attributes(packing: Packing, entry: Entry) -> Records:
@@ -90,9 +131,9 @@ def _attributes(packing: Packing, entry: Entry) -> Records:
 
 
 def _put_file(
-    packing: Packing, out: IO[bytes], path: bytes, name: bytes, entry: Entry, records: Records
-) -> int:
-    """Writes a file's header and bytes; returns how many that are."""
+    packing: Packing, out: _Stream, path: bytes, name: bytes, entry: Entry, records: Records
+) -> None:
+    """Writes a file's header and bytes."""
     spans, read = packing.data(path, entry)
     head, size, header_name = b"", entry.size, name
     stored = spans
@@ -110,15 +151,17 @@ def _put_file(
         }
     # The first bytes are read before the header is written, so that a damaged file leaves nothing of itself.
     first = read(stored[0]) if stored and not stored[0].hole else None
-    written = _put(out, _header(header_name, tarfile.REGTYPE, entry, size, b"", records)) + _put(out, head)
+    out.write(_header(header_name, tarfile.REGTYPE, entry, size, b"", records))
+    out.within = size > 0
+    out.write(head)
     for number, span in enumerate(stored):
         if span.hole:
             for start in range(0, span.length, len(_ZEROS)):
                 out.write(_ZEROS[: span.length - start])
         else:
             out.write(first if number == 0 and first is not None else read(span))
-        written += span.length
-    return written + _put(out, bytes(-size % _BLOCK))
+    out.write(bytes(-size % _BLOCK))
+    out.within = False
 
 
 def _without_holes(spans: list[Extent], size: int) -> tuple[list[Extent], list[Extent]]:
@@ -150,11 +193,6 @@ def _without_holes(spans: list[Extent], size: int) -> tuple[list[Extent], list[E
             store(Extent(span.offset, first - span.offset, hole=True))
             store(Extent(after, end - after, hole=True))
     return stored, regions
-
-
-def _put(out: IO[bytes], data: bytes) -> int:
-    out.write(data)
-    return len(data)
 
 
 def _sparse_map(regions: list[Extent], size: int) -> bytes:

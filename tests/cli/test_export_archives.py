@@ -196,6 +196,40 @@ def test_damage_leaves_no_archive(damaged: Path, tmp_path: Path, form: str) -> N
     assert "chunk" in done.stderr
 
 
+@pytest.mark.parametrize("missing", [0, -1])
+@pytest.mark.parametrize(
+    ("form", "list_it"),
+    [
+        (("tar",), ("tar", "-t")),
+        (("tar",), ("bsdtar", "-tf", "-")),
+        (("tar", "--zstd"), ("tar", "--zstd", "-t")),
+        (("tar", "--zstd"), ("zstd", "-dc")),
+        (
+            ("zip",),
+            (
+                "python3",
+                "-c",
+                "import io, sys, zipfile; zipfile.ZipFile(io.BytesIO(sys.stdin.buffer.read()))",
+            ),
+        ),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else str(value),
+)
+def test_an_archive_that_ends_early_is_reported_by_its_reader(
+    tmp_path: Path, form: tuple[str, ...], list_it: tuple[str, ...], missing: int
+) -> None:
+    files = [file(name, made.image(number, "rrrrrrrr")) for number, name in enumerate((b"a", b"b"))]
+    writer = stored(tmp_path / "store", directory(b"", *files))
+    path = writer.snapshot_path(made.snapshot("pc", type="host")) / "root.ppxar.didx"
+    index = DynamicIndex(path.read_bytes())
+    writer.chunk_path(index.digest(index.find(index.size - 1) if missing else 0)).unlink()
+    export = [PBSFS, "export", "--datastore-dir", str(writer.path), "--format", *form, ROOT, "-"]
+    done = subprocess.run(export, capture_output=True, check=False, env=environment(), timeout=60)
+    assert done.returncode == 6
+    read = subprocess.run(list_it, input=done.stdout, capture_output=True, check=False, timeout=60)
+    assert read.returncode != 0
+
+
 @pytest.mark.parametrize("form", ["tar", "zip"])
 def test_damage_that_is_skipped_is_zeros(damaged: Path, tmp_path: Path, form: str) -> None:
     arguments = ("--datastore-dir", damaged, "--on-damage", "skip", "--format", form)
