@@ -88,6 +88,16 @@ _HABITS = {
     "map": "pbsfs nbd",
     "show": "pbsfs info",
     "stat": "pbsfs info",
+    "status": "pbsfs info",
+    "catalog": "pbsfs ls files, or pbsfs find",
+    "tree": "pbsfs ls -R",
+    "search": "pbsfs find",
+    "locate": "pbsfs find",
+    "grep": "pbsfs find",
+    "copy": "pbsfs export",
+    "cp": "pbsfs export",
+    "tar": "pbsfs export --format tar",
+    "zip": "pbsfs export --format zip",
 }
 """Commands of other backup programs, and those of pbsfs that do the same."""
 
@@ -99,8 +109,19 @@ _OPTION_HABITS = {
     "--verbose": "--log-level debug",
     "-q": "--log-level error",
     "--quiet": "--log-level error",
+    "--key": "--keyfile",
+    "find -n": "--name",
+    "find -i": "--iname",
+    "find -t": "--type",
+    "find -s": "--size",
+    "find -r": "--regex",
+    "find --path": "--regex",
+    "find --mtime": "--newer, or --older",
+    "find -m": "--newer, or --older",
+    "export -f": "--force",
+    "export --include": "--pattern",
 }
-"""Options of other backup programs, and those of pbsfs that do the same."""
+"""Options of other programs, some after the one command, and those of pbsfs that do the same."""
 
 
 class _LazyGroup(click.Group):
@@ -192,8 +213,14 @@ def main() -> NoReturn:
 
 
 def _message(error: click.ClickException) -> str:
-    if isinstance(error, click.NoSuchOption) and (meant := _OPTION_HABITS.get(error.option_name)):
-        return f"No such option '{error.option_name}'; did you mean: {meant}?"
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return error.format_message()
+    option = error.option_name
+    if error.ctx.parent is None:
+        return f"No such option '{option}' before the command; write options after it."
+    for habit in (f"{error.ctx.info_name} {option}", option):
+        if meant := _OPTION_HABITS.get(habit):
+            return f"No such option '{option}'; did you mean: {meant}?"
     return error.format_message()
 
 

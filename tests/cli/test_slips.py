@@ -54,6 +54,8 @@ def test_wrong_usage_is_one_line_too() -> None:
         ("unmount", "did you mean: pbsfs umount"),
         ("restore", "did you mean: pbsfs export"),
         ("snapshots", "did you mean: pbsfs ls"),
+        ("catalog", "did you mean: pbsfs ls files, or pbsfs find"),
+        ("tar", "did you mean: pbsfs export --format tar"),
         ("verfy", "did you mean: pbsfs verify"),
         ("qqq", "pbsfs --help lists the commands"),
     ],
@@ -70,6 +72,19 @@ def test_a_command_by_habit_gets_the_right_one(word: str, advice: str) -> None:
 def test_an_option_by_habit_gets_the_right_one(option: str, meant: str) -> None:
     text = error_of(pbsfs("ls", option, "x"), 2)
     assert text.startswith(f"No such option '{option}'; did you mean: {meant}? Usage: pbsfs ls ")
+
+
+def test_an_option_by_habit_may_mean_another_one_to_a_command() -> None:
+    text = error_of(pbsfs("find", "files", "-name", "fstab"), 2)
+    assert text.startswith("No such option '-n'; did you mean: --name? Usage: pbsfs find ")
+    text = error_of(pbsfs("find", "-r", "fstab"), 2)
+    assert text.startswith("No such option '-r'; did you mean: --regex? Usage: pbsfs find ")
+
+
+@pytest.mark.parametrize("option", ["--datastore-dir", "-v"])
+def test_an_option_before_the_command_is_sent_behind_it(option: str) -> None:
+    text = error_of(pbsfs(option, "x", "ls"), 2)
+    assert text.startswith(f"No such option '{option}' before the command; write options after it. Usage: ")
 
 
 def test_key_files_that_can_not_be_read_are_named_as_such(tmp_path: Path) -> None:
