@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.base.errors import UsageError
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.output import standard_output
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.cat import write_file
 from pbsfs.tree import Tree
@@ -30,12 +29,10 @@ def command(paths: tuple[str, ...], log_level: str, log_file: Path | None, sourc
     """
     set_up_logging(log_level, log_file)
     source, places = from_mounts(source, paths)
-    if sys.stdout is None:
-        raise UsageError("standard output is closed")
+    out = standard_output()
 
     async def work(tree: Tree) -> None:
         for path in places:
-            await write_file(await find(tree, path, source), sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+            await write_file(await find(tree, path, source), out)
 
     run_on_tree(work, reads_much=True, source=source)

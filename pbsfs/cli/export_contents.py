@@ -13,6 +13,7 @@ import click
 
 from pbsfs.base.errors import OutputError, PartialError, UsageError
 from pbsfs.base.text import first_of, one_line
+from pbsfs.cli.output import standard_output
 from pbsfs.tasks.extract.extract import Restored
 from pbsfs.tasks.extract.run import Advance, Options, pack, restore
 from pbsfs.tree import ContentsNode
@@ -76,9 +77,8 @@ def _report_damage(result: Restored) -> None:
 def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> Iterator[IO[bytes]]:
     """Where an archive is written to: standard output, or a file that gets its name when it is complete."""
     if str(dest) == "-":
-        with _compressed(sys.stdout.buffer, zstd=zstd) as out:
+        with _compressed(standard_output(), zstd=zstd) as out:
             yield out
-        sys.stdout.buffer.flush()
         return
     if not force and os.path.lexists(dest):
         raise OutputError(f"cannot write {dest}: it exists; overwrite it with --force, or name another file")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import signal
 import stat
+import struct
 import subprocess
 import tarfile
+import termios
 import zipfile
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from tests.contents.trees import directory, file
 from tests.support import golden, made
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.truth import ARCHIVES, FILES, Archive, differences, truth
+from tests.support.waiting import wait_until
 
 KEY = str(golden.ROOT / "keys" / "plain.json")
 ROOT = "files/host/pc/latest/root"
@@ -288,3 +293,27 @@ def test_cat_writes_files_one_after_the_other(store: Path) -> None:
     assert "path" not in output_of(PBSFS, *arguments, "host/pc/latest/index.json")[:5]
     assert "is not a file" in error_of(pbsfs(*arguments, ROOT), 2)
     assert "there is no 'none'" in error_of(pbsfs(*arguments, f"{ROOT}/none"), 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("cat", f"{ROOT}/sparse"), ("export", ROOT, "-"), ("export", "--format", "zip", ROOT, "-")],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_ctrl_c_ends_it_though_nobody_reads_what_it_writes(store: Path, arguments: tuple[str, ...]) -> None:
+    command = [PBSFS, arguments[0], "--datastore-dir", str(store), *arguments[1:]]
+    reading, writing = os.pipe()
+    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 1 << 16)
+
+    def waiting() -> int:
+        """The bytes in the pipe."""
+        (count,) = struct.unpack("i", fcntl.ioctl(reading, termios.FIONREAD, bytes(4)))
+        return int(count)
+
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, env=environment()) as child:
+        os.close(writing)
+        wait_until(lambda: waiting() > 1 << 15, "the pipe fills")
+        child.send_signal(signal.SIGINT)
+        wait_until(lambda: child.poll() is not None, "it ends")
+        assert child.returncode == 130
+    os.close(reading)
