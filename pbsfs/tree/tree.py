@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from pbsfs.base.errors import NotFoundError, UsageError
 from pbsfs.base.names import ROOT_NAMESPACE, Namespace
-from pbsfs.base.text import first_of, quoted
+from pbsfs.base.text import first_of, printable, quoted
 from pbsfs.reader.reader import Reader
 from pbsfs.tree.archives import ContentsDirectory, ContentsLink
 from pbsfs.tree.files import File
@@ -20,6 +20,8 @@ DEFAULT_REFRESH = 5.0
 
 MAX_LINKS = 40
 """Symbolic links that are followed for one path, as by Linux (MAXSYMLINKS)."""
+
+_ARCHIVES = (b".pxar", b".mpxar", b".ppxar")  # what their names end with
 
 
 class RootDirectory(NamespaceDirectory):
@@ -80,11 +82,11 @@ class Tree(Nodes):
             if step in (b"", b"."):
                 continue
             if not isinstance(here, Directory):
-                raise NotFoundError(f"{here} is not a directory")
+                raise NotFoundError(f"{here} is not a directory{await self._contents(here, here.name)}")
             if step == b"..":  # of a link in an archive
                 here = here.above()
                 continue
-            node = await _child_or_suggest(here, step)
+            node = await self._child_or_suggest(here, step)
             if not isinstance(node, Link) or not (follow or any(steps)):
                 here = node
                 continue
@@ -97,16 +99,28 @@ class Tree(Nodes):
             steps.extendleft(reversed(target.split(b"/")))
         return here
 
+    async def _child_or_suggest(self, directory: Directory, name: bytes) -> Node:
+        children = await directory.children()
+        if name in children:
+            return await directory.child(name)
+        if isinstance(directory, ContentsDirectory):
+            return await directory.child(name)
+        typed = os.fsdecode(name)
+        for node in children.values() if typed.endswith((".fidx", ".didx", ".blob")) else ():
+            if isinstance(node, File) and node.file.archive.filename == typed:
+                return node  # people copy stored names from the vendor's client
+        there = first_of(os.fsdecode(shown) for shown in children) or "nothing"
+        archive = next((name + form for form in _ARCHIVES if name + form in children), b"")
+        contents = await self._contents(children[archive], archive) if archive else ""
+        raise NotFoundError(f"{directory}: there is no {quoted(typed)}; there is {there}{contents}")
 
-async def _child_or_suggest(directory: Directory, name: bytes) -> Node:
-    children = await directory.children()
-    if name in children:
-        return await directory.child(name)
-    if isinstance(directory, ContentsDirectory):
-        return await directory.child(name)
-    typed = os.fsdecode(name)
-    for node in children.values() if typed.endswith((".fidx", ".didx", ".blob")) else ():
-        if isinstance(node, File) and node.file.archive.filename == typed:
-            return node  # people copy stored names from the vendor's client
-    there = first_of(os.fsdecode(shown) for shown in children) or "nothing"
-    raise NotFoundError(f"{directory}: there is no {quoted(typed)}; there is {there}")
+    async def _contents(self, node: Node, name: bytes) -> str:
+        """Where an archive is a directory, as the end of an error; nothing for other nodes."""
+        if (
+            not isinstance(node, File)
+            or not name.endswith(_ARCHIVES)
+            or FILES not in await self.root.children()
+        ):
+            return ""
+        snapshot = os.fsdecode(node.path.rpartition(b"/")[0])
+        return f"; the files in {quoted(os.fsdecode(name))} are below files/{printable(snapshot)}"

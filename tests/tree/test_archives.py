@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from pbsfs.base.errors import NotFoundError
 from pbsfs.base.names import Group, Namespace, Snapshot
 from pbsfs.contents.base import Entry
 from pbsfs.reader.reader import open_reader
@@ -42,6 +43,30 @@ def test_the_directories_of_an_archive_are_charged_by_their_entries() -> None:
             gc.collect()
             assert memory.charged(HOLDER) < before
             del big
+
+    trio.run(main)  # threads on a true clock
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("path", "archive"),
+    [
+        ("ct/210/latest/root/etc", "root.pxar"),
+        ("ct/210/latest/root.pxar/etc", "root.pxar"),
+        ("ct/211/latest/root", "root.mpxar"),
+    ],
+)
+def test_a_path_into_an_archive_outside_of_files_is_sent_there(path: str, archive: str) -> None:
+    async def main() -> None:
+        async with open_reader(DirectorySource(FILES / "datastore")) as reader:
+            group = path[:6]
+            hint = f"; the files in '{archive}' are below files/{group}/2024-"
+            with pytest.raises(NotFoundError) as caught:
+                await Tree(reader, files=True).find(path)
+            assert hint in str(caught.value)
+            with pytest.raises(NotFoundError) as caught:
+                await Tree(reader).find(path)
+            assert "files/" not in str(caught.value), "this tree has no such directory"
 
     trio.run(main)  # threads on a true clock
 
