@@ -54,6 +54,8 @@ async def choose(tree: Tree, path: str, *, missing: str | None = None, filters: 
             )
         return node
     await node.children()
+    if isinstance(node, SnapshotDirectory) and not await images_below(node):
+        raise NotFoundError(f"{node} has no disk image; name another snapshot, or see `pbsfs ls`")
     sharing = sorted(ONE_FOR_ALL.intersection(filters))
     if sharing:
         raise UsageError(
