@@ -18,13 +18,14 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_size
 from pbsfs.base.errors import UsageError, exit_status_of
-from pbsfs.base.text import one_line, printable
+from pbsfs.base.text import one_line, printable, quoted
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.find import TYPES, Condition, Match, Search
 from pbsfs.tasks.patterns import name_pattern
 from pbsfs.tree import Tree
+from pbsfs.tree.namespaces import FILES
 
 _AGES = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -137,6 +138,10 @@ def command(
 
     async def work(tree: Tree) -> None:
         nodes = [await find(tree, path, source) for path in places]
+        for node in nodes:
+            if node.path.split(b"/")[0] != FILES:
+                inside = os.fsdecode(FILES + b"/" + node.path)
+                raise UsageError(f"{node}: find searches below files; name {quoted(inside)}")
         with _Printer(as_json=as_json, end=b"\0" if print0 else b"\n") as emit:
             await search.run(nodes, emit)
 

@@ -127,6 +127,13 @@ def test_latest_leaves_out_all_but_the_newest_night(find: Find) -> None:
     assert find("--name", "app.conf", "files/host/pc/latest") == [f"{PC[1]}/etc/app.conf"]
 
 
+@pytest.mark.parametrize("path", ["host", "host/pc/latest"])
+def test_a_place_outside_of_files_is_refused_with_the_one_inside(store: Path, path: str) -> None:
+    done = pbsfs("find", "--datastore-dir", store, "--name", "app.conf", path)
+    text = error_of(done, 2)
+    assert "find searches below files; name 'files/host" in text
+
+
 def test_places_may_be_anywhere_below_files(find: Find) -> None:
     assert (
         len(find("files/host")) == 2 * 8 + 2 * 2 + 2
