@@ -110,9 +110,10 @@ class Handle:
                 self._next_chunk = 0
                 self._launched = NOTHING
                 return self._sequential
-            # Nothing is new before the reader gets to the next chunk, or has shown that it wants more.
+            # Nothing is new before the reader gets to the next chunk, or has shown that it wants much more:
+            # each small read shows that it wants a little more.
             chunk, enough = self._launched
-            return wanted > enough or self._chunk_at(self._ahead.position) != chunk
+            return wanted >= 2 * max(1, enough) or self._chunk_at(self._ahead.position) != chunk
 
     def fetch_ahead(self) -> None:
         """Starts fetching what is likely to be read after the observed reads. Call from the trio loop."""
