@@ -7,6 +7,8 @@ forgets when it needs memory itself, which on a large machine is long after pbsf
 
 from __future__ import annotations
 
+import pbsfs.fuse.shim  # noqa: F401 - before pyfuse3, see there
+
 import logging
 from collections import OrderedDict
 from weakref import ReferenceType, ref

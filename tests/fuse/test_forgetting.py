@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pbsfs.fuse.shim  # noqa: F401 - before pyfuse3, see there
+
 import math
 import os
 import stat
