@@ -119,6 +119,7 @@ _OPTION_HABITS = {
     "find --mtime": "--newer, or --older",
     "find -m": "--newer, or --older",
     "export -f": "--force",
+    "umount -f": "--lazy",
     "export --include": "--pattern",
 }
 """Options of other programs, some after the one command, and those of pbsfs that do the same."""

@@ -54,6 +54,8 @@ async def export_contents(
         result = packing.result
         for what, count in packing.left_out.items():
             click.echo(f"pbsfs: {count} {what} are left out: a {form} archive cannot hold them", err=True)
+    if options.selection.included and not result.files and not result.lost_count:
+        click.echo("pbsfs: no entry below PATH matches --pattern, so none is restored", err=True)
     _report_damage(result)
 
 

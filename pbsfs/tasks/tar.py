@@ -112,7 +112,7 @@ def _write_entries(packing: Packing, top: Entry, out: _Stream) -> None:
             continue
         if entry.is_file and first is None and packing.contents.link_count(entry) > 1:
             first_names[entry.inode] = path
-        packing.result.files += 1
+        packing.result.files += bool(path)  # not the top, as in a restore
         packing.result.size += entry.size
 
 

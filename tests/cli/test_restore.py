@@ -162,6 +162,16 @@ def test_patterns_choose_what_is_restored(stored: Store, tmp_path: Path) -> None
     assert not (tmp_path / "none").exists()
 
 
+def test_patterns_that_match_nothing_are_reported(stored: Store, tmp_path: Path) -> None:
+    done = export(stored, "--pattern", "absent", ROOT, tmp_path / "out")
+    assert done.returncode == 0
+    assert done.stderr == "pbsfs: no entry below PATH matches --pattern, so none is restored\n"
+    assert names_below(tmp_path / "out") == set()
+    for form in ("tar", "zip"):
+        done = export(stored, "--format", form, "--pattern", "absent", ROOT, tmp_path / form)
+        assert (done.returncode, done.stderr.count("no entry below PATH matches")) == (0, 1)
+
+
 # --- as another user
 
 
