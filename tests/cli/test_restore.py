@@ -147,7 +147,8 @@ def test_a_directory_is_restored_to_an_empty_one_or_a_new_one(stored: Store, tmp
     assert "File exists; restore to an empty directory" in error_of(export(stored, ROOT, tmp_path / "new"), 8)
     (tmp_path / "file").touch()
     assert "Not a directory" in error_of(export(stored, ROOT, tmp_path / "file"), 8)
-    assert "No such file" in error_of(export(stored, ROOT, tmp_path / "a/b"), 8)
+    text = error_of(export(stored, ROOT, tmp_path / "a/b"), 8)
+    assert f"No such file or directory; there is no directory {tmp_path}/a: create it with mkdir" in text
 
 
 def test_patterns_choose_what_is_restored(stored: Store, tmp_path: Path) -> None:

@@ -100,6 +100,9 @@ def _where(entry: Entry, name: bytes, place: Path) -> tuple[Path, bytes]:
     if not os.path.lexists(place):
         try:
             place.mkdir(mode=0o700)
+        except FileNotFoundError as error:
+            advice = f"there is no directory {place.parent}: create it with mkdir"
+            raise OutputError(f"cannot write {place}: {error.strerror}; {advice}") from None
         except OSError as error:
             raise OutputError(f"cannot write {place}: {error.strerror}") from None
     return place, b""
