@@ -79,7 +79,7 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     "--format",
     "form",
     type=click.Choice(["tar", "zip"]),
-    help="Write what is in an archive to DEST as a tar or zip archive (default for DEST -: tar).",
+    help="Write what is in an archive to DEST as a tar or zip archive (default for a directory to -: tar).",
 )
 @click.option("--zstd", is_flag=True, help="Compress the tar archive with zstd.")
 @click.option(

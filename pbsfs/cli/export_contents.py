@@ -14,9 +14,10 @@ import click
 from pbsfs.base.errors import OutputError, PartialError, UsageError
 from pbsfs.base.text import first_of, one_line
 from pbsfs.cli.output import standard_output
+from pbsfs.tasks.cat import write_file
 from pbsfs.tasks.extract.extract import Restored
 from pbsfs.tasks.extract.run import Advance, Options, pack, restore
-from pbsfs.tree import ContentsNode
+from pbsfs.tree import ContentsFile, ContentsNode
 
 
 async def export_contents(
@@ -35,6 +36,9 @@ async def export_contents(
     Raises what reading raises, OutputError, and PartialError where damage was skipped.
     """
     if form is None and str(dest) == "-":
+        if isinstance(node, ContentsFile) and not zstd:  # its bytes, as of any other file
+            await write_file(node, standard_output())
+            return
         form = "tar"
     if form is not None and str(dest) == "-" and sys.stdout is None:
         raise UsageError("standard output is closed")
@@ -53,7 +57,7 @@ async def export_contents(
             packing = await pack(node, out, form, options, advance)
         result = packing.result
         for what, count in packing.left_out.items():
-            click.echo(f"pbsfs: {count} {what} are left out: a {form} archive cannot hold them", err=True)
+            click.echo(f"pbsfs: left out {what}: {count}; a {form} archive cannot hold them", err=True)
     if options.selection.included and not result.files and not result.lost_count:
         click.echo("pbsfs: no entry below PATH matches --pattern, so none is restored", err=True)
     _report_damage(result)
