@@ -8,7 +8,6 @@ import re
 import stat as stat_bits
 import sys
 import time
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pbsfs.base.errors import UsageError, exit_status_of
 from pbsfs.base.text import one_line, printable, quoted
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.progress import Status
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.find import TYPES, Condition, Match, Search
 from pbsfs.tasks.patterns import name_pattern
@@ -93,6 +93,7 @@ def _types(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--latest", is_flag=True, help="Search only the newest snapshot of each group.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.option("-0", "--print0", is_flag=True, help="End each path with a NUL instead of a line break.")
+@click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
 @source_options
 @logging_options
 def command(
@@ -107,6 +108,7 @@ def command(
     latest: bool,
     as_json: bool,
     print0: bool,
+    progress: bool | None,
     log_level: str,
     log_file: Path | None,
     source: SourceOptions,
@@ -134,6 +136,7 @@ def command(
     patterns = [name_pattern(os.fsencode(name)) for name in names]
     patterns += [name_pattern(os.fsencode(name), ignore_case=True) for name in inames]
     condition = Condition(tuple(patterns), pattern, types, sizes, newer, older)
+    status = Status(progress)
     search = Search(condition, latest=latest)
 
     async def work(tree: Tree) -> None:
@@ -142,8 +145,10 @@ def command(
             if node.path.split(b"/")[0] != FILES:
                 inside = os.fsdecode(FILES + b"/" + node.path)
                 raise UsageError(f"{node}: find searches below files; name {quoted(inside)}")
-        with _Printer(as_json=as_json, end=b"\0" if print0 else b"\n") as emit:
-            await search.run(nodes, emit)
+        with _Printer(status, as_json=as_json, end=b"\0" if print0 else b"\n") as printer:
+            search.searched = lambda: status.show(f"{search.archives} archives, {printer.count} matches")
+            search.searched()
+            await search.run(nodes, printer.print)
 
     run_on_tree(work, reads_much=True, source=source)
     for path, failure in search.failed:
@@ -153,31 +158,42 @@ def command(
 
 
 class _Printer:
-    """Prints matches as they come: as lines, or as one JSON list."""
+    """Prints matches as they come: as lines, or as one JSON list.
 
-    def __init__(self, *, as_json: bool, end: bytes) -> None:
+    `count`: how many it printed. `status` is cleared before, and at the end.
+    """
+
+    def __init__(self, status: Status, *, as_json: bool, end: bytes) -> None:
+        self._status = status
         self._as_json = as_json
         self._end = end
         self._out = sys.stdout.buffer
         self._to_terminal = sys.stdout.isatty()
-        self._count = 0
+        self.count = 0
 
-    def __enter__(self) -> Callable[[list[Match]], None]:
-        return self._print
+    def __enter__(self) -> _Printer:
+        return self
 
     def __exit__(self, *_failure: object) -> None:
+        self._status.clear()
         if self._as_json:
-            self._out.write(b"\n]\n" if self._count else b"[]\n")
+            self._out.write(b"\n]\n" if self.count else b"[]\n")
         self._out.flush()
 
-    def _print(self, matches: list[Match]) -> None:
+    def print(self, matches: list[Match]) -> None:
+        """Prints some matches."""
+        if self._to_terminal:
+            self._status.clear()
         if self._as_json:
             for match in matches:
-                self._out.write((b",\n  " if self._count else b"[\n  ") + json.dumps(_row(match)).encode())
-                self._count += 1
-        elif self._to_terminal and self._end == b"\n":
+                self._out.write((b",\n  " if self.count else b"[\n  ") + json.dumps(_row(match)).encode())
+                self.count += 1
+            return
+        self.count += len(matches)
+        if self._to_terminal and self._end == b"\n":
             lines = (printable(os.fsdecode(match.path)) for match in matches)
             self._out.write("".join(f"{line}\n" for line in lines).encode(errors="replace"))
+            self._out.flush()
         else:
             self._out.write(b"".join(match.path + self._end for match in matches))
 

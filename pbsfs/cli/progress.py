@@ -72,3 +72,31 @@ def shown_entries(
         bar.update(task, advance=waiting, entries=last)
         done = bar.tasks[0].completed
         bar.update(task, total=done if size is None or count_entries else size)
+
+
+class Status:
+    """A line on standard error that says how far a command is, for one whose total is not known.
+
+    Shares a terminal with standard output: `clear` the line before writing there. One thread.
+    """
+
+    def __init__(self, progress: bool | None) -> None:
+        """`progress`: what the user wants; None for what suits standard error."""
+        self._shown = is_shown(progress)
+        self._width = 0
+        self._due = 0.0
+
+    def show(self, text: str) -> None:
+        """Shows `text`, printable and shorter than a line, unless the line was changed a moment ago."""
+        if self._shown and time.monotonic() >= self._due:
+            sys.stderr.write(f"\r{text:<{self._width}}")
+            sys.stderr.flush()
+            self._width = len(text)
+            self._due = time.monotonic() + INTERVAL
+
+    def clear(self) -> None:
+        """Removes the line."""
+        if self._width:
+            sys.stderr.write(f"\r{'':{self._width}}\r")
+            sys.stderr.flush()
+            self._width = 0

@@ -95,11 +95,16 @@ class Match:
 
 @dataclass(slots=True)
 class Search:
-    """A search. `failed`: what could not be read, in full or in part, with the path."""
+    """A search. `failed`: what could not be read, in full or in part, with the path.
+
+    `archives`: how many were searched so far; `searched`: called when that changes.
+    """
 
     condition: Condition
     latest: bool = False
+    searched: Callable[[], None] = lambda: None
     failed: list[tuple[bytes, PbsfsError]] = field(default_factory=list)
+    archives: int = 0
 
     async def run(self, places: Iterable[Node], emit: Callable[[list[Match]], None]) -> None:
         """Calls `emit` with the matches at and below `places`, in their order.
@@ -175,6 +180,8 @@ class Search:
                 await opened.run(lambda: self._walk(opened.contents, directory, entry, send))
             except PbsfsError as error:
                 self.failed.append((directory.path, error))
+        self.archives += 1
+        self.searched()
 
     def _walk(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.contents.trees import directory, file
 from tests.support import golden, made
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.serving import access, serving
+from tests.support.terminal import at_a_terminal
 from tests.support.truth import ARCHIVES, FILES, truth
 
 OLD, NEW = "2023-11-14T22:13:20Z", "2023-11-15T22:13:20Z"
@@ -201,6 +203,31 @@ def test_a_reader_that_leaves_ends_the_search_quietly(store: Path) -> None:
     done = run(["sh", "-c", f"'{PBSFS}' find --datastore-dir '{store}' | head -1"])
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
+
+
+ALWAYS = "import pbsfs.cli.progress as p; p.INTERVAL = 0; from pbsfs.cli import main; main()"
+"""The program, with each change of what it shows of its progress."""
+
+
+def test_the_progress_counts_archives_and_matches_and_leaves_no_trace(store: Path) -> None:
+    words = ["-c", ALWAYS, "find", "--datastore-dir", str(store), "--name", "app.conf"]
+    done = run([sys.executable, *words, "--progress"])
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+    first, *_others, last, blank, end = done.stderr.split("\n")[1:]  # text: each return is a line break
+    assert first == "0 archives, 0 matches"
+    assert last.startswith("3 archives, ")
+    assert (blank, end) == (" " * len(last), "")
+    assert run([sys.executable, *words]).stderr == ""  # not a terminal
+
+
+def test_a_terminal_shows_matches_on_lines_of_their_own(store: Path) -> None:
+    words = [str(PBSFS), "find", "--datastore-dir", str(store), "--name", "app.conf", PC[0]]
+    status, shown = at_a_terminal(words, [], environment())
+    assert status == 0
+    assert shown.startswith("\r0 archives, 0 matches\r")
+    assert f"\r{PC[0]}/etc/app.conf\n" in shown
+    status, shown = at_a_terminal([*words, "--no-progress"], [], environment())
+    assert (status, shown) == (0, f"{PC[0]}/etc/app.conf\n")
 
 
 @pytest.mark.golden
