@@ -10,6 +10,7 @@ import re
 import stat as stat_bits
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -85,12 +86,11 @@ class Condition:
         return self.path is None or self.path.fullmatch(path) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """An entry that was found. `path`: from the root of the tree."""
+class Match(NamedTuple):
+    """An entry that was found. `path`: from the root of the tree. `stat`: of files in archives, the entry."""
 
     path: bytes
-    stat: Stat
+    stat: Stat | Entry
 
 
 @dataclass(slots=True)
@@ -191,10 +191,10 @@ class Search:
         send: trio.MemorySendChannel[list[Match]],
     ) -> None:
         """In a worker thread."""
-        matches, known_stat = self.condition.matches, directory.inside.known_stat
+        matches = self.condition.matches
         batch: list[Match] = []
         if matches(directory.path, directory.name, entry.mode, entry.size, entry.mtime_ns):
-            batch.append(Match(directory.path, known_stat(entry)))
+            batch.append(Match(directory.path, entry))
         name = self.condition.name
         walked = contents.walk(entry) if name is None else contents.search(entry, name)
         for count, (inner, found) in enumerate(walked):
@@ -202,7 +202,7 @@ class Search:
             if not isinstance(found, Entry):
                 self.failed.append((path, found))
             elif matches(path, found.name, found.mode, found.size, found.mtime_ns):
-                batch.append(Match(path, known_stat(found)))
+                batch.append(Match(path, found))
             if count % IN_ONE_GO == 0:
                 trio.from_thread.check_cancelled()
             if len(batch) >= IN_ONE_GO:
