@@ -168,7 +168,7 @@ def test_a_log_of_debug_level_goes_where_it_is_sent(tmp_path: Path) -> None:
     [
         ("info", IMAGE),
         ("cat", CONFIGURATION),
-        ("find", "vm"),
+        ("find", "files"),
         ("export", "--format", "tar", "files/ct/201/latest/root", "-"),
         ("export", "--format", "zip", "files/ct/201/latest/root", "-"),
         ("export", "--format", "tar", "--zstd", "files/ct/201/latest/root", "-"),
@@ -196,7 +196,7 @@ def test_output_that_cannot_be_written_is_a_failure_without_a_traceback(
 
 
 @pytest.mark.parametrize(
-    "command", [("find", "vm"), ("cat", IMAGE), ("export", "--format", "tar", "files", "-")]
+    "command", [("find", "files"), ("cat", IMAGE), ("export", "--format", "tar", "files", "-")]
 )
 def test_a_closed_standard_output_is_an_error_without_a_traceback(
     command: tuple[str, ...], tmp_path: Path
