@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import stat as stat_bits
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from pbsfs.base.errors import exit_status_of
 from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
-from pbsfs.contents.base import Entry
 from pbsfs.runtime.logs import set_up_logging
-from pbsfs.tasks.diff import ADDED, CHANGED, REMOVED, TYPE_CHANGED, TYPES, Change, Comparison
+from pbsfs.tasks.attributes import mode_text, time_text, type_text
+from pbsfs.tasks.diff import ADDED, CHANGED, REMOVED, TYPE_CHANGED, Change, Comparison
 from pbsfs.tree import Tree
 
 _MARKS = {ADDED: "+", REMOVED: "-", CHANGED: "M", TYPE_CHANGED: "T"}
@@ -101,14 +99,10 @@ def _words(change: Change) -> str:
         more = ", …" if len(change.ranges) > MOST_RANGES else ""
         return f"{path} ({total} bytes in {len(change.ranges)} ranges: {shown}{more})"
     if change.kind == TYPE_CHANGED and change.old is not None and change.new is not None:
-        return f"{path} ({_type(change.old)} → {_type(change.new)})"
+        return f"{path} ({type_text(change.old.mode)} → {type_text(change.new.mode)})"
     if change.kind != CHANGED:
         return path
     return f"{path} ({', '.join(_field(name, change) for name in change.fields)})"
-
-
-def _type(entry: Entry) -> str:
-    return TYPES.get(stat_bits.S_IFMT(entry.mode), "other")
 
 
 def _field(name: str, change: Change) -> str:
@@ -118,19 +112,18 @@ def _field(name: str, change: Change) -> str:
     if old is None or new is None:
         return name
     values = {
-        "mtime": (_time(old.mtime_ns), _time(new.mtime_ns)),
-        "mode": (f"{stat_bits.S_IMODE(old.mode):04o}", f"{stat_bits.S_IMODE(new.mode):04o}"),
+        "mtime": _times(old.mtime_ns, new.mtime_ns),
+        "mode": (mode_text(old.mode), mode_text(new.mode)),
         "owner": (f"{old.uid}:{old.gid}", f"{new.uid}:{new.gid}"),
         "link": (os.fsdecode(old.target or b""), os.fsdecode(new.target or b"")),
     }
     return f"{name} {values[name][0]} → {values[name][1]}" if name in values else name
 
 
-def _time(mtime_ns: int) -> str:
-    try:
-        return datetime.fromtimestamp(mtime_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):
-        return f"{mtime_ns} ns"
+def _times(old: int, new: int) -> tuple[str, str]:
+    """Two times that differ, with the fractions of seconds where only these do."""
+    whole = old // 1_000_000_000 != new // 1_000_000_000
+    return time_text(old, whole_seconds=whole), time_text(new, whole_seconds=whole)
 
 
 def _row(change: Change) -> dict[str, Any]:
@@ -140,10 +133,10 @@ def _row(change: Change) -> dict[str, Any]:
     for side, entry in (("old", change.old), ("new", change.new)):
         if entry is not None:
             row[side] = {
-                "type": _type(entry),
+                "type": type_text(entry.mode),
                 "size": entry.size,
                 "mtime_ns": entry.mtime_ns,
-                "mode": f"{stat_bits.S_IMODE(entry.mode):04o}",
+                "mode": mode_text(entry.mode),
                 "uid": entry.uid,
                 "gid": entry.gid,
             } | ({} if entry.target is None else {"target": os.fsdecode(entry.target)})

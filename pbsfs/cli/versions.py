@@ -17,6 +17,7 @@ from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
+from pbsfs.tasks.attributes import time_text
 from pbsfs.tasks.versions import Version, Versions, versions_of
 from pbsfs.tree import Tree
 
@@ -69,7 +70,7 @@ def _line(version: Version) -> str:
         stat_bits.filemode(entry.mode),
         f"{entry.uid}:{entry.gid}",
         f"{entry.size:>12}",
-        _time(entry.mtime_ns),
+        time_text(entry.mtime_ns, whole_seconds=True),
     ]
     if version.state.digest is not None:
         words.append(version.state.digest.hex())
@@ -78,13 +79,6 @@ def _line(version: Version) -> str:
     if version.changes:
         words.append(f"({', '.join(version.changes)})")
     return " ".join(words)
-
-
-def _time(mtime_ns: int) -> str:
-    try:
-        return format_time(mtime_ns // 1_000_000_000)
-    except (ValueError, OverflowError, OSError):
-        return f"{mtime_ns} ns"
 
 
 def _row(version: Version) -> dict[str, Any]:

@@ -40,16 +40,6 @@ IN_ONE_GO = 1000
 
 ADDED, REMOVED, CHANGED, TYPE_CHANGED = "added", "removed", "changed", "type"
 
-TYPES = {
-    stat_bits.S_IFREG: "file",
-    stat_bits.S_IFDIR: "directory",
-    stat_bits.S_IFLNK: "link",
-    stat_bits.S_IFBLK: "block device",
-    stat_bits.S_IFCHR: "character device",
-    stat_bits.S_IFIFO: "FIFO",
-    stat_bits.S_IFSOCK: "socket",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Change:

@@ -168,6 +168,15 @@ def test_lines_say_what_changed_to_what(days: Path) -> None:
     ]
 
 
+def test_times_that_differ_by_less_than_a_second_are_shown_in_full(tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "store")
+    for day in range(2):
+        snapshot = made.snapshot("200", type="ct", time=made.TIME + day * made.DAY)
+        writer.add_snapshot(snapshot, archive(Node(b"f", FILE, mtime_ns=made.TIME * 10**9 + day)))
+    text = output_of(PBSFS, "diff", "--datastore-dir", writer.path, f"ct/200/{OLD}", f"ct/200/{NEW}")
+    assert text == "M root/f (mtime 2023-11-14T22:13:20Z → 2023-11-14T22:13:20.000000001Z)\n"
+
+
 def test_stat_counts(days: Path) -> None:
     arguments = ("diff", "--datastore-dir", days, "--stat", f"ct/200/{OLD}", f"ct/200/{NEW}")
     assert output_of(PBSFS, *arguments).splitlines() == [
