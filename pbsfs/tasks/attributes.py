@@ -1,4 +1,6 @@
-"""The attributes of nodes as text: type, mode, device, time. Used by `pbsfs ls` and `pbsfs info`.
+"""The attributes of nodes as text: type, mode, device, time; and which of them differ between two entries.
+
+Used by `pbsfs ls`, `info`, `diff` and `versions`.
 
 Pure functions, for any thread.
 """
@@ -9,6 +11,7 @@ import os
 import stat as stat_bits
 
 from pbsfs.base.names import format_time
+from pbsfs.contents.base import Entry
 
 _SECOND = 1_000_000_000
 
@@ -54,3 +57,17 @@ def time_text(time_ns: int, *, whole_seconds: bool = False) -> str:
     if fraction and not whole_seconds:
         text = f"{text.removesuffix('Z')}.{fraction:09}Z"
     return text
+
+
+def differing(old: Entry, new: Entry) -> list[str]:
+    """Which of type, size, mtime, mode, owner, link and device differ."""
+    pairs = (
+        ("type", stat_bits.S_IFMT(old.mode), stat_bits.S_IFMT(new.mode)),
+        ("size", old.size, new.size),
+        ("mtime", old.mtime_ns, new.mtime_ns),
+        ("mode", stat_bits.S_IMODE(old.mode), stat_bits.S_IMODE(new.mode)),
+        ("owner", (old.uid, old.gid), (new.uid, new.gid)),
+        ("link", old.target, new.target),
+        ("device", old.rdev, new.rdev),
+    )
+    return [name for name, before, after in pairs if before != after]

@@ -21,6 +21,7 @@ from pbsfs.reader.bridge import ImageStream, digest_of
 from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.image import Image
+from pbsfs.tasks.attributes import differing
 from pbsfs.tree import (
     ArchiveDirectory,
     BlobFile,
@@ -226,18 +227,7 @@ class _Both:
             return Change(path, kind, (), old, new, (), old.size if old else 0, new.size if new else 0)
         if stat_bits.S_IFMT(old.mode) != stat_bits.S_IFMT(new.mode):
             return Change(path, TYPE_CHANGED, (), old, new, (), old.size, new.size)
-        fields = [
-            name
-            for name, differs in (
-                ("size", old.size != new.size),
-                ("mtime", old.mtime_ns != new.mtime_ns),
-                ("mode", old.mode != new.mode),
-                ("owner", (old.uid, old.gid) != (new.uid, new.gid)),
-                ("link", old.target != new.target),
-                ("device", old.rdev != new.rdev),
-            )
-            if differs
-        ]
+        fields = differing(old, new)
         if (old.has_xattrs or new.has_xattrs) and self._old.xattrs(old) != self._new.xattrs(new):
             fields.append("xattrs")
         if self._comparison.content and old.is_file and old.size == new.size and self._bytes_differ(old, new):

@@ -17,6 +17,7 @@ from pbsfs.base.errors import NotFoundError, PbsfsError, UsageError
 from pbsfs.contents.base import Entry
 from pbsfs.reader.bridge import ImageStream
 from pbsfs.reader.contents import OpenContents
+from pbsfs.tasks.attributes import differing
 from pbsfs.tree import ContentsNode, Directory, Latest, SnapshotDirectory, Tree
 from pbsfs.tree.namespaces import FILES
 
@@ -37,19 +38,12 @@ class State:
 
     def changes_since(self, other: State) -> tuple[str, ...]:
         """What differs: type, size, mtime, mode, owner, link, device, xattrs, content."""
-        old, new = other.entry, self.entry
-        pairs = (
-            ("type", old.mode & 0o170000, new.mode & 0o170000),
-            ("size", old.size, new.size),
-            ("mtime", old.mtime_ns, new.mtime_ns),
-            ("mode", old.mode & 0o7777, new.mode & 0o7777),
-            ("owner", (old.uid, old.gid), (new.uid, new.gid)),
-            ("link", old.target, new.target),
-            ("device", old.rdev, new.rdev),
-            ("xattrs", other.xattrs, self.xattrs),
-            ("content", other.digest, self.digest),
-        )
-        return tuple(name for name, before, after in pairs if before != after)
+        changes = differing(other.entry, self.entry)
+        if self.xattrs != other.xattrs:
+            changes.append("xattrs")
+        if self.digest != other.digest:
+            changes.append("content")
+        return tuple(changes)
 
 
 @dataclass(slots=True)
