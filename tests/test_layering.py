@@ -17,7 +17,7 @@ LAYERS = (
     ("base",),
     ("runtime", "formats"),
     ("sources", "contents"),
-    ("chunks",),
+    ("chunks", "disks"),
     ("reader",),
     ("access", "tree", "testing"),
     ("tasks",),

@@ -46,7 +46,7 @@ class Entry:
 
     `exact`: False where only `name`, the type in `mode`, and perhaps `size` and `mtime_ns` are known, from a
     source that may be wrong; `Contents.complete` reads the rest. `position`: about where it reads them in a
-    stream. `end`, `hint`: the reader's own.
+    stream. `end`, `hint`: the reader's own. `links`: how many names a file has, where an entry itself tells.
     """
 
     name: bytes
@@ -63,6 +63,7 @@ class Entry:
     position: int = 0
     end: int = 0
     hint: int = 0
+    links: int = 1
 
     @property
     def is_directory(self) -> bool:
@@ -77,9 +78,14 @@ class Entry:
         return stat_bits.S_ISLNK(self.mode)
 
 
+DECODED = -1
+"""As `Piece.stream`: bytes that lie in no stream as they are; `offset` counts in the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`length` bytes of a file: from `offset` of the stream with the number `stream`; None for zeros."""
+    """`length` bytes of a file: from `offset` of the stream with the number `stream`; None for zeros, and
+    DECODED for those that `Contents.read` returns."""
 
     stream: int | None
     offset: int
@@ -151,6 +157,10 @@ class Contents(abc.ABC):
     def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         """The extended attributes by name, with access control lists as `system.posix_acl_access` and
         `system.posix_acl_default` in the kernel's form (linux/posix_acl_xattr.h)."""
+
+    def read(self, file: Entry, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes of an exact `file`, of a range that lies in pieces which are DECODED."""
+        raise NotImplementedError
 
     def size_below(self, directory: Entry) -> int | None:
         """Bytes of the files below `directory`, about; None where finding out costs much."""
