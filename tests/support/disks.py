@@ -137,9 +137,11 @@ def differences(
             found.append(f"{path!r} should not be there")
         else:
             fields = fields_of(contents, streams, entry)
-            for field in fields.keys() - set(but.split(",")):
-                if truth[path].get(field) != fields[field]:
-                    found.append(f"{path!r}: {field} is {fields[field]!r}, not {truth[path].get(field)!r}")
+            found.extend(
+                f"{path!r}: {field} is {fields[field]!r}, not {truth[path].get(field)!r}"
+                for field in sorted(fields.keys() - set(but.split(",")))
+                if truth[path].get(field) != fields[field]
+            )
     return found + [f"{path!r} is missing" for path in truth.keys() - there]
 
 
