@@ -140,6 +140,10 @@ class DamageError(PbsfsError):
     exit_status = 6
 
 
+class UnsupportedError(DamageError):
+    """Stored data has a form that pbsfs does not read, or may be damaged: pbsfs gives no byte of it."""
+
+
 class PartialError(PbsfsError):
     """The copy was made as far as it could be: damaged data is missing in it, as the user asked for."""
 
