@@ -108,6 +108,9 @@ class Contents(abc.ABC):
 
     root: Entry
 
+    is_near: bool = True
+    """Whether `data` takes less time than going to a thread, where what it reads is in memory."""
+
     @abc.abstractmethod
     def children(self, directory: Entry, *, names_only: bool = False) -> Found:
         """What `directory` holds, in the order in which it is stored.
@@ -161,6 +164,10 @@ class Contents(abc.ABC):
     def read(self, file: Entry, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of an exact `file`, of a range that lies in pieces which are DECODED."""
         raise NotImplementedError
+
+    def facts(self) -> dict[str, str]:
+        """What people ask about these contents as a whole, by name; text from outside is not escaped."""
+        return {}
 
     def size_below(self, directory: Entry) -> int | None:
         """Bytes of the files below `directory`, about; None where finding out costs much."""

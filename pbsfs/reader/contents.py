@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.archive import Archive
 from pbsfs.contents.base import Contents, Entry, Found
 from pbsfs.reader.bridge import Bridge, ImageStream
-from pbsfs.reader.image import Image
+from pbsfs.reader.image import Extent, Image
 from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import FileInfo, SnapshotInfo
@@ -74,42 +74,58 @@ class OpenContents:
         # Where damaged data is to read as zeros, damage of what stands before a file's bytes costs no more.
         unconfirmed = any(image.shows_zeros for image in self.images)
         data = functools.partial(self.contents.data, entry, unconfirmed=unconfirmed)
-        pieces = await self._bridge.run_short(data)
-        if entry.size <= SMALL_FILE:
-            return PiecesHandle(pieces, self._handles, own=False)
-        return PiecesHandle(pieces, [image.handle() for image in self.images], own=True)
+        pieces = await (self._bridge.run_short if self.contents.is_near else self._bridge.run)(data)
+        is_small = entry.size <= SMALL_FILE
+        handles = self._handles if is_small else [image.handle() for image in self.images]
+
+        async def decode(offset: int, size: int) -> bytes:
+            return await self.run(functools.partial(self.contents.read, entry, offset, size))
+
+        handle = PiecesHandle(pieces, handles, own=not is_small, decode=decode)
+        if not self.contents.is_near and entry.size >= LEAST_HOLE:
+            self._keep_data_size(entry, _data_in(handle.extents(0, entry.size)))
+        return handle
 
     def streams(self, *, whole: bool = True) -> list[ImageStream]:
         """Streams of its own for one that reads much in order; to be closed. `whole`: all of the contents."""
         return [ImageStream(image, whole=whole) for image in self.images]
 
-    def data_size(self, entry: Entry) -> int:
-        """Bytes of an exact entry that are not holes, as far as that is known without reading."""
+    def data_size(self, entry: Entry) -> tuple[int, bool]:
+        """Bytes of an exact entry that are not holes, as far as that is known without reading; and whether
+        the number changes when the file is opened."""
         if entry.size < LEAST_HOLE or not entry.is_file:
-            return entry.size
+            return entry.size, False
         known = self._data_sizes.get(entry.inode)
         if known is None:
-            known = self._count_data(entry)
-            if len(self._data_sizes) >= KEPT_SIZES:
-                self._data_sizes.clear()
-            self._data_sizes[entry.inode] = known
-        return known
+            piece = self.contents.stored_at(entry)
+            if piece is None or piece.stream is None:
+                return entry.size, not self.contents.is_near
+            known = _data_in(self.images[piece.stream].extents(piece.offset, piece.length))
+            known = self._keep_data_size(entry, known)
+        return known, False
 
-    def _count_data(self, entry: Entry) -> int:
-        piece = self.contents.stored_at(entry)
-        if piece is None or piece.stream is None:
-            return entry.size
-        size = 0
-        for number, extent in enumerate(self.images[piece.stream].extents(piece.offset, piece.length)):
-            if number >= MOST_RUNS:
-                return entry.size  # an estimate from above
-            size += 0 if extent.hole else extent.length
-        return size
+    def _keep_data_size(self, entry: Entry, size: int | None) -> int:
+        """`size`: None where there are too many holes to count."""
+        if len(self._data_sizes) >= KEPT_SIZES:
+            self._data_sizes.clear()
+        known = entry.size if size is None else size  # an estimate from above
+        self._data_sizes[entry.inode] = known
+        return known
 
     def close(self) -> None:
         """Gives back what the readers of small files hold. Call from the trio loop."""
         for handle in self._handles:
             handle.close()
+
+
+def _data_in(extents: Iterator[Extent]) -> int | None:
+    """Bytes that are not in holes; None where there are more than MOST_RUNS runs."""
+    size = 0
+    for number, extent in enumerate(extents):
+        if number >= MOST_RUNS:
+            return None
+        size += 0 if extent.hole else extent.length
+    return size
 
 
 async def open_archive(

@@ -6,23 +6,40 @@ Used in the trio loop; `extents` and what is made from it may be called from any
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from pbsfs.contents.base import Piece
+from pbsfs.contents.base import DECODED, Piece
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.handle import Handle
 from pbsfs.reader.image import Extent, Image
+
+FOLLOWED = 16 << 20
+"""Bytes of a file behind a reader that are read ahead in other pieces than its own."""
+
+MOST_FOLLOWED = 64
+"""Pieces that are read ahead."""
 
 
 class PiecesHandle:
     """One reader of a file. `size`: the file's bytes."""
 
-    def __init__(self, pieces: Sequence[Piece], handles: Sequence[Handle], *, own: bool) -> None:
-        """`handles`: of the streams that the pieces lie in, by their numbers; `own`: closed with this one."""
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        handles: Sequence[Handle],
+        *,
+        own: bool,
+        decode: Callable[[int, int], Awaitable[bytes]],
+    ) -> None:
+        """`handles`: of the streams that the pieces lie in, by their numbers; `own`: closed with this one.
+        `decode`: the bytes of a range that is DECODED."""
+        self._decode = decode
         self._pieces = [piece for piece in pieces if piece.length]
         self._handles = handles
         self._own = own
         self._starts: list[int] = []
+        self._end = 0  # where the last read ended that did not find all in memory
+        self._followed = 0  # the last piece that was read ahead
         self.size = 0
         for piece in self._pieces:
             self._starts.append(self.size)
@@ -40,6 +57,8 @@ class PiecesHandle:
             if piece.stream is None:
                 parts.append(bytes(length))
                 continue
+            if piece.stream == DECODED:
+                return None
             data = self._handles[piece.stream].read_cached(piece.offset + start, length)
             if data is None:
                 return None
@@ -48,13 +67,37 @@ class PiecesHandle:
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Like `Image.read`."""
+        self._follow(offset, size)
         parts: list[Buffer] = []
         for piece, start, length in self._ranges(offset, size):
             if piece.stream is None:
                 parts.append(bytes(length))
+            elif piece.stream == DECODED:
+                parts.append(await self._decode(piece.offset + start, length))
             else:
                 parts.append(await self._handles[piece.stream].read(piece.offset + start, length))
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _follow(self, offset: int, size: int) -> None:
+        """Reads ahead in the pieces that come next, where a reader goes through a file in order: those of a
+        file in a disk lie anywhere on it. In the piece itself, its image's handle does."""
+        in_order, self._end = offset == self._end, offset + size
+        last = bisect.bisect_right(self._starts, self._end) - 1
+        if not in_order or last < self._followed:
+            self._followed = last
+        if not in_order:
+            return
+        while self._followed + 1 < len(self._pieces):
+            start = self._starts[self._followed + 1]
+            if start >= self._end + FOLLOWED or self._followed - last >= MOST_FOLLOWED:
+                return
+            self._followed += 1
+            piece = self._pieces[self._followed]
+            if piece.stream is not None and piece.stream != DECODED:
+                image = self._handles[piece.stream].image
+                for number in image.data_chunks(piece.offset, min(piece.length, FOLLOWED)):
+                    if image.peek(number) is None and not image.prefetch(number):
+                        return
 
     def extents(self, offset: int, size: int) -> Iterator[Extent]:
         """Holes and data from `offset` on, cut to the range and the file; neighbours are merged, lazily."""
@@ -88,6 +131,8 @@ class PiecesHandle:
         for piece, start, length in self._ranges(offset, size):
             if piece.stream is None:
                 yield Extent(offset, length, hole=True)
+            elif piece.stream == DECODED:
+                yield Extent(offset, length, hole=False)
             else:
                 here = piece.offset + start
                 for found in self._handles[piece.stream].image.extents(here, length):

@@ -20,6 +20,7 @@ from pbsfs.contents.base import Contents, Entry, Found
 from pbsfs.reader.bridge import ImageStream, digest_of
 from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.damage import Range, merged
+from pbsfs.reader.decoded import stream_of
 from pbsfs.reader.image import Image
 from pbsfs.tasks.attributes import differing
 from pbsfs.tree import (
@@ -248,26 +249,24 @@ class _Bytes:
     """The bytes of a file in an archive."""
 
     def __init__(self, contents: Contents, streams: list[ImageStream], entry: Entry) -> None:
-        self._pieces = list(contents.data(entry))
-        self._streams = streams
+        self._parts = [(piece, stream_of(piece, streams, contents, entry)) for piece in contents.data(entry)]
 
     def chunks(self) -> list[tuple[bytes | None, int, int]]:
         """What the bytes are parts of: digests, each with offset in the chunk and length; None for zeros."""
         found: list[tuple[bytes | None, int, int]] = []
-        for piece in self._pieces:
-            if piece.stream is None:
+        for piece, stream in self._parts:
+            if stream is None:
                 found.append((None, 0, piece.length))
             else:
-                found += self._streams[piece.stream].chunks(piece.offset, piece.length)
+                found += stream.chunks(piece.offset, piece.length)
         return found
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes `offset` … `offset + size`, cut at the end."""
         parts: list[bytes] = []
-        for piece in self._pieces:
+        for piece, stream in self._parts:
             start, length = max(offset, 0), min(size, piece.length - max(offset, 0))
             if length > 0:
-                stream = None if piece.stream is None else self._streams[piece.stream]
                 parts.append(bytes(length) if stream is None else stream.pread(piece.offset + start, length))
                 size -= length
             offset -= piece.length

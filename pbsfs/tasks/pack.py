@@ -19,6 +19,7 @@ from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import Contents, Entry
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.damage import Range, merged
+from pbsfs.reader.decoded import DecodedStream, stream_of
 from pbsfs.reader.image import Extent
 from pbsfs.tasks.extract.extract import Restored, SpannedStream
 from pbsfs.tasks.patterns import Selection
@@ -62,13 +63,13 @@ class Packing:
         An extent's offset is that in the file. Raises DamageError.
         """
         spans: list[Extent] = []
-        sources: dict[int, tuple[SpannedStream, int]] = {}
+        sources: dict[int, tuple[SpannedStream | DecodedStream, int]] = {}
         place = 0
         for piece in self.contents.data(entry, unconfirmed=self.skip_damage):
-            if piece.stream is None:
+            stream = stream_of(piece, self.streams, self.contents, entry)
+            if stream is None:
                 spans.append(Extent(place, piece.length, hole=True))
             else:
-                stream = self.streams[piece.stream]
                 for span in stream.spans(piece.offset, piece.length):
                     at = place + span.offset - piece.offset
                     spans.append(Extent(at, span.length, span.hole))

@@ -18,6 +18,7 @@ from pbsfs.chunks.store import Chunk
 from pbsfs.contents.base import Entry
 from pbsfs.formats.keys import Key
 from pbsfs.reader.damage import Range, merged
+from pbsfs.reader.decoded import stream_of
 from pbsfs.reader.image import Image
 from pbsfs.runtime.memory import Memory
 from pbsfs.tasks.hit import files_hit
@@ -198,12 +199,13 @@ class Verification:
                 return
             opened.contents.xattrs(entry)
             for piece in opened.contents.data(entry) if entry.is_file else ():
-                if piece.stream is None:
+                stream = stream_of(piece, streams, opened.contents, entry)
+                if stream is None:
                     continue
-                for span in streams[piece.stream].spans(piece.offset, piece.length):
+                for span in stream.spans(piece.offset, piece.length):
                     if not span.hole:
                         trio.from_thread.run(self._pace, span.length, trio_token=token)
-                        streams[piece.stream].pread(span.offset, span.length)
+                        stream.pread(span.offset, span.length)
                         self.report.size += span.length
 
         def work() -> None:

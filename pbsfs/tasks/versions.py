@@ -17,6 +17,7 @@ from pbsfs.base.errors import NotFoundError, PbsfsError, UsageError
 from pbsfs.contents.base import Entry
 from pbsfs.reader.bridge import ImageStream
 from pbsfs.reader.contents import OpenContents
+from pbsfs.reader.decoded import stream_of
 from pbsfs.tasks.attributes import differing
 from pbsfs.tree import ContentsNode, Directory, Latest, SnapshotDirectory, Tree
 from pbsfs.tree.namespaces import FILES
@@ -146,9 +147,9 @@ async def _digest(opened: OpenContents, entry: Entry) -> bytes:
 def _hash(opened: OpenContents, streams: Sequence[ImageStream], entry: Entry) -> bytes:
     digest = hashlib.sha256()
     for piece in opened.contents.data(entry):
+        stream = stream_of(piece, streams, opened.contents, entry)
         for offset in range(0, piece.length, PIECE):
             length = min(PIECE, piece.length - offset)
-            stream = None if piece.stream is None else streams[piece.stream]
             digest.update(bytes(length) if stream is None else stream.view(piece.offset + offset, length))
     return digest.digest()
 

@@ -16,6 +16,7 @@ from pbsfs.base.errors import DamageError, OutputError
 from pbsfs.contents.base import Contents, Entry, Piece, Stream
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.damage import Range, merged
+from pbsfs.reader.decoded import stream_of
 from pbsfs.reader.image import Extent
 from pbsfs.tasks.extract.attributes import Attributes, Part
 from pbsfs.tasks.extract.destination import Destination
@@ -152,7 +153,7 @@ class Restore:
         pieces = self.contents.data(entry, unconfirmed=self.on_damage.zero)
         zeroed: list[tuple[Range, str]] = []
         with self.destination.new_file(path, entry.size) as fd:
-            if self._write(fd, pieces, zeroed) < entry.size:
+            if self._write(fd, entry, pieces, zeroed) < entry.size:
                 os.ftruncate(fd, entry.size)
             self._set(fd, entry, xattrs)
         self.result.files += 1
@@ -183,15 +184,15 @@ class Restore:
         elif has_several:
             self.attributes.unset.add(Part.HARD_LINK, "the archive has too many files without a catalog")
 
-    def _write(self, fd: int, pieces: Sequence[Piece], zeroed: list[tuple[Range, str]]) -> int:
+    def _write(self, fd: int, entry: Entry, pieces: Sequence[Piece], zeroed: list[tuple[Range, str]]) -> int:
         """Writes a file's bytes but its holes; returns where the last that was written ends.
 
         Adds to `zeroed` the ranges that are left zeros because they are damaged, with the reason.
         """
         place = end = 0
         for piece in pieces:
-            if piece.stream is not None:
-                stream = self.streams[piece.stream]
+            stream = stream_of(piece, self.streams, self.contents, entry)
+            if stream is not None:
                 shift = place - piece.offset
                 for span in stream.spans(piece.offset, piece.length):
                     if not span.hole:
