@@ -1,0 +1,303 @@
+"""A machine's own tree: its file systems, mounted in each other as its `etc/fstab` says.
+
+Of a machine with Windows, a directory for each drive: `C` has the directory `Windows`, and `D`, `E` … are the
+other volumes in the order of the disks (the letters that Windows gave them are in its registry, which is not
+read). Synchronous; of one thread.
+"""
+
+from __future__ import annotations
+
+import re
+import stat as stat_bits
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from pbsfs.base.errors import DamageError
+from pbsfs.contents.base import DECODED, Contents, Entry, Found, Piece
+from pbsfs.disks.filesystem import FileSystem
+from pbsfs.disks.volume import Disk
+
+MOST = 1 << 12
+"""File systems of a machine: what tells their inodes apart."""
+
+MOST_FSTAB = 256 << 10
+"""Bytes of an fstab that are read."""
+
+MOST_MOUNTS = 1000
+
+_FSTAB = (b"etc", b"fstab")
+_ROOTS = (b"", b"@", b"root", b"@rootfs", b"@/.snapshots/1/snapshot")
+"""Where the root of a Linux system usually is in a file system: that of a btrfs is often a subvolume."""
+
+_WINDOWS = (b"Windows", b"System32")
+_LETTERS = "DEFGHIJKLMNOPQRSTUVWXYZ"
+UNIX = {"ext2", "ext3", "ext4", "xfs", "btrfs"}
+DOS = {"ntfs", "vfat", "exfat"}
+_TOP = MOST - 1  # the number of the directory with drives
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A volume of the machine. `open`: raises DamageError."""
+
+    name: str
+    kind: str
+    part_uuid: str | None
+    open: Callable[[], FileSystem]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of an fstab: what is mounted, where (steps of the path), and the subvolume of it."""
+
+    device: str
+    place: tuple[bytes, ...]
+    subvolume: bytes
+
+
+def parse_fstab(text: bytes) -> list[Line]:
+    """The lines of an fstab that mount something in a directory, in order; see fstab(5)."""
+    found: list[Line] = []
+    for line in text.split(b"\n"):
+        fields = line.split()
+        if len(fields) < 3 or fields[0].startswith(b"#") or not fields[1].startswith(b"/"):
+            continue
+        if fields[2] in {b"swap", b"proc", b"sysfs", b"tmpfs", b"devpts", b"nfs", b"nfs4", b"cifs"}:
+            continue
+        place = tuple(step for step in _plain(fields[1]).split(b"/") if step)
+        options = fields[3].split(b",") if len(fields) > 3 else []
+        subvolume = next((o[7:] for o in options if o.startswith(b"subvol=")), b"")
+        if b".." in place or len(found) >= MOST_MOUNTS:
+            continue
+        device = _plain(fields[0]).decode(errors="replace").replace('"', "")
+        found.append(Line(device, place, subvolume.strip(b"/")))
+    return found
+
+
+def _plain(field: bytes) -> bytes:
+    """A field with its octal escapes resolved: `\\040` is a space."""
+    return re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), field)
+
+
+class Guest(Contents):
+    """The tree of a machine. Its `facts` say which volume is where, and what its fstab names that is not on
+    its disks."""
+
+    def __init__(self, parts: Sequence[Part], disks: Sequence[Disk]) -> None:
+        """`disks`: by the numbers of pieces."""
+        self.streams = ()
+        self._disks = disks
+        self._parts = list(parts[: MOST - 1])
+        self._systems: dict[int, FileSystem] = {}
+        self._mounts: dict[tuple[int, int], Entry] = {}  # a system and a directory of it: what is shown there
+        self._facts: dict[str, str] = {}
+        self._drives: dict[bytes, Entry] = {}
+        self.root = self._find_linux() or self._windows()
+
+    def facts(self) -> dict[str, str]:
+        return self._facts
+
+    # --- putting it together
+
+    def _system(self, number: int) -> FileSystem:
+        if number not in self._systems:
+            self._systems[number] = self._parts[number].open()
+        return self._systems[number]
+
+    def _wrapped(self, number: int, entry: Entry) -> Entry:
+        mounted = self._mounts.get((number, entry.inode)) if entry.is_directory else None
+        if mounted is not None:
+            return replace(mounted, name=entry.name)
+        return replace(entry, inode=entry.inode * MOST + number)
+
+    def _unwrapped(self, entry: Entry) -> tuple[int, Entry]:
+        return entry.inode % MOST, replace(entry, inode=entry.inode // MOST)
+
+    def _at(self, number: int, steps: Sequence[bytes]) -> Entry | None:
+        """What is at a path in one file system; links are not followed."""
+        system = self._system(number)
+        here: Entry | None = system.root
+        for step in steps:
+            here = system.child(here, step) if here is not None and here.is_directory else None
+        return here
+
+    def _find_linux(self) -> Entry | None:
+        for number, part in enumerate(self._parts):
+            if part.kind not in UNIX:
+                continue
+            for where in _ROOTS if part.kind == "btrfs" else _ROOTS[:1]:
+                above = [step for step in where.split(b"/") if step]
+                try:
+                    fstab = self._at(number, [*above, *_FSTAB])
+                    root = self._at(number, above)
+                    if fstab is not None and fstab.is_file and root is not None:
+                        text = self._read(number, fstab)
+                        self._facts["root"] = part.name
+                        self._mount(number, root, parse_fstab(text))
+                        return self._wrapped(number, replace(root, name=b""))
+                except DamageError as error:
+                    self._facts["problem"] = f"{part.name}: {error}"
+        return None
+
+    def _read(self, number: int, file: Entry) -> bytes:
+        system = self._system(number)
+        size = min(file.size, MOST_FSTAB)
+        found = bytearray()
+        for piece in system.data(file):
+            length = min(piece.length, size - len(found))
+            if length <= 0:
+                break
+            found += self._bytes(system, file, piece, length)
+        return bytes(found)
+
+    def _bytes(self, system: FileSystem, file: Entry, piece: Piece, length: int) -> bytes:
+        if piece.stream is None:
+            return bytes(length)
+        if piece.stream == DECODED:
+            return system.read(file, piece.offset, length)
+        return self._disks[piece.stream].read(piece.offset, length)
+
+    def _mount(self, number: int, root: Entry, lines: Sequence[Line]) -> None:
+        missing: list[str] = []
+        mounted: list[str] = []
+        for line in sorted(lines, key=lambda line: len(line.place)):
+            if not line.place:
+                continue
+            where = "/" + b"/".join(line.place).decode(errors="replace")
+            found = self._part_of(line.device)
+            if found is None:
+                missing.append(f"{where} ({line.device})")
+                continue
+            try:
+                goal = self._at(found, [step for step in line.subvolume.split(b"/") if step])
+                place = self._follow(number, root, line.place)
+            except DamageError as error:
+                missing.append(f"{where} ({self._parts[found].name}: {error})")
+                continue
+            if goal is None or place is None or not goal.is_directory:
+                missing.append(f"{where} ({line.device})")
+                continue
+            shown = replace(goal, inode=goal.inode * MOST + found)
+            self._mounts[place] = shown
+            mounted.append(f"{where} ({self._parts[found].name})")
+        if mounted:
+            self._facts["mounted"] = ", ".join(mounted)
+        if missing:
+            self._facts["not_mounted"] = ", ".join(missing)
+
+    def _follow(self, number: int, root: Entry, steps: Sequence[bytes]) -> tuple[int, int] | None:
+        """The directory at a path of the machine as far as it is put together: its system and inode."""
+        here, where = root, number
+        for step in steps:
+            found = self._system(where).child(here, step)
+            if found is None or not found.is_directory:
+                return None
+            mounted = self._mounts.get((where, found.inode))
+            if mounted is not None:
+                where, here = self._unwrapped(mounted)
+            else:
+                here = found
+        return where, here.inode
+
+    def _part_of(self, device: str) -> int | None:
+        """The volume that an fstab names. Device names such as /dev/sda1 say nothing of which disk it is."""
+        what, _equals, value = device.partition("=")
+        value = value.lower()
+        for number, part in enumerate(self._parts):
+            if what == "PARTUUID" and part.part_uuid is not None and part.part_uuid.lower() == value:
+                return number
+            if what in {"UUID", "LABEL"}:
+                try:
+                    told = self._system(number).facts().get(what.lower(), "")
+                except DamageError:
+                    continue
+                if told and told.lower() == value and (what == "UUID" or told == device.partition("=")[2]):
+                    return number
+            if device.startswith("/dev/disk/by-uuid/"):
+                return self._part_of("UUID=" + device.removeprefix("/dev/disk/by-uuid/"))
+            if device.startswith("/dev/mapper/") and part.name == device.removeprefix("/dev/mapper/"):
+                return number
+            group, _slash, volume = device.removeprefix("/dev/").partition("/")
+            if volume and part.name == f"{group.replace('-', '--')}-{volume.replace('-', '--')}":
+                return number
+        return None
+
+    def _windows(self) -> Entry:
+        letters = iter(_LETTERS)
+        others: list[int] = []
+        for number, part in enumerate(self._parts):
+            if part.kind not in DOS:
+                continue
+            try:
+                if b"C" not in self._drives and self._at(number, _WINDOWS) is not None:
+                    self._drives[b"C"] = self._wrapped(number, replace(self._system(number).root, name=b"C"))
+                elif part.kind == "ntfs" or not self._is_efi(number):
+                    others.append(number)
+            except DamageError as error:
+                self._facts["problem"] = f"{part.name}: {error}"
+        if b"C" in self._drives:
+            for number in others:
+                letter = next(letters, "")
+                if letter:
+                    name = letter.encode()
+                    self._drives[name] = self._wrapped(number, replace(self._system(number).root, name=name))
+        else:
+            self._facts["root"] = "none: no volume has /etc/fstab, or the directory Windows"
+        for name, entry in self._drives.items():
+            self._facts[f"drive_{name.decode().lower()}"] = self._parts[entry.inode % MOST].name
+        return Entry(b"", stat_bits.S_IFDIR | 0o755, inode=_TOP)
+
+    def _is_efi(self, number: int) -> bool:
+        return self._at(number, (b"EFI",)) is not None
+
+    # --- what Contents asks for
+
+    def children(self, directory: Entry, *, names_only: bool = False) -> Found:
+        if directory.inode == _TOP:
+            return Found(list(self._drives.values()))
+        number, inner = self._unwrapped(directory)
+        found = self._system(number).children(inner, names_only=names_only)
+        return Found([self._wrapped(number, entry) for entry in found.entries], found.damage)
+
+    def child(self, directory: Entry, name: bytes) -> Entry | None:
+        if directory.inode == _TOP:
+            return self._drives.get(name)
+        number, inner = self._unwrapped(directory)
+        found = self._system(number).child(inner, name)
+        return None if found is None else self._wrapped(number, found)
+
+    def complete(self, directory: Entry, entries: Sequence[Entry]) -> list[Entry | DamageError | None]:
+        if directory.inode == _TOP:
+            return list(entries)
+        number, inner = self._unwrapped(directory)
+        # What is mounted here is exact, and of another file system.
+        wanted = [replace(entry, inode=entry.inode // MOST) for entry in entries if not entry.exact]
+        answers = iter(self._system(number).complete(inner, wanted))
+        done: list[Entry | DamageError | None] = []
+        for entry in entries:
+            answer = entry if entry.exact else next(answers)
+            if isinstance(answer, Entry) and not entry.exact:
+                answer = self._wrapped(number, answer)
+            done.append(answer)
+        return done
+
+    def link_count(self, entry: Entry) -> int:
+        return entry.links if entry.is_file else 1
+
+    @property
+    def knows_link_counts(self) -> bool:
+        return True
+
+    def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
+        number, inner = self._unwrapped(file)
+        return self._system(number).data(inner, unconfirmed=unconfirmed)
+
+    def read(self, file: Entry, offset: int, size: int) -> bytes:
+        number, inner = self._unwrapped(file)
+        return self._system(number).read(inner, offset, size)
+
+    def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
+        if entry.inode == _TOP:
+            return {}
+        number, inner = self._unwrapped(entry)
+        return self._system(number).xattrs(inner)

@@ -1,0 +1,383 @@
+"""The parent of a parser process: starts it, gives it bytes of disks, and takes its answers as contents.
+
+Synchronous, for worker threads; one request at a time, so others wait. When the process ends without a reason
+that this program gave, the request fails; the next one starts it anew, unless that happens often.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pbsfs.base.errors import DamageError, SourceError, UnsupportedError
+from pbsfs.base.text import one_line
+from pbsfs.contents.base import Contents, Entry, Found, Piece, Stream
+from pbsfs.disks import wire
+
+log = logging.getLogger(__name__)
+
+SILENT = 150.0
+"""Seconds without a word from the process after which it is ended: more than it may compute."""
+
+FAILURES = 3
+WITHIN = 60.0
+"""So many unexpected ends in so many seconds: the process is not started again until they have passed."""
+
+MOST_VOLUMES = 10_000
+"""Volumes of a snapshot."""
+
+COMMAND = (sys.executable, "-I", "-m", "pbsfs.disks.worker")
+"""The process: isolated from the environment and the current directory."""
+
+_NAME = 1 << 10
+
+
+class ParserError(SourceError):
+    """The process that reads the file systems of a snapshot has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeInfo:
+    """A volume on the disks of a snapshot: see `probe.Found`, whose fields these are."""
+
+    number: int
+    name: bytes
+    size: int
+    kind: str
+    problem: str | None
+    part_uuid: str | None
+
+
+class Parser:
+    """A parser process for `disks`, started when it is needed."""
+
+    def __init__(
+        self, name: str, disks: Sequence[tuple[str, Stream]], command: Sequence[str] = COMMAND
+    ) -> None:
+        """`name`: of the snapshot, for errors. `disks`: each with its short name, `scsi0`."""
+        self._command = command
+        self.name = name
+        self.streams = [stream for _name, stream in disks]
+        self._names = [name for name, _stream in disks]
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failures: deque[float] = deque(maxlen=FAILURES)
+        self._was_reported = False
+        self._is_closed = False
+
+    def volumes(self) -> list[VolumeInfo]:
+        """What is on the disks. Raises DamageError, KeyRequiredError, SourceError."""
+        rows = self.ask("volumes")
+        if not isinstance(rows, list) or len(rows) > MOST_VOLUMES:
+            raise self.failed("its list of volumes is none")
+        found: list[VolumeInfo] = []
+        names: set[bytes] = set()
+        for number, row in enumerate(rows):
+            try:
+                name, size, kind, problem, part_uuid = row
+                name = wire.raw(name)
+            except (TypeError, ValueError, wire.WireError):
+                raise self.failed("a volume in its list is none") from None
+            if (
+                not name
+                or len(name) > _NAME
+                or b"/" in name
+                or b"\0" in name
+                or name in {b".", b".."}
+                or name in names
+                or type(size) is not int
+                or not 0 <= size < 1 << 63
+                or not isinstance(kind, str)
+                or not all(text is None or isinstance(text, str) for text in (problem, part_uuid))
+            ):
+                raise self.failed("a volume in its list is none")
+            names.add(name)
+            found.append(VolumeInfo(number, name, size, kind[:_NAME], problem, part_uuid))
+        return found
+
+    def ask(self, method: str, *arguments: object) -> Any:
+        """The answer to a request: what JSON holds, or bytes. Raises DamageError, KeyRequiredError,
+        SourceError."""
+        request = wire.pack([method, *arguments])
+        with self._lock:
+            if self._is_closed:
+                raise ParserError(f"{self.name}: its disks were closed")
+            fresh = self._sock is None
+            try:
+                return self._converse(request)
+            except EOFError:
+                # It ends when it was idle; what was asked just then is asked again.
+                self._end()
+                if fresh:
+                    raise self.failed("it ended at once") from None
+            except (OSError, wire.WireError) as error:
+                raise self.failed(self._why(error)) from None
+            try:
+                return self._converse(request)
+            except (EOFError, OSError, wire.WireError) as error:
+                raise self.failed(self._why(error)) from None
+
+    def _converse(self, request: bytes) -> Any:
+        sock = self._sock or self._start()
+        try:
+            wire.send(sock, wire.ASK, request)
+        except BrokenPipeError:
+            raise EOFError from None
+        raised: BaseException | None = None
+        asked = False
+        while True:
+            try:
+                kind, data = wire.receive(sock)
+            except EOFError:
+                if asked:
+                    raise wire.WireError("it ended in the middle of a request") from None
+                raise
+            except ConnectionResetError:
+                raise EOFError from None
+            if kind == wire.READ:
+                asked = True
+                raised = self._serve(sock, data, raised)
+            elif kind == wire.AHEAD:
+                asked = True
+                raised = self._prefetch(data, raised)
+            elif raised is not None and not isinstance(raised, DamageError):
+                raise raised
+            elif kind == wire.BYTES:
+                return data
+            elif kind == wire.ANSWER:
+                return wire.unpack(data)
+            elif kind == wire.DAMAGED:
+                self._raise_damage(wire.unpack(data), raised)
+            elif kind == wire.FAILED:
+                raise self._fault(wire.unpack(data))
+            else:
+                raise wire.WireError("an unknown message")
+
+    def _serve(self, sock: socket.socket, data: bytes, raised: BaseException | None) -> BaseException | None:
+        """Answers a READ. Returns what reading raised first: it is raised when the process has given up."""
+        if len(data) != wire.RANGE.size:
+            raise wire.WireError("a range of another length")
+        disk, offset, size = wire.RANGE.unpack(data)
+        if disk >= len(self.streams) or offset + size > self.streams[disk].size or size > wire.MOST:
+            raise wire.WireError("it wants bytes beyond its disks")
+        damage: str | None = None
+        if raised is None or isinstance(raised, DamageError):
+            try:
+                found = self.streams[disk].pread(offset, size)
+            except DamageError as error:
+                raised = error
+                damage = str(error)
+            except BaseException as error:  # a cancelled task too: the process is to stop in order first
+                raised = error
+            else:
+                wire.send(sock, wire.DATA, found)
+                return raised
+        wire.send(sock, wire.REFUSED, wire.pack(damage))
+        return raised
+
+    def _prefetch(self, data: bytes, raised: BaseException | None) -> BaseException | None:
+        if len(data) % wire.RANGE.size or len(data) > wire.MOST_RANGES * wire.RANGE.size:
+            raise wire.WireError("ranges of another length")
+        if raised is not None and not isinstance(raised, DamageError):
+            return raised
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for disk, offset, size in wire.RANGE.iter_unpack(data):
+            if disk >= len(self.streams) or offset >= self.streams[disk].size:
+                raise wire.WireError("it wants bytes beyond its disks")
+            wanted.setdefault(disk, []).append((offset, min(size, self.streams[disk].size - offset)))
+        try:
+            for disk, ranges in wanted.items():
+                self.streams[disk].prefetch(ranges)
+        except BaseException as error:
+            return error
+        return raised
+
+    @staticmethod
+    def _raise_damage(answer: object, raised: BaseException | None) -> None:
+        if not isinstance(answer, list) or len(answer) != 2:
+            raise wire.WireError("an error that is none")
+        said, unsupported = answer
+        if isinstance(raised, DamageError) and str(raised) == said:
+            raise raised
+        raise (UnsupportedError if unsupported else DamageError)(one_line(str(said)))
+
+    def _fault(self, said: object) -> ParserError:
+        return self._report(f"reading its file systems failed ({one_line(str(said))})")
+
+    # --- the process
+
+    def _start(self) -> socket.socket:
+        now = time.monotonic()
+        if len(self._failures) == FAILURES and now - self._failures[0] < WITHIN:
+            raise ParserError(
+                f"{self.name}: the process that reads its file systems failed {FAILURES} times; "
+                f"it is tried again in {WITHIN:.0f} seconds"
+            )
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env={"PATH": os.defpath},
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        ours.settimeout(SILENT)
+        self._sock = ours
+        disks = [[name, stream.size] for name, stream in zip(self._names, self.streams, strict=True)]
+        wire.send(ours, wire.DATA, wire.pack(disks))
+        return ours
+
+    def _end(self) -> int | None:
+        """Ends the process, if it has not. Returns its status."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        try:
+            return process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def _why(self, error: BaseException) -> str:
+        status = self._end()
+        if isinstance(error, TimeoutError):
+            return f"it was silent for {SILENT:.0f} seconds"
+        if status is not None and status < 0:
+            return f"signal {-status} ended it"
+        if isinstance(error, EOFError):
+            return f"it ended with status {status}"
+        return str(error)
+
+    def failed(self, why: str) -> ParserError:
+        """Ends the process. Returns the error that says so."""
+        self._end()
+        self._failures.append(time.monotonic())
+        return self._report(f"the process that reads its file systems failed: {why}")
+
+    def _report(self, problem: str) -> ParserError:
+        text = f"{self.name}: {problem}"
+        if not self._was_reported:
+            self._was_reported = True
+            log.error("%s; files on its disks may not be readable", text)
+        return ParserError(text)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process. From any thread; a request that is under way fails."""
+        self._is_closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._lock:
+            self._end()
+
+
+class RemoteVolume(Contents):
+    """A file system that a parser process reads."""
+
+    is_near = False
+
+    def __init__(self, parser: Parser, info: VolumeInfo) -> None:
+        """Opens it. Raises DamageError, KeyRequiredError, SourceError."""
+        self.streams = parser.streams
+        self.info = info
+        self._parser = parser
+        answer = self._ask("open")
+        try:
+            root, facts = answer
+            self.root = wire.entry_of(root, root=True)
+            self._facts = {str(name)[:_NAME]: str(value)[: 1 << 16] for name, value in facts.items()}
+        except (AttributeError, TypeError, ValueError, wire.WireError):
+            raise self._wrong("what it says of a volume is not understood") from None
+
+    def _ask(self, method: str, *arguments: object) -> Any:
+        return self._parser.ask(method, self.info.number, *arguments)
+
+    def _wrong(self, why: str) -> ParserError:
+        return self._parser.failed(why)
+
+    def children(self, directory: Entry, *, names_only: bool = False) -> Found:
+        answer = self._ask("children", wire.entry_row(directory), names_only)
+        try:
+            rows, damage = answer
+            entries = [wire.entry_of(row) for row in rows]
+        except (TypeError, ValueError, wire.WireError) as error:
+            raise self._wrong(str(error)) from None
+        return Found(entries, None if damage is None else DamageError(one_line(str(damage))))
+
+    def child(self, directory: Entry, name: bytes) -> Entry | None:
+        row = self._ask("child", wire.entry_row(directory), wire.text(name))
+        try:
+            return None if row is None else wire.entry_of(row)
+        except wire.WireError as error:
+            raise self._wrong(str(error)) from None
+
+    def complete(self, directory: Entry, entries: Sequence[Entry]) -> list[Entry | DamageError | None]:
+        rows = self._ask("complete", wire.entry_row(directory), [wire.entry_row(entry) for entry in entries])
+        done: list[Entry | DamageError | None] = []
+        try:
+            for row in rows:
+                if row is None:
+                    done.append(None)
+                elif isinstance(row, str):
+                    done.append(DamageError(one_line(row)))
+                else:
+                    done.append(wire.entry_of(row))
+        except (TypeError, wire.WireError) as error:
+            raise self._wrong(str(error)) from None
+        if len(done) != len(entries):
+            raise self._wrong("it answers for another number of entries")
+        return done
+
+    def facts(self) -> dict[str, str]:
+        return self._facts
+
+    def link_count(self, entry: Entry) -> int:
+        return entry.links if entry.is_file else 1
+
+    @property
+    def knows_link_counts(self) -> bool:
+        return True
+
+    def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
+        rows = self._ask("data", wire.entry_row(file), unconfirmed)
+        try:
+            return wire.pieces_of(rows, file.size, [stream.size for stream in self.streams])
+        except wire.WireError as error:
+            raise self._wrong(str(error)) from None
+
+    def read(self, file: Entry, offset: int, size: int) -> bytes:
+        data = self._ask("read", wire.entry_row(file), offset, size)
+        if not isinstance(data, bytes) or len(data) != size:
+            raise self._wrong("it reads another number of bytes than it was asked for")
+        return data
+
+    def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
+        rows = self._ask("xattrs", wire.entry_row(entry))
+        try:
+            found = {wire.raw(name): wire.raw(value) for name, value in rows}
+        except (TypeError, ValueError, wire.WireError):
+            raise self._wrong("its extended attributes are none") from None
+        return {name: value for name, value in found.items() if name and b"\0" not in name}

@@ -1,0 +1,175 @@
+"""A machine's own tree: file systems in each other, as the fstab says."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from pbsfs.base.errors import DamageError
+from pbsfs.contents.base import DECODED, Entry, Piece
+from pbsfs.disks.filesystem import FileSystem
+from pbsfs.disks.guest import Guest, Line, Part, parse_fstab
+from pbsfs.disks.volume import Disk
+from tests.support.disks import MemoryDisk
+
+Tree = dict[str, "Tree | bytes"]
+
+
+class Small(FileSystem):
+    """A file system that is a tree of dictionaries."""
+
+    kind = "ext4"
+
+    def __init__(self, tree: Tree, uuid: str = "", label: str = "") -> None:
+        super().__init__(Disk(MemoryDisk(b"")))
+        self._nodes: list[Tree | bytes] = [b"", tree]
+        self._told = {"uuid": uuid, "label": label}
+        self.root = self.inode(1)
+
+    def facts(self) -> dict[str, str]:
+        return self._told
+
+    def names(self, directory: Entry) -> Iterator[tuple[bytes, int, int]]:
+        tree = self._nodes[directory.inode]
+        assert isinstance(tree, dict)
+        for name, node in tree.items():
+            if not any(node is known for known in self._nodes):
+                self._nodes.append(node)
+            number = next(n for n, known in enumerate(self._nodes) if known is node)
+            yield name.encode(), number, stat.S_IFDIR if isinstance(node, dict) else stat.S_IFREG
+
+    def inode(self, number: int) -> Entry:
+        node = self._nodes[number]
+        if isinstance(node, dict):
+            return Entry(b"", stat.S_IFDIR | 0o755, inode=number)
+        return Entry(b"", stat.S_IFREG | 0o644, size=len(node), inode=number)
+
+    def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
+        return [Piece(DECODED, 0, file.size)]
+
+    def read(self, file: Entry, offset: int, size: int) -> bytes:
+        node = self._nodes[file.inode]
+        assert isinstance(node, bytes)
+        return node[offset : offset + size]
+
+    def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
+        return {}
+
+
+@dataclass
+class Machine:
+    parts: list[Part] = field(default_factory=list)
+
+    def add(self, name: str, kind: str, system: FileSystem, part_uuid: str | None = None) -> Machine:
+        self.parts.append(Part(name, kind, part_uuid, lambda: system))
+        return self
+
+    def tree(self) -> Guest:
+        return Guest(self.parts, [])
+
+    def paths(self) -> dict[str, bytes | None]:
+        guest = self.tree()
+        found: dict[str, bytes | None] = {}
+        for path, entry in guest.walk(guest.root):
+            assert isinstance(entry, Entry)
+            found[path.decode()] = guest.read(entry, 0, entry.size) if entry.is_file else None
+        return found
+
+
+def with_fstab(*lines: str, **tree: Tree | bytes) -> Small:
+    return Small({"etc": {"fstab": "\n".join(lines).encode()}, **tree}, "root-uuid")
+
+
+def test_an_fstab_is_read_as_fstab_5_says() -> None:
+    text = b"\n".join(
+        [
+            b"# a comment",
+            b"UUID=aa / ext4 errors=remount-ro 0 1",
+            b"/dev/mapper/vg-home\t/home\\040of\\040all xfs  defaults 0 2",
+            b"LABEL=x /data btrfs rw,subvol=/@data,noatime 0 0",
+            b"none swap swap sw 0 0",
+            b"UUID=bb /swap swap sw 0 0",
+            b"server:/x /mnt nfs rw 0 0",
+            b"UUID=cc /../up ext4 rw 0 0",
+            b"short",
+        ]
+    )
+    assert parse_fstab(text) == [
+        Line("UUID=aa", (), b""),
+        Line("/dev/mapper/vg-home", (b"home of all",), b""),
+        Line("LABEL=x", (b"data",), b"@data"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "UUID=home-uuid",
+        'UUID="HOME-uuid"',
+        "LABEL=Home",
+        "PARTUUID=1234abcd-02",
+        "/dev/mapper/vg-a--b",
+        "/dev/vg/a-b",
+        "/dev/disk/by-uuid/home-uuid",
+    ],
+)
+def test_a_volume_is_mounted_where_the_fstab_names_it(device: str) -> None:
+    machine = Machine().add(
+        "scsi0-p1", "ext4", with_fstab(f"{device} /home ext4 rw 0 2", home={"below": b"x"})
+    )
+    machine.add("vg-a--b", "xfs", Small({"jo": b"hello"}, "home-uuid", "Home"), "1234ABCD-02")
+    assert machine.paths() == {
+        "etc": None,
+        "etc/fstab": f"{device} /home ext4 rw 0 2".encode(),
+        "home": None,
+        "home/jo": b"hello",
+    }
+    assert machine.tree().facts() == {"root": "scsi0-p1", "mounted": "/home (vg-a--b)"}
+
+
+def test_mounts_lie_in_mounts_in_whatever_order_they_stand() -> None:
+    root = with_fstab("UUID=log /var/log ext4 rw", "UUID=var /var ext4 rw", var={})
+    machine = Machine().add("p1", "ext4", root)
+    machine.add("p2", "ext4", Small({"log": {}}, "var")).add("p3", "ext4", Small({"syslog": b"1"}, "log"))
+    assert machine.paths()["var/log/syslog"] == b"1"
+
+
+def test_a_subvolume_is_mounted_and_may_be_the_root() -> None:
+    fstab = b"UUID=one / btrfs subvol=@ 0 0\nUUID=one /home btrfs subvol=/@home 0 0"
+    disk = Small({"@": {"etc": {"fstab": fstab}, "home": {}}, "@home": {"jo": b"1"}}, "one")
+    assert set(Machine().add("p1", "btrfs", disk).paths()) == {"etc", "etc/fstab", "home", "home/jo"}
+
+
+def test_what_is_not_on_the_disks_is_told() -> None:
+    root = with_fstab(
+        "UUID=gone /srv ext4 rw", "/dev/sdb1 /old ext4 rw", "UUID=root-uuid /no ext4 rw", srv={}
+    )
+    told = Machine().add("p1", "ext4", root).tree().facts()
+    assert told["not_mounted"] == "/srv (UUID=gone), /old (/dev/sdb1), /no (UUID=root-uuid)"
+
+
+def test_a_volume_that_cannot_be_opened_costs_only_itself() -> None:
+    def fail() -> FileSystem:
+        raise DamageError("no superblock")
+
+    machine = Machine().add("p1", "ext4", with_fstab("/dev/mapper/p2 /srv ext4 rw", srv={"mine": b""}))
+    machine.parts += [Part("p0", "ext4", None, fail), Part("p2", "xfs", None, fail)]
+    assert set(machine.paths()) == {"etc", "etc/fstab", "srv", "srv/mine"}
+    assert machine.tree().facts()["not_mounted"] == "/srv (p2: no superblock)"
+
+
+def test_windows_has_drives() -> None:
+    windows = Small({"Windows": {"System32": {}}, "Users": {}})
+    machine = Machine().add("p1", "vfat", Small({"EFI": {}})).add("p2", "ntfs", Small({"a": b"1"}))
+    machine.add("p3", "ntfs", windows)
+    assert set(machine.paths()) == {"C", "C/Windows", "C/Windows/System32", "C/Users", "D", "D/a"}
+    assert machine.tree().facts() == {"drive_c": "p3", "drive_d": "p2"}
+
+
+def test_disks_of_data_alone_have_an_empty_tree() -> None:
+    machine = Machine().add("p1", "ext4", Small({"data": b"1"}))
+    assert machine.paths() == {}
+    assert machine.tree().facts()["root"].startswith("none")

@@ -1,0 +1,323 @@
+"""The parser process and its parent: answers, faults, and what a process that was taken over can do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pbsfs.base.errors import DamageError, SourceError
+from pbsfs.contents.base import DECODED, Entry, Piece
+from pbsfs.disks import wire
+from pbsfs.disks.host import FAILURES, Parser, ParserError, RemoteVolume, VolumeInfo
+from tests.support.disks import MemoryDisk
+
+
+def disk_with_luks() -> bytearray:
+    """A disk with one partition, which is encrypted."""
+    data = bytearray(4 << 20)
+    struct.pack_into("<B3xB3xII", data, 446, 0, 0x83, 2048, 4096)
+    data[510:512] = b"\x55\xaa"
+    data[1 << 20 : (1 << 20) + 8] = b"LUKS\xba\xbe\0\2"
+    return data
+
+
+class Watched(MemoryDisk):
+    """A disk that does something at its first read."""
+
+    def __init__(self, data: bytearray, act: Callable[[], object]) -> None:
+        super().__init__(data)
+        self._act: Callable[[], object] | None = act
+
+    def pread(self, offset: int, size: int) -> bytes:
+        act, self._act = self._act, None
+        if act is not None:
+            act()
+        return super().pread(offset, size)
+
+
+@contextmanager
+def parser_of(disk: MemoryDisk, *command: str) -> Iterator[Parser]:
+    made = Parser("vm/1/x", [("scsi0", disk)], command) if command else Parser("vm/1/x", [("scsi0", disk)])
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def act() -> object:
+        raise error
+
+    return act
+
+
+def is_luks(volumes: Sequence[VolumeInfo]) -> bool:
+    return [(volume.name, volume.kind) for volume in volumes] == [(b"scsi0-p1", "luks")]
+
+
+def test_the_process_says_what_is_on_the_disks() -> None:
+    with parser_of(MemoryDisk(disk_with_luks())) as parser:
+        assert is_luks(parser.volumes())
+        assert is_luks(parser.volumes())
+
+
+@pytest.mark.parametrize("error", [SourceError("gone", retryable=True), KeyboardInterrupt()], ids=str)
+def test_what_reading_raises_is_raised_and_the_process_goes_on(error: BaseException) -> None:
+    with parser_of(Watched(disk_with_luks(), raising(error))) as parser:
+        with pytest.raises(type(error)) as caught:
+            parser.volumes()
+        assert caught.value is error
+        assert is_luks(parser.volumes())
+
+
+def test_damage_of_a_disk_is_the_problem_of_what_it_hides() -> None:
+    error = DamageError("vm/1/x/drive-scsi0.img: chunk 0 is missing")
+    with parser_of(Watched(disk_with_luks(), raising(error))) as parser:
+        (volume,) = parser.volumes()
+        assert "chunk 0 is missing" in str(volume.problem)
+
+
+def test_a_process_that_ended_when_it_was_idle_is_started_again_silently() -> None:
+    with parser_of(MemoryDisk(disk_with_luks())) as parser:
+        parser.volumes()
+        process = parser._process
+        assert process is not None
+        process.kill()
+        process.wait()
+        assert is_luks(parser.volumes())
+
+
+def test_a_process_that_is_killed_fails_its_request_and_the_log_has_it_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def kill() -> None:
+        assert parser._process is not None
+        os.kill(parser._process.pid, signal.SIGKILL)
+        parser._process.wait()
+
+    disk = Watched(disk_with_luks(), kill)
+    with parser_of(disk) as parser, caplog.at_level(logging.ERROR):
+        with pytest.raises(ParserError, match="vm/1/x: the process that reads its file systems failed"):
+            parser.volumes()
+        assert is_luks(parser.volumes())
+        kill()
+        disk._act = kill
+        with pytest.raises(ParserError):
+            parser.volumes()
+    assert len(caplog.records) <= 1
+    caplog.clear()
+
+
+def test_a_process_that_fails_again_and_again_is_not_started_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with parser_of(MemoryDisk(b"\0" * 4096), sys.executable, "-c", "pass") as parser:
+        for _ in range(FAILURES):
+            with pytest.raises(ParserError):
+                parser.volumes()
+        with pytest.raises(ParserError, match="it is tried again in 60 seconds"):
+            parser.volumes()
+    caplog.clear()
+
+
+_SAY = """
+import json, socket, struct, sys
+sock = socket.socket(fileno=0)
+def take():
+    kind, length = struct.unpack("<BI", sock.recv(5, socket.MSG_WAITALL))
+    return sock.recv(length, socket.MSG_WAITALL) if length else b""
+take()
+for line in sys.argv[1:]:
+    take()
+    kind, value = line[0], bytes.fromhex(line[1:])
+    sock.sendall(struct.pack("<BI", ord(kind), len(value)) + value)
+"""
+
+
+def saying(*answers: tuple[str, object]) -> list[str]:
+    """A process that answers so, whatever it is asked."""
+    lines = [kind + (said if isinstance(said, bytes) else wire.pack(said)).hex() for kind, said in answers]
+    return [sys.executable, "-c", _SAY, *lines]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ("A", b"no JSON"),
+        ("A", b"[" * 100_000),
+        ("A", {"a": 1}),
+        ("A", [1]),
+        ("A", [["../up", 1, "ext4", None, None]]),
+        ("A", [["", 1, "ext4", None, None]]),
+        ("A", [["a\0", 1, "ext4", None, None]]),
+        ("A", [["\u1234", 1, "ext4", None, None]]),
+        ("A", [["a", -1, "ext4", None, None]]),
+        ("A", [["a", 1, 7, None, None]]),
+        ("A", [["a", 1, "ext4", None, None]] * 2),
+        ("R", wire.RANGE.pack(0, 1 << 40, 1)),
+        ("R", wire.RANGE.pack(7, 0, 1)),
+        ("R", wire.RANGE.pack(0, 0, (1 << 32) - 1)),
+        ("R", b"short"),
+        ("P", wire.RANGE.pack(9, 0, 1)),
+        ("P", b"short"),
+        ("z", b""),
+        ("F", 3),
+    ],
+    ids=lambda answer: f"{answer[0]} {str(answer[1])[:20]}",
+)
+def test_a_process_that_says_what_it_should_not_fails(
+    answer: tuple[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    with parser_of(MemoryDisk(bytes(4096)), *saying(answer)) as parser:
+        with pytest.raises(ParserError):
+            parser.volumes()
+        assert parser._process is None
+    caplog.clear()
+
+
+ROOT = wire.entry_row(Entry(b"", stat.S_IFDIR | 0o755, inode=2))
+FILE = Entry(b"f", stat.S_IFREG | 0o644, size=10, inode=3)
+VOLUME = VolumeInfo(0, b"scsi0", 1, "ext4", None, None)
+
+
+def opened(*answers: tuple[str, object]) -> list[str]:
+    return saying(("A", [ROOT, {"uuid": "x"}]), *answers)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        (lambda volume: volume.children(volume.root), ("A", [[ROOT], None])),
+        (lambda volume: volume.children(volume.root), ("A", 5)),
+        (lambda volume: volume.child(volume.root, b"f"), ("A", "f")),
+        (lambda volume: volume.complete(volume.root, [FILE]), ("A", [])),
+        (lambda volume: volume.data(FILE), ("A", [[0, 4090, 10]])),
+        (lambda volume: volume.data(FILE), ("A", [[5, 0, 10]])),
+        (lambda volume: volume.data(FILE), ("A", [[DECODED, 5, 10]])),
+        (lambda volume: volume.data(FILE), ("A", [[0, 0, -10]])),
+        (lambda volume: volume.data(FILE), ("A", None)),
+        (lambda volume: volume.read(FILE, 0, 10), ("B", b"short")),
+        (lambda volume: volume.read(FILE, 0, 10), ("A", "text")),
+        (lambda volume: volume.xattrs(FILE), ("A", [["a"]])),
+    ],
+)
+def test_contents_that_cannot_be_are_refused(
+    method: Callable[[RemoteVolume], object], answer: tuple[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    with parser_of(MemoryDisk(bytes(4096)), *opened(answer)) as parser:
+        volume = RemoteVolume(parser, VOLUME)
+        with pytest.raises(ParserError):
+            method(volume)
+    caplog.clear()
+
+
+def test_contents_that_can_be_are_taken() -> None:
+    answers: list[tuple[str, object]] = [
+        ("A", [[wire.entry_row(FILE)], "half of it is gone"]),
+        ("A", [[0, 6, 4], [None, 0, 3], [DECODED, 7, 3]]),
+        ("B", b"0123456789"),
+        ("A", [["user.a", "\u00ff"]]),
+        ("A", [None, "no inode"]),
+    ]
+    with parser_of(MemoryDisk(bytes(4096)), *opened(*answers)) as parser:
+        volume = RemoteVolume(parser, VOLUME)
+        assert volume.facts() == {"uuid": "x"}
+        found = volume.children(volume.root)
+        assert found.entries == [FILE]
+        assert str(found.damage) == "half of it is gone"
+        assert volume.data(FILE) == [Piece(0, 6, 4), Piece(None, 0, 3), Piece(DECODED, 7, 3)]
+        assert volume.read(FILE, 0, 10) == b"0123456789"
+        assert volume.xattrs(FILE) == {b"user.a": b"\xff"}
+        gone, broken = volume.complete(volume.root, [FILE, FILE])
+        assert gone is None
+        assert isinstance(broken, DamageError)
+
+
+def _row(**changes: Any) -> list[object]:
+    names = ["name", "mode", "uid", "gid", "mtime", "size", "inode", "rdev", "target"]
+    names += ["xattrs", "exact", "position", "end", "hint", "links"]
+    row = wire.entry_row(FILE)
+    for name, value in changes.items():
+        row[names.index(name)] = value
+    return row
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": ""},
+        {"name": ".."},
+        {"name": "a/b"},
+        {"name": "a\0"},
+        {"name": "\u0100"},
+        {"name": 5},
+        {"mode": 0},
+        {"mode": 0o200644 | 1 << 20},
+        {"mode": "x"},
+        {"mode": True},
+        {"uid": -1},
+        {"gid": 1 << 32},
+        {"mtime": 1 << 63},
+        {"size": -1},
+        {"size": 1.5},
+        {"inode": -1},
+        {"rdev": 1 << 64},
+        {"target": "\0"},
+        {"target": "a" * 70_000},
+        {"xattrs": 1},
+        {"exact": None},
+        {"hint": 1 << 300},
+    ],
+    ids=str,
+)
+def test_entries_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
+    assert wire.entry_of(_row()) == FILE
+    with pytest.raises(wire.WireError):
+        wire.entry_of(_row(**changes))
+
+
+_TRY = """
+import os, socket
+from pbsfs.disks import sandbox
+filtered = sandbox.enter()
+def works(act):
+    try:
+        act()
+    except (OSError, MemoryError):
+        return False
+    return True
+print(
+    filtered,
+    works(lambda: open("/etc/passwd")),
+    works(lambda: socket.socket()),
+    works(lambda: os.fork()),
+    works(lambda: bytes(1 << 30)),
+    works(lambda: os.kill(os.getppid(), 0)),
+    works(lambda: os.listdir("/")),
+)
+"""
+
+
+def test_the_process_gives_up_what_it_does_not_need() -> None:
+    said = subprocess.run(
+        [sys.executable, "-I", "-c", _TRY], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+    assert said[1:5] == ["False"] * 4
+    if said[0] == "True":
+        assert said[5:] == ["False", "False"]
+
+
+def test_what_never_ends_is_ended_by_its_clock() -> None:
+    code = "from pbsfs.disks import sandbox\nsandbox.enter()\nsandbox.start_clock(0.05)\nwhile True: pass"
+    ended = subprocess.run([sys.executable, "-I", "-c", code], timeout=60, check=False)
+    assert ended.returncode == -signal.SIGPROF
