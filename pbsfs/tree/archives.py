@@ -7,6 +7,7 @@ of one trio loop; the archive is parsed in worker threads.
 
 from __future__ import annotations
 
+import abc
 import logging
 import stat as stat_bits
 from collections.abc import Iterable, Iterator
@@ -78,8 +79,8 @@ class ContentsNode(Node):
         return cast("ContentsDirectory", self.parent)
 
     @property
-    def inside(self) -> ArchiveDirectory:
-        """The root of the archive."""
+    def inside(self) -> ContentsRoot:
+        """The root of the archive or volume."""
         return self.directory.inside
 
     @property
@@ -168,7 +169,7 @@ class ContentsDirectory(ContentsNode, Directory):
 
     __slots__ = ("_completing", "_inside", "_is_listed", "_next", "_order", "_places", "_step", "damage")
 
-    _inside: ArchiveDirectory  # of all but the root: kept, since trees can be thousands of levels deep
+    _inside: ContentsRoot  # of all but the root: kept, since trees can be thousands of levels deep
 
     def __init__(self, parent: Directory, name: bytes) -> None:
         super().__init__(parent.tree, parent, name)
@@ -183,7 +184,7 @@ class ContentsDirectory(ContentsNode, Directory):
         self._step = 1  # how many to complete next
 
     @property
-    def inside(self) -> ArchiveDirectory:
+    def inside(self) -> ContentsRoot:
         return self._inside
 
     @property
@@ -282,27 +283,25 @@ class ContentsDirectory(ContentsNode, Directory):
         return batch
 
 
-class ArchiveDirectory(ContentsDirectory):
-    """The root of an archive, shown in its snapshot's directory."""
+class ContentsRoot(ContentsDirectory):
+    """The root of an archive or volume, shown in its snapshot's directory."""
 
-    __slots__ = ("_key", "_opened", "_opening", "_root", "_version", "files", "snapshot")
+    __slots__ = ("_key", "_opened", "_opening", "_root", "snapshot")
 
-    def __init__(self, snapshot: SnapshotDirectory, name: bytes, files: ArchiveFiles) -> None:
+    def __init__(self, snapshot: SnapshotDirectory, name: bytes) -> None:
         super().__init__(snapshot, name)
         self._root = Entry(b"", stat_bits.S_IFDIR, exact=False)
         self.snapshot = snapshot
-        self.files = files
         self._opened: OpenContents | None = None
         self._opening: SharedTry[OpenContents] = SharedTry()
-        self._key = b"\0".join((self.path, *(file.csum or b"" for file in files.streams)))
-        self._version = b""  # of the snapshot's manifest, where the listing does not tell the checksums
+        self._key = self.path
 
     @property
     def directory(self) -> ContentsDirectory:
         return self
 
     @property
-    def inside(self) -> ArchiveDirectory:
+    def inside(self) -> ContentsRoot:
         return self
 
     @property
@@ -317,35 +316,20 @@ class ArchiveDirectory(ContentsDirectory):
         """The key of an entry: what is made again under the same names gets other inode numbers."""
         return b"%b\0%d" % (self._key, entry.inode)
 
-    def shows(self, value: object) -> bool:
-        return self.files == value
+    @abc.abstractmethod
+    async def _open(self) -> OpenContents:
+        """What is in it, opened now; `_key` is of this content afterwards."""
 
     async def open(self) -> OpenContents:
-        """What is in the archive. Raises DamageError, KeyRequiredError, SourceError."""
+        """What is in it. Raises DamageError, KeyRequiredError, SourceError."""
 
         async def work() -> OpenContents:
-            reader, info, refresh = self.tree.reader, self.snapshot.info, self.tree.refresh
-            opened = await open_archive(reader, info, self.files.streams, self.files.catalog, refresh)
-            if any(file.csum is None for file in self.files.streams):
-                self._version = await reader.version(info.snapshot, refresh)
-                self._key = b"\0".join((self.path, self._version))
-            self._opened = opened
-            return opened
+            self._opened = await self._open()
+            return self._opened
 
         if self._opened is None:
             return await self._opening.run(lambda: self._opened, work)
         return self._opened
-
-    async def was_replaced(self) -> bool:
-        """Whether the snapshot was made again since it was opened, which its listing may not show."""
-        if not self._version:
-            return False
-        try:
-            version = await self.tree.reader.version(self.snapshot.info.snapshot, self.tree.refresh)
-        except PbsfsError as error:
-            log.debug("%s: %s", self, error)
-            return False
-        return version != self._version
 
     async def learn(self) -> Entry:
         self._root = (await self.open()).contents.root
@@ -366,9 +350,10 @@ class ArchiveDirectory(ContentsDirectory):
             return Stat(entry.size, entry.size, mode, mtime_ns, exact=False)
         contents = opened.contents
         counted = not entry.is_file or contents.knows_link_counts
+        data_size, may_change = opened.data_size(entry)
         return Stat(
             entry.size,
-            opened.data_size(entry),
+            data_size,
             entry.mode,
             entry.mtime_ns,
             entry.uid,
@@ -376,7 +361,7 @@ class ArchiveDirectory(ContentsDirectory):
             nlink=contents.link_count(entry) if counted else 1,
             rdev=entry.rdev,
             target=entry.target,
-            exact=counted,
+            exact=counted and not may_change,
         )
 
     async def xattrs_of(self, entry: Entry) -> dict[bytes, bytes]:
@@ -385,6 +370,40 @@ class ArchiveDirectory(ContentsDirectory):
 
     def names_last(self) -> float:
         return self.snapshot.names_last()
+
+
+class ArchiveDirectory(ContentsRoot):
+    """The root of an archive."""
+
+    __slots__ = ("_version", "files")
+
+    def __init__(self, snapshot: SnapshotDirectory, name: bytes, files: ArchiveFiles) -> None:
+        super().__init__(snapshot, name)
+        self.files = files
+        self._key = b"\0".join((self.path, *(file.csum or b"" for file in files.streams)))
+        self._version = b""  # of the snapshot's manifest, where the listing does not tell the checksums
+
+    def shows(self, value: object) -> bool:
+        return self.files == value
+
+    async def _open(self) -> OpenContents:
+        reader, info, refresh = self.tree.reader, self.snapshot.info, self.tree.refresh
+        opened = await open_archive(reader, info, self.files.streams, self.files.catalog, refresh)
+        if any(file.csum is None for file in self.files.streams):
+            self._version = await reader.version(info.snapshot, refresh)
+            self._key = b"\0".join((self.path, self._version))
+        return opened
+
+    async def was_replaced(self) -> bool:
+        """Whether the snapshot was made again since it was opened, which its listing may not show."""
+        if not self._version:
+            return False
+        try:
+            version = await self.tree.reader.version(self.snapshot.info.snapshot, self.tree.refresh)
+        except PbsfsError as error:
+            log.debug("%s: %s", self, error)
+            return False
+        return version != self._version
 
     async def facts(self) -> dict[str, str]:
         mode = self.files.streams[0].crypt_mode

@@ -11,10 +11,13 @@ import trio
 
 from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError
 from pbsfs.base.names import MANIFEST, ArchiveKind, format_time, parse_time
+from pbsfs.disks.host import VolumeInfo
+from pbsfs.reader.disks import OpenDisks, disks_of, open_disks
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
 from pbsfs.tree.archives import ArchiveDirectory, ArchiveFiles
 from pbsfs.tree.files import BlobFile, ImageFile, known_facts, snapshot_facts
 from pbsfs.tree.node import HOLDER, NAME_SIZE, Directory, Link, Listing, Node, Stat, Walk, nanoseconds
+from pbsfs.tree.volumes import NOTE, BrokenDisk, Note, VolumeDirectory
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +101,7 @@ def _snapshots(listed: list[SnapshotInfo]) -> Iterator[tuple[bytes, object]]:
 class SnapshotDirectory(Directory):
     """A snapshot: its files. `stats`: what was learned about them, by their stored names."""
 
-    __slots__ = ("_looked_until", "_version", "group", "info", "stats")
+    __slots__ = ("_disks", "_disks_version", "_looked_until", "_version", "group", "info", "stats")
 
     def __init__(self, group: GroupDirectory, name: bytes, info: SnapshotInfo) -> None:
         super().__init__(group.tree, group, name)
@@ -107,6 +110,8 @@ class SnapshotDirectory(Directory):
         self.stats: dict[str, Stat] = {}
         self._looked_until = float("-inf")
         self._version = b""  # the manifest that goes with the sizes of the blobs
+        self._disks: OpenDisks | None = None
+        self._disks_version = b""  # the manifest that goes with them
 
     def shows(self, value: object) -> bool:
         return self.info == value
@@ -121,18 +126,57 @@ class SnapshotDirectory(Directory):
         return self.listing()
 
     async def list_values(self) -> Iterable[tuple[bytes, object]]:
-        return (shown_archives if self.tree.opens_archives else shown_files)(self.info).items()
+        if not self.tree.opens_archives:
+            return shown_files(self.info).items()
+        shown: dict[bytes, object] = {**shown_archives(self.info)}
+        for name, volume in (await self._volumes()).items():
+            shown[name + b".img" if name in shown else name] = volume
+        return shown.items()
+
+    async def _volumes(self) -> dict[bytes, VolumeInfo | PbsfsError]:
+        """The volumes on the disks, by name; an error for a disk whose volumes cannot be found."""
+        files = disks_of([file for file in self.info.files if file.archive.kind is ArchiveKind.FIXED])
+        if not files:
+            return {}
+        reader = self.tree.reader
+        self._disks_version = await reader.version(self.info.snapshot, self.tree.refresh)
+        self._disks = await open_disks(reader, self.info, files, self.tree.refresh)
+        found: dict[bytes, VolumeInfo | PbsfsError] = {}
+        for volume in self._disks.volumes:
+            found[volume.name if volume.problem is None else volume.name + NOTE] = volume
+        return found | {os.fsencode(name): error for name, error in self._disks.failed.items()}
 
     async def child(self, name: bytes) -> Node:
         node = await super().child(name)
         if isinstance(node, ArchiveDirectory) and await node.was_replaced():
             self.tree.forget(node)
             return (await self.children())[name]
+        if isinstance(node, VolumeDirectory | BrokenDisk | Note) and await self._disks_were_replaced():
+            for other in list((await self.children()).values()):
+                self.tree.forget(other)
+            self._values = {}
+            return await super().child(name)
         return node
 
-    def make(self, name: bytes, value: FileInfo | ArchiveFiles) -> Node:
+    async def _disks_were_replaced(self) -> bool:
+        """Whether the snapshot was made again since its disks were opened."""
+        try:
+            version = await self.tree.reader.version(self.info.snapshot, self.tree.refresh)
+        except PbsfsError as error:
+            log.debug("%s: %s", self, error)
+            return False
+        return version != self._disks_version
+
+    def make(self, name: bytes, value: FileInfo | ArchiveFiles | VolumeInfo | PbsfsError) -> Node:
         if isinstance(value, ArchiveFiles):
             return ArchiveDirectory(self, name, value)
+        if isinstance(value, PbsfsError):
+            return BrokenDisk(self, name, value)
+        if isinstance(value, VolumeInfo):
+            if value.problem is None:
+                assert self._disks is not None
+                return VolumeDirectory(self, name, value, self._disks, self._disks_version)
+            return Note(self, name, self.info.files[0], value)
         kind = BlobFile if value.archive.kind is ArchiveKind.BLOB else ImageFile
         return kind(self, name, value)
 
