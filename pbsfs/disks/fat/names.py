@@ -52,6 +52,13 @@ def _part(stored: bytes, small: int) -> bytes:
     return b"".join([letters[byte] for byte in stored])
 
 
+def short_label(stored: bytes) -> str:
+    """The label that 11 bytes in code page 437 say."""
+    if stored[:1] == b"\x05":
+        stored = b"\xe5" + stored[1:]
+    return stored.split(b"\0", 1)[0].decode("cp437").rstrip(" ")
+
+
 def short_checksum(stored: bytes) -> int:
     """What the parts of a long name say of the 11 bytes of the short one that they belong to."""
     total = 0
