@@ -16,6 +16,9 @@ from pbsfs.disks.btrfs.btrfs import Btrfs
 from pbsfs.disks.ext.reader import Ext
 from pbsfs.disks.fat.fat import Fat
 from pbsfs.disks.filesystem import FileSystem
+from pbsfs.disks.lvm.groups import groups
+from pbsfs.disks.lvm.label import PhysicalVolume, physical_volume
+from pbsfs.disks.lvm.volumes import aliases, logical_volumes
 from pbsfs.disks.signatures import Content
 from pbsfs.disks.volume import Volume, part_of
 from pbsfs.disks.xfs.reader import Xfs
@@ -127,7 +130,59 @@ def probe(disks: Sequence[tuple[str, Volume]]) -> list[Found]:
     for _name, disk in disks:
         disk.prefetch([(0, min(signatures.HEAD, disk.size))])
     found = [volume for name, disk in disks for volume in _volumes(name, disk)]
-    return [_told(volume) for volume in found]
+    plain = [volume for volume in found if volume.kind != "lvm" or volume.volume is None]
+    logical = list(
+        _logical([volume for volume in found if volume.kind == "lvm" and volume.volume is not None])
+    )
+    return _unique([_told(volume) for volume in plain + logical])
+
+
+def _logical(physical: Sequence[Found]) -> Iterator[Found]:
+    """What is in the logical volumes on physical ones; and why a physical one cannot be read."""
+    known: dict[str, tuple[Found, PhysicalVolume]] = {}
+    for one in physical:
+        assert one.volume is not None
+        try:
+            label = physical_volume(one.volume)
+        except DamageError as error:
+            yield replace(one, problem=f"{error}; {ELSEWHERE}")
+            continue
+        if label is None:
+            yield replace(one, problem=f"the LVM label is not valid; {ELSEWHERE}")
+        elif label.uuid in known:
+            first = known[label.uuid][0].name
+            yield replace(
+                one, problem=f"a second copy of the physical volume {first}, which is used; {ELSEWHERE}"
+            )
+        else:
+            known[label.uuid] = (one, label)
+    every, damaged = groups([label for _found, label in known.values()])
+    for label, damage in damaged:
+        yield replace(known[label.uuid][0], problem=f"{damage}; {ELSEWHERE}")
+    here = {uuid: label for uuid, (_found, label) in known.items()}
+    for group, alias in zip(every, aliases(every), strict=True):
+        for logical in logical_volumes(group, here, alias):
+            if logical.volume is None:
+                problem = logical.problem if logical.kind == "lvm" else f"{logical.problem}; {ELSEWHERE}"
+                yield Found(logical.name, logical.size, logical.kind, None, problem)
+                continue
+            for found in _volumes(logical.name, logical.volume):
+                nested = f"LVM on a logical volume is not supported; {ELSEWHERE}"
+                yield replace(found, problem=nested) if found.kind == "lvm" else found
+
+
+def _unique(found: list[Found]) -> list[Found]:
+    """With a number behind the names that occurred before."""
+    seen: set[str] = set()
+    done = []
+    for volume in found:
+        name, number = volume.name, 2
+        while name in seen:
+            name = f"{volume.name}-{number}"
+            number += 1
+        seen.add(name)
+        done.append(replace(volume, name=name))
+    return done
 
 
 def _volumes(name: str, disk: Volume) -> Iterator[Found]:

@@ -1,0 +1,1 @@
+"""LVM2: physical volumes, groups, and logical volumes, with thin pools."""
