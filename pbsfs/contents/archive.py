@@ -13,7 +13,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import Contents, Entry, Found, Piece, Stream
@@ -122,7 +121,7 @@ class Archive(Contents):
         if isinstance(goal, DamageError):
             raise damaged(position, f"a hard link's target cannot be read ({goal})")
         self._links.saw(position, goal.position)
-        return replace(goal, name=name)
+        return goal.but(name=name)
 
     def _one(self, position: int, parsed: Parsed, end: int, limit: int) -> Entry:
         if parsed.mode:
@@ -186,7 +185,7 @@ class Archive(Contents):
             if stat_bits.S_ISDIR(parsed.mode):
                 before = entry.end
                 if parsed.name in blocks:
-                    entry = replace(entry, hint=blocks[parsed.name])
+                    entry = entry.but(hint=blocks[parsed.name])
             last = position
             entries.append(entry)
         targets: list[int] = []
@@ -288,7 +287,7 @@ class Archive(Contents):
             if parsed.name == name:
                 entry = self._one(position, parsed, end, table.goodbye)
                 if entry.is_directory and self._hints is not None:
-                    entry = replace(entry, hint=self._hints.blocks(directory).get(name, 0))
+                    entry = entry.but(hint=self._hints.blocks(directory).get(name, 0))
                 return entry
         return None
 
@@ -322,7 +321,7 @@ class Archive(Contents):
                         exact = self._link(position, entry.name, goals[links[position]])
                     else:
                         exact = self._entry(position, parsed_or_error, entry.end, goodbye)
-                    done.append(replace(exact, hint=entry.hint) if exact.is_directory else exact)
+                    done.append(exact.but(hint=entry.hint) if exact.is_directory else exact)
                 except DamageError as error:
                     done.append(error)
         return done

@@ -11,7 +11,7 @@ import re
 import stat as stat_bits
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pbsfs.base.errors import DamageError
 
@@ -34,8 +34,7 @@ class Stream(Protocol):
         """Requests ranges, each of an offset and a size, side by side, ahead of `pread`. Raises nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A directory, file, link, device, FIFO or socket, as it is stored.
 
     `name`: empty for the root. `mode`: type and permissions, as st_mode. `mtime_ns`: nanoseconds since the
@@ -64,6 +63,10 @@ class Entry:
     end: int = 0
     hint: int = 0
     links: int = 1
+
+    def but(self, **changes: Any) -> Entry:
+        """The entry with other values of some fields."""
+        return self._replace(**changes)
 
     @property
     def is_directory(self) -> bool:

@@ -10,7 +10,6 @@ import abc
 import stat as stat_bits
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import Contents, Entry, Found
@@ -114,7 +113,7 @@ class FileSystem(Contents):
                 exact = self.inode(entry.inode)
                 if entry.mode and stat_bits.S_IFMT(entry.mode) != stat_bits.S_IFMT(exact.mode):
                     raise DamageError(f"inode {entry.inode} has another type than its name says")
-                done.append(self._placed(directory, replace(exact, name=entry.name)))
+                done.append(self._placed(directory, exact.but(name=entry.name)))
             except DamageError as error:
                 done.append(error)
         return done

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import stat as stat_bits
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import DECODED, Contents, Entry, Found, Piece
@@ -107,11 +107,11 @@ class Guest(Contents):
     def _wrapped(self, number: int, entry: Entry) -> Entry:
         mounted = self._mounts.get((number, entry.inode)) if entry.is_directory else None
         if mounted is not None:
-            return replace(mounted, name=entry.name)
-        return replace(entry, inode=entry.inode * MOST + number)
+            return mounted.but(name=entry.name)
+        return entry.but(inode=entry.inode * MOST + number)
 
     def _unwrapped(self, entry: Entry) -> tuple[int, Entry]:
-        return entry.inode % MOST, replace(entry, inode=entry.inode // MOST)
+        return entry.inode % MOST, entry.but(inode=entry.inode // MOST)
 
     def _at(self, number: int, steps: Sequence[bytes]) -> Entry | None:
         """What is at a path in one file system; links are not followed."""
@@ -134,7 +134,7 @@ class Guest(Contents):
                         text = self._read(number, fstab)
                         self._facts["root"] = part.name
                         self._mount(number, root, parse_fstab(text))
-                        return self._wrapped(number, replace(root, name=b""))
+                        return self._wrapped(number, root.but(name=b""))
                 except DamageError as error:
                     self._facts["problem"] = f"{part.name}: {error}"
         return None
@@ -177,7 +177,7 @@ class Guest(Contents):
             if goal is None or place is None or not goal.is_directory:
                 missing.append(f"{where} ({line.device})")
                 continue
-            shown = replace(goal, inode=goal.inode * MOST + found)
+            shown = goal.but(inode=goal.inode * MOST + found)
             self._mounts[place] = shown
             mounted.append(f"{where} ({self._parts[found].name})")
         if mounted:
@@ -230,7 +230,7 @@ class Guest(Contents):
                 continue
             try:
                 if b"C" not in self._drives and self._at(number, _WINDOWS) is not None:
-                    self._drives[b"C"] = self._wrapped(number, replace(self._system(number).root, name=b"C"))
+                    self._drives[b"C"] = self._wrapped(number, self._system(number).root.but(name=b"C"))
                 elif part.kind == "ntfs" or not self._is_efi(number):
                     others.append(number)
             except DamageError as error:
@@ -240,7 +240,7 @@ class Guest(Contents):
                 letter = next(letters, "")
                 if letter:
                     name = letter.encode()
-                    self._drives[name] = self._wrapped(number, replace(self._system(number).root, name=name))
+                    self._drives[name] = self._wrapped(number, self._system(number).root.but(name=name))
         else:
             self._facts["root"] = "none: no volume has /etc/fstab, or the directory Windows"
         for name, entry in self._drives.items():
@@ -271,7 +271,7 @@ class Guest(Contents):
             return list(entries)
         number, inner = self._unwrapped(directory)
         # What is mounted here is exact, and of another file system.
-        wanted = [replace(entry, inode=entry.inode // MOST) for entry in entries if not entry.exact]
+        wanted = [entry.but(inode=entry.inode // MOST) for entry in entries if not entry.exact]
         answers = iter(self._system(number).complete(inner, wanted))
         done: list[Entry | DamageError | None] = []
         for entry in entries:

@@ -41,6 +41,7 @@ _KINDS = {
     stat_bits.S_IFSOCK,
 }
 _BIG = 1 << 63
+_TARGET = Entry._fields.index("target")
 
 
 class WireError(Exception):
@@ -110,23 +111,11 @@ def raw(value: object) -> bytes:
 
 def entry_row(entry: Entry) -> list[object]:
     """An entry as JSON has it: its fields in order."""
-    return [
-        entry.name.decode("latin-1"),
-        entry.mode,
-        entry.uid,
-        entry.gid,
-        entry.mtime_ns,
-        entry.size,
-        entry.inode,
-        entry.rdev,
-        None if entry.target is None else entry.target.decode("latin-1"),
-        entry.has_xattrs,
-        entry.exact,
-        entry.position,
-        entry.end,
-        entry.hint,
-        entry.links,
-    ]
+    row: list[object] = list(entry)
+    row[0] = entry.name.decode("latin-1")
+    if entry.target is not None:
+        row[_TARGET] = entry.target.decode("latin-1")
+    return row
 
 
 def entry_of(row: Any, *, root: bool = False) -> Entry:
@@ -169,10 +158,10 @@ def entry_of(row: Any, *, root: bool = False) -> Entry:
 
 def trusted_entry(row: list[Any]) -> Entry:
     """The entry of a row that the parent sent."""
-    name, *fields = row
-    target = fields[7]
-    fields[7] = None if target is None else target.encode("latin-1")
-    return Entry(name.encode("latin-1"), *fields)
+    row[0] = row[0].encode("latin-1")
+    if row[_TARGET] is not None:
+        row[_TARGET] = row[_TARGET].encode("latin-1")
+    return Entry._make(row)
 
 
 def pieces_of(rows: Any, size: int, disks: Sequence[int]) -> list[Piece]:

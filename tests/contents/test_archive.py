@@ -6,7 +6,6 @@ import stat
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -526,15 +525,15 @@ def test_what_the_catalog_has_wrong_is_made_right() -> None:
     named = archive.children(archive.root, names_only=True).entries
     exact = archive.children(archive.root).entries
     done = archive.complete(archive.root, named)
-    assert [replace(entry, hint=0) for entry in done if isinstance(entry, Entry)] == [
-        replace(entry, hint=0) for entry in exact
+    assert [entry.but(hint=0) for entry in done if isinstance(entry, Entry)] == [
+        entry.but(hint=0) for entry in exact
     ]
 
 
 def test_a_name_that_the_catalog_alone_has_does_not_exist() -> None:
     archive = open_tree(directory(b"", file(b"a", b"1")), split=False, catalog=True)
     (named,) = archive.children(archive.root, names_only=True).entries
-    assert archive.complete(archive.root, [replace(named, name=b"b"), named]) == [
+    assert archive.complete(archive.root, [named.but(name=b"b"), named]) == [
         None,
         archive.child(archive.root, b"a"),
     ]
