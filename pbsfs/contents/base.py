@@ -111,9 +111,6 @@ class Contents(abc.ABC):
 
     root: Entry
 
-    is_near: bool = True
-    """Whether `data` takes less time than going to a thread, where what it reads is in memory."""
-
     @abc.abstractmethod
     def children(self, directory: Entry, *, names_only: bool = False) -> Found:
         """What `directory` holds, in the order in which it is stored.
@@ -154,6 +151,10 @@ class Contents(abc.ABC):
         Zeros that the stream itself stores as a hole are not set apart. `unconfirmed`: also where damage
         hides what confirms the place, for callers that put zeros in the place of damaged bytes.
         """
+
+    def is_near(self, file: Entry) -> bool:
+        """Whether `data` of `file` takes less time than going to a thread, if what it reads is in memory."""
+        return True
 
     def stored_at(self, file: Entry) -> Piece | None:
         """Where the bytes of an exact `file` are, if the entry tells that without reading; not checked."""

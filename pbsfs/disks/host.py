@@ -38,6 +38,12 @@ MOST_VOLUMES = 10_000
 COMMAND = (sys.executable, "-I", "-m", "pbsfs.disks.worker")
 """The process: isolated from the environment and the current directory."""
 
+MOST_NEAR = 1024
+"""Files whose order is known, so that their maps can be asked for together."""
+
+MAPS_AT_ONCE = 64
+"""Files whose maps are asked for together."""
+
 _NAME = 1 << 10
 
 
@@ -297,13 +303,14 @@ class Parser:
 class RemoteVolume(Contents):
     """A file system that a parser process reads."""
 
-    is_near = False
-
     def __init__(self, parser: Parser, info: VolumeInfo) -> None:
         """Opens it. Raises DamageError, KeyRequiredError, SourceError."""
         self.streams = parser.streams
         self.info = info
         self._parser = parser
+        self._maps: dict[Entry, list[Piece]] = {}  # those of files that are likely to be read next
+        self._near: list[Entry] = []  # files in the order in which their directory was listed
+        self._places: dict[Entry, int] = {}
         answer = self._ask("open")
         try:
             root, facts = answer
@@ -323,6 +330,7 @@ class RemoteVolume(Contents):
         try:
             rows, damage = answer
             entries = [wire.entry_of(row) for row in rows]
+            self._listed(entries)
         except (TypeError, ValueError, wire.WireError) as error:
             raise self._wrong(str(error)) from None
         return Found(entries, None if damage is None else DamageError(one_line(str(damage))))
@@ -349,7 +357,17 @@ class RemoteVolume(Contents):
             raise self._wrong(str(error)) from None
         if len(done) != len(entries):
             raise self._wrong("it answers for another number of entries")
+        self._listed(done)
         return done
+
+    def _listed(self, entries: Sequence[Entry | DamageError | None]) -> None:
+        """Takes note of files that come one after the other."""
+        files = [entry for entry in entries if isinstance(entry, Entry) and entry.exact and entry.is_file]
+        near = [*self._near, *files][-MOST_NEAR:]
+        self._near, self._places = near, {file: place for place, file in enumerate(near)}
+
+    def is_near(self, file: Entry) -> bool:
+        return file in self._maps
 
     def facts(self) -> dict[str, str]:
         return self._facts
@@ -362,11 +380,24 @@ class RemoteVolume(Contents):
         return True
 
     def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
-        rows = self._ask("data", wire.entry_row(file), unconfirmed)
+        known = self._maps.get(file)
+        if known is not None:
+            return known
+        near, place = self._near, self._places.get(file)
+        wanted = [file] if place is None else near[place : place + MAPS_AT_ONCE]
+        rows = self._ask("data", [wire.entry_row(one) for one in wanted], unconfirmed)
+        sizes = [stream.size for stream in self.streams]
+        maps: dict[Entry, list[Piece]] = {}
         try:
-            return wire.pieces_of(rows, file.size, [stream.size for stream in self.streams])
-        except wire.WireError as error:
+            for one, row in zip(wanted, rows, strict=True):
+                if row is not None:
+                    maps[one] = wire.pieces_of(row, one.size, sizes)
+        except (TypeError, ValueError, wire.WireError) as error:
             raise self._wrong(str(error)) from None
+        if file not in maps:
+            raise self._wrong("it has no map of a file")
+        self._maps = maps
+        return maps[file]
 
     def read(self, file: Entry, offset: int, size: int) -> bytes:
         data = self._ask("read", wire.entry_row(file), offset, size)

@@ -39,6 +39,9 @@ LARGE = 1 << 20
 GUEST = "guest"
 """The name and kind of the machine's own tree."""
 
+SMALL_MAP = 16
+"""Pieces of a map that is sent before it is wanted."""
+
 _CODECS = ("ascii", "utf-8", "utf-16-le", "utf-16-be", "latin-1", "cp437")
 
 
@@ -157,6 +160,8 @@ class Worker:
         system = self.contents(arguments[0])
         if method == "open":
             return [wire.entry_row(system.root), system.facts()]
+        if method == "data":
+            return self._maps(system, arguments[1], unconfirmed=arguments[2])
         entry = wire.trusted_entry(arguments[1])
         if method == "children":
             found = system.children(entry, names_only=arguments[2])
@@ -167,14 +172,28 @@ class Worker:
         if method == "complete":
             done = system.complete(entry, list(map(wire.trusted_entry, arguments[2])))
             return [str(one) if isinstance(one, DamageError) else one and wire.entry_row(one) for one in done]
-        if method == "data":
-            pieces = system.data(entry, unconfirmed=arguments[2])
-            return [[piece.stream, piece.offset, piece.length] for piece in pieces if piece.length]
         if method == "xattrs":
             return [[wire.text(name), wire.text(value)] for name, value in system.xattrs(entry).items()]
         if method == "read":
             return system.read(entry, arguments[2], arguments[3])
         raise ValueError(method)
+
+    @staticmethod
+    def _maps(system: Contents, rows: list[list[Any]], *, unconfirmed: bool) -> list[object]:
+        """The maps of files, the first of which is wanted now; None for others that are large or cannot be
+        read: they are asked for again when they are wanted."""
+        found: list[object] = []
+        for number, row in enumerate(rows):
+            try:
+                pieces = system.data(wire.trusted_entry(row), unconfirmed=unconfirmed)
+            except DamageError:
+                if not number:
+                    raise
+                found.append(None)
+                continue
+            small = not number or len(pieces) <= SMALL_MAP
+            found.append([[p.stream, p.offset, p.length] for p in pieces if p.length] if small else None)
+        return found
 
     def run(self) -> None:
         """Answers until there is nobody to ask."""

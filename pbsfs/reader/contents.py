@@ -74,7 +74,7 @@ class OpenContents:
         # Where damaged data is to read as zeros, damage of what stands before a file's bytes costs no more.
         unconfirmed = any(image.shows_zeros for image in self.images)
         data = functools.partial(self.contents.data, entry, unconfirmed=unconfirmed)
-        pieces = await (self._bridge.run_short if self.contents.is_near else self._bridge.run)(data)
+        pieces = await (self._bridge.run_short if self.contents.is_near(entry) else self._bridge.run)(data)
         is_small = entry.size <= SMALL_FILE
         handles = self._handles if is_small else [image.handle() for image in self.images]
 
@@ -82,7 +82,7 @@ class OpenContents:
             return await self.run(functools.partial(self.contents.read, entry, offset, size))
 
         handle = PiecesHandle(pieces, handles, own=not is_small, decode=decode)
-        if not self.contents.is_near and entry.size >= LEAST_HOLE:
+        if entry.size >= LEAST_HOLE and self.contents.stored_at(entry) is None:
             self._keep_data_size(entry, _data_in(handle.extents(0, entry.size)))
         return handle
 
@@ -99,7 +99,7 @@ class OpenContents:
         if known is None:
             piece = self.contents.stored_at(entry)
             if piece is None or piece.stream is None:
-                return entry.size, not self.contents.is_near
+                return entry.size, True
             known = _data_in(self.images[piece.stream].extents(piece.offset, piece.length))
             known = self._keep_data_size(entry, known)
         return known, False
