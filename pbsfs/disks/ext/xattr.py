@@ -94,7 +94,9 @@ def _shown(inode: Inode, data: bytes, start: int, value_of: ValueOf) -> dict[byt
             continue
         total += size
         if total > MOST_VALUES:
-            raise DamageError(f"inode {inode.number}: its extended attributes are larger than {MOST_VALUES}")
+            raise DamageError(
+                f"inode {inode.number}: its extended attributes have more than {MOST_VALUES} bytes"
+            )
         value = value_of(value_inode, size) if value_inode else data[offset : offset + size]
         if prefix in {2, 3}:
             value = _acl(inode, value)
