@@ -14,11 +14,13 @@ from pbsfs.base.errors import DamageError, UnsupportedError
 from pbsfs.disks import signatures, tables
 from pbsfs.disks.btrfs.btrfs import Btrfs
 from pbsfs.disks.ext.reader import Ext
+from pbsfs.disks.fat.exfat import ExFat
 from pbsfs.disks.fat.fat import Fat
 from pbsfs.disks.filesystem import FileSystem
-from pbsfs.disks.lvm.groups import groups
+from pbsfs.disks.lvm.groups import groups, is_name
 from pbsfs.disks.lvm.label import PhysicalVolume, physical_volume
 from pbsfs.disks.lvm.volumes import aliases, logical_volumes
+from pbsfs.disks.md import Member, array, member
 from pbsfs.disks.signatures import Content
 from pbsfs.disks.volume import Volume, part_of
 from pbsfs.disks.xfs.reader import Xfs
@@ -30,6 +32,7 @@ OPENERS: Mapping[str, Opener] = MappingProxyType(
     {
         **{kind: lambda volume, _others: Ext(volume) for kind in ("ext2", "ext3", "ext4")},
         "btrfs": Btrfs,
+        "exfat": lambda volume, _others: ExFat(volume),
         "vfat": lambda volume, _others: Fat(volume),
         "xfs": lambda volume, _others: Xfs(volume),
     }
@@ -130,11 +133,57 @@ def probe(disks: Sequence[tuple[str, Volume]]) -> list[Found]:
     for _name, disk in disks:
         disk.prefetch([(0, min(signatures.HEAD, disk.size))])
     found = [volume for name, disk in disks for volume in _volumes(name, disk)]
-    plain = [volume for volume in found if volume.kind != "lvm" or volume.volume is None]
-    logical = list(
-        _logical([volume for volume in found if volume.kind == "lvm" and volume.volume is not None])
-    )
-    return _unique([_told(volume) for volume in plain + logical])
+    members, found = _parted(found, "md")
+    physical, found = _parted([*found, *_arrays(members)], "lvm")
+    members, found = _parted([*found, *_logical(physical)], "md")
+    nested = [replace(one, problem=f"md on another volume is not supported; {ELSEWHERE}") for one in members]
+    return _unique([_told(volume) for volume in _joined(found + nested)])
+
+
+def _joined(found: list[Found]) -> list[Found]:
+    """With each btrfs that lies on several volumes once, where the first of them is."""
+    together: dict[bytes, list[Found]] = {}
+    for volume in found:
+        if volume.kind == "btrfs" and volume.volume is not None:
+            identity = signatures.btrfs_on_several(volume.volume)
+            if identity is not None:
+                together.setdefault(identity, []).append(volume)
+    firsts: dict[str, tuple[Volume, ...]] = {}
+    rest: set[str] = set()
+    for first, *others in together.values():
+        firsts[first.name] = tuple(one.volume for one in others if one.volume is not None)
+        rest.update(one.name for one in others)
+    return [replace(one, others=firsts.get(one.name, ())) for one in found if one.name not in rest]
+
+
+def _parted(found: list[Found], kind: str) -> tuple[list[Found], list[Found]]:
+    """Those of a kind that have no problem, and the others."""
+    chosen = [volume for volume in found if volume.kind == kind and volume.problem is None]
+    return chosen, [volume for volume in found if volume.kind != kind or volume.problem is not None]
+
+
+def _arrays(members: Sequence[Found]) -> Iterator[Found]:
+    """What is on the md arrays of `members`."""
+    known: dict[bytes, list[Member]] = {}
+    for one in members:
+        assert one.volume is not None
+        part = member(one.volume, None)
+        assert part is not None
+        known.setdefault(part.array, []).append(part)
+    for parts in known.values():
+        label = parts[0].name
+        name = (
+            f"md{label}" if label.isascii() and label.isdigit() else f"md-{label}" if is_name(label) else "md"
+        )
+        size = max(part.used for part in parts)
+        try:
+            volume = array(parts)
+        except UnsupportedError as error:
+            yield Found(name, size, "md", None, f"{error}; {ELSEWHERE}")
+        except DamageError as error:
+            yield Found(name, size, "md", None, str(error))
+        else:
+            yield from _volumes(name, volume)
 
 
 def _logical(physical: Sequence[Found]) -> Iterator[Found]:
@@ -194,7 +243,7 @@ def _volumes(name: str, disk: Volume) -> Iterator[Found]:
         yield Found(name, disk.size, "unknown", disk, f"{error}; {ELSEWHERE}")
         return
     if table is None:
-        found = _content(Found(name, disk.size, "", disk), whole, "")
+        found = _whole(Found(name, disk.size, "unknown", disk), whole)
         if found is not None:
             yield found
         return
@@ -233,6 +282,13 @@ def _is_formatted(disk: Volume, partition: tables.Partition) -> bool:
         return False
 
 
+def _whole(found: Found, content: Content | None) -> Found | None:
+    try:
+        return _content(found, content, "")
+    except DamageError as error:
+        return replace(found, problem=f"{error}; {ELSEWHERE}")
+
+
 def _partition(name: str, disk: Volume, partition: tables.Partition) -> Found | None:
     found = Found(f"{name}-p{partition.number}", partition.size, "unknown", None, None, partition.uuid)
     if partition.problem is not None:
@@ -248,8 +304,12 @@ def _partition(name: str, disk: Volume, partition: tables.Partition) -> Found | 
 def _content(found: Found, content: Content | None, partition_type: str) -> Found | None:
     """`found` with the kind of its content; None where it is left out. Raises DamageError."""
     assert found.volume is not None
+    if content is not None and content.kind == "swap":
+        return None
+    if member(found.volume, content.end if content is not None else None) is not None:
+        return replace(found, kind="md")
     if content is not None:
-        return None if content.kind == "swap" else replace(found, kind=content.kind)
+        return replace(found, kind=content.kind)
     kind = _TYPES.get(partition_type)
     if kind is None and (partition_type in _LEFT_OUT or signatures.is_blank(found.volume)):
         return None

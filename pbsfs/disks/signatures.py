@@ -41,6 +41,14 @@ def is_blank(volume: Volume) -> bool:
     return not any(volume.read(0, min(HEAD, volume.size)))
 
 
+def btrfs_on_several(volume: Volume) -> bytes | None:
+    """The identity of a btrfs that lies on several devices, of which `volume` is one; None of others."""
+    if volume.size < 69632:
+        return None
+    head = volume.read(65536, 4096)
+    return head[32:48] if _U64.unpack_from(head, 136)[0] > 1 else None
+
+
 _MAGICS: tuple[tuple[str, int, bytes], ...] = (
     ("luks", 0, b"LUKS\xba\xbe"),
     ("bitlocker", 3, b"-FVE-FS-"),
@@ -80,15 +88,14 @@ _MAGICS: tuple[tuple[str, int, bytes], ...] = (
 def _lvm(head: bytes) -> Content | None:
     for sector in range(0, 2048, 512):
         if head.startswith(b"LABELONE", sector) and head.startswith(b"LVM2 001", sector + 24):
-            return Content("lvm")
+            return Content("lvm", _label_size(head[sector : sector + 512]))
     return None
 
 
-def _md(head: bytes) -> Content | None:
-    """Of the superblocks at the start, 1.1 and 1.2; `md` finds those at the end."""
-    if any(head.startswith(b"\xfc\x4e\x2b\xa9\x01\0\0\0", at) for at in (0, 4096)):
-        return Content("md")
-    return None
+def _label_size(sector: bytes) -> int | None:
+    """The size of a physical volume, which its label tells."""
+    at = _U32.unpack_from(sector, 20)[0] + 32 if len(sector) == 512 else 512
+    return _U64.unpack_from(sector, at)[0] if at <= 504 else None
 
 
 def _boot_sector(head: bytes) -> Content | None:
@@ -152,4 +159,4 @@ def _zfs(head: bytes) -> Content | None:
     return Content("zfs") if found >= 2 else None
 
 
-_LOOKS: tuple[Callable[[bytes], Content | None], ...] = (_md, _lvm, _boot_sector, _xfs, _ext, _btrfs, _zfs)
+_LOOKS: tuple[Callable[[bytes], Content | None], ...] = (_lvm, _boot_sector, _xfs, _ext, _btrfs, _zfs)
