@@ -21,6 +21,7 @@ from pbsfs.disks.lvm.groups import groups, is_name
 from pbsfs.disks.lvm.label import PhysicalVolume, physical_volume
 from pbsfs.disks.lvm.volumes import aliases, logical_volumes
 from pbsfs.disks.md import Member, array, member
+from pbsfs.disks.ntfs.ntfs import Ntfs
 from pbsfs.disks.signatures import Content
 from pbsfs.disks.volume import Volume, part_of
 from pbsfs.disks.xfs.reader import Xfs
@@ -33,6 +34,7 @@ OPENERS: Mapping[str, Opener] = MappingProxyType(
         **{kind: lambda volume, _others: Ext(volume) for kind in ("ext2", "ext3", "ext4")},
         "btrfs": Btrfs,
         "exfat": lambda volume, _others: ExFat(volume),
+        "ntfs": lambda volume, _others: Ntfs(volume),
         "vfat": lambda volume, _others: Fat(volume),
         "xfs": lambda volume, _others: Xfs(volume),
     }
