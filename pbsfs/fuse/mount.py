@@ -111,7 +111,7 @@ async def _open_and_serve(
         await source.namespaces(options.namespace)  # else the mount would show errors only
         tree = Tree(reader, options.namespace, refresh=options.refresh, files=options.files)
         operations = Operations(tree, options.ownership, options.attributes)
-        pbsfs.fuse.shim.install(operations.seek)
+        pbsfs.fuse.shim.install(operations)
         with _mounted(operations, options, str(source)):
             try:
                 await _serve_until_stopped(operations, options.mountpoint, ready)

@@ -1,7 +1,8 @@
 """What the kernel asks of the file system, answered from the tree.
 
-pyfuse3 calls the handlers in the trio loop, each in a task of its own; a cached read is answered without
-leaving the loop. `answers` wraps every handler and turns errors into errnos.
+pyfuse3 calls the handlers in the trio loop, each in a task. Before that, the shim asks `lacks_xattr` and the
+methods called `…_at_once`, in the same thread, which answer what needs no waiting. `answers` wraps every
+handler and turns errors into errnos.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pbsfs.fuse.space import Space
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.decode import SMALL
 from pbsfs.reader.image import Image
+from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.runtime.report import HOUR, Reporter
 from pbsfs.tree import (
     BlobFile,
@@ -204,17 +206,15 @@ class Operations(pyfuse3.Operations):
     @answers
     @waits
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        if _writes(flags):
             raise pyfuse3.FUSEError(errno.EROFS)
         known = self.inodes[inode]
         node = known.node
         opened: OpenFile
         if isinstance(node, ContentsFile):
             # What an archive holds never changes, and its entries have numbers of their own.
-            file = await node.open()
-            known.size = file.size
-            handle = self._new_handle(self._files, OpenContentsFile(file, inode))
-            return pyfuse3.FileInfo(fh=handle, keep_cache=self._tree.reader.zeroed is None)
+            fh, keep_cache = self._opened(known, inode, await node.open())
+            return pyfuse3.FileInfo(fh=fh, keep_cache=keep_cache)
         if isinstance(node, ImageFile):
             image = await node.open()
             opened, size, identity = OpenImage(image, inode), image.size, image.index.csum
@@ -235,19 +235,29 @@ class Operations(pyfuse3.Operations):
         # Zeros instead of damaged data must not outlive the repair.
         return pyfuse3.FileInfo(fh=fh, keep_cache=unchanged and self._tree.reader.zeroed is None)
 
-    async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer does
-        # The fast path has no wrapper: that is half the cost of a small cached read.
-        try:
-            data = self._files[fh].read_cached(off, size)
-            if data is not None:
-                return data
-        except Exception:  # noqa: S110 - the wrapped read below meets the same error and reports it
-            pass
-        return await self._read_missing(fh, off, size)
+    def open_at_once(self, inode: int, flags: int) -> tuple[int, bool] | None:
+        """A handle for a file of an archive that is found without waiting, and whether the kernel may keep
+        its pages. Raises like `open`."""
+        known = self.inodes[inode]
+        if _writes(flags) or not isinstance(known.node, ContentsFile):
+            return None
+        file = known.node.open_cached()
+        return None if file is None else self._opened(known, inode, file)
+
+    def _opened(self, known: Inode, inode: int, file: PiecesHandle) -> tuple[int, bool]:
+        """The handle of an open file of an archive, and whether the kernel may keep its pages."""
+        known.size = file.size
+        handle = self._new_handle(self._files, OpenContentsFile(file, inode))
+        return handle, self._tree.reader.zeroed is None
+
+    def read_at_once(self, fh: int, offset: int, size: int) -> Buffer | None:
+        """The bytes, where all of them are in memory. Raises like `read`."""
+        return self._files[fh].read_cached(offset, size)
 
     @answers
     @waits
-    async def _read_missing(self, fh: int, off: int, size: int) -> Buffer:
+    async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer does
+        """For what `read_at_once` has no answer to."""
         try:
             return await self._files[fh].read(off, size)
         except NotFoundError as error:
@@ -256,6 +266,9 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def release(self, fh: int) -> None:
+        self.release_at_once(fh)
+
+    def release_at_once(self, fh: int) -> None:
         self._files.pop(fh).close()
         if (inode := self._inode_of.pop(fh, None)) is not None:
             inode.readers -= 1
@@ -304,6 +317,15 @@ class Operations(pyfuse3.Operations):
             return value
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
+    def lacks_xattr(self, inode: int, name: bytes) -> bool:
+        """Whether it is known that there is none of that name: programs ask each entry for an ACL."""
+        node = self.inodes[inode].node
+        return (
+            isinstance(node, ContentsNode)
+            and node.known_to_have_no_xattrs
+            and os.fsdecode(name) not in self._own_attributes
+        )
+
     @answers
     @waits
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
@@ -330,6 +352,10 @@ class Operations(pyfuse3.Operations):
 
     setattr = mknod = mkdir = unlink = rmdir = symlink = rename = link = create = write = _refuse
     setxattr = removexattr = _refuse
+
+
+def _writes(flags: int) -> bool:
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
 
 
 async def _digest(data: bytes) -> bytes:

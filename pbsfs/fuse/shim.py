@@ -1,4 +1,4 @@
-"""What pyfuse3 has no handlers for: SEEK_DATA and SEEK_HOLE, and interrupted requests.
+"""What pyfuse3 lacks: SEEK_DATA and SEEK_HOLE, interrupted requests, and answers without a task.
 
 The extension `_shim` (see `shim_build.py`) defines functions of libfuse that pyfuse3 calls. The
 dynamic linker lets the extension's definitions win if the extension is loaded into the global scope
@@ -6,7 +6,7 @@ before pyfuse3 is. So the rule for importers: **import this module before pyfuse
 `ImportError` if pyfuse3 is already loaded, because seeking would then silently find no holes, and waiting
 programs could not be killed.
 
-Only `pbsfs.fuse` uses it. The handler is one per process, like pyfuse3's own session.
+Only `pbsfs.fuse` uses it. The handlers are one object per process, like pyfuse3's own session.
 """
 
 import errno
@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
+from typing import Any, Protocol
 
 if "pyfuse3" in sys.modules:
     raise ImportError(
@@ -29,7 +30,7 @@ try:
 finally:
     sys.setdlopenflags(_flags)
 
-__all__ = ["Request", "check_libfuse", "install", "last_request", "session_fd"]
+__all__ = ["AtOnce", "Request", "check_libfuse", "install", "last_request", "session_fd"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _MAX_OFFSET = 2**63 - 1
 
 _REINSTALL = "build pyfuse3 on this system: pip install --force-reinstall --no-binary pyfuse3 pyfuse3"
 
-_handler: Callable[[int, int, int, int], int] | None = None
+_handlers: "AtOnce | None" = None
 _waiting: dict[int, Callable[[], None]] = {}
 
 # Signals that end a program. Others (a child's end, a changed window) interrupt the wait too, but most
@@ -47,19 +48,37 @@ _waiting: dict[int, Callable[[], None]] = {}
 _ENDING = sum(1 << (number - 1) for number in (SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGTERM))
 
 
-def install(handler: Callable[[int, int, int, int], int]) -> None:
-    """Let `handler(inode, offset, whence, fh)` answer seeks on mounts that are made from now on.
+class AtOnce(Protocol):
+    """Handlers that answer from what is in memory.
 
-    Call it before `pyfuse3.init`. The handler returns an offset, or raises `OSError` with the errno
-    for the caller (`ENXIO` beyond the end); any other exception is logged, and the caller gets `EIO`.
-    `whence` is `os.SEEK_DATA` or `os.SEEK_HOLE`: the kernel handles the others.
-
-    The handler runs in the thread and in the task that read the request from the kernel, with the
-    session's other requests waiting: it must neither block nor await, so what it answers from has
-    to be in memory since the file was opened.
+    They run in the thread and in the task that read the request from the kernel, with the session's other
+    requests waiting: they must neither block nor await, nor do work that grows with its input. But for
+    `seek`, where one can't answer, or raises, pyfuse3's handler of the same operation gets the request: so it
+    must not have changed anything, and need not report the error.
     """
-    global _handler  # noqa: PLW0603 - the extension calls one function, bound when it was loaded
-    _handler = handler
+
+    def seek(self, inode: int, offset: int, whence: int, fh: int) -> int:
+        """An offset. Raises `OSError` with the errno for the caller (`ENXIO` beyond the end); any other
+        exception is logged, and the caller gets `EIO`. `whence` is `os.SEEK_DATA` or `os.SEEK_HOLE`: the
+        kernel handles the others."""
+
+    def open_at_once(self, inode: int, flags: int) -> tuple[int, bool] | None:
+        """A new handle, and whether the kernel may keep the pages that it has of the file."""
+
+    def read_at_once(self, fh: int, offset: int, size: int) -> bytes | memoryview | None:
+        """The bytes, at most `size`."""
+
+    def release_at_once(self, fh: int) -> None:
+        """Closes the handle."""
+
+    def lacks_xattr(self, inode: int, name: bytes) -> bool:
+        """Whether it is known that there is no extended attribute of that name."""
+
+
+def install(handlers: AtOnce) -> None:
+    """Let `handlers` answer on mounts that are made from now on. Call it before `pyfuse3.init`."""
+    global _handlers  # noqa: PLW0603 - the extension calls functions that were bound when it was loaded
+    _handlers = handlers
     lib.pbsfs_shim_enable()
 
 
@@ -67,8 +86,8 @@ def install(handler: Callable[[int, int, int, int], int]) -> None:
 def _answer(inode: int, offset: int, whence: int, fh: int) -> int:
     """What C calls: the offset, or the negative errno. Nothing may be raised from here."""
     try:
-        assert _handler is not None, "called before install()"
-        found = _handler(inode, offset, whence, fh)
+        assert _handlers is not None, "called before install()"
+        found = _handlers.seek(inode, offset, whence, fh)
         if not 0 <= found <= _MAX_OFFSET:
             raise ValueError(f"the handler answered {found}")
     except OSError as error:
@@ -80,6 +99,51 @@ def _answer(inode: int, offset: int, whence: int, fh: int) -> int:
         logger.exception("seek in inode %d failed", inode)
         return -errno.EIO
     return found
+
+
+# What C calls first. An exception is not reported here: pyfuse3's handler meets the same error.
+
+
+@ffi.def_extern(name="pbsfs_open", error=-1)
+def _open(inode: int, flags: int, fh: Any) -> int:
+    try:
+        answer = _handlers.open_at_once(inode, flags)  # type: ignore[union-attr]
+    except Exception:
+        return -1
+    if answer is None:
+        return -1
+    fh[0], keep_cache = answer
+    return keep_cache
+
+
+@ffi.def_extern(name="pbsfs_read", error=0)
+def _read(request: int, fh: int, offset: int, size: int) -> int:
+    try:
+        data = _handlers.read_at_once(fh, offset, size)  # type: ignore[union-attr]
+        if data is None:
+            return 0
+        view = ffi.from_buffer(data)
+    except Exception:
+        return 0
+    lib.pbsfs_reply(request, view, len(view))  # fails only if the mount has ended: then nobody waits
+    return 1
+
+
+@ffi.def_extern(name="pbsfs_release", error=0)
+def _release(fh: int) -> int:
+    try:
+        _handlers.release_at_once(fh)  # type: ignore[union-attr]
+    except Exception:
+        return 0
+    return 1
+
+
+@ffi.def_extern(name="pbsfs_lacks_xattr", error=0)
+def _lacks_xattr(inode: int, name: Any) -> int:
+    try:
+        return _handlers.lacks_xattr(inode, ffi.string(name))  # type: ignore[union-attr]
+    except Exception:
+        return 0
 
 
 class Request:

@@ -1,4 +1,4 @@
-"""Builds `pbsfs.fuse._shim`, which gives pyfuse3 what it lacks: seeks, interrupted requests, free replies.
+"""Builds `pbsfs.fuse._shim`, which gives pyfuse3 what it lacks: seeks, interrupts, replies without waiting.
 
 Why: pyfuse3 fills libfuse's table of operations itself. It leaves `lseek` empty, so the kernel takes
 every file for one run of data; and it never asks libfuse to report interrupts, so a program that is
@@ -6,8 +6,10 @@ killed while it waits for an answer can't end before that answer. The extension 
 that pyfuse3 calls to hand the table over, makes a copy of it with `lseek` added and with the operations
 that may take long wrapped, and passes the copy on to libfuse. And pyfuse3 keeps Python's lock (GIL) while the
 kernel copies what was read: 0.3 ms for 1 MiB, in which nothing is received and no decoding starts or ends.
-The extension defines that function too, and releases the lock for that time. `pbsfs.fuse.shim`, the only
-caller, describes how the dynamic linker makes pyfuse3 use these definitions.
+The extension defines that function too, and releases the lock for that time. And pyfuse3 answers each request
+in a task, which costs more than most answers: the extension answers what needs no waiting before pyfuse3
+sees it, and takes the next request that comes soon. `pbsfs.fuse.shim`, the only caller, describes how the
+dynamic linker makes pyfuse3 use these definitions.
 
 setuptools runs this file on its own (`cffi_modules` in setup.py), so it imports nothing from pbsfs.
 """
@@ -17,6 +19,11 @@ from cffi import FFI
 CDEF = """
 extern "Python" int64_t pbsfs_lseek(uint64_t inode, int64_t offset, int whence, uint64_t fh);
 extern "Python" void pbsfs_interrupted(uint64_t request);
+extern "Python" int pbsfs_open(uint64_t inode, int flags, uint64_t *fh);
+extern "Python" int pbsfs_read(uint64_t request, uint64_t fh, int64_t offset, uint64_t size);
+extern "Python" int pbsfs_release(uint64_t fh);
+extern "Python" int pbsfs_lacks_xattr(uint64_t inode, const char *name);
+int pbsfs_reply(uint64_t request, const char *data, size_t size);
 void pbsfs_shim_enable(void);
 uint64_t pbsfs_request(void);
 int pbsfs_is_interrupted(uint64_t request);
@@ -28,10 +35,13 @@ SOURCE = r"""
 #define FUSE_USE_VERSION 32  /* the level pyfuse3 asks for; no level changes the table of operations */
 
 #include <dlfcn.h>
+#include <errno.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <fuse_lowlevel.h>
 
@@ -51,8 +61,11 @@ struct fuse_session *pbsfs_session_new_versioned(struct fuse_args *args,
     REPLACES("fuse_session_new_versioned");
 
 int pbsfs_reply_buf(fuse_req_t req, const char *data, size_t size) REPLACES("fuse_reply_buf");
+void pbsfs_process_buf(struct fuse_session *session, const struct fuse_buf *buf)
+    REPLACES("fuse_session_process_buf");
 
 typedef int reply_buf_fn(fuse_req_t, const char *, size_t);
+typedef void process_buf_fn(struct fuse_session *, const struct fuse_buf *);
 typedef struct fuse_session *new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
                                     void *);
 typedef struct fuse_session *new_versioned_fn(struct fuse_args *, const struct fuse_lowlevel_ops *,
@@ -64,11 +77,30 @@ static int64_t pbsfs_lseek(uint64_t inode, int64_t offset, int whence, uint64_t 
 /* Written in Python: learns that the program may not wait for this request any more. */
 static void pbsfs_interrupted(uint64_t request);
 
+/*
+ * Written in Python: answers without waiting, each in the thread that pyfuse3 handles requests in. Where one
+ * can't answer, it changes nothing, and pyfuse3 gets the request.
+ *
+ * open: whether the kernel may keep the pages that it has, and the handle in *fh; -1 without an answer.
+ * read: whether it replied, by pbsfs_reply. release: whether the handle is closed.
+ * lacks_xattr: whether the inode is known not to have the attribute.
+ */
+static int pbsfs_open(uint64_t inode, int flags, uint64_t *fh);
+static int pbsfs_read(uint64_t request, uint64_t fh, int64_t offset, uint64_t size);
+static int pbsfs_release(uint64_t fh);
+static int pbsfs_lacks_xattr(uint64_t inode, const char *name);
+
 static int enabled;
 
 /* pyfuse3's own operations, and the request that one of them got last. */
 static struct fuse_lowlevel_ops wrapped;
 static uint64_t last_request;
+
+/* Smaller replies take less time than releasing the lock and getting it back. */
+#define LARGE_REPLY (16 << 10)
+
+/* Whether the request that is being processed was answered at once, in little time. */
+static int answered;
 
 static void pbsfs_shim_enable(void)
 {
@@ -129,8 +161,25 @@ static void readlink_op(fuse_req_t req, fuse_ino_t inode)
     wrapped.readlink(req, inode);
 }
 
+/* 0, or a negative errno. cffi calls it without Python's lock. */
+static int pbsfs_reply(uint64_t request, const char *data, size_t size)
+{
+    return pbsfs_reply_buf((fuse_req_t)(uintptr_t)request, data, size);
+}
+
 static void open_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
 {
+    uint64_t fh;
+    int keep_cache = pbsfs_open(inode, fi->flags, &fh);
+
+    if (keep_cache >= 0) {
+        answered = 1;
+        fi->fh = fh;
+        fi->keep_cache = keep_cache != 0;
+        if (fuse_reply_open(req, fi) != 0)
+            (void)pbsfs_release(fh);  /* nobody got the handle */
+        return;
+    }
     begin(req);
     wrapped.open(req, inode, fi);
 }
@@ -138,8 +187,22 @@ static void open_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
 static void read_op(fuse_req_t req, fuse_ino_t inode, size_t size, off_t offset,
                     struct fuse_file_info *fi)
 {
+    if (pbsfs_read((uint64_t)(uintptr_t)req, fi->fh, offset, size)) {
+        answered = size < LARGE_REPLY;
+        return;
+    }
     begin(req);
     wrapped.read(req, inode, size, offset, fi);
+}
+
+static void release_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
+{
+    if (!pbsfs_release(fi->fh)) {
+        wrapped.release(req, inode, fi);
+        return;
+    }
+    answered = 1;
+    (void)fuse_reply_err(req, 0);
 }
 
 static void opendir_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
@@ -157,6 +220,11 @@ static void readdirplus_op(fuse_req_t req, fuse_ino_t inode, size_t size, off_t 
 
 static void getxattr_op(fuse_req_t req, fuse_ino_t inode, const char *name, size_t size)
 {
+    if (pbsfs_lacks_xattr(inode, name)) {
+        answered = 1;
+        (void)fuse_reply_err(req, ENODATA);
+        return;
+    }
     begin(req);
     wrapped.getxattr(req, inode, name, size);
 }
@@ -207,6 +275,7 @@ static struct fuse_lowlevel_ops *completed(const struct fuse_lowlevel_ops *op, s
     WRAP(readlink);
     WRAP(open);
     WRAP(read);
+    WRAP(release);
     WRAP(opendir);
     WRAP(readdirplus);
     WRAP(getxattr);
@@ -246,9 +315,6 @@ struct fuse_session *pbsfs_session_new(struct fuse_args *args, const struct fuse
     return session;
 }
 
-/* Smaller replies take less time than releasing the lock and getting it back. */
-#define LARGE_REPLY (16 << 10)
-
 extern int PyGILState_Check(void);
 
 int pbsfs_reply_buf(fuse_req_t req, const char *data, size_t size)
@@ -268,6 +334,56 @@ int pbsfs_reply_buf(fuse_req_t req, const char *data, size_t size)
     result = next(req, data, size);
     PyEval_RestoreThread(held);
     return result;
+}
+
+/*
+ * Before each request, pyfuse3 gives the trio loop two turns, which take longer than most answers. So after
+ * an answer that took no waiting, the next request is taken here if it comes within SOON, but the loop's
+ * other tasks wait no longer than ONE_TURN for that. In nanoseconds.
+ */
+#define SOON 50000
+#define ONE_TURN 1000000
+
+static int64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* Whether a request is there, or comes soon. Releases Python's lock while it waits. */
+static int is_readable(int fd)
+{
+    struct pollfd wanted = {.fd = fd, .events = POLLIN};
+    const struct timespec soon = {0, SOON};
+    PyThreadState *held;
+    int found;
+
+    if (poll(&wanted, 1, 0) == 1)
+        return wanted.revents == POLLIN;
+    held = PyEval_SaveThread();
+    found = ppoll(&wanted, 1, &soon, NULL);
+    PyEval_RestoreThread(held);
+    return found == 1 && wanted.revents == POLLIN;
+}
+
+void pbsfs_process_buf(struct fuse_session *session, const struct fuse_buf *buf)
+{
+    static process_buf_fn *next;
+    int64_t end = now() + ONE_TURN;
+
+    if (next == NULL) {
+        next = (process_buf_fn *)next_symbol("fuse_session_process_buf");
+        if (next == NULL)
+            abort();  /* pyfuse3 could not have been loaded */
+    }
+    /* Errors of the connection are left to pyfuse3, which meets them when it asks for the next request. */
+    do {
+        answered = 0;
+        next(session, buf);
+    } while (answered && now() < end && is_readable(fuse_session_fd(session))
+             && fuse_session_receive_buf(session, (struct fuse_buf *)buf) > 0);  /* it is pyfuse3's own */
 }
 
 /* What the header of libfuse 3.17 and later calls under the name fuse_session_new. */

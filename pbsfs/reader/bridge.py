@@ -57,14 +57,19 @@ class Bridge:
 
     async def run_short(self, work: Callable[[], R]) -> R:
         """The same for work that takes less time than going to a thread, where what it reads is cached."""
+        result = self.run_cached(work)
+        return await self.run(work) if result is None else result
+
+    def run_cached(self, work: Callable[[], R]) -> R | None:
+        """The result of such work, which is not None; None where what it reads is not cached. Call from the
+        trio loop."""
         _here.inline = True
         try:
             return work()
         except _NotCachedError:
-            pass
+            return None
         finally:
             _here.inline = False
-        return await self.run(work)
 
 
 class ImageStream:

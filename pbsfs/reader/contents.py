@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.archive import Archive
-from pbsfs.contents.base import Contents, Entry, Found
+from pbsfs.contents.base import Contents, Entry, Found, Piece
 from pbsfs.reader.bridge import Bridge, ImageStream
 from pbsfs.reader.image import Extent, Image
 from pbsfs.reader.pieces import PiecesHandle
@@ -71,10 +71,23 @@ class OpenContents:
 
     async def file(self, entry: Entry) -> PiecesHandle:
         """A reader of its own for a file. Raises DamageError, KeyRequiredError, SourceError."""
+        run = self._bridge.run_short if self.contents.is_near(entry) else self._bridge.run
+        return self._reader(entry, await run(self._finding(entry)))
+
+    def cached_file(self, entry: Entry) -> PiecesHandle | None:
+        """The same; None where the place of its bytes is not known without waiting. Call from the trio loop.
+
+        Raises DamageError.
+        """
+        pieces = self._bridge.run_cached(self._finding(entry)) if self.contents.is_near(entry) else None
+        return None if pieces is None else self._reader(entry, pieces)
+
+    def _finding(self, entry: Entry) -> Callable[[], Sequence[Piece]]:
         # Where damaged data is to read as zeros, damage of what stands before a file's bytes costs no more.
         unconfirmed = any(image.shows_zeros for image in self.images)
-        data = functools.partial(self.contents.data, entry, unconfirmed=unconfirmed)
-        pieces = await (self._bridge.run_short if self.contents.is_near(entry) else self._bridge.run)(data)
+        return functools.partial(self.contents.data, entry, unconfirmed=unconfirmed)
+
+    def _reader(self, entry: Entry, pieces: Sequence[Piece]) -> PiecesHandle:
         is_small = entry.size <= SMALL_FILE
         handles = self._handles if is_small else [image.handle() for image in self.images]
 

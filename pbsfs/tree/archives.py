@@ -127,6 +127,11 @@ class ContentsNode(Node):
         with _naming(self):
             return await self.inside.xattrs_of(entry)
 
+    @property
+    def known_to_have_no_xattrs(self) -> bool:
+        entry = self.entry
+        return entry.exact and not entry.has_xattrs
+
     async def facts(self) -> dict[str, str]:
         return await self.inside.facts()
 
@@ -141,6 +146,11 @@ class ContentsFile(ContentsNode):
         entry = await self.learn()
         with _naming(self):
             return await (await self.inside.open()).file(entry)
+
+    def open_cached(self) -> PiecesHandle | None:
+        """The same; None where that has to wait. Raises DamageError."""
+        opened, entry = self.inside.opened, self.entry
+        return opened.cached_file(entry) if opened is not None and entry.exact else None
 
 
 class ContentsSpecial(ContentsNode):
@@ -319,6 +329,11 @@ class ContentsRoot(ContentsDirectory):
     @abc.abstractmethod
     async def _open(self) -> OpenContents:
         """What is in it, opened now; `_key` is of this content afterwards."""
+
+    @property
+    def opened(self) -> OpenContents | None:
+        """What is in the archive, if it is open."""
+        return self._opened
 
     async def open(self) -> OpenContents:
         """What is in it. Raises DamageError, KeyRequiredError, SourceError."""
