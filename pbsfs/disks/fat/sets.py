@@ -32,7 +32,7 @@ _STREAM = struct.Struct("<BBxB4xQ4xIQ")
 _SIZED, _NO_CHAIN = 0x01, 0x02
 
 
-@functools.lru_cache(maxsize=16384)
+@functools.lru_cache(maxsize=32768)
 def checksum(data: bytes) -> int:
     """Of a set, as its first entry says it. Cached: `names` and then `inode` ask for that of each set."""
     total = 0
