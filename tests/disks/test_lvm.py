@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+import subprocess
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +20,8 @@ from pbsfs.disks.lvm.text import parse
 from pbsfs.disks.lvm.thin import Pool, Thin
 from pbsfs.disks.probe import Found, probe
 from pbsfs.disks.volume import Disk, part_of
-from tests.support.disks import GoldenDisk, MemoryDisk, differences, lines_of
+from tests.support.disks import FileDisk, GoldenDisk, MemoryDisk, differences, image_from, lines_of
+from tests.support.needs import need
 
 MIB = 1 << 20
 
@@ -451,3 +454,54 @@ def test_a_device_that_the_pool_does_not_have() -> None:
     disk = Disk(MemoryDisk(superblock(1) + DEVICE))
     with pytest.raises(DamageError, match="does not have the device 8"):
         Thin(Pool(disk, disk, CHUNK), 8, CHUNK)
+
+
+def test_the_trees_that_thin_restore_writes(tmp_path: Path) -> None:
+    """Two devices with some thousand ranges, deep enough for inner nodes."""
+    need("thin_restore")
+    rng = random.Random(3)
+    wanted: dict[int, list[tuple[int, int, int]]] = {}
+    lines = ['<superblock uuid="" time="1" transaction="1" flags="0" version="2" data_block_size="128"']
+    lines.append(' nr_data_blocks="100000">')
+    for device in (1, 9):
+        ranges, first, place = [], 0, 0
+        for _ in range(4000):
+            first, place, count = first + rng.randint(1, 9), place + rng.randint(1, 9), rng.randint(1, 9)
+            ranges.append((first, count, place))
+            first, place = first + count, place + count
+        wanted[device] = ranges
+        lines.append(
+            f'<device dev_id="{device}" mapped_blocks="{sum(r[1] for r in ranges)}" transaction="0"'
+            ' creation_time="0" snap_time="0">'
+        )
+        lines += [
+            f'<range_mapping origin_begin="{first}" data_begin="{place}" length="{count}" time="0"/>'
+            for first, count, place in ranges
+        ]
+        lines.append("</device>")
+    (tmp_path / "xml").write_text("\n".join([*lines, "</superblock>"]))
+    image_from(tmp_path / "meta", 16 * MIB)
+    subprocess.run(
+        ["thin_restore", "-q", "-i", str(tmp_path / "xml"), "-o", str(tmp_path / "meta")],
+        check=True,
+        capture_output=True,
+    )
+    pool = Pool(Disk(FileDisk(tmp_path / "meta")), Disk(Sparse(100000 * CHUNK), 1), CHUNK)
+    for device, ranges in wanted.items():
+        volume = Thin(pool, device, 100000 * CHUNK)
+        mapped = [p for p in volume.pieces(0, volume.size) if p.stream is not None]
+        assert [(p.offset, p.length) for p in mapped] == [(r[2] * CHUNK, r[1] * CHUNK) for r in ranges]
+        for first, _count, place in rng.sample(ranges, 50):
+            assert list(volume.pieces(first * CHUNK + 7, 9)) == [Piece(1, place * CHUNK + 7, 9)]
+            assert list(volume.pieces((first - 1) * CHUNK, 9)) == [Piece(None, 0, 9)]
+
+
+class Sparse(MemoryDisk):
+    """A disk of zeros that takes no memory."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        return self._size
