@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
+import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
+from typing import cast
 
 import pytest
 
 from pbsfs.base.errors import DamageError
+from pbsfs.contents.base import DECODED, Entry
 from pbsfs.disks.ntfs import reparse
 from pbsfs.disks.ntfs.extents import HOLE, Extents
 from pbsfs.disks.ntfs.lznt1 import decompress
@@ -17,7 +22,16 @@ from pbsfs.disks.ntfs.ntfs import Ntfs
 from pbsfs.disks.ntfs.records import without_fixups
 from pbsfs.disks.ntfs.special import read_special
 from pbsfs.disks.volume import Disk, part_of
-from tests.support.disks import GoldenDisk, MemoryDisk, content_of, differences, lines_of
+from tests.support.disks import (
+    FileDisk,
+    GoldenDisk,
+    MemoryDisk,
+    content_of,
+    differences,
+    image_from,
+    lines_of,
+)
+from tests.support.needs import need, need_fuse, need_root
 
 PARTITIONS = {"windows.p1": (2048, 98304), "windows.p2": (100352, 286720)}
 
@@ -186,3 +200,63 @@ def test_special_files_of_linux() -> None:
     assert read_special(b"IntxBLK\0" + struct.pack("<QQ", 8, 1)) == (0o060000, None, 0x801)
     assert read_special(b"IntxBLK\0" + struct.pack("<QQ", 1 << 40, 1)) is None
     assert read_special(b"ordinary") is None
+
+
+@pytest.mark.root
+def test_what_linux_wrote(tmp_path: Path) -> None:
+    need("mkntfs", "ntfs-3g", "umount")
+    need_root("mount with ntfs-3g")
+    need_fuse()
+    image, place = image_from(tmp_path / "disk", 32 << 20), tmp_path / "mount"
+    place.mkdir()
+    run(["mkntfs", "-F", "-Q", "-L", "Täst", image])
+    run(["ntfs-3g", image, place, "-o", "streams_interface=xattr,compression"])
+    chance = random.Random(3)
+    expected: dict[bytes, bytes] = {}
+    try:
+        for number in range(700):
+            expected[b"many file names in blocks of an index %d" % number] = chance.randbytes(number)
+        expected[b"sparse"] = bytes(5 << 20) + b"end"
+        for name, data in expected.items():
+            with open(os.fsencode(place) + b"/" + name, "wb") as file:
+                file.seek(len(data) - 3 if name == b"sparse" else 0)
+                file.write(data[-3:] if name == b"sparse" else data)
+        parts = [open(place / name, "wb", buffering=0) for name in ("a", "b")]  # noqa: SIM115
+        for name in (b"a", b"b"):
+            expected[name] = b""
+        for number in range(200):  # in turns: each in many extents, with an attribute list
+            for name, part in zip((b"a", b"b"), parts, strict=True):
+                expected[name] += (data := bytes([number % 251]) * 4096)
+                part.write(data)
+                os.fsync(part.fileno())
+        for part in parts:
+            part.close()
+        for number in range(40):
+            os.link(place / "a", place / f"a link with a long name, so that there is a list {number}")
+        os.symlink("../ä", place / "link")
+        os.setxattr(place / "a", "user.small", b"stream")
+        os.mkdir(place / "packed")
+        os.setxattr(place / "packed", "system.ntfs_attrib", (0x810).to_bytes(4, "little"))
+        expected[b"packed/text"] = b"".join(b"line %d, and again " % (number % 9) for number in range(20000))
+        (place / "packed/text").write_bytes(expected[b"packed/text"])
+    finally:
+        run(["umount", place])
+    disk = FileDisk(image)
+    contents = Ntfs(Disk(disk))
+    found = dict(contents.walk(contents.root))
+    assert len(found) == len(expected) + 40 + 2
+    for path, data in expected.items():
+        entry = found[path]
+        assert isinstance(entry, Entry)
+        assert b"".join(content_of(contents, [disk], entry)) == data
+    assert getattr(found[b"link"], "target", None) == "../ä".encode()
+    assert isinstance(entry := found[b"a"], Entry)
+    assert entry.links == 41
+    assert contents.xattrs(entry) == {b"user.small": b"stream"}
+    assert any(piece.stream == DECODED for piece in contents.data(cast(Entry, found[b"packed/text"])))
+    assert len(contents.data(cast(Entry, found[b"sparse"]))) <= 3
+    assert contents.facts()["label"] == "Täst"
+
+
+def run(command: Sequence[str | Path]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
