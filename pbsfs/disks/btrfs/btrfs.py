@@ -44,6 +44,8 @@ _BITS = 40
 _MOST_SUBVOLUMES = 1 << 23
 _EMPTY = (1 << _BITS) - _MOST_SUBVOLUMES
 """Added to the number of a subvolume that is not here: the number of the empty directory in its place."""
+_MOST_ABOVE = 10_000
+"""Empty directories whose directories are kept, as their owners are those of the empty ones."""
 
 _MOST_LINK = 4095
 
@@ -62,6 +64,7 @@ class Btrfs(FileSystem):
         chunks = Chunks(self._devices)
         self._nodes = read_chunks(superblock, chunks)
         self._roots = Tree(self._nodes, superblock.root, _ROOT_TREE)
+        self._above: dict[int, int] = {}
         self._tree = functools.lru_cache(256)(self._open_tree)
         self._data = Data(superblock, chunks, self._tree(_CHECKSUM_TREE))
         self.root = self.inode(FILE_TREE << _BITS | FIRST_FREE)
@@ -123,7 +126,10 @@ class Btrfs(FileSystem):
     def inode(self, number: int) -> Entry:
         tree, within = _split(number)
         if within >= _EMPTY:
-            return Entry(b"", stat_bits.S_IFDIR | 0o755, inode=number)
+            above = self._above.get(number)
+            inode = None if above is None else self._inode(tree, above)[0]
+            owner = (0, 0, 0) if inode is None else (inode.uid, inode.gid, inode.mtime_ns)
+            return Entry(b"", stat_bits.S_IFDIR | 0o755, *owner, inode=number)
         try:
             inode, has_xattrs = self._inode(tree, within)
             target: bytes | None = None
@@ -208,17 +214,20 @@ class Btrfs(FileSystem):
     def _inode(self, tree: int, number: int) -> tuple[Inode, bool]:
         """An inode, and whether it has extended attributes. Raises DamageError."""
         key = (number, INODE_ITEM, 0)
-        found: Inode | None = None
-        for (_object, kind, _offset), item in self._tree(tree).items(key, (number, XATTR_ITEM + 1, 0)):
-            if kind == INODE_ITEM:
-                found = inode_in(item)
-            elif kind == XATTR_ITEM:
-                break
-        else:
-            kind = 0
-        if found is None:
+        opened = self._tree(tree)
+        node, at, after = opened.leaf(key)
+        rows = node.rows
+        if at == len(rows) or rows[at][:3] != key:
             raise DamageError("there is no such inode")
-        return found, kind == XATTR_ITEM
+        for row in rows[at:]:
+            if row[1] >= XATTR_ITEM or row[0] != number:
+                return inode_in(node.item(rows[at])), row[0] == number and row[1] == XATTR_ITEM
+        # The leaf ends before the inode's names do.
+        end = (number, XATTR_ITEM + 1, 0)
+        has_xattrs = after is not None and any(
+            key[1] == XATTR_ITEM for key, _item in opened.items(after, end)
+        )
+        return inode_in(node.item(rows[at])), has_xattrs
 
     def _target(self, tree: int, number: int, size: int) -> bytes:
         item = self._tree(tree).find((number, EXTENT_DATA, 0))
@@ -254,8 +263,12 @@ class Btrfs(FileSystem):
             and self._root_of(object_) is not None
         ):
             return object_ << _BITS | FIRST_FREE
-        # A snapshot shows an empty directory where the subvolume that it is of has a subvolume.
-        return tree << _BITS | _EMPTY | object_
+        # A snapshot has an empty directory where the subvolume that it is of has a subvolume.
+        number = tree << _BITS | _EMPTY | object_
+        if len(self._above) >= _MOST_ABOVE:
+            self._above.clear()
+        self._above[number] = directory
+        return number
 
 
 def _split(number: int) -> tuple[int, int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat as stat_bits
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError, UnsupportedError
 from pbsfs.disks.btrfs.superblock import HIGHEST_LEVEL, Root
@@ -34,16 +34,15 @@ _TYPES = {
     5: stat_bits.S_IFIFO,
     6: stat_bits.S_IFSOCK,
     7: stat_bits.S_IFLNK,
+    8: 0,  # an extended attribute
 }
-_MODES = frozenset(_TYPES.values())
-XATTR = 8
+_MODES = frozenset(_TYPES.values()) - {0}
 INLINE, _REGULAR, _PREALLOCATED = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """A name in a directory, or of an extended attribute. `key`: of what it names; `kind`: its type, as
-    st_mode has it, and 0 for an attribute."""
+    st_mode has it; 0 for an attribute."""
 
     name: bytes
     key: tuple[int, int, int]
@@ -51,8 +50,10 @@ class Name:
     value: bytes
 
 
-def names_in(item: bytes) -> Iterator[Name]:
-    """The names in an item: more than one where their hashes are equal. Raises DamageError."""
+def names_in(item: bytes) -> list[Name]:
+    """The names in an item: more than one where their hashes are equal. Raises DamageError,
+    UnsupportedError."""
+    names: list[Name] = []
     at = 0
     while at < len(item):
         if at + _NAME.size > len(item):
@@ -62,17 +63,20 @@ def names_in(item: bytes) -> Iterator[Name]:
         end = at + name_size + value_size
         if end > len(item):
             raise DamageError("a name ends early")
-        if type_ & 0x80:
-            raise UnsupportedError("an encrypted name is not supported")
-        if type_ != XATTR and type_ not in _TYPES:
+        type_mode = _TYPES.get(type_)
+        if type_mode is None:
+            if type_ & 0x80:
+                raise UnsupportedError("an encrypted name is not supported")
             raise DamageError(f"a name has the impossible type {type_}")
         name = item[at : at + name_size]
-        yield Name(name, (object_, kind, offset), _TYPES.get(type_, 0), item[at + name_size : end])
+        names.append(Name(name, (object_, kind, offset), type_mode, item[at + name_size : end]))
         at = end
+    return names
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
+    """An inode. `size`: in bytes; `rdev`: as `os.makedev` returns it."""
+
     size: int
     links: int
     uid: int
