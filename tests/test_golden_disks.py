@@ -55,6 +55,14 @@ def test_a_restore_is_as_it_was(volume: Archive, tmp_path: Path) -> None:
     assert differences(tmp_path / "copy", volume) == []
 
 
+def test_what_was_replayed_is_told() -> None:
+    told = output_of(
+        PBSFS, "info", "--datastore-dir", str(FILES / "datastore"), "files/vm/322/latest/virtio1"
+    )
+    assert "file_system:     ext4" in told
+    assert "journal:         replayed: 110 blocks of 237 transactions" in told
+
+
 def test_the_tree_beside_files_stays_as_it_is(mount: Mounted) -> None:
     assert "drive-virtio0.img" in os.listdir(mount / "vm/322/latest")
     assert {"guest", "virtio0", "virtio1", "virtio2"} <= set(os.listdir(mount / "files/vm/322/latest"))

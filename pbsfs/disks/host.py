@@ -6,7 +6,6 @@ that this program gave, the request fails; the next one starts it anew, unless t
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import subprocess
@@ -22,8 +21,6 @@ from pbsfs.base.errors import DamageError, SourceError, UnsupportedError
 from pbsfs.base.text import one_line
 from pbsfs.contents.base import Contents, Entry, Found, Piece, Stream
 from pbsfs.disks import wire
-
-log = logging.getLogger(__name__)
 
 SILENT = 150.0
 """Seconds without a word from the process after which it is ended: more than it may compute."""
@@ -78,7 +75,6 @@ class Parser:
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._failures: deque[float] = deque(maxlen=FAILURES)
-        self._was_reported = False
         self._is_closed = False
 
     def volumes(self) -> list[VolumeInfo]:
@@ -218,7 +214,7 @@ class Parser:
         raise (UnsupportedError if unsupported else DamageError)(one_line(str(said)))
 
     def _fault(self, said: object) -> ParserError:
-        return self._report(f"reading its file systems failed ({one_line(str(said))})")
+        return ParserError(f"{self.name}: reading its file systems failed ({one_line(str(said))})")
 
     # --- the process
 
@@ -278,14 +274,7 @@ class Parser:
         """Ends the process. Returns the error that says so."""
         self._end()
         self._failures.append(time.monotonic())
-        return self._report(f"the process that reads its file systems failed: {why}")
-
-    def _report(self, problem: str) -> ParserError:
-        text = f"{self.name}: {problem}"
-        if not self._was_reported:
-            self._was_reported = True
-            log.error("%s; files on its disks may not be readable", text)
-        return ParserError(text)
+        return ParserError(f"{self.name}: the process that reads its file systems failed: {why}")
 
     def __del__(self) -> None:
         self.close()

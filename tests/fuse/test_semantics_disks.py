@@ -1,0 +1,133 @@
+"""What docs/semantics.md promises of the files in disk images, on every source: a test for each promise."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from pbsfs.testing.writer import DatastoreWriter
+from tests.disks.test_ext_made import Journaled
+from tests.support import made
+from tests.support.mounts import Mounted, fails_with, mounted
+from tests.support.program import output_of
+from tests.support.serving import access, serving
+
+pytestmark = pytest.mark.mount
+
+SNAPSHOT = "files/vm/100/2023-11-14T22:13:20Z"
+IMAGE = "vm/100/2023-11-14T22:13:20Z/drive-scsi0.img"
+
+Mount = Callable[..., AbstractContextManager[Mounted]]
+
+
+def partitioned(system: bytes) -> bytes:
+    """A disk with a file system on its first partition, and an encrypted one."""
+    start, size = 2048, len(system) // 512
+    table = bytearray(512)
+    struct.pack_into("<B3xB3xII", table, 446, 0, 0x83, start, size)
+    struct.pack_into("<B3xB3xII", table, 462, 0, 0x83, start + size, 2048)
+    table[510:512] = b"\x55\xaa"
+    head = bytes(table).ljust(start * 512, b"\0")
+    return head + system + b"LUKS\xba\xbe\0\2".ljust(1 << 20, b"\0")
+
+
+@pytest.fixture(params=["directory", "server"])
+def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Mount:
+    """Mounts a backup of a machine whose root has changes in its journal: from a directory or a server."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    disk = Journaled(place)
+    tree = place / "etc"
+    (tree / "more").mkdir(parents=True)
+    (tree / "fstab").write_text("LABEL=none /srv ext4 rw 0 2\n")
+    commands = "mkdir etc\nmkdir etc/more\ncd etc\n" + f"write {tree / 'fstab'} fstab\n"
+    output_of("debugfs", "-w", "-f", "/dev/stdin", str(disk.image), stdin=None, input=commands)
+    disk.write(({1: b"n" * 1024}, []), checksums=True)
+    writer = DatastoreWriter(tmp_path / "store")
+    image = partitioned(disk.image.read_bytes())
+    writer.add_snapshot(made.snapshot("100"), {"drive-scsi0.img.fidx": image})
+
+    @contextmanager
+    def mounting(*options: str) -> Iterator[Mounted]:
+        if request.param == "directory":
+            with mounted(writer.path, tmp_path / "m", *options, files=True) as found:
+                yield found
+        else:
+            with (
+                serving(writer.path) as server,
+                mounted(access(server), tmp_path / "m", *options, files=True) as found,
+            ):
+                yield found
+
+    return mounting
+
+
+def test_volumes_are_directories_below_files(mount: Mount) -> None:
+    with mount() as found:
+        assert set(os.listdir(found / SNAPSHOT)) == {"guest", "index.json", "scsi0-p1", "scsi0-p2.txt"}
+        assert set(os.listdir(found / f"{SNAPSHOT}/guest")) == {"etc", "file", "lost+found"}
+        for volume in ("guest", "scsi0-p1"):
+            fstab = found / f"{SNAPSHOT}/{volume}/etc/fstab"
+            assert fstab.read_text() == "LABEL=none /srv ext4 rw 0 2\n"
+        assert "LUKS" in (found / f"{SNAPSHOT}/scsi0-p2.txt").read_text()
+
+
+def test_open_journals_are_applied(mount: Mount) -> None:
+    with mount() as found:
+        content = (found / f"{SNAPSHOT}/scsi0-p1/file").read_bytes()
+        assert content == b"A" * 1024 + b"n" * 1024 + b"C" * 1024 + b"D" * 1024
+
+
+def parsers(pid: int) -> list[int]:
+    """The processes that a mount's process has started."""
+    tasks = Path(f"/proc/{pid}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+def test_disks_are_parsed_apart(mount: Mount) -> None:
+    with mount() as found:
+        assert os.listdir(found / f"{SNAPSHOT}/scsi0-p1")
+        (parser,) = parsers(found.pid)
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{parser}/status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert status["NoNewPrivs"] == "1"
+        if os.geteuid() == 0:
+            assert status["Uid"].split() == ["65534"] * 4
+        with killing(found.pid):
+            assert fails_with(errno.EIO, lambda: os.listdir(found / f"{SNAPSHOT}/scsi0-p1/etc"))
+            with (found / IMAGE).open("rb") as image:
+                assert image.read(512)[510:] == b"\x55\xaa"
+        assert os.listdir(found / f"{SNAPSHOT}/scsi0-p1/etc") == ["more", "fstab"]
+        (line,) = found.log_lines()
+        assert "the process that reads its file systems failed" in line
+
+
+@contextmanager
+def killing(pid: int) -> Iterator[None]:
+    """Kills what a mount's process has started and starts."""
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.is_set():
+            for parser in parsers(pid):
+                with suppress(ProcessLookupError):
+                    os.kill(parser, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        killer.join()
