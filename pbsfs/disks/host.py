@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from pbsfs.disks import wire
 
 SILENT = 150.0
 """Seconds without a word from the process after which it is ended: more than it may compute."""
+
+MOST_PROCESSES = 8
+"""Processes that run at once where some of them are idle: the least recently used one ends for another."""
 
 FAILURES = 3
 WITHIN = 60.0
@@ -42,6 +46,11 @@ MAPS_AT_ONCE = 64
 """Files whose maps are asked for together."""
 
 _NAME = 1 << 10
+
+
+_guard = threading.Lock()
+_started: weakref.WeakSet[Parser] = weakref.WeakSet()
+"""The parsers that have started a process."""
 
 
 class ParserError(SourceError):
@@ -76,6 +85,7 @@ class Parser:
         self._process: subprocess.Popen[bytes] | None = None
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._is_closed = False
+        self._last_used = 0.0
 
     def volumes(self) -> list[VolumeInfo]:
         """What is on the disks. Raises DamageError, KeyRequiredError, SourceError."""
@@ -112,6 +122,7 @@ class Parser:
         SourceError."""
         request = wire.pack([method, *arguments])
         with self._lock:
+            self._last_used = time.monotonic()
             if self._is_closed:
                 raise ParserError(f"{self.name}: its disks were closed")
             fresh = self._sock is None
@@ -225,6 +236,7 @@ class Parser:
                 f"{self.name}: the process that reads its file systems failed {FAILURES} times; "
                 f"it is tried again in {WITHIN:.0f} seconds"
             )
+        self._make_room()
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -245,6 +257,19 @@ class Parser:
         disks = [[name, stream.size] for name, stream in zip(self._names, self.streams, strict=True)]
         wire.send(ours, wire.DATA, wire.pack(disks))
         return ours
+
+    def _make_room(self) -> None:
+        """Ends idle processes, as far as there are too many with this one, which is about to start."""
+        with _guard:
+            running = [parser for parser in _started if parser is not self and parser._process is not None]
+            running.sort(key=lambda parser: parser._last_used)
+            for parser in running[: max(0, len(running) + 1 - MOST_PROCESSES)]:
+                if parser._lock.acquire(blocking=False):
+                    try:
+                        parser._end()
+                    finally:
+                        parser._lock.release()
+            _started.add(self)
 
     def _end(self) -> int | None:
         """Ends the process, if it has not. Returns its status."""

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ import pytest
 from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.contents.base import DECODED, Entry, Piece
 from pbsfs.disks import wire
-from pbsfs.disks.host import FAILURES, Parser, ParserError, RemoteVolume, VolumeInfo
+from pbsfs.disks.host import FAILURES, MOST_PROCESSES, Parser, ParserError, RemoteVolume, VolumeInfo
 from tests.support.disks import MemoryDisk
 
 
@@ -120,6 +120,18 @@ def test_a_process_that_fails_again_and_again_is_not_started_any_more() -> None:
                 parser.volumes()
         with pytest.raises(ParserError, match="it is tried again in 60 seconds"):
             parser.volumes()
+
+
+def test_few_processes_run_at_once() -> None:
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(parser_of(MemoryDisk(disk_with_luks()))) for _ in range(MOST_PROCESSES + 2)
+        ]
+        for parser in made:
+            assert is_luks(parser.volumes())
+        assert [parser._process is None for parser in made] == [True] * 2 + [False] * MOST_PROCESSES
+        assert is_luks(made[0].volumes())
+        assert sum(parser._process is not None for parser in made) == MOST_PROCESSES
 
 
 _SAY = """
