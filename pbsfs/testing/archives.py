@@ -10,6 +10,8 @@ import stat as stat_bits
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from io import SEEK_CUR, BytesIO
+from typing import BinaryIO
 
 from pbsfs.formats import catalog as catalogs
 from pbsfs.formats import pxar
@@ -23,10 +25,11 @@ Row = tuple[int, int, int]
 class Node:
     """A directory, file, link, device, FIFO or socket that is to be written.
 
-    `mode`: as st_mode. `device`: major and minor. `xattrs`: by name, ACLs in the kernel's form. `link_to`:
-    what a hard link is another name of, written before it. What follows is for archives that are wrong:
-    `extra`: items behind the attributes. `rows`: changes a directory's table. `back`, `claimed_size`,
-    `reference`: what a hard link and a file's header or reference say instead of the truth.
+    `mode`: as st_mode. `device`: major and minor. `xattrs`: by name, ACLs in the kernel's form. `zeros`: how
+    many of them follow `data` in a file. `link_to`: what a hard link is another name of, written before it.
+    What follows is for archives that are wrong: `extra`: items behind the attributes. `rows`: changes a
+    directory's table. `back`, `claimed_size`, `reference`: what a hard link and a file's header or reference
+    say instead of the truth.
     """
 
     name: bytes = b""
@@ -35,6 +38,7 @@ class Node:
     gid: int = 0
     mtime_ns: int = 0
     data: bytes = b""
+    zeros: int = 0
     target: bytes = b""
     device: tuple[int, int] = (0, 0)
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
@@ -50,10 +54,16 @@ class Node:
     def is_directory(self) -> bool:
         return stat_bits.S_ISDIR(self.mode) and self.link_to is None
 
+    @property
+    def size(self) -> int:
+        """Bytes of a file's content."""
+        return len(self.data) + self.zeros
+
 
 @dataclass(frozen=True)
 class Written:
-    """An archive. `payload`: of version 2. `positions`: of each node's FILENAME item (the root's ENTRY)."""
+    """An archive. `payload`: of version 2, unless it went to a file. `positions`: of each node's FILENAME
+    item (the root's ENTRY)."""
 
     main: bytes
     payload: bytes | None
@@ -72,13 +82,17 @@ def write(
     old_entries: bool = False,
     padding: bytes = b"",
     backwards: bool = False,
+    payload_to: BinaryIO | None = None,
 ) -> Written:
     """The archive of `root` and all below.
 
     `split`: as version 2, with `prelude`. `old_entries`: ENTRY items as clients wrote them until 2020.
     `padding`: stale bytes before each payload. `backwards`: payloads in the reverse order of the entries.
+    `payload_to`: an empty file for the payload stream, in which `zeros` are holes.
     """
-    payload, references = _payloads(root, padding, backwards) if split else (None, {})
+    stream = payload_to or BytesIO()
+    references = _payloads(root, stream, padding, backwards) if split else {}
+    payload = stream.getvalue() if split and isinstance(stream, BytesIO) else None
     out = bytearray()
     if split:
         out += item(pxar.FORMAT_VERSION, struct.pack("<Q", 2))
@@ -121,13 +135,13 @@ def write(
                 continue
         if parent is not None:
             # The client counts the content that it writes, though that goes to the other stream.
-            elsewhere = len(node.data) if node in references else 0
+            elsewhere = node.size if node in references else 0
             rows[parent].append((node, len(out) + elsewhere))
     return Written(bytes(out), payload, positions)
 
 
-def _payloads(root: Node, padding: bytes, backwards: bool) -> tuple[bytes, dict[Node, int]]:
-    """The payload stream, and where each file's payload is in it."""
+def _payloads(root: Node, out: BinaryIO, padding: bytes, backwards: bool) -> dict[Node, int]:
+    """Writes the payload stream; returns where each file's payload is in it."""
     files: list[Node] = []
     stack = [root]
     while stack:
@@ -135,13 +149,15 @@ def _payloads(root: Node, padding: bytes, backwards: bool) -> tuple[bytes, dict[
         if stat_bits.S_ISREG(node.mode) and node.link_to is None:
             files.append(node)
         stack += reversed(node.children)
-    out = bytearray(item(pxar.PAYLOAD_START))
+    out.write(item(pxar.PAYLOAD_START))
     references = {}
     for node in reversed(files) if backwards else files:
-        out += padding
-        references[node] = len(out)
-        out += item(pxar.PAYLOAD, node.data)
-    return bytes(out + item(pxar.PAYLOAD_TAIL)), references
+        out.write(padding)
+        references[node] = out.tell()
+        out.write(HEADER.pack(pxar.PAYLOAD, HEADER_SIZE + node.size) + node.data)
+        out.seek(node.zeros, SEEK_CUR)  # what is written behind it makes it zeros
+    out.write(item(pxar.PAYLOAD_TAIL))
+    return references
 
 
 def _entry(node: Node, old: bool) -> bytes:
@@ -156,11 +172,11 @@ def _entry(node: Node, old: bool) -> bytes:
 def _ending(node: Node, references: Mapping[Node, int]) -> bytes:
     kind = stat_bits.S_IFMT(node.mode)
     if kind == stat_bits.S_IFREG:
-        size = len(node.data) if node.claimed_size is None else node.claimed_size
+        size = node.size if node.claimed_size is None else node.claimed_size
         if node in references:
             where = references[node] if node.reference is None else node.reference
             return item(pxar.PAYLOAD_REF, struct.pack("<QQ", where, size))
-        return HEADER.pack(pxar.PAYLOAD, HEADER_SIZE + size) + node.data
+        return HEADER.pack(pxar.PAYLOAD, HEADER_SIZE + size) + node.data + bytes(node.zeros)
     if kind == stat_bits.S_IFLNK:
         return item(pxar.SYMLINK, node.target + b"\0")
     if kind in (stat_bits.S_IFBLK, stat_bits.S_IFCHR):
@@ -271,7 +287,7 @@ def _catalog_entry(node: Node, block: int, places: Mapping[Node, int]) -> bytes:
     kind = _CATALOG_TYPES[stat_bits.S_IFMT(node.mode)]
     entry = bytes([kind]) + _string(node.name)
     if kind == catalogs.FILE:
-        entry += _number(len(node.data)) + _signed(node.mtime_ns // 1_000_000_000)
+        entry += _number(node.size) + _signed(node.mtime_ns // 1_000_000_000)
     return entry
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from pathlib import Path
 
 import pytest
 
 from pbsfs.base.errors import DamageError
 from pbsfs.formats import pxar
 from pbsfs.formats.pxar import ShortError
-from pbsfs.testing.archives import item
+from pbsfs.testing.archives import Node, item, write
 
 REFERENCE_KEY = struct.unpack("<QQ", bytes(range(16)))
 """The key of the vectors of SipHash's authors."""
@@ -193,3 +194,20 @@ def test_a_tail_is_checked() -> None:
     ]:
         with pytest.raises(DamageError):
             pxar.parse_tail(struct.pack("<QQQ", mark, 100, size))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_zeros_written_as_holes_are_the_same_bytes(tmp_path: Path, *, backwards: bool) -> None:
+    def tree(data: bytes, zeros: int) -> Node:
+        sparse = Node(b"a", stat.S_IFREG | 0o644, data=data, zeros=zeros)
+        return Node(children=[sparse, Node(b"b", stat.S_IFREG | 0o644, data=b"behind")])
+
+    expected = write(tree(b"start" + bytes(100_000), 0), split=True, backwards=backwards)
+    with (tmp_path / "payload").open("wb") as file:
+        found = write(tree(b"start", 100_000), split=True, backwards=backwards, payload_to=file)
+    assert (found.main, found.payload) == (expected.main, None)
+    assert (tmp_path / "payload").read_bytes() == expected.payload
+    assert (
+        write(tree(b"start", 100_000), split=False).main
+        == write(tree(b"start" + bytes(100_000), 0), split=False).main
+    )
