@@ -172,7 +172,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     found = Ext(Disk(disk))
     secret = walked_or_not(found)[b"secret"]
     assert isinstance(secret, UnsupportedError)
-    assert str(secret) == "directory 12: an encrypted directory is not supported"
+    assert str(secret).endswith(": an encrypted directory is not supported")
     data = bytearray((tmp_path / "image").read_bytes())
     data[1024 + 98] |= 0x40
     with pytest.raises(UnsupportedError, match=r"the ext4 feature 0x400000 is not supported"):
