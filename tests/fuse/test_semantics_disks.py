@@ -116,17 +116,19 @@ def test_disks_are_parsed_apart(mount: Mount) -> None:
 @contextmanager
 def killing(pid: int) -> Iterator[None]:
     """Kills what a mount's process has started and starts."""
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def kill() -> None:
         while not ended.is_set():
             for parser in parsers(pid):
                 with suppress(ProcessLookupError):
                     os.kill(parser, signal.SIGKILL)
+            begun.set()
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
+        begun.wait()  # else the process that runs may answer before it dies
         yield
     finally:
         ended.set()

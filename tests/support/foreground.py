@@ -59,7 +59,8 @@ class Foreground:
     def ended(self) -> int:
         """The status with which it ends: and then nothing is left of it, neither running nor on disk."""
         status = self.process.wait(LIMIT)
-        assert self._group() == []
+        # What was killed may take the kernel a moment longer than its parent.
+        wait_until(self.no_process_is_left, "nothing is left running")
         assert list(self.temporary.iterdir()) == []
         return status
 
