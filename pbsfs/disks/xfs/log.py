@@ -8,11 +8,12 @@ blocks to find it. As the kernel does it (fs/xfs/xfs_log_recover.c).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError
 from pbsfs.disks.crc32c import crc32c
+from pbsfs.disks.volume import Volume
 
 BLOCK = 512
 MAGIC = b"\xfe\xed\xba\xbe"
@@ -30,6 +31,11 @@ _OPERATION = struct.Struct(">4sIBBH")
 _START, _COMMIT, _CONTINUED, _END, _UNMOUNT = 1, 2, 8, 16, 32
 _CLIENTS = {0x69, 0xAA}
 _SPAN = 128
+"""Blocks that are read together."""
+
+_MOST_BLOCKS = (2 << 30) // BLOCK
+_AHEAD = (64 << 20) // BLOCK
+"""Blocks that are requested ahead of reading."""
 
 
 class TornError(DamageError):
@@ -79,20 +85,17 @@ class _Record(NamedTuple):
 class Log:
     """The log of a file system. Raises DamageError, KeyRequiredError and SourceError, in every method."""
 
-    def __init__(
-        self, read: Callable[[int, int], bytes], blocks: int, *, uuid: bytes, is_v2: bool, has_checksums: bool
-    ) -> None:
-        """`read`: bytes of the log, by offset and size. `blocks`: how many of 512 bytes it has."""
-        self._bytes = read
-        self._count = blocks
+    def __init__(self, volume: Volume, *, uuid: bytes, is_v2: bool, has_checksums: bool) -> None:
+        """`volume`: the log."""
+        self._volume = volume
+        self._count = blocks = volume.size // BLOCK
         self._uuid = uuid
         self._is_v2 = is_v2
         self._has_checksums = has_checksums
         self.is_clean = True
-        self.records = 0
         self._tail = self._head = 0
-        if blocks < _SPAN:
-            raise DamageError("it is too small")
+        if not _SPAN <= blocks <= _MOST_BLOCKS:
+            raise DamageError("it has a wrong size")
         self._find()
 
     # --- where it begins and ends
@@ -113,7 +116,8 @@ class Log:
             self._tail, self._head = last.tail & 0xFFFFFFFF, head
             if self._tail >= self._count:
                 raise DamageError("its tail lies beyond it")
-            torn = self._first_torn()
+            self._request()
+            torn = self._first_torn(_UNFINISHED * last.headers * _CYCLES // BLOCK)
             if torn is None:
                 self.is_clean = self._tail == self._head
                 return
@@ -135,14 +139,12 @@ class Log:
                 low, high = (low, middle) if self._cycles(middle, 1)[0] == last else (middle, high)
             head, stop = high, last
         # Blocks before it that were not written yet: records are written side by side.
-        start = max(0, head - _MOST_DISTANCE)
+        distance = min(_MOST_DISTANCE, count)
         found: int | None = None
-        if head < _MOST_DISTANCE and last:
-            end = count - (_MOST_DISTANCE - head)
-            if end > head:
-                found = self._cycle_in(end, count, stop - 1)
+        if head < distance and last:
+            found = self._cycle_in(count - (distance - head), count, stop - 1)
         if found is None:
-            found = self._cycle_in(start, head, stop)
+            found = self._cycle_in(max(0, head - distance), head, stop)
         return (head if found is None else found) % count
 
     def _cycle_in(self, start: int, end: int, cycle: int) -> int | None:
@@ -153,7 +155,7 @@ class Log:
         return None
 
     def _cycles(self, start: int, count: int) -> list[int]:
-        data = self._bytes(start * BLOCK, count * BLOCK)
+        data = self._volume.read(start * BLOCK, count * BLOCK)
         found = []
         for at in range(0, len(data), BLOCK):
             at += 4 if data[at : at + 4] == MAGIC else 0  # noqa: PLW2901
@@ -172,7 +174,7 @@ class Log:
         found: list[int] = []
         while left > 0:
             start = max(0, end - min(_SPAN, left))
-            data = self._bytes(start * BLOCK, (end - start) * BLOCK)
+            data = self._volume.read(start * BLOCK, (end - start) * BLOCK)
             for block in range(end - start - 1, -1, -1):
                 if data[block * BLOCK : block * BLOCK + 4] == MAGIC:
                     found.append(start + block)
@@ -182,43 +184,51 @@ class Log:
             end = start or self._count
         return found
 
-    def _first_torn(self) -> int | None:
-        """The block of the first record that is not whole, among those that may not have been finished."""
-        for record, problem in self._walk():
-            if problem is None:
-                continue
-            distance = (self._head - record) % self._count
-            if len(self._starts_before(self._head, _UNFINISHED + 1, distance)) > _UNFINISHED:
-                raise problem
-            if record == self._tail:
-                raise problem
-            return record
-        return None
+    def _first_torn(self, distance: int) -> int | None:
+        """The block of the first record that is not whole, among those that may not have been finished.
 
-    def _walk(self) -> Iterator[tuple[int, TornError | None]]:
+        Where writes that were not finished went over the tail, up to `distance` blocks behind the head, the
+        tail moves to the first record after them.
+        """
         block = self._tail
-        left = (self._head - self._tail) % self._count
-        self.records = 0
-        while left:
+        while left := (self._head - block) % self._count:
             try:
                 record = self._record(block)
                 if record.blocks > left:
                     raise TornError(f"the record at block {block} is too long")
                 self._data(record, verify=True)
-            except TornError as error:
-                yield block, error
-                return
-            self.records += 1
-            left -= record.blocks
+            except TornError:
+                starts = self._starts_before(self._head, _UNFINISHED + 1, left)
+                if len(starts) <= _UNFINISHED and block != self._tail:
+                    return block
+                if (block - self._head) % self._count >= distance:
+                    raise
+                self._tail = block = self._start_after(block)
+                continue
             block = (block + record.blocks) % self._count
+        return None
+
+    def _start_after(self, block: int) -> int:
+        """The first block after `block` that starts a record."""
+        for step in range(1, min(_MOST_DISTANCE, (self._head - block) % self._count)):
+            found = (block + step) % self._count
+            if self._ring(found, 1)[:4] == MAGIC:
+                return found
+        raise TornError(f"the record at block {block} is not whole")
+
+    def _request(self) -> None:
+        left = min((self._head - self._tail) % self._count, _AHEAD)
+        first = min(left, self._count - self._tail)
+        ranges = [(self._tail, first), (0, left - first)]
+        self._volume.prefetch([(block * BLOCK, count * BLOCK) for block, count in ranges if count])
 
     # --- records
 
     def _ring(self, block: int, count: int) -> bytes:
         block %= self._count
         first = min(count, self._count - block)
-        data = self._bytes(block * BLOCK, first * BLOCK)
-        return data if first == count else data + self._bytes(0, (count - first) * BLOCK)
+        data = self._volume.read(block * BLOCK, first * BLOCK)
+        return data if first == count else data + self._volume.read(0, (count - first) * BLOCK)
 
     def _record(self, block: int) -> _Record:
         raw = self._ring(block, 1)

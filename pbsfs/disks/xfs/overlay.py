@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pbsfs.base.errors import DamageError
 from pbsfs.disks.volume import Volume
 
@@ -45,6 +47,11 @@ class Overlay:
             first, last = max(0, -start), min(SECTOR, size - start)
             changed[start + first : start + last] = stored.ljust(SECTOR, b"\0")[first:last]
         return data if changed is None else bytes(changed)
+
+    def prefetch(self, offsets: Sequence[int], size: int) -> None:
+        """Requests `size` bytes from each of `offsets` on, as far as they lie in the volume."""
+        most = self._volume.size
+        self._volume.prefetch([(offset, min(size, most - offset)) for offset in offsets if offset < most])
 
     def changed(self, offset: int, size: int) -> bool:
         """Whether any sector of a range comes from the log."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pbsfs.base.errors import DamageError, UnsupportedError
 from pbsfs.contents.base import Entry, Piece
 from pbsfs.disks.filesystem import FileSystem
-from pbsfs.disks.volume import Volume
+from pbsfs.disks.volume import Volume, part_of
 from pbsfs.disks.xfs import attributes, directory, extents
 from pbsfs.disks.xfs.blocks import REMOTE, Blocks
 from pbsfs.disks.xfs.inode import DEVICE, LOCAL, Inode, decoded
@@ -135,8 +135,7 @@ class Xfs(FileSystem):
         try:
             start = superblock.offset_of(superblock.log_start, superblock.log_blocks)
             log = Log(
-                lambda offset, size: volume.read(start + offset, size),
-                superblock.log_blocks * superblock.block_size // _SECTOR,
+                part_of(volume, start, superblock.log_blocks * superblock.block_size),
                 uuid=superblock.uuid,
                 is_v2=superblock.log_is_v2,
                 has_checksums=superblock.has_checksums,

@@ -56,6 +56,7 @@ _LSN_IN_TREE = {b"\x3d\xf1", b"\x3d\xff", b"\x3e\xbe", b"\x3b\xee"}
 _BUFFER_HEAD = struct.Struct("<4xHHQI")
 _CREATE_HEAD = struct.Struct(">4x6I")
 _CHUNK = 128
+_SPAN = 64 << 10
 _MOST_LENGTH = 2048
 """Sectors of a buffer."""
 
@@ -120,6 +121,7 @@ class Recovery:
                 (cancels if _buffer(item.regions[0])[0] & _CANCEL else buffers).append(item)
             elif item.kind == _INODE:
                 others.append(item)
+        self._request(buffers, others)
         for kind, regions in buffers:
             if kind == _CREATE:
                 self._create(regions[0])
@@ -130,6 +132,12 @@ class Recovery:
         for _, regions in cancels:
             _, length, block, _ = _buffer(regions[0])
             self._cancelled[block, length] -= 1
+
+    def _request(self, buffers: Iterable[Item], inodes: Iterable[Item]) -> None:
+        """Requests what a transaction changes, side by side."""
+        places = {_buffer(regions[0])[2] for kind, regions in buffers if kind == _BUFFER}
+        places |= {InodeItem.of(regions).block for _, regions in inodes}
+        self._overlay.prefetch(sorted({place * 512 & ~(_SPAN - 1) for place in places}), _SPAN)
 
     def _is_cancelled(self, block: int, length: int) -> bool:
         return self._cancelled.get((block, length), 0) > 0
