@@ -152,9 +152,9 @@ class Contents(abc.ABC):
         hides what confirms the place, for callers that put zeros in the place of damaged bytes.
         """
 
-    def is_near(self, file: Entry) -> bool:
-        """Whether `data` of `file` takes less time than going to a thread, if what it reads is in memory."""
-        return True
+    def data_at_once(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece] | None:
+        """`data` for a thread that must wait for nothing but `streams`; None where more is needed."""
+        return self.data(file, unconfirmed=unconfirmed)
 
     def stored_at(self, file: Entry) -> Piece | None:
         """Where the bytes of an exact `file` are, if the entry tells that without reading; not checked."""

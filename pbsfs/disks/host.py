@@ -45,6 +45,9 @@ MOST_NEAR = 1024
 MAPS_AT_ONCE = 64
 """Files whose maps are asked for together."""
 
+MOST_KEPT = 64
+"""Pieces of a map that is kept: a larger one takes too long to use in the thread that handles requests."""
+
 _NAME = 1 << 10
 
 
@@ -380,8 +383,8 @@ class RemoteVolume(Contents):
         near = [*self._near, *files][-MOST_NEAR:]
         self._near, self._places = near, {file: place for place, file in enumerate(near)}
 
-    def is_near(self, file: Entry) -> bool:
-        return file in self._maps
+    def data_at_once(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece] | None:
+        return self._maps.get(file)
 
     def facts(self) -> dict[str, str]:
         return self._facts
@@ -410,8 +413,11 @@ class RemoteVolume(Contents):
             raise self._wrong(str(error)) from None
         if file not in maps:
             raise self._wrong("it has no map of a file")
+        wanted_now = maps[file]
+        if len(wanted_now) > MOST_KEPT:
+            del maps[file]
         self._maps = maps
-        return maps[file]
+        return wanted_now
 
     def read(self, file: Entry, offset: int, size: int) -> bytes:
         data = self._ask("read", wire.entry_row(file), offset, size)

@@ -55,14 +55,9 @@ class Bridge:
         """
         return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=abandon)
 
-    async def run_short(self, work: Callable[[], R]) -> R:
-        """The same for work that takes less time than going to a thread, where what it reads is cached."""
-        result = self.run_cached(work)
-        return await self.run(work) if result is None else result
-
-    def run_cached(self, work: Callable[[], R]) -> R | None:
-        """The result of such work, which is not None; None where what it reads is not cached. Call from the
-        trio loop."""
+    def run_cached(self, work: Callable[[], R | None]) -> R | None:
+        """The result of work that takes less time than going to a thread; None where what it reads is not
+        cached. Call from the trio loop."""
         _here.inline = True
         try:
             return work()

@@ -35,6 +35,9 @@ LEAST_HOLE = 64 << 10
 KEPT_SIZES = 10_000
 """Files whose sizes without holes are kept."""
 
+MANY_PIECES = 1000
+"""Pieces of a file from which its reader is made in a worker thread."""
+
 MOST_RUNS = 10_000
 """Holes and data that are counted of one file: more would block the loop."""
 
@@ -71,21 +74,26 @@ class OpenContents:
 
     async def file(self, entry: Entry) -> PiecesHandle:
         """A reader of its own for a file. Raises DamageError, KeyRequiredError, SourceError."""
-        run = self._bridge.run_short if self.contents.is_near(entry) else self._bridge.run
-        return self._reader(entry, await run(self._finding(entry)))
+        found = self.cached_file(entry)
+        if found is not None:
+            return found
+        pieces = await self.run(functools.partial(self.contents.data, entry, unconfirmed=self._unconfirmed))
+        reader = functools.partial(self._reader, entry, pieces)
+        return reader() if len(pieces) <= MANY_PIECES else await self.run(reader)
 
     def cached_file(self, entry: Entry) -> PiecesHandle | None:
         """The same; None where the place of its bytes is not known without waiting. Call from the trio loop.
 
         Raises DamageError.
         """
-        pieces = self._bridge.run_cached(self._finding(entry)) if self.contents.is_near(entry) else None
+        find = functools.partial(self.contents.data_at_once, entry, unconfirmed=self._unconfirmed)
+        pieces = self._bridge.run_cached(find)
         return None if pieces is None else self._reader(entry, pieces)
 
-    def _finding(self, entry: Entry) -> Callable[[], Sequence[Piece]]:
+    @property
+    def _unconfirmed(self) -> bool:
         # Where damaged data is to read as zeros, damage of what stands before a file's bytes costs no more.
-        unconfirmed = any(image.shows_zeros for image in self.images)
-        return functools.partial(self.contents.data, entry, unconfirmed=unconfirmed)
+        return any(image.shows_zeros for image in self.images)
 
     def _reader(self, entry: Entry, pieces: Sequence[Piece]) -> PiecesHandle:
         is_small = entry.size <= SMALL_FILE

@@ -17,7 +17,15 @@ import pytest
 from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.contents.base import DECODED, Entry, Piece
 from pbsfs.disks import wire
-from pbsfs.disks.host import FAILURES, MOST_PROCESSES, Parser, ParserError, RemoteVolume, VolumeInfo
+from pbsfs.disks.host import (
+    FAILURES,
+    MOST_KEPT,
+    MOST_PROCESSES,
+    Parser,
+    ParserError,
+    RemoteVolume,
+    VolumeInfo,
+)
 from tests.support.disks import MemoryDisk
 
 
@@ -243,6 +251,18 @@ def test_contents_that_can_be_are_taken() -> None:
         gone, broken = volume.complete(volume.root, [FILE, FILE])
         assert gone is None
         assert isinstance(broken, DamageError)
+
+
+def test_places_are_told_without_asking_once_they_are_known() -> None:
+    pieces = [[0, 2 * number, 1] for number in range(MOST_KEPT + 1)]
+    large = FILE.but(size=len(pieces))
+    answers: list[tuple[str, object]] = [("A", [[[0, 6, 10]]]), ("A", [pieces])]
+    with parser_of(MemoryDisk(bytes(4096)), *opened(*answers)) as parser:
+        volume = RemoteVolume(parser, VOLUME)
+        assert volume.data_at_once(FILE) is None
+        assert volume.data(FILE) == volume.data_at_once(FILE) == [Piece(0, 6, 10)]
+        assert len(volume.data(large)) == len(pieces)
+        assert volume.data_at_once(large) is None
 
 
 def _row(**changes: Any) -> list[object]:
