@@ -94,7 +94,7 @@ class Parser:
         """What is on the disks. Raises DamageError, KeyRequiredError, SourceError."""
         rows = self.ask("volumes")
         if not isinstance(rows, list) or len(rows) > MOST_VOLUMES:
-            raise self.failed("its list of volumes is none")
+            raise self.failed("its list of volumes is not valid")
         found: list[VolumeInfo] = []
         names: set[bytes] = set()
         for number, row in enumerate(rows):
@@ -102,7 +102,7 @@ class Parser:
                 name, size, kind, problem, part_uuid = row
                 name = wire.raw(name)
             except (TypeError, ValueError, wire.WireError):
-                raise self.failed("a volume in its list is none") from None
+                raise self.failed("a volume in its list is not valid") from None
             if (
                 not name
                 or len(name) > _NAME
@@ -115,7 +115,7 @@ class Parser:
                 or not isinstance(kind, str)
                 or not all(text is None or isinstance(text, str) for text in (problem, part_uuid))
             ):
-                raise self.failed("a volume in its list is none")
+                raise self.failed("a volume in its list is not valid")
             names.add(name)
             found.append(VolumeInfo(number, name, size, kind[:_NAME], problem, part_uuid))
         return found
@@ -221,7 +221,7 @@ class Parser:
     @staticmethod
     def _raise_damage(answer: object, raised: BaseException | None) -> None:
         if not isinstance(answer, list) or len(answer) != 2:
-            raise wire.WireError("an error that is none")
+            raise wire.WireError("an error is not valid")
         said, unsupported = answer
         if isinstance(raised, DamageError) and str(raised) == said:
             raise raised
@@ -302,7 +302,10 @@ class Parser:
         """Ends the process. Returns the error that says so."""
         self._end()
         self._failures.append(time.monotonic())
-        return ParserError(f"{self.name}: the process that reads its file systems failed: {why}")
+        return ParserError(
+            f"{self.name}: the process that reads its file systems failed: {why}; "
+            "try again, or read the whole image instead"
+        )
 
     def __del__(self) -> None:
         self.close()
@@ -334,7 +337,7 @@ class RemoteVolume(Contents):
             self.root = wire.entry_of(root, root=True)
             self._facts = {str(name)[:_NAME]: str(value)[: 1 << 16] for name, value in facts.items()}
         except (AttributeError, TypeError, ValueError, wire.WireError):
-            raise self._wrong("what it says of a volume is not understood") from None
+            raise self._wrong("its description of a volume is not valid") from None
 
     def _ask(self, method: str, *arguments: object) -> Any:
         return self._parser.ask(method, self.info.number, *arguments)
@@ -412,7 +415,7 @@ class RemoteVolume(Contents):
         except (TypeError, ValueError, wire.WireError) as error:
             raise self._wrong(str(error)) from None
         if file not in maps:
-            raise self._wrong("it has no map of a file")
+            raise self._wrong("it does not know where a file is")
         wanted_now = maps[file]
         if len(wanted_now) > MOST_KEPT:
             del maps[file]
@@ -430,5 +433,5 @@ class RemoteVolume(Contents):
         try:
             found = {wire.raw(name): wire.raw(value) for name, value in rows}
         except (TypeError, ValueError, wire.WireError):
-            raise self._wrong("its extended attributes are none") from None
+            raise self._wrong("its extended attributes are not valid") from None
         return {name: value for name, value in found.items() if name and b"\0" not in name}
