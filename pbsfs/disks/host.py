@@ -39,6 +39,9 @@ MOST_VOLUMES = 10_000
 COMMAND = (sys.executable, "-I", "-m", "pbsfs.disks.worker")
 """The process: isolated from the environment and the current directory."""
 
+MOST_DAMAGE = 100
+"""Errors of damaged disks that are kept."""
+
 MOST_NEAR = 1024
 """Files whose order is known, so that their maps can be asked for together."""
 
@@ -62,7 +65,10 @@ class ParserError(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class VolumeInfo:
-    """A volume on the disks of a snapshot: see `probe.Found`, whose fields these are."""
+    """A volume on the disks of a snapshot: see `probe.Found`, whose fields these are.
+
+    `damage`: of the stored disk, where that is the problem.
+    """
 
     number: int
     name: bytes
@@ -70,6 +76,7 @@ class VolumeInfo:
     kind: str
     problem: str | None
     part_uuid: str | None
+    damage: str | None = None
 
 
 class Parser:
@@ -87,11 +94,13 @@ class Parser:
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._failures: deque[float] = deque(maxlen=FAILURES)
+        self._damage: set[str] = set()  # of the disks, met since `volumes` was called
         self._is_closed = False
         self._last_used = 0.0
 
     def volumes(self) -> list[VolumeInfo]:
         """What is on the disks. Raises DamageError, KeyRequiredError, SourceError."""
+        self._damage.clear()
         rows = self.ask("volumes")
         if not isinstance(rows, list) or len(rows) > MOST_VOLUMES:
             raise self.failed("its list of volumes is not valid")
@@ -117,7 +126,8 @@ class Parser:
             ):
                 raise self.failed("a volume in its list is not valid")
             names.add(name)
-            found.append(VolumeInfo(number, name, size, kind[:_NAME], problem, part_uuid))
+            damage = next((text for text in self._damage if problem is not None and text in problem), None)
+            found.append(VolumeInfo(number, name, size, kind[:_NAME], problem, part_uuid, damage))
         return found
 
     def ask(self, method: str, *arguments: object) -> Any:
@@ -193,6 +203,8 @@ class Parser:
             except DamageError as error:
                 raised = error
                 damage = str(error)
+                if len(self._damage) < MOST_DAMAGE:
+                    self._damage.add(damage)
             except BaseException as error:  # a cancelled task too: the process is to stop in order first
                 raised = error
             else:

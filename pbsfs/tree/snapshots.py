@@ -143,7 +143,10 @@ class SnapshotDirectory(Directory):
         self._disks = await open_disks(reader, self.info, files, self.tree.refresh)
         found: dict[bytes, VolumeInfo | PbsfsError] = {}
         for volume in self._disks.volumes:
-            found[volume.name if volume.problem is None else volume.name + NOTE] = volume
+            if volume.damage is not None:
+                found[volume.name] = DamageError(volume.damage)
+            else:
+                found[volume.name if volume.problem is None else volume.name + NOTE] = volume
         return found | {os.fsencode(name): error for name, error in self._disks.failed.items()}
 
     async def child(self, name: bytes) -> Node:

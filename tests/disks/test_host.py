@@ -91,7 +91,7 @@ def test_damage_of_a_disk_is_the_problem_of_what_it_hides() -> None:
     error = DamageError("vm/1/x/drive-scsi0.img: chunk 0 is missing")
     with parser_of(Watched(disk_with_luks(), raising(error))) as parser:
         (volume,) = parser.volumes()
-        assert "chunk 0 is missing" in str(volume.problem)
+        assert volume.damage == str(error)
 
 
 def test_a_process_that_ended_when_it_was_idle_is_started_again_silently() -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from pbsfs.formats.index import FixedIndex
 from pbsfs.testing.writer import DatastoreWriter
 from tests.disks.test_ext_made import Journaled
 from tests.support import made
+from tests.support.damage import flip_bit
 from tests.support.mounts import Mounted, fails_with, mounted
 from tests.support.program import output_of
 from tests.support.serving import access, serving
@@ -84,6 +86,16 @@ def test_open_journals_are_applied(mount: Mount) -> None:
     with mount() as found:
         content = (found / f"{SNAPSHOT}/scsi0-p1/file").read_bytes()
         assert content == b"A" * 1024 + b"n" * 1024 + b"C" * 1024 + b"D" * 1024
+
+
+def test_a_disk_whose_table_is_damaged_cannot_be_entered(mount: Mount, tmp_path: Path) -> None:
+    (path,) = (tmp_path / "store").glob("vm/100/*/drive-scsi0.img.fidx")
+    digest = FixedIndex(path.read_bytes()).digest(0).hex()
+    flip_bit(tmp_path / "store/.chunks" / digest[:4] / digest, 999)
+    with mount() as found:
+        assert "scsi0" in os.listdir(found / SNAPSHOT)
+        assert fails_with(errno.EIO, lambda: os.listdir(found / f"{SNAPSHOT}/scsi0"))
+        assert found.log_lines()
 
 
 def parsers(pid: int) -> list[int]:
