@@ -55,6 +55,9 @@ READABLE = [original for original in golden.originals() if not original.encrypte
 SPARSE = "vm/105/2023-11-14T23:13:24Z/drive-sata0.img"
 DISK = "vm/100/2023-11-14T22:13:20Z/drive-scsi0.img"
 
+ONE_SESSION = ("--connections", "1")
+"""A busy machine takes long to answer, and pbsfs then opens more sessions, as for a distant server."""
+
 each_way_in = pytest.mark.parametrize("who", WAYS_IN)
 
 
@@ -83,7 +86,7 @@ def idling(big: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     """A mount of its own, in which something was read once: it is left alone while other tests run."""
     with (
         serving(big) as server,
-        mounted(access(server), tmp_path_factory.mktemp("idling") / "m", lifetime=300) as mount,
+        mounted(access(server), tmp_path_factory.mktemp("idling") / "m", *ONE_SESSION, lifetime=300) as mount,
     ):
         yield server, mount
 
@@ -122,7 +125,7 @@ def test_an_image_of_small_chunks_is_read_whatever_the_server_allows_at_once(
     )
     with serving(tmp_path / "datastore") as server:
         server.sessions.max_streams = limit
-        with mounted(access(server), tmp_path / "m") as mount:
+        with mounted(access(server), tmp_path / "m", *ONE_SESSION) as mount:
             assert sum_of(mount / BIG) == hashlib.sha256(content).hexdigest()
             assert mount.log_lines() == []
         (session,) = server.sessions.all()
