@@ -70,6 +70,15 @@ def memory_of(pid: int, what: str = "VmHWM") -> int:
     return 0
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that run."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
 def forget_peak(pid: int) -> None:
     """Sets a process's largest resident size back to what it is now, where that is allowed."""
     with contextlib.suppress(OSError):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
-from tests.support.program import run
+from bench import disks, report
+from tests.support.needs import need
+from tests.support.program import PBSFS, output_of, run
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +34,21 @@ def test_one_runs_on_small_data(tmp_path: Path) -> None:
     assert "pbsfs export" in said
     assert all(sample["seconds"] > 0 for samples in result["samples"].values() for sample in samples)
     assert ET.parse(tmp_path / "plots/export.svg").getroot().tag.endswith("svg")
+
+
+def test_the_disks_hold_as_many_entries_as_they_say(tmp_path: Path) -> None:
+    need("mke2fs")
+    machine = disks.make(tmp_path, quick=True)
+    assert {disks.ROOT, disks.DATA} <= set(machine.volumes)
+    for volume in machine.volumes.values():
+        source = ("--datastore-dir", machine.datastore)
+        found = output_of(PBSFS, "find", "--no-progress", *source, volume.shown).splitlines()
+        assert len(found) == volume.entries, volume.name
+        assert machine.chunks(volume.name)
+        if volume.name != disks.DATA:
+            assert "root:x:0:0" in output_of(PBSFS, "cat", *source, f"{volume.shown}/{disks.SOME_FILE}")
+        if volume.name == disks.XFS:
+            assert "replayed: " in output_of(PBSFS, "info", *source, volume.shown)
 
 
 def test_they_run_where_git_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

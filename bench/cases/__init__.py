@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.cases import (
     directory,
+    disks,
     export,
     files,
     growth,
@@ -25,6 +26,7 @@ ALL: tuple[Case, ...] = (
     *nbd.CASES,
     *mount.CASES,
     *files.CASES,
+    *disks.CASES,
     *directory.CASES,
     *random_reads.CASES,
     *sharing.CASES,
