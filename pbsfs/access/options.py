@@ -162,16 +162,21 @@ SOURCE_ATTRIBUTE = "user.pbs.source"
 """The extended attribute in which a mount names its source."""
 
 
-def shown_source(description: Description) -> bytes:
+def shown_source(description: Description, subtree: str = "") -> bytes:
     """What a mount shows of its source: a JSON object without secrets.
 
-    It has `repository` and `fingerprint`, or `datastore_dir`; and `namespace`.
+    It has `repository` and `fingerprint`, or `datastore_dir`; `namespace`; and `subtree`, the place in the
+    tree that the mount shows at its root.
     """
-    return json.dumps(description.access.public() | {"namespace": str(description.namespace)}).encode()
+    place = {"namespace": str(description.namespace), "subtree": subtree}
+    return json.dumps(description.access.public() | place).encode()
 
 
-def named_by(shown: bytes) -> SourceOptions:
-    """The options that name the source of a mount that shows this. Raises SourceError for anything else."""
+def named_by(shown: bytes) -> tuple[SourceOptions, str]:
+    """The options that name the source of a mount that shows this, and its subtree.
+
+    Raises SourceError for anything else.
+    """
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         facts = json.loads(shown)
         directory = facts.get("datastore_dir")
@@ -182,5 +187,5 @@ def named_by(shown: bytes) -> SourceOptions:
             namespace=str(facts.get("namespace", "")),
         )
         if options.names_source():
-            return options
+            return options, str(facts.get("subtree", ""))
     raise SourceError(f"{SOURCE_ATTRIBUTE}: the mount does not tell its source")

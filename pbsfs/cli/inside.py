@@ -86,11 +86,13 @@ def _find(path: str) -> tuple[SourceOptions, str] | None:
     mount = mount_of(real)
     if mount is None or mount.type != FS_TYPE:
         return None
+    options, subtree = _source_of(mount, path or ".")
     place = mount.root / real.relative_to(mount.path)
-    return _source_of(mount, path or "."), str(place).strip("/")
+    return options, f"{subtree}{place}".strip("/")
 
 
-def _source_of(mount: Mount, path: str) -> SourceOptions:
+def _source_of(mount: Mount, path: str) -> tuple[SourceOptions, str]:
+    """The source that the mount names, and the place in its tree that the mount shows at its root."""
     if mount.owner not in (0, os.geteuid()):  # they could name their own server, which would get the password
         raise SourceError(f"{path}: the mount at {mount.path} belongs to another user; {_NAME_IT}")
     try:

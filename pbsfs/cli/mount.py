@@ -63,6 +63,12 @@ from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
     show_default=True,
     help="Show new backups within this time.",
 )
+@click.option(
+    "--subtree",
+    metavar="PATH",
+    default="",
+    help="Show only this directory of the tree, such as files/host/web1 (default: all).",
+)
 @damage_option
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--source-fd", type=int, hidden=True)
@@ -74,6 +80,7 @@ def command(
     foreground: bool,
     cache_size: str,
     refresh: float,
+    subtree: str,
     on_damage: ZeroedRanges | None,
     ready_fd: int | None,
     source_fd: int | None,
@@ -90,6 +97,7 @@ def command(
       pbsfs mount --repository reader@pbs@pbs.example.com:store1 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 --ns prod -o allow_other,gid=100 /mnt/pbs
+      pbsfs mount --datastore-dir /srv/store1 --subtree files/host/web1 /mnt/web1
       pbsfs umount /mnt/pbs
     """
     options = FuseOptions.parse(fuse_options)
@@ -107,6 +115,7 @@ def command(
         set_up_logging(log_level, log_file)  # reports a log file that can't be written
         arguments = ["--cache-size", cache_size, "--refresh", str(refresh)]
         arguments += ["--log-level", log_level, "--on-damage", "fail" if on_damage is None else "zero"]
+        arguments += [f"--subtree={subtree}"]
         arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
         arguments += [f"-o{text}" for text in fuse_options if text]
         _start_in_background(arguments, source, place)
@@ -117,7 +126,8 @@ def command(
     try:
         if description is None:
             description = describe(source, environment(), find_terminal(), ask_for_default=True)
-        _serve(description, place, options, parse_cache_size(cache_size), refresh, on_damage, report)
+        size = parse_cache_size(cache_size)
+        _serve(description, place, options, size, refresh, subtree, on_damage, report)
     except PbsfsError as error:
         if ready_fd is None:
             raise
@@ -136,6 +146,7 @@ def _serve(
     options: FuseOptions,
     cache_size: int,
     refresh: float,
+    subtree: str,
     zeroed: ZeroedRanges | None,
     report: _Report,
 ) -> None:
@@ -155,7 +166,9 @@ def _serve(
         namespace=description.namespace,
         keys=description.keys,
         zeroed=zeroed,
-        attributes={SOURCE_ATTRIBUTE: shown_source(description)},
+        attributes=lambda root: {SOURCE_ATTRIBUTE: shown_source(description, root)},
+        subtree=subtree,
+        fsname=options.fsname,
     )
 
     trio.run(serve, description.access.open(), mount_options, report.ready, report.stopping)

@@ -43,6 +43,8 @@ class InodeTable:
     """Maps each inode number to its node."""
 
     def __init__(self, root: Node) -> None:
+        """`root`: what the mount shows at its root, any node of the tree."""
+        self._root = root.key
         self._inodes = {ROOT: Inode(root)}
         self._forgotten: OrderedDict[int, bytes] = OrderedDict()  # paths, the latest last
 
@@ -75,7 +77,7 @@ class InodeTable:
         It differs from the usual one where `node` is a file that was made again while the former one is open:
         an open file keeps its size and content.
         """
-        if not key:
+        if key == self._root:
             return ROOT
         salt = 0
         while True:

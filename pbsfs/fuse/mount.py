@@ -15,13 +15,13 @@ import select
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
 import trio
 
-from pbsfs.base.errors import MountError
+from pbsfs.base.errors import MountError, UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.formats.keys import Key
 from pbsfs.fuse.attributes import Ownership
@@ -30,7 +30,7 @@ from pbsfs.fuse.operations import Operations
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import Source
-from pbsfs.tree import Tree
+from pbsfs.tree import Directory, Tree
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,13 @@ ANSWER_TIMEOUT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How to mount. `flags`: options for the kernel and libfuse, unchanged. `zeroed`: records damaged ranges
-    that read as zeros; None where they fail instead. `attributes`: see `Operations`. `files`: see `Tree`."""
+    """How to mount.
+
+    `flags`: options for the kernel and libfuse, unchanged. `zeroed`: records damaged ranges that read as
+    zeros; None where they fail instead. `attributes`: see `Operations`, by the path of the mount's root in
+    the tree. `files`: see `Tree`. `subtree`: the place in the tree that the mount shows at its root.
+    `fsname`: the source's name in the mount table; None for the name that the source has.
+    """
 
     mountpoint: Path
     ownership: Ownership
@@ -55,8 +60,10 @@ class MountOptions:
     namespace: Namespace
     keys: Mapping[str, Key]
     zeroed: ZeroedRanges | None
-    attributes: Mapping[str, bytes] = field(default_factory=dict)
+    attributes: Callable[[str], Mapping[str, bytes]] = lambda _root: {}
     files: bool = True
+    subtree: str = ""
+    fsname: str | None = None
 
 
 async def serve(
@@ -66,8 +73,9 @@ async def serve(
 
     Calls `ready` with the source's name when the mount answers, and `stopping` before it ends.
 
-    Raises MountError if mounting fails, NotFoundError if the namespace does not exist, SourceError if the
-    source can't be read, and KeyboardInterrupt if a signal ends it before the mount answers.
+    Raises MountError if mounting fails, NotFoundError if the namespace or subtree does not exist, UsageError
+    if the subtree is not a directory, SourceError if the source can't be read, and KeyboardInterrupt if a
+    signal ends it before the mount answers.
     """
     failure: Exception | None = None
     stopped = answered = False
@@ -110,9 +118,12 @@ async def _open_and_serve(
     ) as reader:
         await source.namespaces(options.namespace)  # else the mount would show errors only
         tree = Tree(reader, options.namespace, refresh=options.refresh, files=options.files)
-        operations = Operations(tree, options.ownership, options.attributes)
+        root = await tree.find(options.subtree)
+        if not isinstance(root, Directory):
+            raise UsageError(f"{root} is not a directory; mount the directory that it is in")
+        operations = Operations(tree, options.ownership, options.attributes(os.fsdecode(root.path)), root)
         pbsfs.fuse.shim.install(operations)
-        with _mounted(operations, options, str(source)):
+        with _mounted(operations, options, options.fsname or _name(source, root)):
             try:
                 await _serve_until_stopped(operations, options.mountpoint, ready)
             finally:
@@ -120,14 +131,14 @@ async def _open_and_serve(
 
 
 @contextmanager
-def _mounted(operations: Operations, options: MountOptions, source: str) -> Iterator[None]:
+def _mounted(operations: Operations, options: MountOptions, name: str) -> Iterator[None]:
     flags = set(options.flags) | {
         "ro",
         "nosuid",
         "nodev",
         "default_permissions",
         "subtype=pbsfs",
-        f"fsname={_fsname(source)}",
+        f"fsname={_escaped(name)}",
     }
     said: list[str] = []
     try:
@@ -167,9 +178,14 @@ def _standard_error_in(said: list[str]) -> Iterator[None]:
             said += messages.read().decode(errors="replace").strip().splitlines()
 
 
-def _fsname(source: str) -> str:
-    """What the mount table shows as the device: ASCII only, and commas escaped for libfuse."""
-    text = source.encode("ascii", "replace").decode()
+def _name(source: Source, root: Directory) -> str:
+    """The source's name in the mount table, with the place below it that is shown."""
+    return f"{source}:{root}" if root.path else str(source)
+
+
+def _escaped(name: str) -> str:
+    """A name for the mount table in libfuse's options: ASCII only, and commas escaped."""
+    text = name.encode("ascii", "replace").decode()
     return text.replace("\\", "\\\\").replace(",", "\\,")
 
 

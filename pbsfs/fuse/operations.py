@@ -25,7 +25,7 @@ from pbsfs.fuse.attributes import Ownership, entry_of
 from pbsfs.fuse.forgetting import Forgetting
 from pbsfs.fuse.guards import answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenContentsFile, OpenDirectory, OpenFile, OpenImage
-from pbsfs.fuse.inodes import Inode, InodeTable
+from pbsfs.fuse.inodes import ROOT, Inode, InodeTable
 from pbsfs.fuse.space import Space
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.decode import SMALL
@@ -62,13 +62,18 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True  # for NFS servers, see `_look_up_number`
 
     def __init__(
-        self, tree: Tree, ownership: Ownership, attributes: Mapping[str, bytes] | None = None
+        self,
+        tree: Tree,
+        ownership: Ownership,
+        attributes: Mapping[str, bytes] | None = None,
+        root: Directory | None = None,
     ) -> None:
         """`attributes`: extended attributes of the mount as a whole. They are listed for its root only, but
-        every inode has them, because a bind mount may show a part without the root."""
+        every inode has them, because a bind mount may show a part without the root. `root`: what the mount
+        shows at its root; None for the root of the tree."""
         super().__init__()
         self._own_attributes = attributes or {}
-        self.inodes = InodeTable(tree.root)
+        self.inodes = InodeTable(root or tree.root)
         self.forgetting = Forgetting(self.inodes, tree.reader.store.memory)
         self.space = Space(tree.reader.source)
         self._tree = tree
@@ -101,7 +106,7 @@ class Operations(pyfuse3.Operations):
         Documentation/filesystems/nfs/exporting.rst), and turns ENOENT into ESTALE.
         """
         path = self.inodes.path(number)
-        node = await self._tree.at(path.rpartition(b"/")[0] if parent else path)
+        node = await self._tree.at(path.rpartition(b"/")[0] if parent and number != ROOT else path)
         entry = self._attributes(node, await node.stat(), self._lasts(node))
         if not parent and entry.st_ino != number:  # a file's that was made again while open
             raise NotFoundError(f"inode {number} is no longer {path!r}")

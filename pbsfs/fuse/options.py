@@ -6,6 +6,7 @@ Used by `pbsfs mount`. Synchronous; imports nothing of pyfuse3, which the waitin
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ _FULFILLED = frozenset(("ro", "default_permissions", "defaults", "auto", "noauto
 _FULFILLED_ALSO = frozenset(
     ("_netdev", "nofail", "owner", "group", "noowner", "relatime", "norelatime", "async")
 )
+_OPTION = re.compile(r"(?:[^,\\]|\\.|\\$)+")  # as in libfuse, a backslash keeps a comma
 
 
 @dataclass(slots=True)
@@ -24,7 +26,7 @@ class FuseOptions:
 
     `flags` go to libfuse as they stand. `umask` 0007 gives files mode 0440 and directories 0550. `as_stored`:
     files in archives have the owner and permissions that are stored with them (by default where root mounts).
-    `files`: whether the mount shows them.
+    `files`: whether the mount shows them. `fsname`: the source's name in the mount table; None for the usual.
     """
 
     uid: int = field(default_factory=os.getuid)
@@ -34,14 +36,14 @@ class FuseOptions:
     flags: set[str] = field(default_factory=set)
     as_stored: bool = field(default_factory=lambda: os.geteuid() == 0)
     files: bool = True
+    fsname: str | None = None
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> FuseOptions:
         """From the arguments of all `-o`. Raises UsageError."""
         options = cls()
-        for option in ",".join(texts).split(","):
-            if option:
-                options._take(option)
+        for option in _OPTION.findall(",".join(texts)):
+            options._take(option)
         return options
 
     def _take(self, option: str) -> None:
@@ -60,13 +62,15 @@ class FuseOptions:
             self.as_stored = option == "noignore_permissions"
         elif name in ("uid", "gid"):
             setattr(self, name, _number(option, value, 10, 0xFFFFFFFE))
+        elif name == "fsname" and value:
+            self.fsname = re.sub(r"\\(.)", r"\1", value)
         elif name == "umask":
             self.umask = _number(option, value, 8, 0o777)
         elif option not in _FULFILLED | _FULFILLED_ALSO and not name.startswith(("x-", "X-", "comment")):
             raise UsageError(
                 f"mount option '{option}' is not known; there are allow_other, allow_root, uid=, gid=, "
-                "umask=, nonempty, nofiles, ignore_permissions, noignore_permissions, and the general "
-                "ones of mount(8)"
+                "umask=, nonempty, nofiles, fsname=, ignore_permissions, noignore_permissions, and the "
+                "general ones of mount(8)"
             )
 
 

@@ -127,7 +127,7 @@ def test_a_server_is_found_and_no_secret_is_told(stocked: Stocked, tmp_path: Pat
         shown = os.getxattr(mount.place, SOURCE_ATTRIBUTE)
         assert SOURCE_ATTRIBUTE in os.listxattr(mount.place)
         assert PASSWORD.encode() not in shown
-        found = named_by(shown)
+        found, _subtree = named_by(shown)
         assert found.repository == server.repository(USER)
         assert found.fingerprint == server.fingerprint.replace(":", "").lower()
 
@@ -179,8 +179,8 @@ SERVER = ServerAccess(Repository.parse("u@pbs!t@h:1:s"), Secret("geheim"), Trust
     ],
 )
 def test_what_a_mount_tells_is_read_as_it_was(access: Access, namespace: str, options: SourceOptions) -> None:
-    shown = shown_source(Description(access, Namespace.parse(namespace), KeyRing([KEY])))
-    assert named_by(shown) == options
+    shown = shown_source(Description(access, Namespace.parse(namespace), KeyRing([KEY])), "vm/\udcff")
+    assert named_by(shown) == (options, "vm/\udcff")
     assert b"geheim" not in shown
 
 

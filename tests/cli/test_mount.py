@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from pbsfs.fuse.inodes import ROOT
 from pbsfs.fuse.mountpoint import mounted_at
 from tests.support.mounts import cleaned_up, mounted
 from tests.support.needs import need_fuse, need_root
-from tests.support.program import PBSFS, environment, error_of, pbsfs
-from tests.support.stocked import CONFIGURATION, Stocked, stock
+from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
+from tests.support.stocked import CONFIGURATION, FIRST, IMAGE, NEWER_IMAGE, SECOND, Stocked, stock
 from tests.support.waiting import wait_until
 
 
@@ -141,3 +142,42 @@ def test_a_directory_of_the_environment_is_kept_apart_from_the_mount_point(stock
     (place := stocked.path / "m").mkdir()
     done = pbsfs("mount", place, env=environment(PBSFS_DATASTORE_DIR=str(stocked.path)))
     assert "is inside the datastore" in error_of(done, 7)
+
+
+def test_a_part_of_the_tree_can_be_the_root(stocked: Stocked, tmp_path: Path) -> None:
+    options = ["--subtree", "/vm/100/latest/", "-o", "fsname=a\\,b \\\\ c"]
+    with mounted(stocked.path, tmp_path / "m", *options) as mount:
+        assert os.listdir(mount.place) == output_of(PBSFS, "ls", mount.place).split()
+        assert "drive-scsi0.img" in os.listdir(mount.place)
+        assert (mount / "drive-scsi0.img").read_bytes() == stocked.contents[NEWER_IMAGE]
+        assert os.stat(mount.place).st_ino == ROOT
+        assert NEWER_IMAGE in output_of(PBSFS, "info", mount / "drive-scsi0.img")
+        shown = output_of("findmnt", "-n", "-o", "SOURCE", "--raw", mount.place)
+        assert shown == "a,b\\x20\\x5c\\x20c\n"
+
+
+def test_the_mount_table_names_the_part_of_the_tree(stocked: Stocked, tmp_path: Path) -> None:
+    with mounted(stocked.path, tmp_path / "m", "--subtree", "vm/100") as mount:
+        shown = output_of("findmnt", "-n", "-o", "SOURCE,FSTYPE", "--raw", mount.place)
+        assert shown == f"datastore\\x20directory\\x20{stocked.path}:vm/100 fuse.pbsfs\n"
+        assert sorted(os.listdir(mount.place)) == sorted(
+            [*(path.rpartition("/")[2] for path in (FIRST, SECOND)), "latest"]
+        )
+        assert (mount / "latest/drive-scsi0.img").read_bytes() == stocked.contents[NEWER_IMAGE]
+
+
+@pytest.mark.parametrize(
+    ("subtree", "status", "reason"),
+    [
+        ("vm/4711", 3, "vm: there is no '4711'"),
+        (IMAGE, 2, f"{IMAGE} is not a directory; mount the directory that it is in"),
+        ("vm/../ct", 2, "'..' has no meaning here"),
+    ],
+)
+def test_only_a_directory_of_the_tree_can_be_the_root(
+    stocked: Stocked, tmp_path: Path, subtree: str, status: int, reason: str
+) -> None:
+    for way in ([], ["--foreground"]):
+        done = pbsfs("mount", "--datastore-dir", stocked.path, *way, "--subtree", subtree, tmp_path / "m")
+        assert reason in error_of(done, status)
+    assert not mounted_at(tmp_path / "m")

@@ -40,6 +40,13 @@ def test_the_root_is_number_1(table: InodeTable) -> None:
     assert table[1].node.path == b""
 
 
+def test_the_root_may_be_below_that_of_the_tree() -> None:
+    table = InodeTable(place(b"vm/100"))
+
+    assert table.number(b"vm/100") == ROOT
+    assert table.number(b"vm/100/latest") != ROOT
+
+
 def test_a_path_has_the_same_number_in_every_table(table: InodeTable) -> None:
     numbers = [table.remember(place(path), 0) for path in PATHS]
     other = InodeTable(place(b""))

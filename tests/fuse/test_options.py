@@ -57,6 +57,15 @@ def test_files_can_be_left_out() -> None:
     assert not FuseOptions.parse(["nofiles"]).files
 
 
+@pytest.mark.parametrize(
+    ("option", "name"), [("fsname=home:vm/100", "home:vm/100"), ("fsname=a\\,b=\\\\", "a,b=\\")]
+)
+def test_the_name_in_the_mount_table_may_have_commas(option: str, name: str) -> None:
+    options = FuseOptions.parse([option, "allow_other"])
+    assert (options.fsname, options.flags) == (name, {"allow_other"})
+    assert FuseOptions.parse([]).fsname is None
+
+
 @pytest.mark.parametrize("option", ["rw", "remount"])
 def test_writing_is_refused(option: str) -> None:
     with pytest.raises(UsageError, match="mounted read-only"):
@@ -83,7 +92,7 @@ def test_a_number_out_of_range_is_refused(option: str) -> None:
         FuseOptions.parse([option])
 
 
-@pytest.mark.parametrize("option", ["allow_others", "big_writes", "uids=1", "fsname=x", "ro=1", "nonempty=1"])
+@pytest.mark.parametrize("option", ["allow_others", "big_writes", "uids=1", "fsname=", "ro=1", "nonempty=1"])
 def test_an_option_that_is_not_known_is_refused_by_name(option: str) -> None:
     with pytest.raises(UsageError, match=f"'{option}' is not known"):
         FuseOptions.parse([option])
