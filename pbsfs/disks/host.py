@@ -78,6 +78,11 @@ class VolumeInfo:
     part_uuid: str | None
     damage: str | None = None
 
+    @property
+    def is_guest(self) -> bool:
+        """Whether it is the machine's own tree, which shows the files of the others once more."""
+        return self.kind == wire.GUEST
+
 
 class Parser:
     """A parser process for `disks`, started when it is needed."""

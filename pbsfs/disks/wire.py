@@ -31,6 +31,9 @@ MOST = 128 << 20
 MOST_RANGES = 10_000
 """Ranges of one AHEAD message."""
 
+GUEST = "guest"
+"""The name and kind of the machine's own tree."""
+
 _KINDS = {
     stat_bits.S_IFREG,
     stat_bits.S_IFDIR,

@@ -36,9 +36,6 @@ KEPT = 64
 LARGE = 1 << 20
 """Bytes from which a read is passed on as it is."""
 
-GUEST = "guest"
-"""The name and kind of the machine's own tree."""
-
 SMALL_MAP = 16
 """Pieces of a map that is sent before it is wanted."""
 
@@ -129,8 +126,8 @@ class Worker:
             [wire.text(f.name.encode()), f.size, f.kind, f.problem, f.part_uuid] for f in found
         ]
         readable = [f for f in found if f.problem is None]
-        if any(f.kind in UNIX | DOS for f in readable) and all(f.name != GUEST for f in found):
-            rows.append([GUEST, 0, GUEST, None, None])
+        if any(f.kind in UNIX | DOS for f in readable) and all(f.name != wire.GUEST for f in found):
+            rows.append([wire.GUEST, 0, wire.GUEST, None, None])
         return rows
 
     def contents(self, number: int) -> Contents:

@@ -1,4 +1,4 @@
-"""Compares what two places of the tree hold: archives entry by entry, images by their indexes.
+"""Compares what two places of the tree hold: archives and volumes entry by entry, images by their indexes.
 
 Entries are merged by name, directory by directory, so memory is bounded by the directories on one path. Used
 by `pbsfs diff`, from tasks of one trio loop; archives are compared in a worker thread.
@@ -26,13 +26,18 @@ from pbsfs.tasks.attributes import differing
 from pbsfs.tree import (
     ArchiveDirectory,
     BlobFile,
+    BrokenDisk,
     ContentsNode,
     ImageFile,
     Node,
+    Note,
     SnapshotDirectory,
     Tree,
+    VolumeDirectory,
 )
+from pbsfs.tree.archives import ArchiveFiles
 from pbsfs.tree.namespaces import FILES
+from pbsfs.tree.snapshots import shown_archives
 
 PIECE = 1 << 20
 """Bytes that are compared at a time."""
@@ -112,10 +117,18 @@ class Comparison:
         path: bytes,
         emit: Callable[[list[Change]], None],
     ) -> None:
-        before, after = await self._files(old), await self._files(new)
+        inside = old.tree.opens_archives and new.tree.opens_archives
+        before, after = await self._files(old, inside=inside), await self._files(new, inside=inside)
+        lacks_disks = any(isinstance(node, BrokenDisk) for node in (*before.values(), *after.values()))
         for name in sorted({*before, *after}):
             inner = path + b"/" + name if path else name
+            sides = [files[name] for files in (before, after) if name in files]
             try:
+                for node in sides:
+                    if isinstance(node, BrokenDisk):
+                        raise node.error
+                if lacks_disks and len(sides) == 1 and isinstance(sides[0], VolumeDirectory | Note):
+                    continue  # a disk that can't be read may have it
                 if name not in after:
                     emit([Change(inner, REMOVED, old_size=(await before[name].stat()).size)])
                 elif name not in before:
@@ -125,17 +138,26 @@ class Comparison:
             except PbsfsError as error:
                 self.failed.append((inner, error))
 
-    async def _files(self, snapshot: SnapshotDirectory) -> dict[bytes, Node]:
-        """Archives as directories, images, and configurations, by name; but what differs always."""
-        plain = await self.tree.at(snapshot.path.removeprefix(FILES + b"/"))
-        inside = await self.tree.at(FILES + b"/" + plain.path)
+    async def _files(self, snapshot: SnapshotDirectory, *, inside: bool) -> dict[bytes, Node]:
+        """Archives as directories, images, and configurations, by name; but what differs always.
+
+        `inside`: the volumes on the images instead of these.
+        """
         found: dict[bytes, Node] = {}
-        for directory in (plain, inside):
-            if isinstance(directory, SnapshotDirectory):
-                for name, node in (await directory.children()).items():
-                    is_disk = isinstance(node, ImageFile) and node.file.archive.kind is ArchiveKind.FIXED
-                    if is_disk or isinstance(node, ArchiveDirectory | BlobFile):
-                        found[name] = node
+        if inside:
+            found |= {name: node for name, node in (await snapshot.children()).items() if not node.repeats}
+        else:
+            plain = await self.tree.at(snapshot.path.removeprefix(FILES + b"/"))
+            files = await self.tree.at(FILES + b"/" + plain.path)
+            assert isinstance(plain, SnapshotDirectory)
+            assert isinstance(files, SnapshotDirectory)
+            for name, node in (await plain.children()).items():
+                is_disk = isinstance(node, ImageFile) and node.file.archive.kind is ArchiveKind.FIXED
+                if is_disk or isinstance(node, BlobFile):
+                    found[name] = node
+            for name, value in shown_archives(plain.info).items():
+                if isinstance(value, ArchiveFiles):
+                    found[name] = ArchiveDirectory(files, name, value)
         for archive in (MANIFEST, CLIENT_LOG):
             found.pop(os.fsencode(archive.name), None)
         return found

@@ -1,4 +1,4 @@
-"""Searches files in archives, through all snapshots and namespaces below some places in the tree.
+"""Searches the files in archives and disk images, in all snapshots and namespaces below some places.
 
 Archives are read side by side, each in a worker thread that tests the entries there; the matches come in the
 order of the tree. Used from tasks of one trio loop.
@@ -19,9 +19,7 @@ from pbsfs.contents.base import Contents, Entry
 from pbsfs.tree import (
     ContentsDirectory,
     Directory,
-    FilesDirectory,
     GroupDirectory,
-    Latest,
     Node,
     SnapshotDirectory,
     Stat,
@@ -170,7 +168,7 @@ class Search:
                 if isinstance(newest, SnapshotDirectory) and newest.info.error is None:
                     return [newest]
             return []
-        return [node for node in children.values() if not isinstance(node, Latest | FilesDirectory)]
+        return [node for node in children.values() if not node.repeats]
 
     async def _search(self, directory: ContentsDirectory, send: trio.MemorySendChannel[list[Match]]) -> None:
         async with send:

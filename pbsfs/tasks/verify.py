@@ -24,7 +24,7 @@ from pbsfs.runtime.memory import Memory
 from pbsfs.tasks.hit import files_hit
 from pbsfs.tasks.known import KnownChunks
 from pbsfs.tasks.report import Damage, Report
-from pbsfs.tree import BlobFile, ContentsNode, Directory, File, FilesDirectory, ImageFile, Latest, Node
+from pbsfs.tree import BlobFile, ContentsNode, Directory, File, ImageFile, Node
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Verification:
                 self.report.damaged.append(damage)
             return []
         for child in children.values():
-            if not isinstance(child, Latest | FilesDirectory):  # both show what is also somewhere else
+            if not child.repeats:
                 files += await self.collect(child)
         return files
 

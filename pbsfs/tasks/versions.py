@@ -1,4 +1,4 @@
-"""The versions of one file over all snapshots of its group.
+"""The versions of one file, in an archive or on a disk, over all snapshots of its group.
 
 Snapshots are looked at side by side. Two of them have the same version where all that is stored with the
 entry is the same, or with `content` also the bytes. Used by `pbsfs versions`, from tasks of one trio loop.
@@ -19,8 +19,9 @@ from pbsfs.reader.bridge import ImageStream
 from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.decoded import stream_of
 from pbsfs.tasks.attributes import differing
-from pbsfs.tree import ContentsNode, Directory, Latest, SnapshotDirectory, Tree
+from pbsfs.tree import BrokenDisk, ContentsNode, Directory, Latest, Note, SnapshotDirectory, Tree
 from pbsfs.tree.namespaces import FILES
+from pbsfs.tree.volumes import NOTE
 
 SIDE_BY_SIDE = 8
 """Snapshots that are looked at at once: each asks the source a few things, one after the other."""
@@ -130,9 +131,18 @@ async def _state(
         digest = await _digest(opened, entry) if content and entry.is_file else None
         return State(entry, xattrs, digest)
     except NotFoundError:
-        return None
+        return await _what_hides(snapshot, inner.partition(b"/")[0])
     except PbsfsError as error:
         return error
+
+
+async def _what_hides(snapshot: SnapshotDirectory, name: bytes) -> PbsfsError | None:
+    """Why the archive or volume `name` may be there all the same; None where it is not."""
+    children = await snapshot.children()
+    if name in children:
+        return None
+    nodes = (node for node in children.values() if isinstance(node, BrokenDisk | Note))
+    return next((n.error for n in nodes if isinstance(n, BrokenDisk) or n.name == name + NOTE), None)
 
 
 async def _digest(opened: OpenContents, entry: Entry) -> bytes:

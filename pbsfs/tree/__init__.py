@@ -16,12 +16,14 @@ from pbsfs.tree.namespaces import FilesDirectory, NamespaceDirectory, Namespaces
 from pbsfs.tree.node import Directory, Link, Listing, Node, Nodes, Stat
 from pbsfs.tree.snapshots import LATEST, GroupDirectory, Latest, SnapshotDirectory
 from pbsfs.tree.tree import DEFAULT_REFRESH, Tree
+from pbsfs.tree.volumes import BrokenDisk, Note, VolumeDirectory
 
 __all__ = [
     "DEFAULT_REFRESH",
     "LATEST",
     "ArchiveDirectory",
     "BlobFile",
+    "BrokenDisk",
     "ContentsDirectory",
     "ContentsFile",
     "ContentsLink",
@@ -39,8 +41,10 @@ __all__ = [
     "NamespacesDirectory",
     "Node",
     "Nodes",
+    "Note",
     "SnapshotDirectory",
     "Stat",
     "Tree",
     "TypeDirectory",
+    "VolumeDirectory",
 ]

@@ -99,6 +99,10 @@ class FilesDirectory(NamespaceDirectory):
     def __init__(self, root: NamespaceDirectory) -> None:
         super().__init__(root.tree.opening_archives(), root, FILES, root.namespace)
 
+    @property
+    def repeats(self) -> bool:
+        return True
+
 
 class PartDirectory(Directory):
     """A part of what a namespace's own listing found; it is as fresh as that."""

@@ -155,6 +155,11 @@ class Node(abc.ABC):
         """What inode numbers are made from: the same for nodes that are one file under several names."""
         return self.path
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it only shows what its directory also has under another name, so that searches skip it."""
+        return False
+
     @abc.abstractmethod
     async def stat(self) -> Stat:
         """Never raises for damage: a node that was listed can be seen, whatever is behind it."""

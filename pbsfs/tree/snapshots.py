@@ -282,6 +282,10 @@ class Latest(Link):
         super().__init__(group.tree, group, name)
         self._group = group
 
+    @property
+    def repeats(self) -> bool:
+        return True
+
     async def target(self) -> bytes:
         """The name of the snapshot's directory. Raises NotFoundError, and what listing the group raises."""
         listing = await self._group.children()

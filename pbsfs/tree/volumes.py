@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pbsfs.base.errors import PbsfsError
+from pbsfs.base.errors import PbsfsError, UnsupportedError
 from pbsfs.disks.host import VolumeInfo
 from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.disks import OpenDisks
@@ -40,6 +40,10 @@ class VolumeDirectory(ContentsRoot):
     def shows(self, value: object) -> bool:
         return self.volume == value
 
+    @property
+    def repeats(self) -> bool:
+        return self.volume.is_guest
+
     async def _open(self) -> OpenContents:
         return await self._disks.open(self.volume)
 
@@ -59,20 +63,20 @@ class VolumeDirectory(ContentsRoot):
 class BrokenDisk(ContentsRoot):
     """A disk whose volumes cannot be found: whatever looks into it gets the reason."""
 
-    __slots__ = ("_error",)
+    __slots__ = ("error",)
 
     def __init__(self, snapshot: SnapshotDirectory, name: bytes, error: PbsfsError) -> None:
         super().__init__(snapshot, name)
-        self._error = error
+        self.error = error
 
     def shows(self, value: object) -> bool:
-        return self._error is value
+        return self.error is value
 
     async def _open(self) -> OpenContents:
-        raise self._error
+        raise self.error
 
     async def facts(self) -> dict[str, str]:
-        raise self._error
+        raise self.error
 
 
 class Note(BlobFile):
@@ -84,6 +88,12 @@ class Note(BlobFile):
         super().__init__(snapshot, name, file)
         self._volume = volume
         self._text = f"{volume.kind}: {volume.problem}\n".encode(errors="replace")
+
+    @property
+    def error(self) -> PbsfsError:
+        """The same as an error."""
+        name = self.name.decode(errors="backslashreplace")
+        return UnsupportedError(f"{name}: {self._volume.kind}: {self._volume.problem}")
 
     def shows(self, value: object) -> bool:
         return True

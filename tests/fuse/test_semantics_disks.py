@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,8 +17,9 @@ from pbsfs.testing.writer import DatastoreWriter
 from tests.disks.test_ext_made import Journaled
 from tests.support import made
 from tests.support.damage import flip_bit
+from tests.support.disks import partitioned
 from tests.support.mounts import Mounted, fails_with, mounted
-from tests.support.program import output_of
+from tests.support.program import PBSFS, output_of
 from tests.support.serving import access, serving
 
 pytestmark = pytest.mark.mount
@@ -28,17 +28,6 @@ SNAPSHOT = "files/vm/100/2023-11-14T22:13:20Z"
 IMAGE = "vm/100/2023-11-14T22:13:20Z/drive-scsi0.img"
 
 Mount = Callable[..., AbstractContextManager[Mounted]]
-
-
-def partitioned(system: bytes) -> bytes:
-    """A disk with a file system on its first partition, and an encrypted one."""
-    start, size = 2048, len(system) // 512
-    table = bytearray(512)
-    struct.pack_into("<B3xB3xII", table, 446, 0, 0x83, start, size)
-    struct.pack_into("<B3xB3xII", table, 462, 0, 0x83, start + size, 2048)
-    table[510:512] = b"\x55\xaa"
-    head = bytes(table).ljust(start * 512, b"\0")
-    return head + system + b"LUKS\xba\xbe\0\2".ljust(1 << 20, b"\0")
 
 
 @pytest.fixture(params=["directory", "server"])
@@ -96,6 +85,15 @@ def test_a_disk_whose_table_is_damaged_cannot_be_entered(mount: Mount, tmp_path:
         assert "scsi0" in os.listdir(found / SNAPSHOT)
         assert fails_with(errno.EIO, lambda: os.listdir(found / f"{SNAPSHOT}/scsi0"))
         assert found.log_lines()
+
+
+def test_commands_find_each_file_of_a_disk_once(mount: Mount, tmp_path: Path) -> None:
+    with mount() as found:
+        words = ("--datastore-dir", tmp_path / "store", "--name", "fstab")
+        assert (found / f"{SNAPSHOT}/guest/etc/fstab").exists()
+        assert output_of(PBSFS, "find", *words, "files/vm") == f"{SNAPSHOT}/scsi0-p1/etc/fstab\n"
+        inside = f"{SNAPSHOT}/guest/etc"
+        assert output_of(PBSFS, "find", *words, inside) == f"{inside}/fstab\n"
 
 
 def parsers(pid: int) -> list[int]:

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import stat
+import struct
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import DECODED, Contents, Entry, Stream
 from pbsfs.formats.blob import decode_chunk
 from pbsfs.formats.index import FixedIndex
+from tests.support.needs import need
 from tests.support.truth import FILES
 
 
@@ -150,3 +153,33 @@ def image_from(path: Path, size: int) -> Path:
     with path.open("wb") as file:
         file.truncate(size)
     return path
+
+
+def partitioned(system: bytes) -> bytes:
+    """A disk with a file system on its first partition, and an encrypted one."""
+    start, size = 2048, len(system) // 512
+    table = bytearray(512)
+    struct.pack_into("<B3xB3xII", table, 446, 0, 0x83, start, size)
+    struct.pack_into("<B3xB3xII", table, 462, 0, 0x83, start + size, 2048)
+    table[510:512] = b"\x55\xaa"
+    head = bytes(table).ljust(start * 512, b"\0")
+    return head + system + b"LUKS\xba\xbe\0\2".ljust(1 << 20, b"\0")
+
+
+def ext4_of(tree: Path, image: Path, *, size: int = 16 << 20) -> bytes:
+    """An ext4 file system with the files of `tree`, made at `image`: the same for the same files."""
+    need("mke2fs")
+    image_from(image, size)
+    same = (
+        "-U",
+        "1c4b7a52-0a1e-4a39-8d2a-1c8c1f1c7a01",
+        "-E",
+        "hash_seed=1c4b7a52-0a1e-4a39-8d2a-1c8c1f1c7a01",
+    )
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", *same, "-d", tree, image],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"E2FSPROGS_FAKE_TIME": "1700000000"},
+    )
+    return image.read_bytes()
