@@ -5,7 +5,7 @@ Pure functions of their arguments, called by the operations from the trio loop's
 
 from __future__ import annotations
 
-import pbsfs.fuse.shim  # noqa: F401 - before pyfuse3, see there
+from pbsfs.fuse.shim import Attributes  # before pyfuse3, see there
 
 import stat as stat_bits
 from dataclasses import dataclass
@@ -44,28 +44,44 @@ class Ownership:
         return stat.mode | readable, self.uid, self.gid
 
 
-def entry_of(
+def attributes_of(
     stat: Stat, inode: int, ownership: Ownership, *, default_mtime_ns: int, lasts: float
-) -> pyfuse3.EntryAttributes:
+) -> Attributes:
     """The attributes of the node with the number `inode`.
 
     `default_mtime_ns`: the time of a node that has none. `lasts`: seconds for which the kernel may keep the
     name, and what can change about the node.
     """
+    mode, uid, gid = ownership.of(stat)
+    return Attributes(
+        inode,
+        mode,
+        stat.nlink,  # 1 for directories too: find(1) and others take that as "not counted"
+        uid,
+        gid,
+        stat.rdev,
+        stat.size,
+        PREFERRED_IO_SIZE,
+        -(-stat.data_size // BLOCK_SIZE),
+        default_mtime_ns if stat.mtime_ns is None else stat.mtime_ns,
+        # The kernel asks for names again even inside snapshots, where a look-up costs no I/O: a snapshot may
+        # be forgotten and made again, and what is known about it (notes, the verify state) changes. They go
+        # out of date with the listing that they come from: times to live must not add up on the way down.
+        lasts,
+        lasts if stat.exact else 0,
+    )
+
+
+def entry_of(attributes: Attributes) -> pyfuse3.EntryAttributes:
+    """The same, for pyfuse3."""
     entry = pyfuse3.EntryAttributes()
-    entry.st_ino = inode
-    entry.st_mode, entry.st_uid, entry.st_gid = ownership.of(stat)
-    # 1 for directories too: find(1) and others take that as "not counted".
-    entry.st_nlink = stat.nlink
-    entry.st_rdev = stat.rdev
-    entry.st_size = stat.size
-    entry.st_blksize = PREFERRED_IO_SIZE
-    entry.st_blocks = -(-stat.data_size // BLOCK_SIZE)
-    time = default_mtime_ns if stat.mtime_ns is None else stat.mtime_ns
-    entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = time
-    # The kernel asks for names again even inside snapshots, where a look-up costs no I/O: a snapshot may be
-    # forgotten and made again, and what is known about it (notes, the verify state) changes. They go
-    # out of date with the listing that they come from: times to live must not add up on the way down.
-    entry.entry_timeout = lasts
-    entry.attr_timeout = lasts if stat.exact else 0
+    entry.st_ino = attributes.inode
+    entry.st_mode, entry.st_uid, entry.st_gid = attributes.mode, attributes.uid, attributes.gid
+    entry.st_nlink = attributes.nlink
+    entry.st_rdev = attributes.rdev
+    entry.st_size = attributes.size
+    entry.st_blksize = attributes.block_size
+    entry.st_blocks = attributes.blocks
+    entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = attributes.mtime_ns
+    entry.entry_timeout, entry.attr_timeout = attributes.entry_lasts, attributes.lasts
     return entry

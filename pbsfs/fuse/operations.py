@@ -8,6 +8,7 @@ handler and turns errors into errnos.
 from __future__ import annotations
 
 import pbsfs.fuse.shim  # noqa: F401 - before pyfuse3, see there
+from pbsfs.fuse.shim import Attributes
 
 import errno
 import hashlib
@@ -21,7 +22,7 @@ import pyfuse3
 import trio
 
 from pbsfs.base.errors import NotFoundError, SourceError
-from pbsfs.fuse.attributes import Ownership, entry_of
+from pbsfs.fuse.attributes import Ownership, attributes_of, entry_of
 from pbsfs.fuse.forgetting import Forgetting
 from pbsfs.fuse.guards import answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenContentsFile, OpenDirectory, OpenFile, OpenImage
@@ -97,7 +98,22 @@ class Operations(pyfuse3.Operations):
         directory = self._directory(parent_inode)
         node = await directory.child(name)
         self.forgetting.used(directory)
-        return self._looked_up(self._attributes(node, await node.stat(), directory.names_last()), node)
+        found = self._attributes(node, await node.stat(), directory.names_last())
+        self.inodes.remember(node, found.size, found.inode)
+        return entry_of(found)
+
+    def lookup_at_once(self, parent: int, name: bytes) -> Attributes | None:
+        """The same for an entry of an archive whose attributes are in memory."""
+        directory = self.inodes[parent].node
+        node = directory.cached_child(name) if isinstance(directory, ContentsDirectory) else None
+        found = None if node is None else self._known_attributes(node)
+        if node is not None and found is not None:
+            self.forgetting.used(directory)
+            self.inodes.remember(node, found.size, found.inode)
+        return found
+
+    def forget_at_once(self, inode: int) -> None:
+        self.inodes.forget(inode, 1)
 
     async def _look_up_number(self, number: int, *, parent: bool) -> pyfuse3.EntryAttributes:
         """`.` and `..` of a node, which need not be a directory, and which the kernel may have forgotten.
@@ -107,14 +123,11 @@ class Operations(pyfuse3.Operations):
         """
         path = self.inodes.path(number)
         node = await self._tree.at(path.rpartition(b"/")[0] if parent and number != ROOT else path)
-        entry = self._attributes(node, await node.stat(), self._lasts(node))
-        if not parent and entry.st_ino != number:  # a file's that was made again while open
+        found = self._attributes(node, await node.stat(), self._lasts(node))
+        if not parent and found.inode != number:  # a file's that was made again while open
             raise NotFoundError(f"inode {number} is no longer {path!r}")
-        return self._looked_up(entry, node)
-
-    def _looked_up(self, entry: pyfuse3.EntryAttributes, node: Node) -> pyfuse3.EntryAttributes:
-        self.inodes.remember(node, entry.st_size, entry.st_ino)
-        return entry
+        self.inodes.remember(node, found.size, found.inode)
+        return entry_of(found)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, lookups in inode_list:
@@ -126,9 +139,23 @@ class Operations(pyfuse3.Operations):
         known, stat = self.inodes[inode], None
         if isinstance(known.node, File | ContentsNode) and known.node.known().exact:
             stat = known.node.known()  # without asking whether that changed: a look-up of the name does
-        entry = self._attributes(known.node, stat or await known.node.stat(), self._lasts(known.node))
-        known.size = entry.st_size
-        return entry
+        found = self._attributes(known.node, stat or await known.node.stat(), self._lasts(known.node))
+        known.size = found.size
+        return entry_of(found)
+
+    def getattr_at_once(self, inode: int) -> Attributes | None:
+        """The attributes of an entry of an archive that are in memory."""
+        known = self.inodes[inode]
+        found = self._known_attributes(known.node)
+        if found is not None:
+            known.size = found.size
+        return found
+
+    def _known_attributes(self, node: Node) -> Attributes | None:
+        if not isinstance(node, ContentsNode):
+            return None
+        stat = node.known()
+        return self._attributes(node, stat, node.directory.names_last()) if stat.exact else None
 
     def _lasts(self, node: Node) -> float:
         if isinstance(node, ContentsNode):
@@ -148,12 +175,10 @@ class Operations(pyfuse3.Operations):
         # The kernel checks permissions (default_permissions) and that the mount is read-only.
         return True
 
-    def _attributes(self, node: Node, stat: Stat, lasts: float) -> pyfuse3.EntryAttributes:
-        """`lasts`: as for `entry_of`."""
-        return self._entry(self.inodes.number(node.key, node), stat, lasts)
-
-    def _entry(self, inode: int, stat: Stat, lasts: float) -> pyfuse3.EntryAttributes:
-        return entry_of(stat, inode, self._ownership, default_mtime_ns=self._mounted_at, lasts=lasts)
+    def _attributes(self, node: Node, stat: Stat, lasts: float) -> Attributes:
+        """`lasts`: as for `attributes_of`."""
+        number = self.inodes.number(node.key, node)
+        return attributes_of(stat, number, self._ownership, default_mtime_ns=self._mounted_at, lasts=lasts)
 
     def _directory(self, inode: int) -> Directory:
         node = self.inodes[inode].node
@@ -181,8 +206,8 @@ class Operations(pyfuse3.Operations):
         dots = [(b".", directory), (b"..", directory.parent or directory)]
         for position, (name, dot) in enumerate(dots[start_id:], start_id):
             # Not look-ups: the kernel takes only type and number of these two.
-            entry = self._entry(self.inodes.number(dot.key), Stat(mode=DIRECTORY_MODE), 0)
-            if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+            found = self._attributes(dot, Stat(mode=DIRECTORY_MODE), 0)
+            if not pyfuse3.readdir_reply(token, name, entry_of(found), position + 1):
                 return
         first, replied = max(0, start_id - len(dots)), []
         for place in range(first, len(opened.names)):
@@ -190,17 +215,17 @@ class Operations(pyfuse3.Operations):
             node = opened.listing[name]
             # A program that lists only names costs no request. The kernel may not keep what is not exact: it
             # asks again for a program that wants attributes, or opens the file.
-            entry = self._attributes(node, await node.glance(), directory.names_last())
-            if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+            found = self._attributes(node, await node.glance(), directory.names_last())
+            if not pyfuse3.readdir_reply(token, name, entry_of(found), position + 1):
                 break
-            replied.append((node, entry))
+            replied.append((node, found))
         else:
             failure = directory.failure if isinstance(directory, ContentsDirectory) else None
             if failure is not None and not replied:
                 raise failure  # after all that can be read, so that nobody takes the rest for all
         # At the end only: where one fails, or the program is killed, the kernel gets none of them.
-        for node, entry in replied:
-            self.inodes.remember(node, entry.st_size, entry.st_ino)
+        for node, found in replied:
+            self.inodes.remember(node, found.size, found.inode)
 
     @answers
     async def releasedir(self, fh: int) -> None:

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 if "pyfuse3" in sys.modules:
     raise ImportError(
@@ -30,7 +30,7 @@ try:
 finally:
     sys.setdlopenflags(_flags)
 
-__all__ = ["AtOnce", "Request", "check_libfuse", "install", "last_request", "session_fd"]
+__all__ = ["AtOnce", "Attributes", "Request", "check_libfuse", "install", "last_request", "session_fd"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,27 @@ _waiting: dict[int, Callable[[], None]] = {}
 _ENDING = sum(1 << (number - 1) for number in (SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGTERM))
 
 
+class Attributes(NamedTuple):
+    """What the kernel gets of an inode.
+
+    `size`: bytes; `blocks`: of 512 bytes. `mtime_ns`: all of its times, since 1970. `entry_lasts`, `lasts`:
+    seconds for which the kernel may keep the name, and the rest.
+    """
+
+    inode: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    block_size: int
+    blocks: int
+    mtime_ns: int
+    entry_lasts: float
+    lasts: float
+
+
 class AtOnce(Protocol):
     """Handlers that answer from what is in memory.
 
@@ -61,6 +82,15 @@ class AtOnce(Protocol):
         """An offset. Raises `OSError` with the errno for the caller (`ENXIO` beyond the end); any other
         exception is logged, and the caller gets `EIO`. `whence` is `os.SEEK_DATA` or `os.SEEK_HOLE`: the
         kernel handles the others."""
+
+    def lookup_at_once(self, parent: int, name: bytes) -> Attributes | None:
+        """The entry called `name`, which counts as looked up."""
+
+    def forget_at_once(self, inode: int) -> None:
+        """Takes back a look-up, of which the kernel did not take the answer."""
+
+    def getattr_at_once(self, inode: int) -> Attributes | None:
+        """The attributes of `inode`."""
 
     def open_at_once(self, inode: int, flags: int) -> tuple[int, bool] | None:
         """A new handle, and whether the kernel may keep the pages that it has of the file."""
@@ -102,6 +132,41 @@ def _answer(inode: int, offset: int, whence: int, fh: int) -> int:
 
 
 # What C calls first. An exception is not reported here: pyfuse3's handler meets the same error.
+
+
+@ffi.def_extern(name="pbsfs_lookup", error=0)
+def _lookup(parent: int, name: Any, into: Any) -> int:
+    try:
+        return _give(_handlers.lookup_at_once(parent, ffi.string(name)), into)  # type: ignore[union-attr]
+    except Exception:
+        return 0
+
+
+@ffi.def_extern(name="pbsfs_forget")
+def _forget(inode: int) -> None:
+    try:
+        _handlers.forget_at_once(inode)  # type: ignore[union-attr]
+    except Exception:
+        logger.exception("inode %d was not forgotten", inode)
+
+
+@ffi.def_extern(name="pbsfs_getattr", error=0)
+def _getattr(inode: int, into: Any) -> int:
+    try:
+        return _give(_handlers.getattr_at_once(inode), into)  # type: ignore[union-attr]
+    except Exception:
+        return 0
+
+
+def _give(found: Attributes | None, into: Any) -> int:
+    """Fills the structure of C, and returns whether there was something to fill it with."""
+    if found is None:
+        return 0
+    into.inode, into.mode, into.nlink, into.uid, into.gid, into.rdev = found[:6]
+    into.size, into.block_size, into.blocks = found[6:9]
+    into.seconds, into.nanoseconds = divmod(found.mtime_ns, 1_000_000_000)
+    into.entry_lasts, into.lasts = found[10:]
+    return 1
 
 
 @ffi.def_extern(name="pbsfs_open", error=-1)

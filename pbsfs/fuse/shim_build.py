@@ -16,9 +16,22 @@ setuptools runs this file on its own (`cffi_modules` in setup.py), so it imports
 
 from cffi import FFI
 
-CDEF = """
+ATTRIBUTES = """
+struct pbsfs_attributes {
+    uint64_t inode, rdev, size, blocks;
+    int64_t seconds;  /* all of the times */
+    uint32_t nanoseconds, mode, nlink, uid, gid, block_size;
+    double entry_lasts, lasts;  /* seconds for which the kernel may keep the name, and the rest */
+};
+"""
+
+CDEF = f"""
+{ATTRIBUTES}
 extern "Python" int64_t pbsfs_lseek(uint64_t inode, int64_t offset, int whence, uint64_t fh);
 extern "Python" void pbsfs_interrupted(uint64_t request);
+extern "Python" int pbsfs_lookup(uint64_t parent, const char *name, struct pbsfs_attributes *found);
+extern "Python" void pbsfs_forget(uint64_t inode);
+extern "Python" int pbsfs_getattr(uint64_t inode, struct pbsfs_attributes *found);
 extern "Python" int pbsfs_open(uint64_t inode, int flags, uint64_t *fh);
 extern "Python" int pbsfs_read(uint64_t request, uint64_t fh, int64_t offset, uint64_t size);
 extern "Python" int pbsfs_release(uint64_t fh);
@@ -31,12 +44,14 @@ int64_t pbsfs_caller(uint64_t request);
 int pbsfs_session_fd(void);
 """
 
-SOURCE = r"""
+SOURCE = (
+    r"""
 #define FUSE_USE_VERSION 32  /* the level pyfuse3 asks for; no level changes the table of operations */
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -44,7 +59,9 @@ SOURCE = r"""
 #include <time.h>
 
 #include <fuse_lowlevel.h>
-
+"""
+    + ATTRIBUTES
+    + r"""
 /*
  * The C names differ from the names of the symbols for two reasons: newer headers define
  * fuse_session_new as a macro, and do not agree on the type of the last argument but one of
@@ -81,10 +98,14 @@ static void pbsfs_interrupted(uint64_t request);
  * Written in Python: answers without waiting, each in the thread that pyfuse3 handles requests in. Where one
  * can't answer, it changes nothing, and pyfuse3 gets the request.
  *
+ * lookup and getattr: whether *found has them. A look-up counts as one that the kernel has, until it forgets.
  * open: whether the kernel may keep the pages that it has, and the handle in *fh; -1 without an answer.
  * read: whether it replied, by pbsfs_reply. release: whether the handle is closed.
  * lacks_xattr: whether the inode is known not to have the attribute.
  */
+static int pbsfs_lookup(uint64_t parent, const char *name, struct pbsfs_attributes *found);
+static void pbsfs_forget(uint64_t inode);
+static int pbsfs_getattr(uint64_t inode, struct pbsfs_attributes *found);
 static int pbsfs_open(uint64_t inode, int flags, uint64_t *fh);
 static int pbsfs_read(uint64_t request, uint64_t fh, int64_t offset, uint64_t size);
 static int pbsfs_release(uint64_t fh);
@@ -143,14 +164,59 @@ static void begin(fuse_req_t req)
     fuse_req_interrupt_func(req, interrupted, NULL);
 }
 
+static struct stat stat_of(const struct pbsfs_attributes *found)
+{
+    struct timespec time = {.tv_sec = found->seconds, .tv_nsec = found->nanoseconds};
+    struct stat shown = {
+        .st_ino = found->inode,
+        .st_mode = found->mode,
+        .st_nlink = found->nlink,
+        .st_uid = found->uid,
+        .st_gid = found->gid,
+        .st_rdev = found->rdev,
+        .st_size = (off_t)found->size,
+        .st_blksize = found->block_size,
+        .st_blocks = (blkcnt_t)found->blocks,
+        .st_atim = time,
+        .st_mtim = time,
+        .st_ctim = time,
+    };
+
+    return shown;
+}
+
 static void lookup_op(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
+    struct pbsfs_attributes found;
+
+    if (pbsfs_lookup(parent, name, &found)) {
+        struct fuse_entry_param entry = {
+            .ino = found.inode,
+            .attr = stat_of(&found),
+            .attr_timeout = found.lasts,
+            .entry_timeout = found.entry_lasts,
+        };
+
+        answered = 1;
+        if (fuse_reply_entry(req, &entry) != 0)
+            pbsfs_forget(found.inode);  /* nobody got it */
+        return;
+    }
     begin(req);
     wrapped.lookup(req, parent, name);
 }
 
 static void getattr_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
 {
+    struct pbsfs_attributes found;
+
+    if (pbsfs_getattr(inode, &found)) {
+        struct stat shown = stat_of(&found);
+
+        answered = 1;
+        (void)fuse_reply_attr(req, &shown, found.lasts);
+        return;
+    }
     begin(req);
     wrapped.getattr(req, inode, fi);
 }
@@ -341,8 +407,8 @@ int pbsfs_reply_buf(fuse_req_t req, const char *data, size_t size)
  * an answer that took no waiting, the next request is taken here if it comes within SOON, but the loop's
  * other tasks wait no longer than ONE_TURN for that. In nanoseconds.
  */
-#define SOON 50000
-#define ONE_TURN 1000000
+#define SOON 100000
+#define ONE_TURN 2000000
 
 static int64_t now(void)
 {
@@ -352,19 +418,26 @@ static int64_t now(void)
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* Whether a request is there, or comes soon. Releases Python's lock while it waits. */
+/*
+ * Whether a request is there, or comes soon. Releases Python's lock while it waits, but does not sleep: to be
+ * woken takes longer than most requests take to come. Other programs may have the processor meanwhile.
+ */
 static int is_readable(int fd)
 {
     struct pollfd wanted = {.fd = fd, .events = POLLIN};
-    const struct timespec soon = {0, SOON};
     PyThreadState *held;
-    int found;
+    int64_t end;
+    int found = poll(&wanted, 1, 0);
 
-    if (poll(&wanted, 1, 0) == 1)
-        return wanted.revents == POLLIN;
-    held = PyEval_SaveThread();
-    found = ppoll(&wanted, 1, &soon, NULL);
-    PyEval_RestoreThread(held);
+    if (found == 0) {
+        held = PyEval_SaveThread();
+        end = now() + SOON;
+        do {
+            (void)sched_yield();
+            found = poll(&wanted, 1, 0);
+        } while (found == 0 && now() < end);
+        PyEval_RestoreThread(held);
+    }
     return found == 1 && wanted.revents == POLLIN;
 }
 
@@ -408,6 +481,7 @@ struct fuse_session *pbsfs_session_new_versioned(struct fuse_args *args,
     return session;
 }
 """
+)
 
 builder = FFI()
 builder.cdef(CDEF)

@@ -230,6 +230,13 @@ class ContentsDirectory(ContentsNode, Directory):
             raise self.failure
         return await super().child(name)
 
+    def cached_child(self, name: bytes) -> Node | None:
+        """The child called `name`; None where the directory was not listed, or has no such entry."""
+        if not self._is_listed or name not in self._values:
+            return None
+        self.tree.hold(self)
+        return self.listing()[name]
+
     async def list_values(self) -> Iterable[tuple[bytes, object]]:
         return (await self.children()).values_by_name.items()
 
@@ -382,9 +389,6 @@ class ContentsRoot(ContentsDirectory):
     async def xattrs_of(self, entry: Entry) -> dict[bytes, bytes]:
         """The extended attributes of an entry, as they are stored. Raises like `open`."""
         return await (await self.open()).xattrs(entry) if entry.has_xattrs else {}
-
-    def names_last(self) -> float:
-        return self.snapshot.names_last()
 
 
 class ArchiveDirectory(ContentsRoot):

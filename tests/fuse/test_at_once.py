@@ -14,6 +14,7 @@ from typing import cast
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 
 from pbsfs.fuse.attributes import Ownership
 from pbsfs.fuse.inodes import ROOT
@@ -23,6 +24,7 @@ from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Tree
+from pbsfs.tree.archives import LASTS
 from tests.contents.trees import directory, file
 from tests.support import made
 from tests.support.mounts import mounted
@@ -48,17 +50,19 @@ def store(tmp_path: Path) -> Path:
     return writer.path
 
 
-def serve(store: Path, work: Callable[[Operations], Awaitable[None]]) -> None:
+def serve(
+    store: Path, work: Callable[[Operations], Awaitable[None]], clock: trio.abc.Clock | None = None
+) -> None:
     async def run() -> None:
         async with open_reader(DirectorySource(store)) as reader:
             await work(Operations(Tree(reader, files=True), Ownership(1, 2, 0), {"user.own": b"here"}))
 
-    trio.run(run)
+    trio.run(run, clock=clock)
 
 
 async def number_of(operations: Operations, name: str) -> int:
     number = ROOT
-    for part in f"{ARCHIVE}/{name}".split("/"):
+    for part in f"{ARCHIVE}/{name}".strip("/").split("/"):
         number = (await operations.lookup(number, part.encode(), NOBODY)).st_ino
     return number
 
@@ -96,6 +100,44 @@ def test_what_has_to_wait_or_fails_is_left_to_pyfuse3(store: Path) -> None:
     serve(store, work)
 
 
+def test_entries_that_are_in_memory_are_looked_up(store: Path) -> None:
+    async def work(operations: Operations) -> None:
+        root = await number_of(operations, "")
+        assert operations.lookup_at_once(root, b"f003") is None  # the directory was not listed
+        slow = await operations.lookup(root, b"f003", NOBODY)
+        found = operations.lookup_at_once(root, b"f004")
+        assert found is not None
+        assert operations.inodes[found.inode].lookups == 1
+        assert found.size == len(FILES[b"f004"])
+        assert found.lasts == found.entry_lasts == LASTS
+        again = await operations.lookup(root, b"f004", NOBODY)
+        assert (again.st_ino, again.st_mode, again.st_mtime_ns) == (found.inode, found.mode, found.mtime_ns)
+        assert operations.getattr_at_once(found.inode) == found
+        operations.forget_at_once(found.inode)
+        assert operations.inodes[found.inode].lookups == 1
+        assert operations.inodes[slow.st_ino].lookups == 1
+        assert operations.lookup_at_once(root, b"missing") is None
+        assert operations.lookup_at_once(ROOT, b"files") is None
+        assert operations.getattr_at_once(ROOT) is None
+
+    serve(store, work)
+
+
+def test_entries_last_although_nobody_asked_for_the_snapshot_again(store: Path) -> None:
+    """A program whose working directory is in an archive asks for nothing above it."""
+    clock = trio.testing.MockClock()
+
+    async def work(operations: Operations) -> None:
+        root = await number_of(operations, "")
+        await operations.lookup(root, b"f003", NOBODY)
+        clock.jump(3600)
+        found = operations.lookup_at_once(root, b"f003")
+        assert found is not None
+        assert found.entry_lasts == LASTS
+
+    serve(store, work, clock)
+
+
 def test_an_attribute_is_missing_only_where_that_is_known(store: Path) -> None:
     async def work(operations: Operations) -> None:
         plain, attributed = await number_of(operations, "f001"), await number_of(operations, "x")
@@ -122,6 +164,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_is_left_to_pyfuse3_without_a_word(
     failing: None, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    assert shim._lookup(1, None, None) == 0
+    assert shim._getattr(1, None) == 0
     assert shim._open(1, 0, [0]) == -1
     assert shim._read(0, 1, 0, 10) == 0
     assert shim._release(1) == 0

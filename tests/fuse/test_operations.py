@@ -23,7 +23,7 @@ from trio.testing import MockClock
 
 from pbsfs.base.errors import NotFoundError
 from pbsfs.base.names import Archive, Group, Snapshot
-from pbsfs.fuse.attributes import Ownership, entry_of
+from pbsfs.fuse.attributes import Ownership, attributes_of, entry_of
 from pbsfs.fuse.inodes import ROOT, InodeTable
 from pbsfs.fuse.operations import Operations
 from pbsfs.reader.reader import open_reader
@@ -134,15 +134,19 @@ def test_attributes_are_those_of_the_tree(stocked: Stocked) -> None:
 
 def test_attributes_show_what_archives_have() -> None:
     stat = Stat(mode=0o020666, mtime_ns=-1, uid=0, gid=5, nlink=3, rdev=os.makedev(1, 3))
-    entry = entry_of(stat, 99, Ownership(11, 22, 0o007), default_mtime_ns=1, lasts=2.0)
+    entry = entry_of(attributes_of(stat, 99, Ownership(11, 22, 0o007), default_mtime_ns=1, lasts=2.0))
     assert (entry.st_mode, entry.st_uid, entry.st_gid, entry.st_nlink) == (0o020666, 0, 5, 3)
     assert (entry.st_rdev, entry.st_ino, entry.entry_timeout) == (os.makedev(1, 3), 99, 2.0)
     assert entry.st_mtime_ns == entry.st_ctime_ns == entry.st_atime_ns == -1
     others = Ownership(11, 22, 0o007, as_stored=False)
     for mode, shown in ((0o100000, 0o100400), (0o104711, 0o104711), (0o040011, 0o040511)):
-        entry = entry_of(Stat(mode=mode, uid=0, gid=5), 99, others, default_mtime_ns=1, lasts=2.0)
+        entry = entry_of(
+            attributes_of(Stat(mode=mode, uid=0, gid=5), 99, others, default_mtime_ns=1, lasts=2.0)
+        )
         assert (entry.st_mode, entry.st_uid, entry.st_gid) == (shown, 11, 22)
-    link = entry_of(Stat(mode=0o120777), 99, Ownership(11, 22, 0o007), default_mtime_ns=1, lasts=0)
+    link = entry_of(
+        attributes_of(Stat(mode=0o120777), 99, Ownership(11, 22, 0o007), default_mtime_ns=1, lasts=0)
+    )
     assert (link.st_mode, link.st_mtime_ns) == (0o120777, 1)
 
 
