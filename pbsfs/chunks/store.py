@@ -58,6 +58,10 @@ class Chunk:
         """
         return self.digest, self.key
 
+    def matches(self, data: bytes | memoryview) -> bool:
+        """Whether `data` is the chunk's decoded content, by length and digest. Any thread may call this."""
+        return len(data) == self.length and blob.chunk_digest(data, self.key) == self.digest
+
 
 class Fetch:
     """One fetch of a chunk. Tasks `wait` for its result; other threads `join` it."""

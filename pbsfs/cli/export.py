@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.base.errors import DamageError, OutputError, UsageError
+from pbsfs.base.errors import OutputError, UsageError
 from pbsfs.base.text import first_of
 from pbsfs.cli.export_contents import export_contents
+from pbsfs.cli.export_image import Copying
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import (
     FilePath,
@@ -20,14 +21,13 @@ from pbsfs.cli.options import (
     run_on_tree,
     source_options,
 )
-from pbsfs.cli.progress import is_shown, shown, shown_entries
-from pbsfs.reader.damage import Range, ZeroedRanges
+from pbsfs.cli.progress import is_shown, shown_entries
+from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.extract.attributes import Kept
 from pbsfs.tasks.extract.extract import OnDamage
 from pbsfs.tasks.extract.run import Options, size_below
-from pbsfs.tasks.image.copy import copy_blob, copy_image
-from pbsfs.tasks.image.map import check_map_file, write_map
+from pbsfs.tasks.image.copy import copy_blob
 from pbsfs.tasks.image.opening import open_target
 from pbsfs.tasks.patterns import Selection
 from pbsfs.tree import BlobFile, ContentsDirectory, ContentsNode, Directory, ImageFile, Tree
@@ -60,6 +60,12 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     is_flag=True,
     help="Overwrite DEST: an existing file (for a link, the file it points to), or all of a block device.",
 )
+@click.option(
+    "--in-place",
+    is_flag=True,
+    help="Turn DEST, an existing file or block device, into the image: write only what differs.",
+)
+@click.option("--dry-run", is_flag=True, help="With --in-place, only report how much differs.")
 @click.option(
     "--mode",
     metavar="OCTAL",
@@ -115,6 +121,8 @@ def command(
     path: str,
     dest: str,
     force: bool,
+    in_place: bool,
+    dry_run: bool,
     mode: int | None,
     progress: bool | None,
     on_damage: str,
@@ -139,6 +147,9 @@ def command(
     output. pbsfs writes a file as DEST.part, and renames it when it is complete; holes stay holes. It never
     continues the part of an export that was killed.
 
+    With --in-place, pbsfs reads the existing DEST, fetches only the chunks that differ, writes them there,
+    and reads back what it wrote. It may be interrupted: run the same command again to finish.
+
     A directory of an archive (files/…): what is in it to the directory DEST, with owners, modes, times, ACLs
     and extended attributes as far as the user may; or as a tar or zip archive with --format.
 
@@ -146,6 +157,7 @@ def command(
     Examples:
       pbsfs export vm/100/latest/drive-scsi0.img disk.img
       pbsfs export --force vm/100/latest/drive-scsi0.img /dev/vg0/restored
+      pbsfs export --in-place --dry-run vm/100/latest/drive-scsi0.img /dev/vg0/vm-100-disk-0
       pbsfs export files/ct/200/latest/root/etc restored/
       pbsfs export --format tar --zstd files/ct/200/latest/root root.tar.zst
       pbsfs export --datastore-dir /srv/store1 ct/200/latest/root.pxar - | pxar list
@@ -163,6 +175,7 @@ def command(
     if map_file is not None and zeroed is None:
         raise UsageError("--map-file requires --on-damage zero; give both or neither")
 
+    copying = Copying(Path(dest), force, mode, progress, zeroed, map_file, in_place=in_place, dry_run=dry_run)
     for_contents = {
         "--format": form is not None,
         "--zstd": zstd,
@@ -187,20 +200,10 @@ def command(
         if isinstance(node, ImageFile | BlobFile) and any(for_contents.values()):
             option = next(option for option, is_given in for_contents.items() if is_given)
             raise UsageError(f"{node}: {option} is for files in archives (files/…); leave it out")
+        if in_place and not isinstance(node, ImageFile):
+            raise UsageError(f"{node}: --in-place is for images; leave it out")
         if isinstance(node, ImageFile):
-            image = await node.open()
-            with (
-                open_target(
-                    target_path, os.fsdecode(node.name), image.size, force=force, mode=mode
-                ) as target,
-                shown(progress, os.fsdecode(node.name), image.size) as advance,
-            ):
-                place = (map_file or target.map_file) if zeroed is not None else None
-                if place is not None:
-                    check_map_file(place, target, force=force)
-                await copy_image(image, target, advance)
-            if zeroed is not None:
-                _report_damage(zeroed.of(str(image)), image.size, place, force=force)
+            await copying.run(await node.open(), os.fsdecode(node.name))
         elif isinstance(node, BlobFile):
             data = await node.read()
             with open_target(
@@ -218,15 +221,3 @@ def command(
             raise UsageError(f"{node} is a directory; name one of its files: {names}")
 
     run_on_tree(work, zeroed=zeroed, reads_much=True, source=source)
-
-
-def _report_damage(zeros: list[Range], size: int, map_file: Path | None, *, force: bool) -> None:
-    """Writes the map, and raises DamageError if the copy has zeros instead of damaged data."""
-    if map_file is not None:
-        write_map(map_file, size, zeros, force=force)
-    if zeros:
-        where = f"; {map_file} lists them" if map_file else f": {', '.join(map(str, zeros[:20]))}"
-        raise DamageError(
-            f"the copy is complete, but {sum(zero.length for zero in zeros)} bytes in {len(zeros)} ranges "
-            f"are zeros instead of damaged data{where}"
-        )

@@ -195,7 +195,7 @@ def decode_chunk(raw: bytes, *, digest: bytes, length: int, encrypted: bool, key
     return data
 
 
-def chunk_digest(data: bytes, key: Key | None) -> bytes:
+def chunk_digest(data: bytes | memoryview, key: Key | None) -> bytes:
     """The digest (32 bytes) of a chunk with the content `data`; `key`: the one that encrypts it, if any."""
     return key.digest(data) if key else hashlib.sha256(data).digest()
 

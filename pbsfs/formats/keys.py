@@ -54,7 +54,7 @@ class Key:
         """The signature (32 bytes) of `data` under this key."""
         return hmac.digest(self._id_key, data, "sha256")
 
-    def digest(self, data: bytes) -> bytes:
+    def digest(self, data: bytes | memoryview) -> bytes:
         """The digest (32 bytes) of a chunk whose decoded content is `data`."""
         return self.finish(hashlib.sha256(data))
 

@@ -31,7 +31,7 @@ from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.testing.writer import DatastoreWriter
-from tests.fuse import test_semantics_disks, test_semantics_files
+from tests.fuse import test_semantics_disks, test_semantics_files, test_semantics_restore
 from tests.support import damage, made, mounts
 from tests.support.handles import FileHandle, drop_caches
 from tests.support.keyfiles import PASSWORD, key_file
@@ -89,10 +89,15 @@ def own(tmp_path: Path) -> Stocked:
 
 def test_promises_and_tests_have_the_same_names() -> None:
     promises = re.findall(r"^- \*\*`(\w+)`\*\*:", DOCUMENT.read_text(), re.MULTILINE)
-    names = [*globals(), *vars(test_semantics_files), *vars(test_semantics_disks)]
+    names = [
+        *globals(),
+        *vars(test_semantics_files),
+        *vars(test_semantics_disks),
+        *vars(test_semantics_restore),
+    ]
     tests = [name.removeprefix("test_") for name in names if name.startswith("test_")]
     tests.remove("promises_and_tests_have_the_same_names")
-    for module in ("semantics_files", "semantics_disks"):
+    for module in ("semantics_files", "semantics_disks", "semantics_restore"):
         tests.remove(module)
     assert len(promises) == len(set(promises)) > 0
     assert sorted(promises) == sorted(tests)

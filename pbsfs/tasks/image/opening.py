@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pbsfs.base.errors import OutputError, UsageError
+from pbsfs.tasks.image.compared import ExistingDevice, ExistingFile
 from pbsfs.tasks.image.file_target import FileTarget
 from pbsfs.tasks.image.refusals import refusal
 from pbsfs.tasks.image.target import BlockTarget, StreamTarget, Target
@@ -31,8 +32,25 @@ def open_target(
         target = _target(dest, name, size, force=force, mode=mode)
     except OSError as error:
         raise OutputError(refusal(dest, error)) from None
-    try:
+    with _completed(target):
         yield target
+
+
+@contextmanager
+def open_existing(dest: Path, name: str, size: int) -> Iterator[ExistingFile | ExistingDevice]:
+    """The file or block device at `dest`, to turn it into an image of `size` bytes; else as `open_target`."""
+    try:
+        target = _existing(dest, name, size)
+    except OSError as error:
+        raise OutputError(refusal(dest, error)) from None
+    with _completed(target):
+        yield target
+
+
+@contextmanager
+def _completed(target: Target) -> Iterator[None]:
+    try:
+        yield
         target.finish()
     except BrokenPipeError:
         target.abandon()
@@ -64,6 +82,21 @@ def _target(dest: Path, name: str, size: int, *, force: bool, mode: int | None) 
     if stat.S_ISREG(kind):
         return FileTarget(dest, size, force=force, mode=mode)
     return StreamTarget(_open_stream(dest, kind), str(dest))
+
+
+def _existing(dest: Path, name: str, size: int) -> ExistingFile | ExistingDevice:
+    if str(dest) == "-":
+        raise UsageError("standard output: --in-place requires a file or block device; name one")
+    if dest.is_dir():
+        dest /= name
+    if not dest.exists():
+        raise OutputError(f"{dest} does not exist, and --in-place changes what exists; leave out --in-place")
+    kind = dest.stat().st_mode
+    if stat.S_ISBLK(kind):
+        return ExistingDevice(dest, size)
+    if stat.S_ISREG(kind):
+        return ExistingFile(dest, size)
+    raise OutputError(f"{dest}: --in-place requires a file or block device; name one")
 
 
 def _open_stream(dest: Path, mode: int) -> int:

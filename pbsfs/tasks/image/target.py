@@ -49,6 +49,11 @@ class Target(abc.ABC):
             offset += written
             view = view[written:]
 
+    def write_zeros(self, offset: int, length: int) -> None:
+        """Writes zeros to a range, as data."""
+        for start in range(offset, offset + length, len(_ZEROS)):
+            self.write(start, memoryview(_ZEROS)[: offset + length - start])
+
     @abc.abstractmethod
     def hole(self, offset: int, length: int) -> None:
         """Makes a range read as zeros."""
@@ -71,15 +76,18 @@ class Target(abc.ABC):
 class BlockTarget(Target):
     """A block device. It may hold any bytes, so holes are zeroed."""
 
-    def __init__(self, path: Path, size: int, *, force: bool) -> None:
+    def __init__(self, path: Path, size: int, *, force: bool, access: int = os.O_WRONLY) -> None:
+        """`access`: O_WRONLY, or O_RDWR for a device that is read too."""
         if not force:
             raise OutputError(f"{path} is a block device; use --force to overwrite all of it")
         # O_EXCL: the kernel refuses a device that is mounted or otherwise in use.
-        super().__init__(os.open(path, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC), str(path))
-        capacity = os.lseek(self._fd, 0, os.SEEK_END)
-        if capacity < size:
+        super().__init__(os.open(path, access | os.O_EXCL | os.O_CLOEXEC), str(path))
+        self.capacity = os.lseek(self._fd, 0, os.SEEK_END)
+        if self.capacity < size:
             os.close(self._fd)
-            raise OutputError(f"{path} has {capacity} bytes, the image needs {size}; name a larger device")
+            raise OutputError(
+                f"{path} has {self.capacity} bytes, the image needs {size}; name a larger device"
+            )
 
     def hole(self, offset: int, length: int) -> None:
         if offset % _SECTOR == 0 and length % _SECTOR == 0:
@@ -89,8 +97,7 @@ class BlockTarget(Target):
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
                     raise
-        for start in range(offset, offset + length, len(_ZEROS)):
-            self.write(start, memoryview(_ZEROS)[: offset + length - start])
+        self.write_zeros(offset, length)
 
 
 class StreamTarget(Target):
@@ -104,8 +111,7 @@ class StreamTarget(Target):
             view = view[os.write(self._fd, view) :]
 
     def hole(self, offset: int, length: int) -> None:
-        for start in range(0, length, len(_ZEROS)):
-            self.write(offset + start, memoryview(_ZEROS)[: length - start])
+        self.write_zeros(offset, length)
 
     def finish(self) -> None:
         pass

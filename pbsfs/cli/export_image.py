@@ -1,0 +1,139 @@
+"""How `pbsfs export` copies an image: whole to a target, or into what exists by writing only what differs.
+
+Called by `pbsfs export`, in the trio loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from pbsfs.base.errors import DamageError, OutputError, PbsfsError, UsageError
+from pbsfs.cli.progress import shown
+from pbsfs.reader.damage import Range, ZeroedRanges
+from pbsfs.reader.image import Image
+from pbsfs.tasks.image.compared import ExistingDevice, ExistingFile
+from pbsfs.tasks.image.copy import copy_image
+from pbsfs.tasks.image.in_place import Amounts, Restore
+from pbsfs.tasks.image.map import check_map_file, write_map
+from pbsfs.tasks.image.opening import open_existing, open_target
+from pbsfs.tasks.image.refusals import refusal
+from pbsfs.tasks.image.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """What the options of a command say about the copy of an image.
+
+    `mode`: of the file; None for the default. `progress`: what the user wants; None for what suits standard
+    error. `zeroed`: remembers damage that reads as zeros; None if none may. Raises UsageError for options
+    that exclude one another.
+    """
+
+    dest: Path
+    force: bool
+    mode: int | None
+    progress: bool | None
+    zeroed: ZeroedRanges | None
+    map_file: Path | None
+    in_place: bool
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        if self.dry_run and not self.in_place:
+            raise UsageError("--dry-run requires --in-place; give both or neither")
+        if self.in_place and self.mode is not None:
+            raise UsageError("--in-place keeps the mode of the file; leave out --mode")
+
+    async def run(self, image: Image, name: str) -> None:
+        """Copies `image`; `name`: of the file if the destination is a directory.
+
+        Raises DamageError, SourceError, UsageError and OutputError.
+        """
+        place = await (self._change if self.in_place else self._copy)(image, name)
+        if self.zeroed is not None and not self.dry_run:
+            _report_damage(self.zeroed.of(str(image)), image.size, place, force=self.force)
+
+    async def _copy(self, image: Image, name: str) -> Path | None:
+        with (
+            open_target(self.dest, name, image.size, force=self.force, mode=self.mode) as target,
+            shown(self.progress, name, image.size) as advance,
+        ):
+            place = self._place_of_map(target)
+            await copy_image(image, target, advance)
+        return place
+
+    async def _change(self, image: Image, name: str) -> Path | None:
+        with open_existing(self.dest, name, image.size) as target:
+            place = None if self.dry_run else self._place_of_map(target)
+            with shown(self.progress, name, image.size) as advance:
+                restore = Restore(image, target, advance, dry_run=self.dry_run)
+                with _explained(restore, target):
+                    await restore.run()
+            click.echo(_report(restore.amounts, image, target, dry_run=self.dry_run))
+        return place
+
+    def _place_of_map(self, target: Target) -> Path | None:
+        place = (self.map_file or target.map_file) if self.zeroed is not None else None
+        if place is not None:
+            check_map_file(place, target, force=self.force)
+        return place
+
+
+@contextmanager
+def _explained(restore: Restore, target: Target) -> Iterator[None]:
+    """Adds to what ends a restore early what the target is now, if anything was written to it."""
+    mixed = f"{target} is now partly the backup and partly what it was before"
+    again = "run the same command again to finish it"
+    try:
+        yield
+    except PbsfsError as error:
+        if restore.began:
+            if isinstance(error, DamageError):
+                again += ", with --on-damage zero if the damage stays"
+            error.args = (f"{error}; {mixed}: {again}",)
+        raise
+    except OSError as error:
+        text = refusal(str(target), error)
+        raise OutputError(f"{text}; {mixed}: {again}" if restore.began else text) from None
+    except Exception:
+        raise
+    except BaseException:  # cancelled by a signal; a nursery makes a group of that
+        state = f"{mixed}; {again}" if restore.began else f"{target} is unchanged"
+        click.echo(f"pbsfs: interrupted: {state}", err=True)
+        raise
+
+
+def _report(amounts: Amounts, image: Image, target: ExistingFile | ExistingDevice, *, dry_run: bool) -> str:
+    """What was done, or would be done."""
+    fetched, reused, discarded, became = (
+        ("would fetch", "reuse", "discard", "would get")
+        if dry_run
+        else ("fetched", "reused", "discarded", "got")
+    )
+    text = (
+        f"{target}: {fetched} {amounts.differing} bytes in {amounts.chunks} chunks that differ, "
+        f"{reused} {amounts.reused} bytes, {discarded} {amounts.discarded} bytes where the backup has holes\n"
+    )
+    if isinstance(target, ExistingDevice):
+        if target.capacity > image.size:
+            text += f"{target}: the last {target.capacity - image.size} bytes, after the image, stay\n"
+    elif target.size != image.size:
+        text += f"{target}: {became} {image.size} bytes instead of {target.size}\n"
+    return text + ("nothing was written" if dry_run else "what was written was read back and verified")
+
+
+def _report_damage(zeros: list[Range], size: int, map_file: Path | None, *, force: bool) -> None:
+    """Writes the map, and raises DamageError if the copy has zeros instead of damaged data."""
+    if map_file is not None:
+        write_map(map_file, size, zeros, force=force)
+    if zeros:
+        where = f"; {map_file} lists them" if map_file else f": {', '.join(map(str, zeros[:20]))}"
+        raise DamageError(
+            f"the copy is complete, but {sum(zero.length for zero in zeros)} bytes in {len(zeros)} ranges "
+            f"are zeros instead of damaged data{where}"
+        )

@@ -1,0 +1,146 @@
+"""`pbsfs export --in-place`: what exists becomes the backup, by the real program."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import damage
+from tests.support.in_place import a_device, changed, in_place
+from tests.support.keyfiles import document
+from tests.support.program import PBSFS, TIMEOUT, environment, error_of, pbsfs
+from tests.support.server import ReferenceServer
+from tests.support.server.faults import Hold
+from tests.support.serving import access, serving
+from tests.support.stocked import CHUNK, CONFIGURATION, ENCRYPTED, IMAGE, Stocked, stock
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
+    """A datastore that no test changes."""
+    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
+
+
+@pytest.fixture(scope="module")
+def server(stocked: Stocked) -> Iterator[ReferenceServer]:
+    with serving(stocked.path) as running:
+        yield running
+
+
+@pytest.fixture
+def content(stocked: Stocked) -> bytes:
+    return stocked.contents[IMAGE]
+
+
+@pytest.mark.parametrize("extra", [b"", b"more" * 4000], ids=["shorter", "longer"])
+def test_a_file_gets_the_size_of_the_image(
+    stocked: Stocked, content: bytes, tmp_path: Path, extra: bytes
+) -> None:
+    dest = tmp_path / "disk"
+    dest.write_bytes(content + extra if extra else content[:1000])
+    size = dest.stat().st_size
+    assert (
+        f"would get {len(content)} bytes instead of {size}"
+        in in_place(stocked, "--dry-run", IMAGE, dest).stdout
+    )
+    assert f"got {len(content)} bytes instead of {size}" in in_place(stocked, IMAGE, dest).stdout
+    assert dest.read_bytes() == content
+
+
+def test_an_encrypted_backup_is_compared_by_its_keyed_digests(stocked: Stocked, tmp_path: Path) -> None:
+    (keyfile := tmp_path / "key.json").write_text(json.dumps(document()))
+    keyfile.chmod(0o600)
+    keys = ("--keyfile", keyfile, ENCRYPTED)
+    dest = tmp_path / "disk"
+    assert pbsfs("export", "--datastore-dir", stocked.path, *keys, dest).returncode == 0
+    wanted = dest.read_bytes()
+    assert "would fetch 0 bytes" in in_place(stocked, "--dry-run", *keys, dest).stdout
+    dest.write_bytes(changed(wanted, 0))
+    assert f"fetched {CHUNK} bytes in 1 chunks" in in_place(stocked, *keys, dest).stdout
+    assert dest.read_bytes() == wanted
+    assert "was not given" in error_of(in_place(stocked, ENCRYPTED, dest), 5)
+
+
+def test_a_server_is_asked_only_for_the_chunks_that_differ(
+    stocked: Stocked, server: ReferenceServer, content: bytes, tmp_path: Path
+) -> None:
+    (dest := tmp_path / "disk").write_bytes(changed(content, 1, 5))
+    count = server.faults.add(Hold(match="/chunk", times=None))
+    count.release()
+    done = pbsfs("export", "--in-place", IMAGE, dest, env=access(server))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert count.hits == 2
+    assert dest.read_bytes() == content
+
+
+def test_a_restore_that_is_interrupted_before_it_writes_says_that_nothing_changed(
+    stocked: Stocked, content: bytes, tmp_path: Path
+) -> None:
+    (dest := tmp_path / "disk").write_bytes(before := changed(content, 5))
+    with serving(stocked.path) as own:
+        hold = own.faults.add(Hold(match=hashlib.sha256(content[5 * CHUNK : 6 * CHUNK]).hexdigest()))
+        command = [PBSFS, "export", "--in-place", IMAGE, str(dest)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=access(own)) as process:
+            hold.wait()
+            process.send_signal(signal.SIGINT)
+            _output, errors = process.communicate(timeout=TIMEOUT)
+        hold.release()
+    assert (process.returncode, errors) == (130, f"pbsfs: interrupted: {dest} is unchanged\n")
+    assert dest.read_bytes() == before
+
+
+def test_damage_of_a_needed_chunk_is_status_6_and_says_what_the_file_is_now(
+    content: bytes, tmp_path: Path
+) -> None:
+    own = stock(tmp_path / "datastore")
+    digest = hashlib.sha256(content[5 * CHUNK : 6 * CHUNK]).digest()
+    damage.flip_bit(own.writer.chunk_path(digest), 8 * 500)
+    (dest := tmp_path / "disk").write_bytes(changed(content, 3, 5))
+    text = error_of(in_place(own, IMAGE, dest), 6)
+    assert digest.hex() in text
+    assert text.endswith(
+        f"; {dest} is now partly the backup and partly what it was before: run the same command again to "
+        "finish it, with --on-damage zero if the damage stays"
+    )
+    dest.write_bytes(changed(content, 1))  # what is damaged is in the file already
+    assert in_place(own, IMAGE, dest).returncode == 0
+    assert dest.read_bytes() == content
+    dest.write_bytes(changed(content, 5))
+    done = in_place(own, "--on-damage", "zero", IMAGE, dest)
+    assert done.returncode == 6
+    assert f"{dest}.map lists them" in done.stderr
+    assert dest.read_bytes() == content[: 5 * CHUNK] + bytes(CHUNK) + content[6 * CHUNK :]
+
+
+def test_options_that_do_not_go_together_are_refused(stocked: Stocked, tmp_path: Path) -> None:
+    (dest := tmp_path / "disk").write_bytes(b"precious")
+    error = error_of(pbsfs("export", "--dry-run", "--datastore-dir", stocked.path, IMAGE, dest), 2)
+    assert error.startswith("--dry-run requires --in-place")
+    assert "--in-place keeps the mode" in error_of(in_place(stocked, "--mode", "600", IMAGE, dest), 2)
+    assert "--in-place is for images" in error_of(in_place(stocked, CONFIGURATION, dest), 2)
+    assert "does not exist, and --in-place" in error_of(in_place(stocked, IMAGE, tmp_path / "none"), 8)
+    assert dest.read_bytes() == b"precious"
+
+
+@pytest.mark.root
+def test_a_device_that_is_too_small_is_refused(stocked: Stocked, content: bytes, tmp_path: Path) -> None:
+    small = b"\xff" * (4 * CHUNK)
+    with a_device(tmp_path / "backing", small) as device:
+        for options in ((), ("--dry-run",)):
+            error = error_of(in_place(stocked, *options, IMAGE, device), 8)
+            assert f"{device} has {4 * CHUNK} bytes, the image needs {len(content)}" in error
+        assert device.read_bytes() == small
+
+
+def test_progress_counts_all_of_the_image(stocked: Stocked, content: bytes, tmp_path: Path) -> None:
+    (dest := tmp_path / "disk").write_bytes(changed(content, 1))
+    done = in_place(stocked, "--progress", IMAGE, dest)
+    assert done.returncode == 0
+    assert "513.5/513.5 KiB" in done.stderr
+    assert environment()  # the same as of other commands
