@@ -2,7 +2,8 @@
 
 The rules are those of proxmox-backup-client: a variable, or with the suffix `_FD`, `_FILE` or `_CMD` a
 descriptor, file or command that returns it. The first one that is set wins, and the first line of its
-content counts. systemd's credentials come last. Synchronous.
+content counts. systemd's credentials come last. `pbsfs.access.references` reads the places that a profile
+names by the same functions. Synchronous.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shlex
 import stat
 import subprocess
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from pbsfs.base.errors import UsageError
@@ -54,7 +55,7 @@ def _find(variable: str, environment: Mapping[str, str]) -> str | None:
         value = environment.get(name)
         if value is not None:
             try:
-                return _first_line(read(value, environment))
+                return first_line(read(value, environment))
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 raise UsageError(f"{name}: {_reason(error)}") from None
     return None
@@ -67,11 +68,16 @@ def find_credential(name: str, environment: Mapping[str, str]) -> str | None:
         return None
     path = Path(directory) / (_CREDENTIAL_PREFIX + name)
     try:
-        return _first_line(_read_file(str(path)))
+        return first_line(read_file(str(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UsageError(f"credential {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def names_secret(variable: str, credential: str, environment: Mapping[str, str]) -> bool:
+    """Whether `find_secret` would look at a place; reads nothing."""
+    return any(variable + form in environment for form in FORMS) or has_credential(credential, environment)
 
 
 def has_credential(name: str, environment: Mapping[str, str]) -> bool:
@@ -92,7 +98,8 @@ def _read_descriptor(text: str, _environment: Mapping[str, str]) -> bytes:
             os.close(fd)
 
 
-def _read_file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """The beginning of a file, up to its first line break or MAX_SECRET bytes. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -109,10 +116,15 @@ def _read_all(fd: int) -> bytes:
     return data
 
 
-def _run_command(command: str, environment: Mapping[str, str]) -> bytes:
+def _run_shell_words(command: str, environment: Mapping[str, str]) -> bytes:
     arguments = shlex.split(command)
     if not arguments:
         raise ValueError("no command")
+    return run_command(arguments, environment)
+
+
+def run_command(arguments: Sequence[str], environment: Mapping[str, str]) -> bytes:
+    """What a command prints, at most MAX_SECRET bytes. Raises OSError, SubprocessError."""
     inherited = {name: value for name, value in environment.items() if name != NOTIFY_SOCKET}
     # Its standard error is the user's; its output is the secret.
     done = subprocess.run(
@@ -124,8 +136,8 @@ def _run_command(command: str, environment: Mapping[str, str]) -> bytes:
 _FORMS: dict[str, Callable[[str, Mapping[str, str]], bytes]] = {
     "": lambda value, _environment: value.encode("utf-8", "surrogateescape"),
     "_FD": _read_descriptor,
-    "_FILE": lambda path, _environment: _read_file(path),
-    "_CMD": _run_command,
+    "_FILE": lambda path, _environment: read_file(path),
+    "_CMD": _run_shell_words,
 }
 
 
@@ -149,7 +161,8 @@ def take_secrets(environment: MutableMapping[str, str]) -> dict[str, str]:
     return before
 
 
-def _first_line(data: bytes) -> str:
+def first_line(data: bytes) -> str:
+    """The first line as text, without its end. Raises ValueError."""
     line = data.split(b"\n", 1)[0].removesuffix(b"\r")
     try:
         return line.decode()

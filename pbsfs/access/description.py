@@ -113,6 +113,7 @@ class ServerAccess(Access):
             "secret": self.secret.reveal(),
             "pinned": self.trust.pinned,
             "known": self.trust.known,
+            "ca": self.trust.ca,
             "proxy": None if self.proxy is None else _dump_proxy(self.proxy),
             "retry_timeout": self.retry_timeout,
             "connections": self.connections,
@@ -123,7 +124,7 @@ class ServerAccess(Access):
         return cls(
             Repository.parse(facts["repository"]),
             Secret(facts["secret"]),
-            Trust(facts["pinned"], facts["known"]),
+            Trust(facts["pinned"], facts["known"], facts["ca"]),
             None if facts["proxy"] is None else _load_proxy(facts["proxy"]),
             facts["retry_timeout"],
             facts["connections"],

@@ -16,8 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pbsfs.access.credentials import FORMS, find_setting, has_credential
+from pbsfs.access.credentials import (
+    CREDENTIALS_DIRECTORY,
+    FORMS,
+    PASSWORD_VARIABLE,
+    find_setting,
+    has_credential,
+)
 from pbsfs.access.description import Description
+from pbsfs.access.references import Reference
 from pbsfs.base.errors import SourceError, UsageError
 from pbsfs.sources.server.repository import Repository, parse_port
 
@@ -27,6 +34,7 @@ REPOSITORY_VARIABLE = "PBS_REPOSITORY"
 FINGERPRINT_VARIABLE = "PBS_FINGERPRINT"
 NAMESPACE_VARIABLE = "PBS_NAMESPACE"
 DIRECTORY_VARIABLE = "PBSFS_DATASTORE_DIR"
+PROFILE_VARIABLE = "PBSFS_PROFILE"
 
 PARTS = {"server": "PBS_SERVER", "port": "PBS_PORT", "datastore": "PBS_DATASTORE", "auth_id": "PBS_AUTH_ID"}
 """The parts of a repository: the fields of `SourceOptions`, and the variables that complete them."""
@@ -37,7 +45,9 @@ class SourceOptions:
     """The options that name a source; `resolve` completes it from the environment.
 
     `server`, `port`, `datastore`, `auth_id`: the parts of a repository, instead of `repository`.
-    `namespace`: the one to start at. `retry_timeout` None: the default of the server source.
+    `namespace`: the one to start at. `retry_timeout` None: the default of the server source. `profile`: the
+    profile that names the source, until `pbsfs.access.config.configure` has put its settings here. Only
+    profiles set `ca_file` (the CA to trust, instead of the system's), `password` and `key_password`.
     """
 
     repository: str | None = None
@@ -52,18 +62,31 @@ class SourceOptions:
     datastore: str | None = None
     auth_id: str | None = None
     namespace: str | None = None
+    profile: str | None = None
+    ca_file: Path | None = None
+    password: Reference | None = None
+    key_password: Reference | None = None
 
     def names_source(self) -> bool:
         """Whether these options name a source."""
-        return bool(self._given())
+        return bool(self.given())
 
-    def _given(self) -> list[str]:
-        fields = ("repository", *PARTS, "datastore_dir")
+    def given(self) -> list[str]:
+        """The fields that name a source and have a value."""
+        fields = ("profile", "repository", *PARTS, "datastore_dir")
         return [name for name in fields if getattr(self, name) is not None]
 
 
-def _option(name: str) -> str:
+def option_of(name: str) -> str:
+    """The option of the command line for a field of `SourceOptions`."""
     return "--" + name.replace("_", "-")
+
+
+def check_exclusive(options: SourceOptions, option: Callable[[str], str] = option_of) -> None:
+    """Raises UsageError if the options name more than one source."""
+    kinds = {"parts" if name in PARTS else name: name for name in reversed(options.given())}
+    if len(kinds) > 1:
+        raise UsageError(f"{' and '.join(map(option, reversed(kinds.values())))} exclude each other")
 
 
 def names_source(environment: Mapping[str, str]) -> bool:
@@ -73,8 +96,19 @@ def names_source(environment: Mapping[str, str]) -> bool:
     return any(environment.get(name) for name in wanted) or has_credential("repository", environment)
 
 
+def without_source(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment without what belongs to the source that it names: it is not for another source.
+
+    The password of keys stays, unless it is a systemd credential.
+    """
+    names = {DIRECTORY_VARIABLE, NAMESPACE_VARIABLE, CREDENTIALS_DIRECTORY, *PARTS.values()}
+    for variable in (REPOSITORY_VARIABLE, FINGERPRINT_VARIABLE, PASSWORD_VARIABLE):
+        names |= {variable + form for form in FORMS}
+    return {name: value for name, value in environment.items() if name not in names}
+
+
 def resolve(
-    options: SourceOptions, environment: Mapping[str, str], option: Callable[[str], str] = _option
+    options: SourceOptions, environment: Mapping[str, str], option: Callable[[str], str] = option_of
 ) -> SourceOptions:
     """`options`, completed from the environment: with `repository` or `datastore_dir`, and `namespace`.
 
@@ -83,10 +117,8 @@ def resolve(
     variables. The rules for the server are those of proxmox-backup-client 4.1.8. `option`: the caller's
     name for a field of `SourceOptions`. Raises UsageError.
     """
-    given = options._given()
-    kinds = {"parts" if name in PARTS else name: name for name in reversed(given)}
-    if len(kinds) > 1:
-        raise UsageError(f"{' and '.join(map(option, reversed(kinds.values())))} exclude each other")
+    given = options.given()
+    check_exclusive(options, option)
     if options.namespace is None:
         options = replace(options, namespace=environment.get(NAMESPACE_VARIABLE, ""))
     if options.datastore_dir is not None:
@@ -148,7 +180,8 @@ def _of_parts(
             )
         raise UsageError(
             f"no source: name a server with {option('repository')} or {REPOSITORY_VARIABLE}, "
-            f"or a datastore's directory with {option('datastore_dir')} or {DIRECTORY_VARIABLE}"
+            f"a datastore's directory with {option('datastore_dir')} or {DIRECTORY_VARIABLE}, "
+            f"or a profile with {option('profile')} or {PROFILE_VARIABLE}"
         )
     port = parts["port"]
     try:

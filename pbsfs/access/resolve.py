@@ -6,6 +6,7 @@ it may connect to the server.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, f
 from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing, read_keys
 from pbsfs.access.options import SourceOptions
+from pbsfs.access.references import Reference
 from pbsfs.access.terminal import Terminal
-from pbsfs.access.trust import find_trust
+from pbsfs.access.trust import find_trust, read_ca
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret
@@ -22,6 +24,9 @@ from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.runtime.places import config_home
 from pbsfs.sources.server.proxy import find_proxy
 from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.tls import Trust
+
+log = logging.getLogger(__name__)
 
 
 def describe(
@@ -34,8 +39,8 @@ def describe(
 ) -> Description:
     """The source that resolved options name, with its secret and keys.
 
-    `secret`: instead of that of the environment. `ask_for_default`: see `open_keys`. Raises UsageError,
-    KeyFileError, PasswordError, and what connecting to the server raises.
+    `secret`: instead of that of the environment or profile. `ask_for_default`: see `open_keys`. Raises
+    UsageError, KeyFileError, PasswordError, and what connecting to the server raises.
     """
     namespace = Namespace.parse(options.namespace or "")
     access: Access
@@ -53,7 +58,7 @@ def find_access(
     terminal: Terminal | None,
     secret: Secret | None = None,
 ) -> ServerAccess:
-    """How to get at the server of resolved options. `secret`: instead of that of the environment.
+    """How to get at the server of resolved options. `secret`: instead of that of the environment or profile.
 
     Raises UsageError, and what connecting raises.
     """
@@ -61,7 +66,12 @@ def find_access(
     repository = Repository.parse(options.repository)
     proxy = find_proxy(repository, environment)
     # Before the password: users should type it only after the server is trusted.
-    trust = find_trust(options.fingerprint, repository, proxy, environment, terminal)
+    if options.ca_file is not None and not options.fingerprint:
+        trust = Trust(ca=read_ca(options.ca_file))
+    else:
+        trust = find_trust(options.fingerprint, repository, proxy, environment, terminal)
+    if secret is None and options.password is not None:
+        secret = read_reference(options.password, environment)
     if secret is None:
         secret = find_secret(PASSWORD_VARIABLE, "password", environment)
     if secret is not None and not secret.reveal():
@@ -76,6 +86,15 @@ def find_access(
         secret = terminal.password(f"{what} of {repository.auth_id} at {repository.address}")
     assert secret is not None
     return ServerAccess(repository, secret, trust, proxy, options.retry_timeout, options.connections)
+
+
+def read_reference(reference: Reference, environment: Mapping[str, str]) -> Secret:
+    """The secret of a profile; warns about a file that others may read. Raises UsageError."""
+    if reference.readable_by_others():
+        log.warning(
+            "%s: every user of this machine may read %s; run chmod o-r on it", reference.name, reference
+        )
+    return reference.read(environment)
 
 
 def open_keys(
@@ -106,7 +125,10 @@ def open_keys(
         hint = f" (hint: {file.hint})" if file.hint else ""
         return terminal.password(f"password of the key {path}{hint}")
 
-    password = find_secret(KEY_PASSWORD_VARIABLE, "encryption-password", environment)
+    if options.key_password is not None:
+        password: Secret | None = read_reference(options.key_password, environment)
+    else:
+        password = find_secret(KEY_PASSWORD_VARIABLE, "encryption-password", environment)
     return read_keys(
         options.keyfiles,
         given=given,

@@ -6,7 +6,9 @@ Asked once, before the password. Synchronous.
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 
 from pbsfs.access.fingerprints import fingerprints_file, known_fingerprint, remember_fingerprint
 from pbsfs.access.terminal import Terminal
@@ -23,6 +25,27 @@ from pbsfs.sources.server.tls import (
 )
 
 log = logging.getLogger(__name__)
+
+
+MAX_CA_SIZE = 1 << 20
+"""Bytes of a file of CAs; the bundle of a distribution has some 200 KiB."""
+
+
+def read_ca(file: Path) -> str:
+    """The certificates in a PEM file, as text. Raises UsageError if there is none."""
+    try:
+        with open(file, "rb") as opened:
+            text = opened.read(MAX_CA_SIZE + 1).decode()
+        if len(text) > MAX_CA_SIZE:
+            raise ValueError(file)
+        ssl.create_default_context(cadata=text)
+    except ssl.SSLError:
+        raise UsageError(f"ca-file {file}: not a certificate; give a file in PEM format") from None
+    except OSError as error:
+        raise UsageError(f"ca-file {file}: {error.strerror}; check ca-file in the profile") from None
+    except ValueError:
+        raise UsageError(f"ca-file {file}: not a certificate; give a file in PEM format") from None
+    return text
 
 
 def find_trust(

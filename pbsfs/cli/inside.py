@@ -1,7 +1,8 @@
-"""Paths inside a mount of pbsfs: the mount names the source, and the rest of the path the place in its tree.
+"""Paths that name their source: in a mount of pbsfs, or after a profile (`NAME:PATH`).
 
-So commands accept paths that users see in a file manager or shell, without options for the source. The mount
-reveals no secrets: pbsfs finds the password or asks for it, as always. Synchronous, except `find`.
+The mount or the profile names the source, and the rest of the path the place in its tree. So commands accept
+paths that users see in a file manager or shell, without options for the source. The mount reveals no secrets:
+pbsfs finds the password or asks for it, as always. Synchronous, except `find`.
 """
 
 from __future__ import annotations
@@ -14,26 +15,43 @@ from pathlib import Path
 
 import trio
 
-from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, named_by, names_source
+from pbsfs.access.config import split_profiles
+from pbsfs.access.options import (
+    PROFILE_VARIABLE,
+    SOURCE_ATTRIBUTE,
+    SourceOptions,
+    named_by,
+    names_source,
+)
 from pbsfs.base.errors import NotFoundError, SourceError, UsageError
 from pbsfs.cli.options import environment
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
 from pbsfs.tree import Node, Tree
 
-_NAME_IT = "name the source with --repository or --datastore-dir"
+_NAME_IT = "name the source with --repository, --datastore-dir or --profile"
 
 
 def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOptions, list[str]]:
-    """The source and the places in its tree of `paths` that are inside a mount of pbsfs.
+    """The source and the places in its tree of `paths` that are inside a mount of pbsfs or name a profile.
 
-    Returns both unchanged if options name a source. If the environment names one, a path is looked for in a
+    Returns both unchanged if options name a source. `NAME:PATH` is a place in the source of the profile NAME
+    if there is one; any other name keeps its colon. If the environment names one, a path is looked for in a
     mount only if it starts with `/` or `.`; any other is a place in that source, regardless of the current
     directory. An empty path is the current directory. Raises UsageError, SourceError.
     """
     unchanged = source, list(paths)
-    if source.names_source() or not any(mount.type == FS_TYPE for mount in mounts()):
+    if source.names_source():
         return unchanged
-    always = not names_source(environment())
+    split = split_profiles(paths, environment())
+    profiles = {None if found is None else found[0] for found in split}
+    if profiles != {None}:
+        if len(profiles) > 1:
+            raise UsageError(f"{', '.join(paths)}: not all of them are in one profile; read one at a time")
+        places = [found[1].lstrip("/") for found in split if found is not None]
+        return replace(source, profile=profiles.pop()), places
+    if not any(mount.type == FS_TYPE for mount in mounts()):
+        return unchanged
+    always = not (names_source(environment()) or environment().get(PROFILE_VARIABLE))
     found = [_find(path) if always or path.startswith(("/", ".")) else None for path in paths]
     inside = [place for place in found if place is not None]
     if not inside:

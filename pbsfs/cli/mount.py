@@ -11,15 +11,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from pbsfs.access.config import configure, source_of
 from pbsfs.access.description import Description, DirectoryAccess
 from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, resolve, shown_source
 from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import parse_cache_size
-from pbsfs.base.errors import MountError, PbsfsError, exit_status_of
+from pbsfs.base.errors import MountError, PbsfsError, UsageError, exit_status_of
 from pbsfs.base.names import Namespace
 from pbsfs.cli.options import (
     SECONDS,
@@ -36,9 +38,13 @@ from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
 
+DEFAULT_CACHE_SIZE = "256M"
+DEFAULT_REFRESH = 5.0
+"""Seconds."""
+
 
 @click.command("mount")
-@click.argument("mountpoint", type=FilePath())
+@click.argument("places", nargs=-1, required=True, metavar="[SOURCE] MOUNTPOINT")
 @source_options
 @click.option(
     "-o",
@@ -51,17 +57,13 @@ from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
 @click.option(
     "--cache-size",
     metavar="SIZE",
-    default="256M",
-    show_default=True,
-    help="Keep decoded chunks in this much memory.",
+    help="Keep decoded chunks in this much memory (default: 256M).",
 )
 @click.option(
     "--refresh",
     metavar="SECONDS",
     type=SECONDS,
-    default=5.0,
-    show_default=True,
-    help="Show new backups within this time.",
+    help="Show new backups within this time (default: 5).",
 )
 @click.option(
     "--subtree",
@@ -74,12 +76,12 @@ from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
 @click.option("--source-fd", type=int, hidden=True)
 @logging_options
 def command(
-    mountpoint: Path,
+    places: tuple[str, ...],
     source: SourceOptions,
     fuse_options: tuple[str, ...],
     foreground: bool,
-    cache_size: str,
-    refresh: float,
+    cache_size: str | None,
+    refresh: float | None,
     subtree: str,
     on_damage: ZeroedRanges | None,
     ready_fd: int | None,
@@ -89,22 +91,40 @@ def command(
 ) -> None:
     """Show the backups as files at MOUNTPOINT, an empty directory, read-only.
 
+    SOURCE is a profile of the configuration (NAME:), a repository or the directory of a datastore; options
+    may name it instead. A path after it is as with --subtree: NAME:PATH, REPOSITORY/PATH, /DIR:PATH.
+
     Files have mode 0440 and belong to the user who mounts; uid=, gid=, umask= and allow_other grant
     access to others.
 
     \b
     Examples:
+      pbsfs mount home: /mnt/pbs
       pbsfs mount --repository reader@pbs@pbs.example.com:store1 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 --ns prod -o allow_other,gid=100 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 --subtree files/host/web1 /mnt/web1
       pbsfs umount /mnt/pbs
     """
+    source, below, mountpoint = _split(source, places)
+    if below and subtree:
+        raise UsageError(f"--subtree {subtree}: {places[0]} names a path too; leave one of them out")
+    subtree = below or subtree
+    description = None if source_fd is None else Description.taken_over(source_fd)
+    variables, profile = environment(), None
+    if description is None:
+        configured = configure(source, environment())
+        source, variables, profile = configured.options, configured.environment, configured.profile
+    if profile is not None:
+        fuse_options = (*profile.mount_options, *fuse_options)
+        cache_size = profile.cache_size if cache_size is None else cache_size
+        refresh = profile.refresh if refresh is None else refresh
+    cache_size = DEFAULT_CACHE_SIZE if cache_size is None else cache_size
+    refresh = DEFAULT_REFRESH if refresh is None else refresh
     options = FuseOptions.parse(fuse_options)
     parse_cache_size(cache_size)
-    description = None if source_fd is None else Description.taken_over(source_fd)
     if description is None:
-        source = resolve(source, environment())
+        source = resolve(source, variables)
         Namespace.parse(source.namespace or "")
         datastore = source.datastore_dir
     else:
@@ -118,14 +138,15 @@ def command(
         arguments += [f"--subtree={subtree}"]
         arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
         arguments += [f"-o{text}" for text in fuse_options if text]
-        _start_in_background(arguments, source, place)
+        described = describe(source, variables, find_terminal(), ask_for_default=True)
+        _start_in_background(arguments, described, place)
         return
     set_up_logging(log_level, log_file, background=ready_fd is not None)
     service = ServiceManager(environment().get(NOTIFY_SOCKET) if ready_fd is None else None)
     report = _Report(ready_fd, service, place)
     try:
         if description is None:
-            description = describe(source, environment(), find_terminal(), ask_for_default=True)
+            description = describe(source, variables, find_terminal(), ask_for_default=True)
         size = parse_cache_size(cache_size)
         _serve(description, place, options, size, refresh, subtree, on_damage, report)
     except PbsfsError as error:
@@ -133,6 +154,22 @@ def command(
             raise
         report.failed(error)  # the waiting process prints it
         sys.exit(exit_status_of(error))
+
+
+def _split(source: SourceOptions, places: tuple[str, ...]) -> tuple[SourceOptions, str, Path]:
+    """Of `[SOURCE] MOUNTPOINT`: the source, the path below it, and the mount point."""
+    if len(places) > 2:
+        raise UsageError(f"{places[2]}: one argument too many; give SOURCE and MOUNTPOINT")
+    mountpoint = FilePath().convert(places[-1], None, None)
+    if len(places) == 1:
+        return source, "", mountpoint
+    if source.names_source():
+        raise UsageError(f"{places[0]}: an option names the source too; leave one of them out")
+    named, path = source_of(places[0], environment())
+    source = replace(
+        source, profile=named.profile, repository=named.repository, datastore_dir=named.datastore_dir
+    )
+    return source, path, mountpoint
 
 
 def _existing(path: Path | None) -> Path | None:
@@ -219,8 +256,7 @@ class _BackgroundError(PbsfsError):
         self.exit_status = status  # type: ignore[misc]  # the status of the other process's error
 
 
-def _start_in_background(arguments: list[str], source: SourceOptions, place: Path) -> None:
-    description = describe(source, environment(), find_terminal(), ask_for_default=True)
+def _start_in_background(arguments: list[str], description: Description, place: Path) -> None:
     reading, writing = os.pipe()
     # -P: does not import modules from the current directory, which anybody may have written.
     command_line = [sys.executable, "-P", "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]

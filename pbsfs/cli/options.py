@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from pbsfs.access.config import configure
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.resolve import describe
 from pbsfs.access.terminal import Terminal
@@ -79,11 +80,11 @@ def source_options(command: F) -> F:
 
     The command gets them as one argument, `source` (SourceOptions).
     """
-    names = [field.name for field in fields(SourceOptions)]
+    names = [field.name for field in fields(SourceOptions)]  # some are only for profiles
 
     @functools.wraps(command)
     def with_source(*args: Any, **given: Any) -> Any:
-        source = SourceOptions(**{name: given.pop(name) for name in names})
+        source = SourceOptions(**{name: given.pop(name) for name in names if name in given})
         return command(*args, source=source, **given)
 
     wrapped: Callable[..., Any] = with_source
@@ -148,6 +149,12 @@ def source_options(command: F) -> F:
             "--repository",
             metavar="REPOSITORY",
             help="Read from a server: [[user@realm[!token]@]host[:port]:]datastore (or PBS_REPOSITORY).",
+        ),
+        click.option(
+            "--profile",
+            metavar="NAME",
+            help="Read from the source of this profile in the configuration (or PBSFS_PROFILE; default: "
+            "the profile named default, if there is one).",
         ),
     ):
         wrapped = option(wrapped)
@@ -214,8 +221,9 @@ def run_on_tree(
 
 def described(source: SourceOptions, *, reads_much: bool) -> Description:
     """The source that the options name. `reads_much`: as for `run_on_tree`."""
-    resolved = resolve(source, environment())
-    return describe(resolved, environment(), find_terminal(), ask_for_default=reads_much)
+    configured = configure(source, environment())
+    resolved = resolve(configured.options, configured.environment)
+    return describe(resolved, configured.environment, find_terminal(), ask_for_default=reads_much)
 
 
 def run_on_described(

@@ -15,12 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pbsfs.access.credentials import (
-    FORMS,
-    MAX_SECRET,
-    PASSWORD_VARIABLE,
-    find_credential,
-)
+from pbsfs.access.config import configure
+from pbsfs.access.credentials import MAX_SECRET, PASSWORD_VARIABLE, names_secret
 from pbsfs.access.description import Description
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.resolve import describe
@@ -34,7 +30,7 @@ from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 log = logging.getLogger(__name__)
 
 NAMES = (
-    *("repo", "server", "port", "datastore", "auth_id", "password", "fingerprint"),
+    *("profile", "repo", "server", "port", "datastore", "auth_id", "password", "fingerprint"),
     *("namespace", "datastore_dir", "keyfile"),
     *("type", "id", "vmid", "timestamp", "image", "path"),
     *("cache_size", "connections", "nbd_connections", "retry_timeout", "on_damage"),
@@ -136,9 +132,12 @@ class Parameters:
             server=given.get("server") or None,
             datastore=given.get("datastore") or None,
             auth_id=given.get("auth_id") or None,
+            profile=given.get("profile") or None,
         )
-        options = resolve(options, self._environment, _parameter)
-        return describe(options, self._environment, None, secret=self._secret(options))
+        configured = configure(options, self._environment, _parameter)
+        options = resolve(configured.options, configured.environment, _parameter)
+        secret = self._secret(options, configured.environment)
+        return describe(options, configured.environment, None, secret=secret)
 
     def _path(self) -> tuple[str, str | None]:
         """The path in the tree, and the parameter that is missing if one image is meant."""
@@ -177,13 +176,14 @@ class Parameters:
         # nbdkit changes its directory when it daemonizes
         return Path(os.path.abspath(self._given["datastore_dir"]))
 
-    def _secret(self, options: SourceOptions) -> Secret | None:
-        """The password parameter; None to use the environment. Raises UsageError if neither has one."""
+    def _secret(self, options: SourceOptions, environment: Mapping[str, str]) -> Secret | None:
+        """The password parameter; None to use the environment or profile.
+
+        Raises UsageError if none of them has a password.
+        """
         if options.repository is None or self._password is not None:
             return self._password
-        if not any(PASSWORD_VARIABLE + form in self._environment for form in FORMS) and (
-            find_credential("password", self._environment) is None
-        ):
+        if options.password is None and not names_secret(PASSWORD_VARIABLE, "password", environment):
             raise UsageError(
                 "no password: give password=+FILE, password=- to be asked for it, or set PBS_PASSWORD "
                 "(or PBS_PASSWORD_FD, _FILE, _CMD); for an API token it is the token's secret"

@@ -72,6 +72,22 @@ def test_a_directory_is_enough(told: Tells) -> None:
     assert list(settings.source.keys) == []
 
 
+def test_a_profile_names_the_source_with_its_password_and_keys(told: Tells, tmp_path: Path) -> None:
+    (secret := tmp_path / "secret").write_text(f"{PASSWORD}\n")
+    secret.chmod(0o600)
+    (file := tmp_path / ".config" / "pbsfs" / "config.toml").parent.mkdir(parents=True)
+    file.write_text(
+        f'[profiles.home]\nrepository = "{REPOSITORY}"\nfingerprint = "{FINGERPRINT}"\n'
+        f'namespace = "prod"\npassword = {{ file = "{secret}" }}\n'
+    )
+    for settings in (told("profile=home"), told(PBSFS_PROFILE="home")):
+        assert str(server_of(settings).repository) == CANONICAL
+        assert password_of(settings) == PASSWORD
+        assert settings.source.namespace == Namespace(("prod",))
+    with pytest.raises(UsageError, match=r"^profile= and repo(sitory)?= exclude each other"):
+        told("profile=home", f"repo={REPOSITORY}")
+
+
 def test_a_directory_stays_where_it_is_when_the_working_directory_is_another(
     told: Tells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +300,7 @@ def test_a_password_shows_itself_nowhere(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("nonsense=1", "parameter 'nonsense': unknown; use repo, server, "),
+        ("nonsense=1", "parameter 'nonsense': unknown; use profile, repo, server, "),
         ("Image=x", "parameter 'Image': unknown"),
         ("vmid=1 vmid=1", "vmid=: given twice; give it once"),
         ("cache_size=64M cache-size=64M", "cache-size=: given twice"),
@@ -328,7 +344,7 @@ def test_no_directory_at_all_is_one(told: Tells) -> None:
 
 
 def test_without_a_source_it_is_said_how_to_name_one(told: Tells) -> None:
-    with pytest.raises(UsageError, match=r"repo= or PBS_REPOSITORY, or a .* datastore_dir= or PBSFS_"):
+    with pytest.raises(UsageError, match=r"repo= or PBS_REPOSITORY, a .* datastore_dir= or PBSFS_"):
         told("vmid=100")
 
 

@@ -50,14 +50,16 @@ def show_fingerprint(digits: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The fingerprints by which pbsfs trusts a server; without one, the system's CAs decide.
+    """By what pbsfs trusts a server: a fingerprint or CAs; without either, the system's CAs decide.
 
     `pinned`: given for this connection. It has to match, even if a CA verifies the certificate.
-    `known`: accepted before (the file of known fingerprints). It or a CA has to match.
+    `known`: accepted before (the file of known fingerprints). It or a CA has to match. `ca`: certificates in
+    PEM format that count instead of the system's CAs.
     """
 
     pinned: str | None = None
     known: str | None = None
+    ca: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def connect(
     """
     accepted = trust.pinned or trust.known
     if accepted is None:
-        return _connect(repository, ssl.create_default_context(), proxy, limits)
+        return _connect(repository, ssl.create_default_context(cadata=trust.ca), proxy, limits)
     connection = _connect(repository, _unverified(), proxy, limits)
     found = _fingerprint_of(connection.socket, repository)
     if found == accepted:
@@ -85,7 +87,7 @@ def connect(
     connection.socket.close()
     if trust.pinned is None:
         with contextlib.suppress(TrustError):  # the certificate is new; a CA may verify it
-            return _connect(repository, ssl.create_default_context(), proxy, limits)
+            return _connect(repository, ssl.create_default_context(cadata=trust.ca), proxy, limits)
     raise TrustError(
         f"{repository.address} shows a certificate that is not the expected one. Expected fingerprint: "
         f"{show_fingerprint(accepted)}; found: {show_fingerprint(found)}. If the server's certificate was "

@@ -1,0 +1,191 @@
+"""Profiles: named settings of a source in a configuration file, checked by hand.
+
+`pbsfs.access.config` reads the files and gives each profile's table here. Pure, but for `~` in paths.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pbsfs.access.options import SourceOptions
+from pbsfs.access.references import parse_path, parse_reference
+from pbsfs.access.sizes import parse_cache_size
+from pbsfs.base.errors import UsageError
+from pbsfs.base.names import Namespace
+from pbsfs.base.text import quoted
+from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.tls import parse_fingerprint
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
+"""The name of a profile. It has no colon, which ends it in `NAME:PATH`, and no slash."""
+
+MAX_CONNECTIONS = 16
+MAX_ITEMS = 100
+"""Entries of a list."""
+
+SECRETS = ("password", "key-password")
+"""The keys whose values are references to secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a configuration file says under a name. `file`: the one that has it.
+
+    `options`: the source. `cache_size`, `refresh` (seconds) and `mount_options` are for mounts; None or empty
+    where the file does not say.
+    """
+
+    name: str
+    file: Path
+    options: SourceOptions
+    cache_size: str | None = None
+    refresh: float | None = None
+    mount_options: tuple[str, ...] = ()
+
+
+def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, str]) -> Profile:
+    """The profile that `table` of a TOML file describes. Raises UsageError, which never shows a secret."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{file}: {quoted(name)} is not the name of a profile; use letters, digits, '.', '_' and '-'"
+        )
+    label = f"{file}: profiles.{name}"
+    if not isinstance(table, dict):
+        raise UsageError(f"{label}: not a table; write [profiles.{name}], and its settings below")
+    check_keys(label, table, KEYS)
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        setting = f"{label}.{key}"
+        if key in SECRETS:
+            found[key] = parse_reference(setting, value, environment, name)
+        else:
+            found[key] = KEYS[key](setting, value)
+    sources = [key for key in ("repository", "datastore-dir") if key in found]
+    if len(sources) != 1:
+        problem = "repository and datastore-dir exclude each other" if sources else "names no source"
+        raise UsageError(f"{label}: {problem}; give repository or datastore-dir")
+    if "fingerprint" in found and "ca-file" in found:
+        raise UsageError(f"{label}: fingerprint and ca-file exclude each other; give one of them")
+    return Profile(
+        name=name,
+        file=file,
+        options=SourceOptions(
+            repository=found.get("repository"),
+            datastore_dir=found.get("datastore-dir"),
+            fingerprint=found.get("fingerprint"),
+            ca_file=found.get("ca-file"),
+            password=found.get("password"),
+            key_password=found.get("key-password"),
+            namespace=found.get("namespace"),
+            keyfiles=found.get("keyfile", ()),
+            retry_timeout=found.get("retry-timeout"),
+            connections=found.get("connections"),
+        ),
+        cache_size=found.get("cache-size"),
+        refresh=found.get("refresh"),
+        mount_options=found.get("mount-options", ()),
+    )
+
+
+def check_keys(label: str, table: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raises UsageError for a key that is not known; it suggests the one that was probably meant."""
+    for key in table:
+        if key not in known:
+            meant = _HABITS.get(key) or next(iter(difflib.get_close_matches(key, known, n=1)), None)
+            advice = f"did you mean {meant}?" if meant in known else f"use {', '.join(known)}"
+            raise UsageError(f"{label}: unknown key {quoted(key)}; {advice}")
+
+
+_HABITS = {
+    "ns": "namespace",
+    "keyfiles": "keyfile",
+    "key-file": "keyfile",
+    "key-files": "keyfile",
+    "secret": "password",
+    "token-secret": "password",
+    "encryption-password": "key-password",
+    "ca": "ca-file",
+    "cache": "cache-size",
+    "options": "mount-options",
+    "datastore": "repository",
+    "server": "repository",
+    "directory": "datastore-dir",
+    "profile": "profiles",
+}
+"""Names that users may expect, and the keys that pbsfs has."""
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise UsageError(f'{name}: not text; put it in quotes: "…"')
+    return value
+
+
+def _checked(check: Callable[[str], object]) -> Callable[[str, Any], str]:
+    """Text that `check` accepts."""
+
+    def convert(name: str, value: Any) -> str:
+        text = _text(name, value)
+        try:
+            check(text)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+        return text
+
+    return convert
+
+
+def _check_repository(text: str) -> None:
+    if not text:
+        raise UsageError("the repository is empty; give user@realm!token@host:datastore")
+    Repository.parse(text)
+
+
+def _several(name: str, value: Any) -> list[Any]:
+    values = value if isinstance(value, list) else [value]
+    if len(values) > MAX_ITEMS:
+        raise UsageError(f"{name}: {len(values)} entries are too many; {MAX_ITEMS} is the most")
+    return values
+
+
+def _paths(name: str, value: Any) -> tuple[Path, ...]:
+    return tuple(parse_path(name, each) for each in _several(name, value))
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    return tuple(_text(name, each) for each in _several(name, value))
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+        raise UsageError(f"{name}: not a number of seconds; give one from 0 on")
+    return float(value)
+
+
+def _connections(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CONNECTIONS:
+        raise UsageError(f"{name}: not a number of connections; give one from 1 to {MAX_CONNECTIONS}")
+    return value
+
+
+KEYS: dict[str, Callable[[str, Any], Any]] = {
+    "repository": _checked(_check_repository),
+    "datastore-dir": parse_path,
+    "namespace": _checked(Namespace.parse),
+    "password": _text,
+    "fingerprint": _checked(parse_fingerprint),
+    "ca-file": parse_path,
+    "keyfile": _paths,
+    "key-password": _text,
+    "cache-size": _checked(parse_cache_size),
+    "connections": _connections,
+    "retry-timeout": _seconds,
+    "refresh": _seconds,
+    "mount-options": _texts,
+}
+"""The keys of a profile, and what checks each value. Of those in SECRETS, `parse_reference` does."""
