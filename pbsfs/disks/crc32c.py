@@ -2,11 +2,13 @@
 
 The bytes are one polynomial over GF(2), in a large integer. A multiple of the generator that has few terms
 reduces it with some shifts and XORs, until few bytes are left for a table: 16 KiB take some 60 µs, a table
-alone 1,500 µs. Pure functions.
+alone 1,500 µs. Many short messages are faster side by side. Pure functions.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Final
 
 _GENERATOR: Final = 0x82F63B78
@@ -29,6 +31,16 @@ def _table() -> tuple[int, ...]:
 
 
 _TABLE: Final = _table()
+
+_Columns = tuple[bytes, bytes, bytes, bytes]
+
+_BYTES: Final[_Columns] = (
+    bytes(value & 0xFF for value in _TABLE),
+    bytes(value >> 8 & 0xFF for value in _TABLE),
+    bytes(value >> 16 & 0xFF for value in _TABLE),
+    bytes(value >> 24 for value in _TABLE),
+)
+"""The bytes of `_TABLE`, from the lowest on: tables for bytes.translate."""
 
 
 def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
@@ -63,3 +75,45 @@ def _reduced(number: int, bits: int) -> bytes:
             bits -= count
         scale //= 2
     return (number << -bits % 8).to_bytes((bits + 7) // 8, "little")
+
+
+def side_by_side(columns: Sequence[bytes], value: int = 0) -> _Columns:
+    """The checksums of messages of the same length: `columns` has the first byte of each of them, then the
+    second of each, and so on. Returns the bytes of the checksums in the same way, the lowest first.
+
+    `value`: as for `crc32c`, of each. Of 256 messages of 256 bytes, each takes some 2 µs instead of 13.
+    """
+    count = len(columns[0])
+    zeros = bytes(count)
+    number = int.from_bytes
+    first = second = third = fourth = 0
+    # A checksum is linear: what a byte contributes depends on its place alone. Zeros contribute nothing.
+    for column, (one, two, three, four) in zip(columns, _contributions(len(columns)), strict=True):
+        if column != zeros:
+            first ^= number(column.translate(one), "little")
+            second ^= number(column.translate(two), "little")
+            third ^= number(column.translate(three), "little")
+            fourth ^= number(column.translate(four), "little")
+    same = crc32c(bytes(len(columns)), value).to_bytes(4, "little")
+    return (
+        (first ^ number(same[0:1] * count, "little")).to_bytes(count, "little"),
+        (second ^ number(same[1:2] * count, "little")).to_bytes(count, "little"),
+        (third ^ number(same[2:3] * count, "little")).to_bytes(count, "little"),
+        (fourth ^ number(same[3:4] * count, "little")).to_bytes(count, "little"),
+    )
+
+
+@functools.lru_cache(4)
+def _contributions(size: int) -> Sequence[_Columns]:
+    """What a byte contributes to the checksum of `size` bytes, for each place: tables for bytes.translate."""
+    number = int.from_bytes
+    found = [_BYTES] if size else []
+    while len(found) < size:
+        lowest, *others = found[-1]
+        # A zero more behind it: a step of the loop in `crc32c`.
+        step = [
+            (number(other, "little") ^ number(lowest.translate(table), "little")).to_bytes(256, "little")
+            for other, table in zip((*others, bytes(256)), _BYTES, strict=True)
+        ]
+        found.append((step[0], step[1], step[2], step[3]))
+    return found[::-1]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pbsfs.disks.crc32c import crc32c
+from pbsfs.disks.crc32c import crc32c, side_by_side
 
 
 def slowly(data: bytes, value: int = 0) -> int:
@@ -54,3 +54,14 @@ def test_every_bit_counts() -> None:
         found.add(crc32c(data))
         data[bit // 8] ^= 1 << bit % 8
     assert len(found) == 8 * len(data) + 1
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (3, 4), (256, 264), (128, 512), (2, 1000)])
+@pytest.mark.parametrize("value", [0, 0x12345678])
+def test_many_side_by_side_agree_with_one_by_one(count: int, size: int, value: int) -> None:
+    source = random.Random(size)
+    rows = [source.randbytes(size - size // 3) + bytes(size // 3) for _ in range(count)]
+    rows[0] = bytes(size)
+    found = side_by_side([bytes(row[place] for row in rows) for place in range(size)], value)
+    checksums = [int.from_bytes(bytes(parts), "little") for parts in zip(*found, strict=True)]
+    assert checksums == [crc32c(row, value) for row in rows]

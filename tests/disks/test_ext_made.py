@@ -15,7 +15,9 @@ import pytest
 from pbsfs.base.errors import DamageError, UnsupportedError
 from pbsfs.contents.base import DECODED, Entry, Piece
 from pbsfs.disks.crc32c import crc32c
+from pbsfs.disks.ext.inode import ROOT
 from pbsfs.disks.ext.reader import Ext
+from pbsfs.disks.ext.superblock import kernel_crc, parse_superblock
 from pbsfs.disks.volume import Disk
 from tests.support.disks import FileDisk, MemoryDisk, content_of, fields_of, image_from
 from tests.support.needs import need
@@ -373,6 +375,44 @@ def test_with_checksums_nothing_wrong_is_shown(seed: int, tmp_path: Path) -> Non
         assert not there.keys() - truth.keys() - damaged
         hurt += len(damaged)
     assert hurt > 10
+
+
+def test_the_checksum_of_each_of_many_inodes_counts(tmp_path: Path) -> None:
+    """In a directory so large that they are verified side by side: every byte of an inode, both lengths of
+    the checksum, and no inode but the damaged ones."""
+    (tree := tmp_path / "tree").mkdir()
+    for number in range(300):
+        (tree / f"{number:03d}").touch()
+    os.utime(tree / "000", (0, 0x55AABBCC))
+    made(tmp_path / "image", "-t", "ext4", "-O", "metadata_csum,^has_journal", tree=tree)
+    image = bytearray((tmp_path / "image").read_bytes())
+    names = sorted(
+        Ext(Disk(MemoryDisk(image))).children(Entry(b"", stat.S_IFDIR, inode=ROOT)).entries,
+        key=lambda entry: entry.name,
+    )[:300]
+    first = image.index(struct.pack("<I", 0x55AABBCC)) - 16
+    seed = parse_superblock(bytes(image[1024:2048])).seed
+    bad: set[bytes] = set()
+    for number, entry in enumerate(names):
+        at = first + (entry.inode - names[0].inode) * 256
+        if number % 5 == 4:  # a checksum of 16 bits: the fields end in front of its other half
+            image[at + 124 : at + 126] = bytes(2)
+            image[at + 128 : at + 132] = bytes(4)
+            own = kernel_crc(seed, struct.pack("<I", entry.inode) + image[at + 100 : at + 104])
+            image[at + 124 : at + 126] = kernel_crc(own, bytes(image[at : at + 256])).to_bytes(4, "little")[
+                :2
+            ]
+        if number % 5 in {1, 3} or number % 10 == 9:
+            image[at + (number * 37) % 256] ^= 1 << number % 8
+            bad.add(entry.name)
+    found = Ext(Disk(MemoryDisk(image)))
+    listed = found.children(found.root)
+    assert {entry.name for entry in names} - {entry.name for entry in listed.entries} == bad
+    assert listed.damage is not None
+    assert len(bad) == 150
+    for name in bad:
+        with pytest.raises(DamageError, match=r"wrong checksum|longer than it is"):
+            found.child(found.root, name)
 
 
 @pytest.mark.parametrize("kind", ["ext2", "ext3", "ext4"])

@@ -25,6 +25,12 @@ map, generation, low file_acl, high size, then high blocks, high file_acl, high 
 
 _SEED: Final = struct.Struct("<II")
 
+GENERATION: Final = 100
+"""Where the generation is, of four bytes."""
+
+CHECKSUM: Final = (124, 125, 130, 131)
+"""Where the bytes of the checksum are, the lowest first."""
+
 _TYPES: Final = frozenset(
     (
         *(stat_bits.S_IFDIR, stat_bits.S_IFREG, stat_bits.S_IFLNK, stat_bits.S_IFCHR),
@@ -36,8 +42,8 @@ _TYPES: Final = frozenset(
 @dataclass(slots=True)
 class Inode:
     """`map`: 60 bytes that hold extents, a block map, a link's target, or data. `xattrs`: the bytes after the
-    fields, for extended attributes. `xattr_block`: 0 where there is none. `seed`: of the checksums of what
-    belongs to this inode."""
+    fields, for extended attributes. `xattr_block`: 0 where there is none. `base`: the seed of all
+    checksums of the file system."""
 
     number: int
     mode: int
@@ -52,7 +58,12 @@ class Inode:
     map: bytes
     xattrs: bytes
     xattr_block: int
-    seed: int
+    base: int
+
+    @property
+    def seed(self) -> int:
+        """The seed of the checksums of what belongs to this inode."""
+        return kernel_crc(self.base, _SEED.pack(self.number, self.generation))
 
     @property
     def rdev(self) -> int:
@@ -63,8 +74,9 @@ class Inode:
         return os.makedev(new >> 8 & 0xFFF, new & 0xFF | new >> 12 & 0xFFF00)
 
 
-def parse_inode(superblock: Superblock, number: int, raw: bytes) -> Inode:
-    """The inode `number` in its `raw` bytes. Raises DamageError."""
+def parse_inode(superblock: Superblock, number: int, raw: bytes, *, verified: bool = False) -> Inode:
+    """The inode `number` in its `raw` bytes. `verified`: whether its checksum of 32 bits was found to be
+    right. Raises DamageError."""
     fields = _FIELDS.unpack_from(raw, 0)
     mode, uid, size, atime, _, seconds, _, gid, links, _, flags, block_map, generation = fields[:13]
     xattr_block, size_high, _, xattr_block_high, uid_high, gid_high = fields[13:]
@@ -73,8 +85,7 @@ def parse_inode(superblock: Superblock, number: int, raw: bytes) -> Inode:
         extra = raw[128] | raw[129] << 8
         if extra % 4 or 128 + extra > len(raw):
             raise DamageError(f"inode {number}: its fields are longer than it is")
-    seed = 0
-    if superblock.checksums:
+    if superblock.checksums and not (verified and extra >= 4):
         seed = kernel_crc(superblock.seed, _SEED.pack(number, generation))
         _verify(number, raw, extra, seed)
     if extra >= 12:
@@ -101,7 +112,7 @@ def parse_inode(superblock: Superblock, number: int, raw: bytes) -> Inode:
         map=block_map,
         xattrs=raw[128 + extra :] if extra else b"",
         xattr_block=xattr_block,
-        seed=seed,
+        base=superblock.seed,
     )
 
 

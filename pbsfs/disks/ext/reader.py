@@ -24,8 +24,8 @@ from pbsfs.disks.ext.inode import (
     XATTR_VALUE,
     Inode,
     check_named,
-    parse_inode,
 )
+from pbsfs.disks.ext.inodes import PREFETCHED, Inodes
 from pbsfs.disks.ext.journal import Journal, Replay
 from pbsfs.disks.ext.mapping import Mapping, Run
 from pbsfs.disks.ext.superblock import HAS_JOURNAL, RECOVER
@@ -40,9 +40,6 @@ MOST_DIRECTORY: Final = 4 << 30
 
 MOST_TARGET: Final = 4095
 """Bytes of the target of a link, as the kernel allows."""
-
-PREFETCHED: Final = 64
-"""Ranges of metadata that are requested side by side."""
 
 
 def recognise(volume: Volume) -> bool:
@@ -119,25 +116,10 @@ class Ext(FileSystem):
         )
 
     def prefetch_inodes(self, numbers: Sequence[int]) -> None:
-        size = self._blocks.size
-        wanted: dict[int, None] = {}
-        for number in numbers:
-            with suppress(DamageError):  # `inode` says which
-                wanted[self._groups.place(number)[0] * size // WINDOW] = None
-        if len(wanted) > 1:
-            most = self.volume.size
-            ranges = [
-                (window * WINDOW, min(WINDOW, most - window * WINDOW))
-                for window in sorted(wanted)
-                if window * WINDOW < most
-            ]
-            for at in range(0, len(ranges), PREFETCHED):
-                self.volume.prefetch(ranges[at : at + PREFETCHED])
+        self._inodes.prefetch(numbers)
 
     def _inode(self, number: int) -> Inode:
-        block, offset = self._groups.place(number)
-        raw = self._blocks.read(block)[offset : offset + self._superblock.inode_size]
-        return parse_inode(self._superblock, number, raw)
+        return self._inodes.read(number)
 
     def _target(self, inode: Inode) -> bytes:
         if inode.flags & ENCRYPTED:
@@ -283,7 +265,7 @@ class Ext(FileSystem):
     def _open(self, blocks: Blocks, head: bytes) -> None:
         self._superblock = superblocks.parse_superblock(head)
         self._blocks = blocks
-        self._groups = Groups(self._superblock, blocks)
+        self._inodes = Inodes(self._superblock, blocks, Groups(self._superblock, blocks))
         self._mapping = Mapping(self._superblock, blocks)
 
     def _replay(self) -> str:
