@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 
+from pbsfs.fuse.pages import HoleReads
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.handle import Handle
 from pbsfs.reader.image import Image
@@ -46,6 +47,7 @@ class OpenImage(Handle):
     def __init__(self, image: Image, inode: int) -> None:
         super().__init__(image)
         self.inode = inode
+        self.hole_reads = HoleReads(inode)
         self.images = [image]
 
     def seek(self, offset: int, whence: int) -> int:
@@ -59,6 +61,7 @@ class OpenContentsFile:
     def __init__(self, file: PiecesHandle, inode: int) -> None:
         self._file = file
         self.inode = inode
+        self.hole_reads = HoleReads(inode)
         self.images = file.images
         self.read_cached = file.read_cached
         self.read = file.read

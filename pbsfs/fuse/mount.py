@@ -229,6 +229,7 @@ async def _serve_until_stopped(operations: Operations, mountpoint: Path, ready: 
         nursery.start_soon(wait_for_unmount)
         nursery.start_soon(operations.drop_zeros)
         nursery.start_soon(operations.forgetting.run)
+        nursery.start_soon(operations.pages.run)
         nursery.start_soon(check_answers)
         nursery.start_soon(operations.space.keep)
     if failure is not None:

@@ -27,6 +27,7 @@ from pbsfs.fuse.forgetting import Forgetting
 from pbsfs.fuse.guards import answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenContentsFile, OpenDirectory, OpenFile, OpenImage
 from pbsfs.fuse.inodes import ROOT, Inode, InodeTable
+from pbsfs.fuse.pages import Pages
 from pbsfs.fuse.space import Space
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.decode import SMALL
@@ -76,6 +77,7 @@ class Operations(pyfuse3.Operations):
         self._own_attributes = attributes or {}
         self.inodes = InodeTable(root or tree.root)
         self.forgetting = Forgetting(self.inodes, tree.reader.store.memory)
+        self.pages = Pages()
         self.space = Space(tree.reader.source)
         self._tree = tree
         self._ownership = ownership
@@ -282,7 +284,11 @@ class Operations(pyfuse3.Operations):
 
     def read_at_once(self, fh: int, offset: int, size: int) -> Buffer | None:
         """The bytes, where all of them are in memory. Raises like `read`."""
-        return self._files[fh].read_cached(offset, size)
+        opened = self._files[fh]
+        data = opened.read_cached(offset, size)
+        if data is not None and not isinstance(opened, OpenBlob):
+            self.pages.was_read(opened.hole_reads, offset, data)
+        return data
 
     @answers
     @waits

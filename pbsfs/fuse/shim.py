@@ -30,7 +30,16 @@ try:
 finally:
     sys.setdlopenflags(_flags)
 
-__all__ = ["AtOnce", "Attributes", "Request", "check_libfuse", "install", "last_request", "session_fd"]
+__all__ = [
+    "AtOnce",
+    "Attributes",
+    "Request",
+    "check_libfuse",
+    "drop_pages",
+    "install",
+    "last_request",
+    "session_fd",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +266,17 @@ def session_fd() -> int:
     if fd < 0:
         raise RuntimeError(f"pyfuse3 did not call the extension of pbsfs; {_REINSTALL}")
     return fd
+
+
+def drop_pages(inode: int, offset: int, length: int) -> None:
+    """Has the kernel drop what it keeps of `length` bytes of a file from `offset` on.
+
+    Call it in a thread other than the trio loop's: the kernel waits for the answers to reads of that range.
+    Raises OSError: ENOENT where the kernel does not know the inode any more.
+    """
+    error = -lib.pbsfs_drop_pages(inode, offset, length)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 def check_libfuse() -> None:

@@ -42,6 +42,7 @@ uint64_t pbsfs_request(void);
 int pbsfs_is_interrupted(uint64_t request);
 int64_t pbsfs_caller(uint64_t request);
 int pbsfs_session_fd(void);
+int pbsfs_drop_pages(uint64_t inode, int64_t offset, int64_t length);
 """
 
 SOURCE = (
@@ -150,6 +151,14 @@ static struct fuse_session *last_session;
 static int pbsfs_session_fd(void)
 {
     return last_session == NULL ? -1 : fuse_session_fd(last_session);
+}
+
+/* 0, or a negative errno. Waits for pages that the kernel has asked for. */
+static int pbsfs_drop_pages(uint64_t inode, int64_t offset, int64_t length)
+{
+    if (last_session == NULL)
+        return -ENOTCONN;
+    return fuse_lowlevel_notify_inval_inode(last_session, inode, (off_t)offset, (off_t)length);
 }
 
 static void interrupted(fuse_req_t req, void *data)

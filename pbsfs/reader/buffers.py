@@ -38,9 +38,19 @@ def is_zero(data: memoryview) -> bool:
     return data[0] == 0 and _LIBC.memcmp(place, place + 1, len(data) - 1) == 0
 
 
+def is_hole(data: Buffer) -> bool:
+    """Whether these are zeros that `zeros` returned, without a look at them."""
+    return isinstance(data, memoryview) and data.obj is _ZEROS.obj
+
+
 def join(parts: list[Buffer]) -> Buffer:
-    """The bytes of all `parts` in order; one part is not copied."""
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    """The bytes of all `parts` in order; one part is not copied, nor are holes."""
+    if len(parts) == 1:
+        return parts[0]
+    length = sum(map(len, parts))
+    if 0 < length <= len(_ZEROS) and all(map(is_hole, parts)):
+        return zeros(length)
+    return b"".join(parts)
 
 
 def copy(target: memoryview, at: int, source: Buffer, start: int, length: int) -> None:
@@ -55,7 +65,7 @@ def copy(target: memoryview, at: int, source: Buffer, start: int, length: int) -
     if isinstance(source, bytes):
         origin = ctypes.cast(ctypes.c_char_p(source), ctypes.c_void_p).value or 0
         _LIBC.memcpy(place, origin + start, length)
-    elif source.obj is _ZEROS.obj:
+    elif is_hole(source):
         _LIBC.memset(place, 0, length)
     else:
         raise TypeError("a chunk's bytes are neither bytes nor a view of the zeros of a hole")

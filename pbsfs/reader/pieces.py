@@ -9,7 +9,8 @@ import bisect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from pbsfs.contents.base import DECODED, Piece
-from pbsfs.reader.buffers import Buffer
+from pbsfs.formats.blob import MAX_CHUNK_SIZE
+from pbsfs.reader.buffers import Buffer, join, zeros
 from pbsfs.reader.handle import Handle
 from pbsfs.reader.image import Extent, Image
 
@@ -55,7 +56,7 @@ class PiecesHandle:
         parts: list[Buffer] = []
         for piece, start, length in self._ranges(offset, size):
             if piece.stream is None:
-                parts.append(bytes(length))
+                parts.append(zeros(length) if length <= MAX_CHUNK_SIZE else bytes(length))
                 continue
             if piece.stream == DECODED:
                 return None
@@ -63,7 +64,7 @@ class PiecesHandle:
             if data is None:
                 return None
             parts.append(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return join(parts)
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Like `Image.read`."""
@@ -71,12 +72,12 @@ class PiecesHandle:
         parts: list[Buffer] = []
         for piece, start, length in self._ranges(offset, size):
             if piece.stream is None:
-                parts.append(bytes(length))
+                parts.append(zeros(length) if length <= MAX_CHUNK_SIZE else bytes(length))
             elif piece.stream == DECODED:
                 parts.append(await self._decode(piece.offset + start, length))
             else:
                 parts.append(await self._handles[piece.stream].read(piece.offset + start, length))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return join(parts)
 
     def _follow(self, offset: int, size: int) -> None:
         """Reads ahead in the pieces that come next, where a reader goes through a file in order: those of a
