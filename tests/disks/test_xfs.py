@@ -365,6 +365,39 @@ def test_changes_that_do_not_fit_into_memory_are_reported(
 # --- damaged and hostile disks
 
 
+@pytest.mark.parametrize("options", [(), ("-i", "size=1024", "-b", "size=2048")])
+def test_the_checksum_of_each_of_many_inodes_counts(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """In a directory so large that they are verified side by side: every byte, and none but the damaged."""
+    need("mkfs.xfs")
+    (tmp_path / "empty").touch()
+    files = "".join(f"{number:03d} ---644 5 6 {tmp_path / 'empty'}\n" for number in range(300))
+    (tmp_path / "prototype").write_text(f"/none\n0 0\nd--755 0 0\n{files}$\n$\n")
+    image = image_from(tmp_path / "image", 320 << 20)
+    words = ["mkfs.xfs", "-q", *options, "-p", str(tmp_path / "prototype"), str(image)]
+    subprocess.run(words, check=True, capture_output=True)
+    disk = Disk(FileDisk(image))
+    xfs = Xfs(disk)
+    superblock = Superblock.of(disk.read(0, 512))
+    bad: set[bytes] = set()
+    with image.open("r+b") as file:
+        for number, entry in enumerate(xfs.children(xfs.root).entries):
+            if number % 2:
+                at = superblock.inode_offset(entry.inode) + number * 53 % superblock.inode_size
+                file.seek(at)
+                old = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([old ^ 1 << number % 8]))
+                bad.add(entry.name)
+    xfs = Xfs(Disk(FileDisk(image)))
+    listed = xfs.children(xfs.root)
+    assert len(bad) == 150
+    assert {b"%03d" % number for number in range(300)} - {entry.name for entry in listed.entries} == bad
+    assert listed.damage is not None
+    for name in bad:
+        with pytest.raises(DamageError, match=r"wrong checksum|no inode"):
+            xfs.child(xfs.root, name)
+
+
 def everything(xfs: Xfs, disk: Stream) -> Iterator[tuple[bytes, dict[str, Any] | DamageError]]:
     """All that a file system gives, or why not."""
     for path, entry in xfs.walk(xfs.root):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError
-from pbsfs.disks.crc32c import crc32c
+from pbsfs.disks.crc32c import crc32c, side_by_side
 from pbsfs.disks.xfs.overlay import Overlay
 from pbsfs.disks.xfs.superblock import Superblock
 
@@ -14,6 +15,8 @@ WINDOW = 64 << 10
 """Bytes of inodes that are read together."""
 
 _WINDOWS = 96
+_VERIFIED = 16_384  # windows of which it is known whose checksums are right: up to 256 bytes each
+_CHECKSUM = range(100, 104)  # of an inode
 _KEPT = 4 << 20
 
 
@@ -44,6 +47,8 @@ class Blocks:
         self.superblock = superblock
         self._size = size
         self._windows: OrderedDict[int, bytes] = OrderedDict()
+        # By window: for each inode in it, 0 where its checksum is right.
+        self._wrong: OrderedDict[int, bytes] = OrderedDict()
         self._kept: OrderedDict[tuple[int, ...], bytes] = OrderedDict()
         self._held = 0
 
@@ -55,24 +60,56 @@ class Blocks:
         start = offset & ~(WINDOW - 1)
         return start, min(WINDOW, self._size - start)
 
-    def raw_inode(self, number: int) -> bytes:
-        """The bytes of an inode, with its checksum verified. Raises DamageError."""
-        superblock = self.superblock
-        offset = superblock.inode_offset(number)
-        start, size = self.window(offset)
+    def verify_inodes(self, starts: Iterable[int]) -> None:
+        """Verifies the checksums of all inodes in the windows that begin at `starts`, side by side, which is
+        faster than one by one. `raw_inode` raises what is wrong."""
+        if not self.superblock.has_checksums:
+            return
+        for start in starts:
+            if start not in self._wrong:
+                try:
+                    wrong = self._checked(self._window(start))
+                except DamageError:  # `raw_inode` raises it
+                    wrong = b""
+                if len(self._wrong) >= _VERIFIED:
+                    self._wrong.popitem(last=False)
+                self._wrong[start] = wrong
+
+    def _checked(self, window: bytes) -> bytes:
+        """For each of the inodes that may be in `window`, 0 where its checksum is right."""
+        size = self.superblock.inode_size
+        count = len(window) // size
+        window = window[: count * size]
+        columns = [window[place::size] for place in range(size)]
+        columns[_CHECKSUM.start : _CHECKSUM.stop] = [bytes(count)] * len(_CHECKSUM)
+        wrong = 0
+        for part, place in zip(side_by_side(columns), _CHECKSUM, strict=True):
+            wrong |= int.from_bytes(part, "little") ^ int.from_bytes(window[place::size], "little")
+        return wrong.to_bytes(count, "little")
+
+    def _window(self, start: int) -> bytes:
         window = self._windows.get(start)
         if window is None:
-            window = self._overlay.read(start, size)
+            window = self._overlay.read(*self.window(start))
             if len(self._windows) >= _WINDOWS:
                 self._windows.popitem(last=False)
             self._windows[start] = window
         else:
             self._windows.move_to_end(start)
-        raw = window[offset - start : offset - start + superblock.inode_size]
+        return window
+
+    def raw_inode(self, number: int) -> bytes:
+        """The bytes of an inode, with its checksum verified. Raises DamageError."""
+        superblock = self.superblock
+        offset = superblock.inode_offset(number)
+        start, _size = self.window(offset)
+        at = offset - start
+        raw = self._window(start)[at : at + superblock.inode_size]
         if len(raw) != superblock.inode_size or raw[:2] != b"IN":
             raise DamageError(f"there is no inode at byte {offset}")
         if superblock.has_checksums and not self._overlay.changed(offset, superblock.inode_size):
-            if crc32c(raw[:100] + b"\0\0\0\0" + raw[104:]) != int.from_bytes(raw[100:104], "little"):
+            wrong, place = self._wrong.get(start, b""), at // superblock.inode_size
+            if (place >= len(wrong) or wrong[place]) and not _is_right(raw):
                 raise DamageError(f"the inode at byte {offset} has a wrong checksum")
             if raw[4] != 3 or int.from_bytes(raw[152:160], "big") != number:
                 raise DamageError(f"the inode at byte {offset} is another one")
@@ -114,3 +151,8 @@ class Blocks:
             raise DamageError(f"the block at byte {offset} belongs elsewhere")
         if owner is not None and int.from_bytes(data[header.owner : header.owner + 8], "big") != owner:
             raise DamageError(f"the block at byte {offset} belongs to another inode")
+
+
+def _is_right(raw: bytes) -> bool:
+    """Whether the checksum of an inode is."""
+    return crc32c(raw[:100] + bytes(4) + raw[104:]) == int.from_bytes(raw[100:104], "little")

@@ -22,6 +22,9 @@ from pbsfs.disks.xfs.overlay import Overlay
 from pbsfs.disks.xfs.recovery import Recovery
 from pbsfs.disks.xfs.superblock import MAGIC, MOST_SECTOR, SIZE, Superblock
 
+_FEW = 4
+"""Inodes of a directory for which it takes longer to verify all those around them."""
+
 _LONGEST_LINK = 1024
 _SECTOR = 512
 
@@ -107,6 +110,8 @@ class Xfs(FileSystem):
             except DamageError:
                 continue  # `inode` says so
         self.volume.prefetch(sorted(windows))
+        if len(numbers) > _FEW:
+            self._blocks.verify_inodes(start for start, _size in sorted(windows))
 
     def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
         inode = self._inode(file.inode)
