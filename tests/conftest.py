@@ -33,6 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = (
     "cli/",
+    "disks/test_histories.py",
     "fuse/test_damage_policy.py",
     "fuse/test_file_handles.py",
     "fuse/test_interrupts.py",

@@ -81,13 +81,13 @@ def differences(root: Path, archive: Archive, *, but: frozenset[str] = frozenset
         if path not in there and path:
             continue
         place = os.path.join(os.fsencode(root), path) if path else os.fsencode(root)
-        for field, value in _fields(place).items():
+        for field, value in fields_at(place).items():
             if field not in but and entry.get(field) != value:
                 found.append(f"{path!r}: {field} is {value!r}, not {entry.get(field)!r}")
     return found
 
 
-def _fields(path: bytes) -> dict[str, Any]:
+def fields_at(path: bytes) -> dict[str, Any]:
     """What the truth says of an entry, but a directory's size and link count, which archives do not have."""
     status = os.lstat(path)
     kind = stat.S_IFMT(status.st_mode)
