@@ -43,7 +43,7 @@ MOST_DAMAGE = 100
 """Errors of damaged disks that are kept."""
 
 MOST_NEAR = 1024
-"""Files whose order is known, so that their maps can be asked for together."""
+"""Files whose order is known, so that their maps can be asked for together; up to twice as many."""
 
 MAPS_AT_ONCE = 64
 """Files whose maps are asked for together."""
@@ -337,6 +337,31 @@ class Parser:
             self._end()
 
 
+class _Near:
+    """The files that were listed last, in that order. Used by several threads."""
+
+    def __init__(self) -> None:
+        self._files: list[Entry] = []
+        self._places: dict[Entry, int] = {}
+
+    def with_more(self, files: Sequence[Entry]) -> _Near:
+        """This, with `files` at the end; where there are too many, another one with the last of them.
+        Listings of a few files each cost no more than these."""
+        near = self
+        if len(self._files) + len(files) > 2 * MOST_NEAR:
+            near, files = _Near(), [*self._files, *files][-MOST_NEAR:]
+        for file in files:
+            near._places[file] = len(near._files)
+            near._files.append(file)
+        return near
+
+    def from_on(self, file: Entry, most: int) -> list[Entry]:
+        """`file`, and up to `most` with those listed after it."""
+        place = self._places.get(file)
+        found = [] if place is None else self._files[place : place + most]
+        return found if found and found[0] == file else [file]
+
+
 class RemoteVolume(Contents):
     """A file system that a parser process reads."""
 
@@ -346,8 +371,7 @@ class RemoteVolume(Contents):
         self.info = info
         self._parser = parser
         self._maps: dict[Entry, list[Piece]] = {}  # those of files that are likely to be read next
-        self._near: list[Entry] = []  # files in the order in which their directory was listed
-        self._places: dict[Entry, int] = {}
+        self._near = _Near()
         answer = self._ask("open")
         try:
             root, facts = answer
@@ -400,8 +424,7 @@ class RemoteVolume(Contents):
     def _listed(self, entries: Sequence[Entry | DamageError | None]) -> None:
         """Takes note of files that come one after the other."""
         files = [entry for entry in entries if isinstance(entry, Entry) and entry.exact and entry.is_file]
-        near = [*self._near, *files][-MOST_NEAR:]
-        self._near, self._places = near, {file: place for place, file in enumerate(near)}
+        self._near = self._near.with_more(files)
 
     def data_at_once(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece] | None:
         return self._maps.get(file)
@@ -420,8 +443,7 @@ class RemoteVolume(Contents):
         known = self._maps.get(file)
         if known is not None:
             return known
-        near, place = self._near, self._places.get(file)
-        wanted = [file] if place is None else near[place : place + MAPS_AT_ONCE]
+        wanted = self._near.from_on(file, MAPS_AT_ONCE)
         rows = self._ask("data", [wire.entry_row(one) for one in wanted], unconfirmed)
         sizes = [stream.size for stream in self.streams]
         maps: dict[Entry, list[Piece]] = {}

@@ -19,6 +19,7 @@ from pbsfs.contents.base import DECODED, Entry, Piece
 from pbsfs.disks import wire
 from pbsfs.disks.host import (
     FAILURES,
+    MAPS_AT_ONCE,
     MOST_KEPT,
     MOST_PROCESSES,
     Parser,
@@ -263,6 +264,27 @@ def test_places_are_told_without_asking_once_they_are_known() -> None:
         assert volume.data(FILE) == volume.data_at_once(FILE) == [Piece(0, 6, 10)]
         assert len(volume.data(large)) == len(pieces)
         assert volume.data_at_once(large) is None
+
+
+def test_maps_of_files_that_were_listed_together_are_asked_for_together() -> None:
+    """However many were listed before them, each listing of a few."""
+    listings = [
+        [FILE.but(name=b"%d" % (5 * n + m), inode=5 * n + m + 20) for m in range(5)] for n in range(700)
+    ]
+    answers: list[tuple[str, object]] = [
+        ("A", [[wire.entry_row(file) for file in files], None]) for files in listings
+    ]
+    answers.append(("A", [[[0, number, 10]] for number in range(MAPS_AT_ONCE)]))
+    with parser_of(MemoryDisk(bytes(4096)), *opened(*answers)) as parser:
+        volume = RemoteVolume(parser, VOLUME)
+        for _files in listings:
+            volume.children(volume.root)
+        near = [file for files in listings for file in files][-500:]
+        assert volume.data(near[0]) == [Piece(0, 0, 10)]
+        assert [volume.data_at_once(file) for file in near[:MAPS_AT_ONCE]] == [
+            [Piece(0, number, 10)] for number in range(MAPS_AT_ONCE)
+        ]
+        assert volume.data_at_once(near[MAPS_AT_ONCE]) is None
 
 
 def _row(**changes: Any) -> list[object]:
