@@ -92,6 +92,32 @@ def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, s
     )
 
 
+def shown_settings(profile: Profile) -> dict[str, str | list[str]]:
+    """The settings of a profile by their keys, and the file that has them; of secrets, the places."""
+    options = profile.options
+    found: dict[str, Any] = {
+        "repository": options.repository,
+        "datastore-dir": options.datastore_dir,
+        "namespace": options.namespace,
+        "password": options.password,
+        "fingerprint": options.fingerprint,
+        "ca-file": options.ca_file,
+        "keyfile": options.keyfiles,
+        "key-password": options.key_password,
+        "cache-size": profile.cache_size,
+        "connections": options.connections,
+        "retry-timeout": options.retry_timeout,
+        "refresh": profile.refresh,
+        "mount-options": profile.mount_options,
+        "file": profile.file,
+    }
+    return {
+        key: [str(each) for each in value] if isinstance(value, tuple) else str(value)
+        for key, value in found.items()
+        if value is not None and value != ()
+    }
+
+
 def check_keys(label: str, table: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Raises UsageError for a key that is not known; it suggests the one that was probably meant."""
     for key in table:

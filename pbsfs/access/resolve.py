@@ -22,7 +22,7 @@ from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.runtime.places import config_home
-from pbsfs.sources.server.proxy import find_proxy
+from pbsfs.sources.server.proxy import Proxy, find_proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Trust
 
@@ -66,26 +66,50 @@ def find_access(
     repository = Repository.parse(options.repository)
     proxy = find_proxy(repository, environment)
     # Before the password: users should type it only after the server is trusted.
-    if options.ca_file is not None and not options.fingerprint:
-        trust = Trust(ca=read_ca(options.ca_file))
-    else:
-        trust = find_trust(options.fingerprint, repository, proxy, environment, terminal)
-    if secret is None and options.password is not None:
-        secret = read_reference(options.password, environment)
+    trust = trust_of(options, repository, proxy, environment, terminal)
     if secret is None:
-        secret = find_secret(PASSWORD_VARIABLE, "password", environment)
-    if secret is not None and not secret.reveal():
-        secret = None  # an empty variable
-    if secret is None and terminal is None:
-        raise UsageError(
-            f"no password for {repository.auth_id}: set PBS_PASSWORD (or PBS_PASSWORD_FD, _FILE, _CMD); "
-            "for an API token it is the token's secret"
-        )
-    if secret is None and terminal is not None:
-        what = "password" if repository.token is None else "secret"
-        secret = terminal.password(f"{what} of {repository.auth_id} at {repository.address}")
-    assert secret is not None
+        secret = password_of(options, repository, environment, terminal)
+    elif not secret.reveal():
+        raise _no_password(repository)
     return ServerAccess(repository, secret, trust, proxy, options.retry_timeout, options.connections)
+
+
+def trust_of(
+    options: SourceOptions,
+    repository: Repository,
+    proxy: Proxy | None,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+) -> Trust:
+    """By what the server of resolved options is trusted. Raises UsageError, and what connecting raises."""
+    if options.ca_file is not None and not options.fingerprint:
+        return Trust(ca=read_ca(options.ca_file))
+    return find_trust(options.fingerprint, repository, proxy, environment, terminal)
+
+
+def password_of(
+    options: SourceOptions,
+    repository: Repository,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+) -> Secret:
+    """The password or token's secret of resolved options, or the user's answer. Raises UsageError."""
+    if options.password is not None:
+        return read_reference(options.password, environment)
+    secret = find_secret(PASSWORD_VARIABLE, "password", environment)
+    if secret is not None and secret.reveal():  # a variable may be empty
+        return secret
+    if terminal is None:
+        raise _no_password(repository)
+    what = "password" if repository.token is None else "secret"
+    return terminal.password(f"{what} of {repository.auth_id} at {repository.address}")
+
+
+def _no_password(repository: Repository) -> UsageError:
+    return UsageError(
+        f"no password for {repository.auth_id}: set PBS_PASSWORD (or PBS_PASSWORD_FD, _FILE, _CMD), or "
+        "password in a profile; for an API token it is the token's secret"
+    )
 
 
 def read_reference(reference: Reference, environment: Mapping[str, str]) -> Secret:

@@ -6,6 +6,7 @@ Asked once, before the password. Synchronous.
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,26 +27,29 @@ from pbsfs.sources.server.tls import (
 
 log = logging.getLogger(__name__)
 
-
 MAX_CA_SIZE = 1 << 20
 """Bytes of a file of CAs; the bundle of a distribution has some 200 KiB."""
 
+_CERTIFICATE = re.compile(b"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
+
 
 def read_ca(file: Path) -> str:
-    """The certificates in a PEM file, as text. Raises UsageError if there is none."""
+    """The certificates in a file in PEM format, at least one. Raises UsageError."""
     try:
         with open(file, "rb") as opened:
-            text = opened.read(MAX_CA_SIZE + 1).decode()
-        if len(text) > MAX_CA_SIZE:
-            raise ValueError(file)
-        ssl.create_default_context(cadata=text)
-    except ssl.SSLError:
-        raise UsageError(f"ca-file {file}: not a certificate; give a file in PEM format") from None
+            content = opened.read(MAX_CA_SIZE + 1)
     except OSError as error:
         raise UsageError(f"ca-file {file}: {error.strerror}; check ca-file in the profile") from None
-    except ValueError:
-        raise UsageError(f"ca-file {file}: not a certificate; give a file in PEM format") from None
-    return text
+    # Without the text between them, which need not be ASCII.
+    found = b"\n".join(_CERTIFICATE.findall(content)) if len(content) <= MAX_CA_SIZE else b""
+    try:
+        certificates = found.decode("ascii")
+        if certificates:
+            ssl.create_default_context(cadata=certificates)
+            return certificates
+    except (ssl.SSLError, ValueError):
+        pass
+    raise UsageError(f"ca-file {file}: not a certificate; give a file in PEM format") from None
 
 
 def find_trust(

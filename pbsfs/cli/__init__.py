@@ -42,6 +42,7 @@ _COMMANDS = {
     "boot": "Boot a backup in QEMU, without restoring it.",
     "verify": "Read and check everything; report what is damaged.",
     "key": "Look at key files; recover a key with a master key.",
+    "config": "Check the configuration; write a first profile.",
     "demo": "Try everything on a small datastore made for it.",
     "completion": "Print the script for a shell's completion.",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.server import ReferenceServer
 from tests.support.serving import SECRET, TOKEN, serving
 from tests.support.stocked import CONFIGURATION, IMAGE, NEWER_IMAGE, Stocked, stock
+from tests.support.strangers import closed_port
+from tests.support.terminal import at_a_terminal
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,170 @@ def test_a_mount_names_its_source_once(stocked: Stocked, user: User) -> None:
         (["home:", "more"], "one argument too many"),
     ):
         assert problem in error_of(pbsfs("mount", *arguments, mount, env=user.env()), 2)
+
+
+# --- pbsfs config
+
+
+def steps(*arguments: str, env: dict[str, str], status: int = 0) -> list[tuple[str, str, str]]:
+    """The mark, the step and the text of each line of `pbsfs config check`."""
+    done = pbsfs("config", "check", *arguments, env=env)
+    assert (done.returncode, done.stderr) == (status, "")
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    return [(mark, step.rstrip(":"), text) for mark, step, text in lines]
+
+
+def test_check_goes_through_each_step(server: ReferenceServer, user: User) -> None:
+    user.write(of_server(server, more='mount-options = ["allow_other"]'))
+    found = steps("home", env=user.env())
+    assert [(mark, step) for mark, step, _text in found] == [
+        *(("ok", step) for step in ("file", "profile", "mount", "source", "name", "connection")),
+        *(("ok", step) for step in ("certificate", "password", "keys", "login", "backups")),
+        ("warning", "keys"),  # of an encrypted backup
+    ]
+    texts = {step: text for _mark, step, text in found}
+    assert texts["file"] == str(user.file)
+    assert texts["password"] == f"found: file {user.secret}"
+    assert texts["login"] == f"{TOKEN} is accepted"
+    assert texts["backups"] == (
+        "groups in the root namespace: 3; namespaces below: 1; newest backup: 2023-11-15T22:13:20Z"
+    )
+    assert texts["keys"].endswith("(vm/101); name the key files with keyfile in the profile")
+
+
+def test_check_warns_of_what_others_may_read_and_of_an_empty_namespace(
+    server: ReferenceServer, user: User
+) -> None:
+    user.secret.chmod(0o644)
+    user.write(of_server(server))
+    marks = [(mark, step) for mark, step, _text in steps(env=user.env())]
+    assert ("warning", "password") in marks
+    user.write(f'[profiles.home]\ndatastore-dir = "{user.home}"\n')
+    (user.home / ".chunks").mkdir()
+    found = steps(env=user.env())
+    assert found[-1][:2] == ("warning", "backups")
+    assert "has the role DatastoreReader" in found[-1][2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "step", "status", "text"),
+    [
+        ("[profiles.home]", "[profiles.home", "files", 2, "not valid TOML"),
+        ("repository =", "repositry =", "profile", 2, "did you mean repository?"),
+        ("fingerprint =", "mount-options = 'rw'\nfingerprint =", "mount", 2, "mounted read-only"),
+        ("@127.0.0.1:", "@nowhere.invalid:", "name", 13, "the name 'nowhere.invalid' does not resolve"),
+        (":store1", ":store2", "datastore", 16, "'store2'"),
+        ("fingerprint =", "ca-file = '/nowhere'\n#", "certificate", 2, "check ca-file in the profile"),
+        ("fingerprint =", "#", "certificate", 12, "or fingerprint in the profile"),
+        ("~/secret", "/nowhere", "password", 2, "No such file or directory; check the name"),
+        ('{ file = "~/secret" }', '{ command = "echo wrong" }', "login", 10, "does not accept"),
+        ("password =", "keyfile = '/nowhere'\npassword =", "keys", 19, "No such file or directory"),
+        ("password =", "namespace = 'none'\npassword =", "backups", 3, "there is no namespace 'none'"),
+    ],
+)
+def test_check_says_at_which_step_it_fails_and_why(
+    server: ReferenceServer, user: User, old: str, new: str, step: str, status: int, text: str
+) -> None:
+    content = of_server(server)
+    assert old in content
+    user.write(content.replace(old, new))
+    *passed, last = steps(env=user.env(), status=status)
+    assert {mark for mark, _step, _text in passed} <= {"ok"}
+    assert last[:2] == ("FAILED", step)
+    assert text in last[2]
+
+
+def test_check_names_a_server_that_is_unreachable(user: User) -> None:
+    with closed_port() as port:
+        user.write(f'[profiles.home]\nrepository = "127.0.0.1:{port}:store1"\n')
+        assert steps(env=user.env(), status=14)[-1][:2] == ("FAILED", "connection")
+
+
+def test_check_goes_through_all_profiles(stocked: Stocked, user: User) -> None:
+    error_of(pbsfs("config", "check", env=user.env()), 2)
+    user.write(f'[profiles.a]\nx = 1\n[profiles.b]\ndatastore-dir = "{stocked.path}"\n')
+    found = steps(env=user.env(), status=2)
+    assert [(mark, step) for mark, step, _text in found[1:4]] == [
+        ("FAILED", "profile"),
+        ("ok", "profile"),
+        ("ok", "source"),
+    ]
+
+
+def test_show_prints_settings_and_no_secret(server: ReferenceServer, user: User) -> None:
+    assert output_of(PBSFS, "config", "show", env=user.env()).startswith("There is no profile; ")
+    user.write(of_server(server) + '[profiles.bad]\npassword = "geheim"\n')
+    shown = output_of(PBSFS, "config", "show", env=user.env())
+    assert "error:         " in shown
+    assert "geheim" not in shown + error_of(pbsfs("config", "show", "bad", env=user.env()), 2)
+    facts = json.loads(output_of(PBSFS, "config", "show", "--json", "home", env=user.env()))
+    assert facts == {
+        "repository": server.repository(TOKEN),
+        "password": f"file {user.secret}",
+        "fingerprint": server.fingerprint,
+        "file": str(user.file),
+    }
+
+
+# --- pbsfs config init
+
+REPOSITORY = "Repository (user@realm!token@host:datastore), or the directory of a datastore: "
+KEEP = "ask each time (file, command, ask) [file]: "
+REST = [("Namespace (empty for the root namespace): ", ""), ("Key file for encrypted backups", "")]
+
+
+def test_init_writes_a_profile_that_works(server: ReferenceServer, user: User) -> None:
+    answers = [
+        (REPOSITORY, "no repository"),
+        (REPOSITORY, server.repository(TOKEN)),
+        ("Trust it [y/N]: ", "y"),
+        (KEEP, "file"),
+        (f"secret of {TOKEN}: ", SECRET),
+        *REST,
+    ]
+    status, shown = at_a_terminal([PBSFS, "config", "init"], answers, user.env())
+    assert status == 0, shown
+    assert "'no repository' is not a repository" in shown
+    assert server.fingerprint.upper() in shown.upper()
+    assert SECRET not in shown
+    secret = user.file.with_name("home.secret")
+    for file in (user.file, secret):
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert SECRET not in user.file.read_text()
+    assert sorted(path.name for path in user.file.parent.iterdir()) == ["config.toml", "home.secret"]
+    assert output_of(PBSFS, "ls", "home:", env=user.env()).split() == ["vm", "ct", "ns", "files"]
+
+    assert "exists in" in at_a_terminal([PBSFS, "config", "init"], [], user.env())[1]
+    answers = [*answers[1:3], (KEEP, "command"), ("Command: ", f"cat {secret}"), *REST]
+    status, shown = at_a_terminal([PBSFS, "config", "init", "work"], answers, user.env())
+    assert status == 0, shown
+    assert (user.file.parent / "conf.d" / "work.toml").exists()
+    assert output_of(PBSFS, "ls", "work:", env=user.env()).split() == ["vm", "ct", "ns", "files"]
+
+
+def test_init_replaces_a_file_only_if_the_user_agrees(stocked: Stocked, user: User) -> None:
+    user.write("")
+    (drop_in := user.file.parent / "conf.d" / "home.toml").parent.mkdir()
+    drop_in.write_text("# mine\n")
+    answers = [(REPOSITORY, str(stocked.path)), *REST]
+    command = [PBSFS, "config", "init"]
+    status, _shown = at_a_terminal(command, [*answers, ("Replace it [y/N]: ", "n")], user.env())
+    assert (status, drop_in.read_text()) == (130, "# mine\n")
+    assert list(drop_in.parent.iterdir()) == [drop_in]
+    status, _shown = at_a_terminal(command, [*answers, ("Replace it [y/N]: ", "y")], user.env())
+    assert status == 0
+    assert output_of(PBSFS, "ls", "home:", env=user.env()).split() == ["vm", "ct", "ns", "files"]
+
+
+def test_init_writes_nothing_for_a_server_that_the_user_does_not_trust(
+    server: ReferenceServer, user: User
+) -> None:
+    answers = [(REPOSITORY, server.repository(TOKEN)), ("Trust it [y/N]: ", "n")]
+    status, _shown = at_a_terminal([PBSFS, "config", "init"], answers, user.env())
+    assert status == 12
+    assert not user.file.exists()
+    assert "run it at a terminal" in error_of(pbsfs("config", "init", env=user.env()), 2)
+    assert "not the name of a profile" in error_of(pbsfs("config", "init", "a:b", env=user.env()), 2)
 
 
 def _command_lines() -> str:
