@@ -175,8 +175,11 @@ def cli() -> None:
     """
 
 
-def main() -> NoReturn:
-    """Runs the command line, and ends the process with an exit status."""
+def main(command: click.Command = cli) -> NoReturn:
+    """Runs the command line, and ends the process with an exit status.
+
+    `command`: that of another program than `pbsfs`.
+    """
     process.use_one_arena()
     process.keep_memory_private()
     environment = take_secrets(os.environ)
@@ -186,7 +189,8 @@ def main() -> NoReturn:
         signal.signal(signal.SIGHUP, _terminated)
     _take_standard_streams()
     try:
-        status = cli.main(prog_name="pbsfs", standalone_mode=False, obj=environment)
+        name = "pbsfs" if command is cli else command.name
+        status = command.main(prog_name=name, standalone_mode=False, obj=environment)
         if sys.stdout is not None:
             sys.stdout.flush()  # reports output that could not be written
     except click.exceptions.Exit as error:
@@ -218,7 +222,7 @@ def _message(error: click.ClickException) -> str:
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error.format_message()
     option = error.option_name
-    if error.ctx.parent is None:
+    if error.ctx.command is cli:
         return f"No such option '{option}' before the command; write options after it."
     for habit in (f"{error.ctx.info_name} {option}", option):
         if meant := _OPTION_HABITS.get(habit):

@@ -42,7 +42,7 @@ class FuseOptions:
     def parse(cls, texts: Iterable[str]) -> FuseOptions:
         """From the arguments of all `-o`. Raises UsageError."""
         options = cls()
-        for option in _OPTION.findall(",".join(texts)):
+        for option in split_options(texts):
             options._take(option)
         return options
 
@@ -72,6 +72,11 @@ class FuseOptions:
                 "umask=, nonempty, nofiles, fsname=, ignore_permissions, noignore_permissions, and the "
                 "general ones of mount(8)"
             )
+
+
+def split_options(texts: Iterable[str]) -> list[str]:
+    """The options in the arguments of all `-o`, which are separated by commas."""
+    return _OPTION.findall(",".join(texts))
 
 
 def _number(option: str, value: str, base: int, most: int) -> int:
