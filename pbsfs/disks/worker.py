@@ -63,7 +63,10 @@ class RemoteDisk:
         end = offset + size
         while offset < end:
             number, start = divmod(offset, BLOCK)
-            part = self._block(number)[start : start + end - offset]
+            try:
+                part = self._block(number)[start : start + end - offset]
+            except DamageError:  # of something else in the block, where chunks are smaller
+                part = self._ask(offset, min(BLOCK - start, end - offset))
             parts.append(part)
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -39,6 +39,19 @@ def disk_with_luks() -> bytearray:
     return data
 
 
+class Holed(MemoryDisk):
+    """A disk of which a range is damaged."""
+
+    def __init__(self, data: bytearray, damaged: range) -> None:
+        super().__init__(data)
+        self._damaged = damaged
+
+    def pread(self, offset: int, size: int) -> bytes:
+        if offset < self._damaged.stop and self._damaged.start < offset + size:
+            raise DamageError("vm/1/x/drive-scsi0.img: chunk 0 is missing")
+        return super().pread(offset, size)
+
+
 class Watched(MemoryDisk):
     """A disk that does something at its first read."""
 
@@ -89,10 +102,14 @@ def test_what_reading_raises_is_raised_and_the_process_goes_on(error: BaseExcept
 
 
 def test_damage_of_a_disk_is_the_problem_of_what_it_hides() -> None:
-    error = DamageError("vm/1/x/drive-scsi0.img: chunk 0 is missing")
-    with parser_of(Watched(disk_with_luks(), raising(error))) as parser:
+    with parser_of(Holed(disk_with_luks(), range(512))) as parser:
         (volume,) = parser.volumes()
-        assert volume.damage == str(error)
+        assert volume.damage == "vm/1/x/drive-scsi0.img: chunk 0 is missing"
+
+
+def test_damage_beside_what_is_read_hides_nothing() -> None:
+    with parser_of(Holed(disk_with_luks(), range(300 << 10, 301 << 10))) as parser:
+        assert is_luks(parser.volumes())
 
 
 def test_a_process_that_ended_when_it_was_idle_is_started_again_silently() -> None:
