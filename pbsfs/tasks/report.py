@@ -5,6 +5,7 @@ Plain values, used from one task.
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +22,8 @@ SOME_PATHS = 3
 class Damage:
     """What is wrong with one file.
 
-    `ranges`: the damaged bytes; empty for the whole file. `hit`: of a stream of an archive, the files in it
-    that need these bytes.
+    `ranges`: the damaged bytes; empty for the whole file. `hit`: the files in the archive or
+    on the disk that need these bytes.
     """
 
     path: str
@@ -73,6 +74,10 @@ class Report:
                     "ranges": [{"offset": found.offset, "length": found.length} for found in damage.ranges],
                     "files": [os.fsdecode(path) for path in damage.hit.paths],
                     "file_count": damage.hit.count,
+                    "incomplete": [
+                        {"path": os.fsdecode(path), "reason": why}
+                        for path, why in damage.hit.incomplete.items()
+                    ],
                 }
                 for damage in self._sorted()
             ],
@@ -89,6 +94,10 @@ class Report:
                 named = ", ".join(map(os.fsdecode, damage.hit.paths[:SHOWN_NAMES]))
                 more = f", … ({damage.hit.count} in all)" if damage.hit.count > SHOWN_NAMES else ""
                 lines.append(f"  files in it that are damaged: {named}{more}")
+            for path, why in itertools.islice(damage.hit.incomplete.items(), SHOWN_NAMES):
+                lines.append(
+                    f"  {os.fsdecode(path)}: can't be read completely, so more may be damaged: {why}"
+                )
         for fingerprint, paths in sorted(self.missing_keys.items(), key=lambda item: item[1]):
             key = f"the key {fingerprint}" if fingerprint else "a key that the manifest does not name"
             some = first_of(sorted(paths), SOME_PATHS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import threading
@@ -14,12 +15,13 @@ import pytest
 
 from pbsfs.formats.index import FixedIndex
 from pbsfs.testing.writer import DatastoreWriter
+from tests.cli.test_verify_disks import Damaged
 from tests.disks.test_ext_made import Journaled
 from tests.support import made
 from tests.support.damage import flip_bit
 from tests.support.disks import partitioned
 from tests.support.mounts import Mounted, fails_with, mounted
-from tests.support.program import PBSFS, output_of
+from tests.support.program import PBSFS, output_of, pbsfs
 from tests.support.serving import access, serving
 
 pytestmark = pytest.mark.mount
@@ -94,6 +96,17 @@ def test_commands_find_each_file_of_a_disk_once(mount: Mount, tmp_path: Path) ->
         assert output_of(PBSFS, "find", *words, "files/vm") == f"{SNAPSHOT}/scsi0-p1/etc/fstab\n"
         inside = f"{SNAPSHOT}/guest/etc"
         assert output_of(PBSFS, "find", *words, inside) == f"{inside}/fstab\n"
+
+
+def test_verify_names_the_files_on_a_disk_that_damage_hits(tmp_path: Path) -> None:
+    damaged = Damaged(tmp_path)
+    (chunk, files), *_others = damaged.chunks().items()
+    damaged.lose(chunk)
+    (found,) = damaged.verify()
+    assert set(found["files"]) == files
+    with serving(damaged.writer.path) as server:
+        (found,) = json.loads(pbsfs("verify", "--json", env=access(server)).stdout)["damaged"]
+    assert set(found["files"]) == files
 
 
 def parsers(pid: int) -> list[int]:

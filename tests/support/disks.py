@@ -177,7 +177,7 @@ def ext4_of(tree: Path, image: Path, *, size: int = 16 << 20) -> bytes:
         "hash_seed=1c4b7a52-0a1e-4a39-8d2a-1c8c1f1c7a01",
     )
     subprocess.run(
-        ["mke2fs", "-q", "-F", "-t", "ext4", *same, "-d", tree, image],
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "1024", *same, "-d", tree, image],
         check=True,
         capture_output=True,
         env=os.environ | {"E2FSPROGS_FAKE_TIME": "1700000000"},

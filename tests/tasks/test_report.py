@@ -32,12 +32,13 @@ def test_no_name_makes_a_line_of_its_own() -> None:
     hit = Hit()
     hit.paths.append(forged.encode())
     hit.count = 1
+    hit.incomplete[forged.encode()] = forged
     report = Report(1, 2, 3, [Damage(forged, forged, [Range(0, 4)], hit)], {forged: forged}, {None: [forged]})
     lines = report.as_text().splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert all(line.isprintable() for line in lines)
     assert lines[0].startswith("damaged: x")
-    assert lines[3] == "1 files, 2 chunks, 3 bytes read; 1 damaged, 1 not checked"
+    assert lines[4] == "1 files, 2 chunks, 3 bytes read; 1 damaged, 1 not checked"
     assert report.as_json()["damaged"] == [
         {
             "path": forged,
@@ -45,5 +46,6 @@ def test_no_name_makes_a_line_of_its_own() -> None:
             "ranges": [{"offset": 0, "length": 4}],
             "files": [forged],
             "file_count": 1,
+            "incomplete": [{"path": forged, "reason": forged}],
         }
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, Namespace, Snapshot
+from pbsfs.disks.host import Parser
 from pbsfs.formats import index
 from pbsfs.formats.index import DynamicIndex, FixedIndex
 from pbsfs.formats.keys import Key
@@ -49,10 +51,11 @@ async def verified(
     rate: int | None = None,
     stride: int = STRIDE,
     advance: Callable[[int], None] = nobody_asks,
+    shows_files: bool = False,
 ) -> Report:
     """The report on what is at and below `paths`, or on everything."""
     async with open_reader(source, keys=keys) as reader:
-        tree = Tree(reader)
+        tree = Tree(reader, files=shows_files)
         run = Verification(reader.store.memory, rate=rate, stride=stride)
         files: dict[bytes, File | ContentsNode] = {}
         for path in paths or ("",):
@@ -457,3 +460,25 @@ def test_a_path_to_what_can_not_be_listed_is_raised(tmp_path: Path, caplog: pyte
     with pytest.raises(DamageError, match="unreadable manifest"):
         trio.run(verified, DirectorySource(tmp_path / "datastore"), f"{SNAPSHOT}/a.conf")
     caplog.clear()
+
+
+@in_trio
+async def test_a_disk_that_cannot_be_parsed_changes_nothing_else_of_the_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = MemorySource()
+    source.add(SNAPSHOT, {"drive-scsi0.img.fidx": made.image(1, "rrrr")})
+    source.add(NEWER, {"drive-scsi0.img.fidx": made.image(2, "rr"), "x.conf.blob": b"x"})
+    digest = source.add_chunk(made.image(1, "rrrr")[CHUNK_SIZE : 2 * CHUNK_SIZE])
+    source.chunks[digest] = b"damaged"
+    plain = await verified(source)
+    monkeypatch.setattr("pbsfs.reader.disks.Parser", functools.partial(Parser, command=["/bin/false"]))
+    report = await verified(source, shows_files=True)
+    path = f"{SNAPSHOT}/drive-scsi0.img"
+    assert found_in(report) == found_in(plain) == {path: [Range(CHUNK_SIZE, CHUNK_SIZE)]}
+    assert (report.files, report.chunks, report.size) == (plain.files, plain.chunks, plain.size)
+    (damage,) = report.damaged
+    assert (damage.hit.paths, damage.hit.count) == ([], 0)
+    ((where, why),) = damage.hit.incomplete.items()
+    assert where == f"files/{SNAPSHOT}".encode()
+    assert "the process that reads its file systems failed" in why
