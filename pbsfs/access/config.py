@@ -29,6 +29,7 @@ from pbsfs.access.options import (
     check_exclusive,
     names_source,
     option_of,
+    resolve,
     without_source,
 )
 from pbsfs.access.profiles import NAME, Profile, check_keys, parse_profile
@@ -137,8 +138,14 @@ def _read(file: Path) -> bytes:
     """The content of a file. Raises OSError, UsageError."""
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe may have no writer
     with open(fd, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             raise UsageError(f"{file}: not a regular file; remove it")
+        # It may name commands, which run as this user.
+        if found.st_uid not in (0, os.geteuid()):
+            raise UsageError(f"{file}: belongs to another user; change that with chown, or remove it")
+        if found.st_mode & stat.S_IWOTH:
+            raise UsageError(f"{file}: every user of this machine may write it; run chmod o-w on it")
         text = opened.read(MAX_FILE_SIZE + 1)
     if len(text) > MAX_FILE_SIZE:
         raise UsageError(f"{file}: larger than {MAX_FILE_SIZE >> 20} MiB; it is not a configuration file")
@@ -213,7 +220,7 @@ def _completed(options: SourceOptions, profile: Profile, environment: Mapping[st
     has_trust = options.fingerprint is not None or names_secret(
         FINGERPRINT_VARIABLE, "fingerprint", environment
     )
-    has_namespace = options.namespace is not None or NAMESPACE_VARIABLE in environment
+    has_namespace = options.namespace is not None or bool(environment.get(NAMESPACE_VARIABLE))
     has_keys = bool(options.keyfiles) or options.keyfd is not None
     return replace(
         options,
@@ -237,6 +244,27 @@ def _first(first: T | None, second: T | None) -> T | None:
     return second if first is None else first
 
 
+def with_secrets(options: SourceOptions, environment: Mapping[str, str]) -> SourceOptions:
+    """Options that a mount named, with the secrets, keys and CA of the first profile for the same source.
+
+    They are only for what neither options nor environment give. Raises UsageError if the configuration is not
+    valid; a profile that is not valid does not count.
+    """
+    wanted = resolve(options, {})
+    configuration = read_configuration(environment)
+    for name in configuration.tables:
+        try:
+            profile = configuration.profile(name)
+        except UsageError as error:
+            log.info("not used: %s", error)
+            continue
+        found = resolve(profile.options, {})
+        if (found.repository, found.datastore_dir) == (wanted.repository, wanted.datastore_dir):
+            completed = _completed(options, profile, environment)
+            return replace(completed, namespace=options.namespace, repository=wanted.repository)
+    return options
+
+
 def split_profiles(texts: Sequence[str], environment: Mapping[str, str]) -> list[tuple[str, str] | None]:
     """Of each text, the profile and the path in `NAME:PATH`; None if there is no profile of that name.
 
@@ -248,6 +276,16 @@ def split_profiles(texts: Sequence[str], environment: Mapping[str, str]) -> list
         return [None] * len(texts)
     configuration = read_configuration(environment)
     return [(match[1], match[2]) if match and match[1] in configuration else None for match in matches]
+
+
+def check_no_profile(texts: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raises UsageError if one of the places has the form `NAME:PATH`: the profile does not exist.
+
+    No place in a tree starts so. For texts of which `split_profiles` and the mounts know none.
+    """
+    for text in texts:
+        if match := _PREFIX.fullmatch(text):
+            read_configuration(environment).profile(match[1])
 
 
 def source_of(text: str, environment: Mapping[str, str]) -> tuple[SourceOptions, str]:

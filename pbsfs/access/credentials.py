@@ -76,8 +76,8 @@ def find_credential(name: str, environment: Mapping[str, str]) -> str | None:
 
 
 def names_secret(variable: str, credential: str, environment: Mapping[str, str]) -> bool:
-    """Whether `find_secret` would look at a place; reads nothing."""
-    return any(variable + form in environment for form in FORMS) or has_credential(credential, environment)
+    """Whether the environment or a systemd credential has one; reads nothing. What is empty is not set."""
+    return any(environment.get(variable + form) for form in FORMS) or has_credential(credential, environment)
 
 
 def has_credential(name: str, environment: Mapping[str, str]) -> bool:

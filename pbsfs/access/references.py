@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbsfs.access.credentials import CREDENTIALS_DIRECTORY, first_line, read_file, run_command
+from pbsfs.access.credentials import CREDENTIALS_DIRECTORY, first_line, read_file, run_command, take_secrets
 from pbsfs.base.errors import UsageError
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import one_line, quoted
@@ -55,7 +55,9 @@ class Reference:
             if self.kind == "keyring":
                 return Secret(self._ask_keyring())
             if self.kind == "command":
-                return Secret(self._checked(first_line(run_command(self.words, environment))))
+                variables = dict(environment)
+                take_secrets(variables)  # other secrets are not for the command
+                return Secret(self._checked(first_line(run_command(self.words, variables))))
             return Secret(self._checked(first_line(read_file(self.words[0]))))
         except subprocess.CalledProcessError as error:
             problem = f"it ended with status {error.returncode}; run it in a shell to see why"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from pbsfs.access.config import split_profiles
+from pbsfs.access.config import check_no_profile, split_profiles, with_secrets
 from pbsfs.access.options import (
     PROFILE_VARIABLE,
     SOURCE_ATTRIBUTE,
@@ -35,9 +35,9 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
     """The source and the places in its tree of `paths` that are inside a mount of pbsfs or name a profile.
 
     Returns both unchanged if options name a source. `NAME:PATH` is a place in the source of the profile NAME
-    if there is one; any other name keeps its colon. If the environment names one, a path is looked for in a
-    mount only if it starts with `/` or `.`; any other is a place in that source, regardless of the current
-    directory. An empty path is the current directory. Raises UsageError, SourceError.
+    if there is one; otherwise a path in a mount keeps its colon. If the environment names a source, a path is
+    looked for in a mount only if it starts with `/` or `.`; any other is a place in that source, regardless
+    of the current directory. An empty path is the current directory. Raises UsageError, SourceError.
     """
     unchanged = source, list(paths)
     if source.names_source():
@@ -50,11 +50,13 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
         places = [found[1].lstrip("/") for found in split if found is not None]
         return replace(source, profile=profiles.pop()), places
     if not any(mount.type == FS_TYPE for mount in mounts()):
+        check_no_profile(paths, environment())
         return unchanged
     always = not (names_source(environment()) or environment().get(PROFILE_VARIABLE))
     found = [_find(path) if always or path.startswith(("/", ".")) else None for path in paths]
     inside = [place for place in found if place is not None]
     if not inside:
+        check_no_profile([path for path in paths if not _is_in_mount(path)], environment())
         return unchanged
     if source.namespace is not None:
         raise UsageError(f"--ns {source.namespace}: the mount has a namespace already; leave out --ns")
@@ -70,7 +72,7 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
         namespace=mounted.namespace,
         fingerprint=mounted.fingerprint if source.fingerprint is None else source.fingerprint,
     )
-    return merged, [place for _options, place in inside]
+    return with_secrets(merged, environment()), [place for _options, place in inside]
 
 
 async def find(tree: Tree, path: str, source: SourceOptions, *, follow: bool = True) -> Node:

@@ -11,10 +11,19 @@ from typing import Any
 import pytest
 
 from pbsfs.access import config
-from pbsfs.access.config import MAX_FILE_SIZE, configure, read_configuration, source_of, split_profiles
+from pbsfs.access.config import (
+    MAX_FILE_SIZE,
+    check_no_profile,
+    configure,
+    read_configuration,
+    source_of,
+    split_profiles,
+    with_secrets,
+)
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.resolve import describe
 from pbsfs.base.errors import UsageError
+from tests.support.needs import need_root
 
 HOME = """
 [profiles.home]
@@ -147,12 +156,21 @@ def test_options_and_variables_take_precedence_over_the_profile(files: Files) ->
         "PBS_NAMESPACE": "test",
         "PBS_FINGERPRINT": "cd" * 32,
         "PBS_PASSWORD_FILE": "/other",
-        "PBS_ENCRYPTION_PASSWORD": "",
+        "PBS_ENCRYPTION_PASSWORD": "x",
     }
     found = files.options(SourceOptions(profile="home"), **variables)
     assert (found.password, found.key_password) == (None, None)
     resolved = resolve(found, files.environment | variables)
     assert (resolved.namespace, resolved.fingerprint) == ("test", "cd" * 32)
+
+
+def test_what_is_empty_in_the_environment_is_not_set(files: Files) -> None:
+    files.write(HOME + 'password = { file = "/secret" }\n')
+    empty = {"PBS_PASSWORD": "", "PBS_NAMESPACE": "", "PBS_REPOSITORY": "", "PBSFS_PROFILE": ""}
+    found = configure(SourceOptions(profile="home"), files.environment | empty).options
+    assert found.password is not None
+    assert found.namespace == "prod"
+    assert configure(SourceOptions(), files.environment | empty).options == SourceOptions()
 
 
 def test_variables_of_another_source_are_not_for_the_profile(files: Files, tmp_path: Path) -> None:
@@ -225,6 +243,16 @@ def test_a_file_that_is_not_text_or_no_file_is_refused(files: Files) -> None:
     file.unlink()
     os.mkfifo(file)
     assert files.refused() == f"{file}: not a regular file; remove it"
+
+
+def test_a_file_that_others_control_is_refused(files: Files) -> None:
+    need_root("chown")
+    file = files.write(HOME)
+    file.chmod(0o666)
+    assert files.refused() == f"{file}: every user of this machine may write it; run chmod o-w on it"
+    file.chmod(0o600)
+    os.chown(file, 12345, -1)
+    assert files.refused() == f"{file}: belongs to another user; change that with chown, or remove it"
 
 
 def test_an_unknown_profile_is_refused_with_a_suggestion(files: Files) -> None:
@@ -375,6 +403,27 @@ def test_a_secret_comes_from_the_keyring(files: Files, monkeypatch: pytest.Monke
         secret(files, '{ keyring = "pbs" }')
 
 
+def test_a_command_does_not_inherit_other_secrets(files: Files) -> None:
+    command = """{ command = "sh -c 'env | xargs'" }"""
+    found = secret(files, command, PATH=os.environ["PATH"], PBS_ENCRYPTION_PASSWORD="x", MORE="y")
+    assert "MORE=y" in found
+    assert "PBS_ENCRYPTION_PASSWORD" not in found
+
+
+def test_a_mounts_source_gets_the_secrets_of_its_profile(files: Files) -> None:
+    files.write(
+        "[profiles.bad]\n" + directory_profile("dir", "/srv") + HOME + 'password = { file = "/secret" }\n'
+    )
+    mount = SourceOptions(repository="reader@pbs!laptop@pbs.example.com:8007:store1", namespace="")
+    found = with_secrets(mount, files.environment)
+    assert found.password is not None
+    assert (found.repository, found.namespace, found.fingerprint) == (mount.repository, "", "ab" * 32)
+    assert found.keyfiles == (Path("/keys/home.json"),)
+    assert with_secrets(mount, files.environment | {"PBS_PASSWORD": "x"}).password is None
+    other = SourceOptions(repository="reader@pbs!laptop@other.example.com:8007:store1", namespace="")
+    assert with_secrets(other, files.environment) == other
+
+
 def test_a_ca_file_counts_instead_of_the_systems(files: Files, tmp_path: Path) -> None:
     (ca := tmp_path / "ca.pem").write_text("not a certificate")
     files.write(
@@ -399,6 +448,13 @@ def test_a_name_before_a_colon_is_a_profile_only_if_there_is_one(files: Files) -
         None,
         None,
     ]
+
+
+def test_a_place_that_starts_with_the_name_of_no_profile_is_refused(files: Files) -> None:
+    files.write(HOME)
+    check_no_profile(["vm/100/2024-11-07T17:20:00Z", "./a:b", ""], files.environment)
+    with pytest.raises(UsageError, match="'hoem': not in the configuration; did you mean home"):
+        check_no_profile(["vm/100", "hoem:vm"], files.environment)
 
 
 def test_no_file_is_read_for_a_path_without_such_a_name(files: Files) -> None:

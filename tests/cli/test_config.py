@@ -100,11 +100,14 @@ def test_options_variables_and_the_default_name_a_profile(server: ReferenceServe
         assert output_of(PBSFS, "ls", *arguments, env=env).split() == ["vm", "files"]
 
 
-def test_a_name_that_is_not_a_profile_is_a_path(stocked: Stocked, user: User) -> None:
+def test_a_name_that_is_not_a_profile_is_refused(stocked: Stocked, user: User) -> None:
     user.write(f'[profiles.default]\ndatastore-dir = "{stocked.path}"\n')
-    assert "there is no 'other:vm'" in error_of(pbsfs("ls", "other:vm/100", env=user.env()), 3)
+    done = pbsfs("ls", "defalt:vm/100", env=user.env())
+    assert error_of(done, 2) == "profile 'defalt': not in the configuration; did you mean default?"
     assert output_of(PBSFS, "ls", IMAGE.rpartition("/")[0], env=user.env())
     error_of(pbsfs("diff", "default:vm/100", "vm/100", env=user.env()), 2)
+    done = pbsfs("ls", "--datastore-dir", stocked.path, "default:vm/100", env=user.env())
+    assert "there is no 'default:vm'" in error_of(done, 3)
 
 
 def test_no_password_goes_to_a_server_that_it_is_not_for(
@@ -150,6 +153,11 @@ def test_a_mount_takes_the_settings_of_its_profile(
         assert (mount / IMAGE).read_bytes() == stocked.contents[IMAGE]
         assert (mount / IMAGE).stat().st_mode & 0o777 == 0o440
         assert SECRET not in _command_lines()
+        day = (mount / IMAGE).parent
+        assert day.name.count(":") == 2
+        expected = output_of(PBSFS, "ls", f"home:{IMAGE.rpartition('/')[0]}", env=user.env())
+        assert output_of(PBSFS, "ls", day, env=user.env()) == expected
+        assert output_of(PBSFS, "ls", day.name, env=user.env(), cwd=day.parent) == expected
         output_of(PBSFS, "umount", mount)
         output_of(PBSFS, "mount", "-o", "umask=0377", "--profile", "home", mount, env=user.env())
         assert (mount / IMAGE).stat().st_mode & 0o777 == 0o400

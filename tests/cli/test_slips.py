@@ -45,7 +45,9 @@ def test_what_is_no_number_of_seconds_is_refused(option: str, number: str, tmp_p
 
 def test_wrong_usage_is_one_line_too() -> None:
     text = error_of(pbsfs("mount"), 2)
-    assert text == "Missing argument 'MOUNTPOINT'. Usage: pbsfs mount [OPTIONS] MOUNTPOINT"
+    assert text == (
+        "Missing argument '[SOURCE] MOUNTPOINT'. Usage: pbsfs mount [OPTIONS] [SOURCE] MOUNTPOINT"
+    )
 
 
 @pytest.mark.parametrize(
