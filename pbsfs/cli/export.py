@@ -32,6 +32,9 @@ from pbsfs.tasks.image.opening import open_target
 from pbsfs.tasks.patterns import Selection
 from pbsfs.tree import BlobFile, ContentsDirectory, ContentsNode, Directory, ImageFile, Tree
 
+_ARCHIVE_NAMES = {".tar": "tar", ".tar.zst": "tar --zstd", ".tzst": "tar --zstd", ".zip": "zip"}
+"""How the names of archives end, and the value of --format for them, with what else they require."""
+
 
 class _Destination(FilePath):
     """A path as it was typed: a slash at its end says that it is a directory."""
@@ -102,7 +105,9 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     multiple=True,
     help="Leave out what matches, and all below it; may be repeated.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace files that exist in DEST.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace files that exist in DEST; with --format, DEST itself."
+)
 @click.option("--allow-existing-dirs", is_flag=True, help="Restore into directories that exist in DEST.")
 @click.option("--ignore-ownership", is_flag=True, help="Do not restore owners and groups.")
 @click.option("--ignore-permissions", is_flag=True, help="Do not restore modes.")
@@ -189,11 +194,17 @@ def command(
         "--ignore-xattrs": ignore_xattrs,
     }
     names_missing_directory = dest.endswith("/") and not os.path.isdir(dest)
+    meant_form = None if os.path.isdir(dest) else _form_meant_by(dest)
     target_path = Path(dest)
 
     async def work(tree: Tree) -> None:
         node = await find(tree, path, source)
         is_restore = isinstance(node, ContentsDirectory) and form is None and dest != "-"
+        if is_restore and meant_form is not None:
+            raise UsageError(
+                f"{dest}: without --format, pbsfs makes a directory of this name; "
+                f"add --format {meant_form}, or write {dest}/ for a directory"
+            )
         if names_missing_directory and not is_restore:
             # As cp has it, such a name is a directory; it would become a file of that name.
             raise OutputError(f"cannot write {dest}: it is not a directory; create it with mkdir")
@@ -221,3 +232,8 @@ def command(
             raise UsageError(f"{node} is a directory; name one of its files: {names}")
 
     run_on_tree(work, zeroed=zeroed, reads_much=True, source=source)
+
+
+def _form_meant_by(dest: str) -> str | None:
+    """The value of --format for an archive named `dest`; None if that is not the name of one."""
+    return next((form for end, form in _ARCHIVE_NAMES.items() if dest.lower().endswith(end)), None)

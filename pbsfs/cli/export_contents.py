@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ async def export_contents(
         for line in str(unset).splitlines():
             click.echo(f"pbsfs: {line}", err=True)
     else:
-        with _archive_file(dest, force=force, mode=mode, zstd=zstd) as out:
+        with _archive_file(dest, force=force or options.overwrite, mode=mode, zstd=zstd) as out:
             packing = await pack(node, out, form, options, advance)
         result = packing.result
         for what, count in packing.left_out.items():
@@ -86,8 +87,12 @@ def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> I
         with _compressed(standard_output(), zstd=zstd) as out:
             yield out
         return
+    if os.path.isdir(dest):
+        raise OutputError(f"cannot write {dest}: it is a directory; name a file in it")
     if not force and os.path.lexists(dest):
-        raise OutputError(f"cannot write {dest}: it exists; overwrite it with --force, or name another file")
+        raise OutputError(
+            f"cannot write {dest}: it exists; overwrite it with --overwrite, or name another file"
+        )
     part = dest.with_name(dest.name + ".part")
     try:
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -103,7 +108,7 @@ def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> I
                 with _compressed(file, zstd=zstd) as out:
                     yield out
                 file.flush()
-                os.fchmod(fd, 0o600 if mode is None else mode)
+                os.fchmod(fd, _mode_of(dest) if mode is None else mode)
                 os.fsync(fd)
             os.rename(part, dest)
         except OSError as error:
@@ -111,6 +116,14 @@ def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> I
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _mode_of(dest: Path) -> int:
+    """The mode of the file that is overwritten, or of a new one."""
+    try:
+        return stat.S_IMODE(dest.lstat().st_mode) & 0o777 if dest.is_file() else 0o600
+    except OSError:
+        return 0o600
 
 
 @contextmanager

@@ -268,6 +268,40 @@ def test_what_exists_is_overwritten_only_with_force(store: Path, tmp_path: Path)
     assert tarfile.is_tarfile(place)
 
 
+def test_overwrite_replaces_an_archive_when_the_new_one_is_complete(
+    store: Path, damaged: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "a.zip"
+    place.write_text("mine")
+    place.chmod(0o644)
+    refused = error_of(pbsfs("export", "--datastore-dir", store, "--format", "zip", ROOT, place), 8)
+    assert refused == f"cannot write {place}: it exists; overwrite it with --overwrite, or name another file"
+    overwriting = ("--format", "zip", "--overwrite", ROOT, place)
+    assert pbsfs("export", "--datastore-dir", damaged, *overwriting).returncode == 6
+    assert place.read_text() == "mine"
+    assert pbsfs("export", "--datastore-dir", store, *overwriting).returncode == 0
+    assert zipfile.is_zipfile(place)
+    assert place.stat().st_mode & 0o777 == 0o644
+    text = error_of(pbsfs("export", "--datastore-dir", store, "--format", "zip", ROOT, tmp_path), 8)
+    assert text == f"cannot write {tmp_path}: it is a directory; name a file in it"
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("a.tar", "tar"), ("A.ZIP", "zip"), ("a.tar.zst", "tar --zstd"), ("a.tzst", "tar --zstd")],
+)
+def test_a_directory_does_not_get_the_name_of_an_archive(
+    store: Path, tmp_path: Path, name: str, form: str
+) -> None:
+    place = tmp_path / name
+    text = error_of(pbsfs("export", "--datastore-dir", store, ROOT, place), 2)
+    assert text.startswith(f"{place}: without --format, pbsfs makes a directory of this name; ")
+    assert text.endswith(f"add --format {form}, or write {place}/ for a directory")
+    assert not place.exists()
+    assert pbsfs("export", "--datastore-dir", store, ROOT, f"{place}/").returncode == 0
+    assert (place / "first").read_bytes() == b"1" * 1000
+
+
 def test_a_full_disk_leaves_nothing(store: Path, tmp_path: Path) -> None:
     export = f"exec '{PBSFS}' export --datastore-dir '{store}' --format tar {ROOT} a.tar"
     done = run(["sh", "-c", f"ulimit -f 100; trap '' XFSZ; {export}"], cwd=tmp_path)
