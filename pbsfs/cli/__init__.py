@@ -103,6 +103,27 @@ _HABITS = {
 """Commands of other backup programs, and those of pbsfs that do the same."""
 
 
+_READS_ONLY = "pbsfs only reads backups: {}"
+_LOGS_IN = "pbsfs logs in for each command; set PBS_PASSWORD, or write a profile"
+
+_NOT_HERE = {
+    "backup": _READS_ONLY.format("make them with proxmox-backup-client backup, or vzdump"),
+    "upload": _READS_ONLY.format("make them with proxmox-backup-client backup, or vzdump"),
+    "forget": _READS_ONLY.format("remove them with proxmox-backup-client snapshot forget"),
+    "delete": _READS_ONLY.format("remove them with proxmox-backup-client snapshot forget"),
+    "rm": _READS_ONLY.format("remove them with proxmox-backup-client snapshot forget"),
+    "prune": _READS_ONLY.format("prune them on the server, or with proxmox-backup-client prune"),
+    "gc": _READS_ONLY.format("collect garbage on the server"),
+    "garbage-collect": _READS_ONLY.format("collect garbage on the server"),
+    "sync": _READS_ONLY.format("synchronise datastores on the server"),
+    "login": _LOGS_IN,
+    "logout": _LOGS_IN,
+    "df": "run df on a mount of pbsfs",
+    "du": "did you mean: pbsfs ls -l, or pbsfs info",
+}
+"""Commands of other programs that pbsfs does not have, and what to do instead."""
+
+
 _OPTION_HABITS = {
     "--namespace": "--ns",
     "-r": "--repository",
@@ -146,6 +167,7 @@ class _LazyGroup(click.Group):
             close = difflib.get_close_matches(name, _COMMANDS, n=1)
             meant = _HABITS.get(name) or (f"pbsfs {close[0]}" if close else "")
             advice = f"did you mean: {meant}" if meant else "pbsfs --help lists the commands"
+            advice = _NOT_HERE.get(name, advice)
             raise click.UsageError(f"there is no command '{name}'; {advice}")
         return super().resolve_command(ctx, args)
 
@@ -224,6 +246,8 @@ def _message(error: click.ClickException) -> str:
     option = error.option_name
     if error.ctx.command is cli:
         return f"No such option '{option}' before the command; write options after it."
+    if error.ctx.info_name == "diff" and option in ("-r", "-R", "--recursive"):
+        return f"No such option '{option}'; leave it out: diff always compares all that is below both paths."
     for habit in (f"{error.ctx.info_name} {option}", option):
         if meant := _OPTION_HABITS.get(habit):
             return f"No such option '{option}'; did you mean: {meant}?"

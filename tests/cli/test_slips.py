@@ -60,6 +60,13 @@ def test_wrong_usage_is_one_line_too() -> None:
         ("tar", "did you mean: pbsfs export --format tar"),
         ("verfy", "did you mean: pbsfs verify"),
         ("qqq", "pbsfs --help lists the commands"),
+        ("backup", "pbsfs only reads backups: make them with proxmox-backup-client backup"),
+        ("prune", "pbsfs only reads backups: prune them on the server"),
+        ("forget", "pbsfs only reads backups: remove them with "),
+        ("login", "pbsfs logs in for each command; "),
+        ("logout", "pbsfs logs in for each command; "),
+        ("df", "run df on a mount of pbsfs"),
+        ("du", "did you mean: pbsfs ls -l"),
     ],
 )
 def test_a_command_by_habit_gets_the_right_one(word: str, advice: str) -> None:
@@ -81,6 +88,12 @@ def test_an_option_by_habit_may_mean_another_one_to_a_command() -> None:
     assert text.startswith("No such option '-n'; did you mean: --name? Usage: pbsfs find ")
     text = error_of(pbsfs("find", "-r", "fstab"), 2)
     assert text.startswith("No such option '-r'; did you mean: --regex? Usage: pbsfs find ")
+
+
+@pytest.mark.parametrize("option", ["-r", "--recursive"])
+def test_diff_is_recursive_without_an_option(option: str) -> None:
+    text = error_of(pbsfs("diff", option, "a", "b"), 2)
+    assert text.startswith(f"No such option '{option}'; leave it out: diff always compares all ")
 
 
 @pytest.mark.parametrize("option", ["--datastore-dir", "-v"])
