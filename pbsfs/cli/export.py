@@ -68,6 +68,11 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     is_flag=True,
     help="Turn DEST, an existing file or block device, into the image: write only what differs.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue DEST.part if an interrupted export left it, and keep it if this export is interrupted.",
+)
 @click.option("--dry-run", is_flag=True, help="With --in-place, only report how much differs.")
 @click.option(
     "--mode",
@@ -127,6 +132,7 @@ def command(
     dest: str,
     force: bool,
     in_place: bool,
+    resume: bool,
     dry_run: bool,
     mode: int | None,
     progress: bool | None,
@@ -149,8 +155,8 @@ def command(
     """Copy what is at PATH to DEST.
 
     An image, or any file of a snapshot: to a file, a block device, into a directory, or - for standard
-    output. pbsfs writes a file as DEST.part, and renames it when it is complete; holes stay holes. It never
-    continues the part of an export that was killed.
+    output. pbsfs writes a file as DEST.part, and renames it when it is complete; holes stay holes. Ctrl-C
+    or an error removes the part; with --resume it is kept, and the next export with --resume continues it.
 
     With --in-place, pbsfs reads the existing DEST, fetches only the chunks that differ, writes them there,
     and reads back what it wrote. It may be interrupted: run the same command again to finish.
@@ -180,7 +186,9 @@ def command(
     if map_file is not None and zeroed is None:
         raise UsageError("--map-file requires --on-damage zero; give both or neither")
 
-    copying = Copying(Path(dest), force, mode, progress, zeroed, map_file, in_place=in_place, dry_run=dry_run)
+    copying = Copying(
+        Path(dest), force, mode, progress, zeroed, map_file, in_place=in_place, dry_run=dry_run, resume=resume
+    )
     for_contents = {
         "--format": form is not None,
         "--zstd": zstd,
@@ -211,8 +219,8 @@ def command(
         if isinstance(node, ImageFile | BlobFile) and any(for_contents.values()):
             option = next(option for option, is_given in for_contents.items() if is_given)
             raise UsageError(f"{node}: {option} is for files in archives (files/…); leave it out")
-        if in_place and not isinstance(node, ImageFile):
-            raise UsageError(f"{node}: --in-place is for images; leave it out")
+        if (in_place or resume) and not isinstance(node, ImageFile):
+            raise UsageError(f"{node}: --{'in-place' if in_place else 'resume'} is for images; leave it out")
         if isinstance(node, ImageFile):
             await copying.run(await node.open(), os.fsdecode(node.name))
         elif isinstance(node, BlobFile):

@@ -1,11 +1,11 @@
-"""How `pbsfs export` copies an image: whole to a target, or into what exists by writing only what differs.
+"""How `pbsfs export` copies an image: whole to a target, or to what exists by writing only what differs.
 
 Called by `pbsfs export`, in the trio loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from pbsfs.tasks.image.compared import ExistingDevice, ExistingFile
 from pbsfs.tasks.image.copy import copy_image
 from pbsfs.tasks.image.in_place import Amounts, Restore
 from pbsfs.tasks.image.map import check_map_file, write_map
-from pbsfs.tasks.image.opening import open_existing, open_target
+from pbsfs.tasks.image.opening import open_existing, open_resumed, open_target
 from pbsfs.tasks.image.refusals import refusal
 from pbsfs.tasks.image.target import Target
 
@@ -42,10 +42,13 @@ class Copying:
     map_file: Path | None
     in_place: bool
     dry_run: bool
+    resume: bool
 
     def __post_init__(self) -> None:
         if self.dry_run and not self.in_place:
             raise UsageError("--dry-run requires --in-place; give both or neither")
+        if self.in_place and self.resume:
+            raise UsageError("--in-place continues what was interrupted anyway; leave out --resume")
         if self.in_place and self.mode is not None:
             raise UsageError("--in-place keeps the mode of the file; leave out --mode")
 
@@ -54,7 +57,8 @@ class Copying:
 
         Raises DamageError, SourceError, UsageError and OutputError.
         """
-        place = await (self._change if self.in_place else self._copy)(image, name)
+        copy = self._change if self.in_place else self._resume if self.resume else self._copy
+        place = await copy(image, name)
         if self.zeroed is not None and not self.dry_run:
             _report_damage(self.zeroed.of(str(image)), image.size, place, force=self.force)
 
@@ -67,12 +71,24 @@ class Copying:
             await copy_image(image, target, advance)
         return place
 
+    async def _resume(self, image: Image, name: str) -> Path | None:
+        with (
+            open_resumed(self.dest, name, image.size, force=self.force, mode=self.mode) as target,
+            shown(self.progress, name, image.size) as advance,
+        ):
+            place = self._place_of_map(target)
+            restore = Restore(image, target, advance)
+            with _explained(lambda: True, target, f"{target.part} is kept"):
+                await restore.run()
+        return place
+
     async def _change(self, image: Image, name: str) -> Path | None:
         with open_existing(self.dest, name, image.size) as target:
             place = None if self.dry_run else self._place_of_map(target)
             with shown(self.progress, name, image.size) as advance:
                 restore = Restore(image, target, advance, dry_run=self.dry_run)
-                with _explained(restore, target):
+                mixed = f"{target} is now partly the backup and partly what it was before"
+                with _explained(lambda: restore.began, target, mixed):
                     await restore.run()
             click.echo(_report(restore.amounts, image, target, dry_run=self.dry_run))
         return place
@@ -85,26 +101,25 @@ class Copying:
 
 
 @contextmanager
-def _explained(restore: Restore, target: Target) -> Iterator[None]:
-    """Adds to what ends a restore early what the target is now, if anything was written to it."""
-    mixed = f"{target} is now partly the backup and partly what it was before"
+def _explained(holds: Callable[[], bool], target: Target, state: str) -> Iterator[None]:
+    """Adds `state`, what the target is now, to what ends a restore early, if it `holds` then."""
     again = "run the same command again to finish it"
     try:
         yield
     except PbsfsError as error:
-        if restore.began:
+        if holds():
             if isinstance(error, DamageError):
                 again += ", with --on-damage zero if the damage stays"
-            error.args = (f"{error}; {mixed}: {again}",)
+            error.args = (f"{error}; {state}: {again}",)
         raise
     except OSError as error:
         text = refusal(str(target), error)
-        raise OutputError(f"{text}; {mixed}: {again}" if restore.began else text) from None
+        raise OutputError(f"{text}; {state}: {again}" if holds() else text) from None
     except Exception:
         raise
     except BaseException:  # cancelled by a signal; a nursery makes a group of that
-        state = f"{mixed}; {again}" if restore.began else f"{target} is unchanged"
-        click.echo(f"pbsfs: interrupted: {state}", err=True)
+        now = f"{state}; {again}" if holds() else f"{target} is unchanged"
+        click.echo(f"pbsfs: interrupted: {now}", err=True)
         raise
 
 

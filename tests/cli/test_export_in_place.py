@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.server import ReferenceServer
 from tests.support.server.faults import Hold
 from tests.support.serving import access, serving
 from tests.support.stocked import CHUNK, CONFIGURATION, ENCRYPTED, IMAGE, Stocked, stock
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,18 @@ def test_damage_of_a_needed_chunk_is_status_6_and_says_what_the_file_is_now(
     digest = hashlib.sha256(content[5 * CHUNK : 6 * CHUNK]).digest()
     damage.flip_bit(own.writer.chunk_path(digest), 8 * 500)
     (dest := tmp_path / "disk").write_bytes(changed(content, 3, 5))
-    text = error_of(in_place(own, IMAGE, dest), 6)
+    with serving(own.path) as server:
+        hold = server.faults.add(Hold(match=digest.hex()))
+        command = [PBSFS, "export", "--in-place", IMAGE, str(dest)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=access(server)) as process:
+            try:
+                hold.wait()
+                wait_until(lambda: not any(dest.read_bytes()[3 * CHUNK : 4 * CHUNK]), "a hole is made")
+                hold.release()
+                _output, errors = process.communicate(timeout=TIMEOUT)
+            finally:
+                process.kill()
+    text = error_of(subprocess.CompletedProcess(command, process.returncode, "", errors), 6)
     assert digest.hex() in text
     assert text.endswith(
         f"; {dest} is now partly the backup and partly what it was before: run the same command again to "
@@ -116,6 +129,105 @@ def test_damage_of_a_needed_chunk_is_status_6_and_says_what_the_file_is_now(
     assert done.returncode == 6
     assert f"{dest}.map lists them" in done.stderr
     assert dest.read_bytes() == content[: 5 * CHUNK] + bytes(CHUNK) + content[6 * CHUNK :]
+
+
+def interrupted(
+    command: list[str], hold: Hold, part: Path, env: dict[str, str], number: signal.Signals
+) -> str:
+    """Sends a signal to a command once it has written the first chunk of the image, and `hold` struck."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            hold.wait()
+            wait_until(lambda: part.exists() and any(part.read_bytes()[:CHUNK]), "the first chunk is written")
+            process.send_signal(number)
+            _output, errors = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+    hold.release()
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    return errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("options", [["--resume"], []], ids=["resume", "first"])
+def test_what_an_interrupted_export_left_is_resumed(
+    stocked: Stocked, content: bytes, tmp_path: Path, number: signal.Signals, options: list[str]
+) -> None:
+    dest, part = tmp_path / "disk", tmp_path / "disk.part"
+    held = hashlib.sha256(content[5 * CHUNK : 6 * CHUNK]).hexdigest()
+    with serving(stocked.path) as own:
+        hold = own.faults.add(Hold(match=held))
+        command = [PBSFS, "export", *options, IMAGE, str(dest)]
+        errors = interrupted(command, hold, part, access(own), number)
+        if number == signal.SIGKILL:
+            assert errors == ""
+        elif options:
+            assert errors == f"pbsfs: interrupted: {part} is kept; run the same command again to finish it\n"
+        else:
+            assert errors == ""
+            assert list(tmp_path.iterdir()) == []
+            return
+        assert not dest.exists()
+        assert part.stat().st_mode & 0o777 == 0o600
+        missing = [
+            number
+            for number in (0, 1, 4, 5, 7, 8)
+            if part.read_bytes()[number * CHUNK :][:CHUNK] != content[number * CHUNK :][:CHUNK]
+        ]
+        assert 0 not in missing
+        count = own.faults.add(Hold(match="/chunk", times=None))
+        count.release()
+        done = pbsfs("export", "--resume", IMAGE, dest, env=access(own))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert count.hits == len(missing)
+    assert dest.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"]
+
+
+def test_a_part_of_another_image_becomes_this_one(stocked: Stocked, content: bytes, tmp_path: Path) -> None:
+    (part := tmp_path / "disk.part").write_bytes(b"\xee" * (2 * len(content)))
+    done = pbsfs("export", "--resume", "--datastore-dir", stocked.path, IMAGE, tmp_path / "disk")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "disk").read_bytes() == content
+    assert not part.exists()
+
+
+def test_a_resumed_export_is_refused_where_the_part_is_not_its_own(stocked: Stocked, tmp_path: Path) -> None:
+    dest, part = tmp_path / "disk", tmp_path / "disk.part"
+    command = ("export", "--resume", "--datastore-dir", stocked.path, IMAGE)
+    (other := tmp_path / "other").write_bytes(b"precious")
+    makers: list[Callable[[], None]] = [
+        lambda: part.symlink_to(other),
+        lambda: part.hardlink_to(other),
+        lambda: os.mkfifo(part),
+    ]
+    for make in makers:
+        make()
+        assert f"{part}: not a file that an export of this user left" in error_of(pbsfs(*command, dest), 8)
+        part.unlink()
+    assert other.read_bytes() == b"precious"
+    assert not dest.exists()
+    dest.write_bytes(b"precious")
+    assert "exists; remove it" in error_of(pbsfs(*command, dest), 8)
+    assert "--resume requires a file" in error_of(pbsfs(*command, "-"), 2)
+    assert "--resume requires a file" in error_of(pbsfs(*command, "/dev/null"), 2)
+    assert "--resume is for images" in error_of(pbsfs(*command[:-1], CONFIGURATION, tmp_path / "c"), 2)
+    assert "leave out --resume" in error_of(pbsfs(*command[:-1], "--in-place", IMAGE, dest), 2)
+    assert dest.read_bytes() == b"precious"
+
+
+def test_damage_leaves_what_can_be_resumed(content: bytes, tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    path = own.writer.chunk_path(hashlib.sha256(content[5 * CHUNK : 6 * CHUNK]).digest())
+    stored = path.read_bytes()
+    damage.flip_bit(path, 8 * 500)
+    dest = tmp_path / "disk"
+    command = ("export", "--resume", "--datastore-dir", own.path, IMAGE, dest)
+    for _again in range(2):
+        assert f"; {dest}.part is kept: run the same command again" in error_of(pbsfs(*command), 6)
+    damage.replace(path, stored)
+    assert pbsfs(*command).returncode == 0
+    assert dest.read_bytes() == content
 
 
 def test_options_that_do_not_go_together_are_refused(stocked: Stocked, tmp_path: Path) -> None:

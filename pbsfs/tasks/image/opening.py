@@ -48,6 +48,23 @@ def open_existing(dest: Path, name: str, size: int) -> Iterator[ExistingFile | E
 
 
 @contextmanager
+def open_resumed(
+    dest: Path, name: str, size: int, *, force: bool, mode: int | None = None
+) -> Iterator[FileTarget]:
+    """A file as `open_target` opens it, which continues the part of an earlier copy, and leaves its own."""
+    try:
+        if str(dest) != "-" and dest.is_dir():
+            dest /= name
+        if str(dest) == "-" or (dest.exists() and not dest.is_file()):
+            raise UsageError(f"{dest}: --resume requires a file; for a block device, use --in-place")
+        target = FileTarget(dest, size, force=force, mode=mode, resume=True)
+    except OSError as error:
+        raise OutputError(refusal(dest, error)) from None
+    with _completed(target):
+        yield target
+
+
+@contextmanager
 def _completed(target: Target) -> Iterator[None]:
     try:
         yield
