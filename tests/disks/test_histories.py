@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -35,6 +36,8 @@ EXT = (
     "-t ext3 -I 128 -J size=4",
 )
 """What mke2fs makes, with journals that are small enough to go round."""
+
+_COARSE = 5  # CLOCK_REALTIME_COARSE, of which file systems take their times
 
 EXT_OPTIONS = (
     "",
@@ -111,11 +114,18 @@ def compare(
         for moment, copy in found:
             replayed = copy.with_name("replayed")
             run("cp", "--sparse=always", copy, replayed)
+            began = time.clock_gettime_ns(_COARSE)
             truth = shown(replayed, image.with_name("view"), kind)
+            # files of which the kernel completed the truncation have the time at which it did that
+            touched = [path for path, fields in truth.items() if began <= fields["mt"] <= time.time_ns()]
             disk = FileDisk(copy)
             contents = reader(Disk(disk))
             journal = contents.facts()["journal"]
-            wrong = differences(contents, [disk], truth)
+            wrong = [
+                line
+                for line in differences(contents, [disk], truth)
+                if not any(line.startswith(f"{path!r}: mt is ") for path in touched)
+            ]
             if wrong or journal.startswith("not replayed"):
                 run("cp", "--sparse=always", copy, keep / "image")
                 told = f"history {number}, {form!r}, mounted with {option!r}, {moment}: see {keep}/image"
