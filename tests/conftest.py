@@ -90,7 +90,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_long(item: pytest.Item) -> bool:
     place = item.path.relative_to(Path(__file__).parent).as_posix()
-    return place.startswith(LONG) or item.get_closest_marker("golden") is not None
+    marked = (item.get_closest_marker(name) for name in ("golden", "long"))
+    return place.startswith(LONG) or any(mark is not None for mark in marked)
 
 
 def _require_golden_data(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ import random
 import stat
 import struct
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from pbsfs.disks.ext.inode import ROOT
 from pbsfs.disks.ext.reader import Ext
 from pbsfs.disks.ext.superblock import kernel_crc, parse_superblock
 from pbsfs.disks.volume import Disk
-from tests.support.disks import FileDisk, MemoryDisk, content_of, fields_of, image_from
+from tests.support.disks import FileDisk, MemoryDisk, Patched, content_of, fields_of, image_from
+from tests.support.hostile import counts, limited
 from tests.support.needs import need
 
 MAGIC = b"\xc0\x3b\x39\x98"
@@ -415,14 +417,23 @@ def test_the_checksum_of_each_of_many_inodes_counts(tmp_path: Path) -> None:
             found.child(found.root, name)
 
 
-@pytest.mark.parametrize("kind", ["ext2", "ext3", "ext4"])
-def test_hostile_images_raise_nothing_but_damage(kind: str, tmp_path: Path) -> None:
-    features = {"ext2": "", "ext3": "-J size=1", "ext4": "-O ^metadata_csum,inline_data,^has_journal"}
-    data = small(tmp_path, "-t", kind, *features[kind].split())
+@pytest.mark.parametrize("count", counts(150, 700))
+@pytest.mark.parametrize(
+    "form",
+    [
+        "-t ext2",
+        "-t ext3 -J size=1",
+        "-t ext4 -O ^metadata_csum,inline_data,^has_journal",
+        "-t ext4 -O ^metadata_csum,bigalloc,ea_inode,^has_journal -C 4096",
+        "-t ext4 -O ^metadata_csum,meta_bg,^resize_inode,large_dir,^has_journal -g 256",
+    ],
+)
+def test_hostile_images_raise_nothing_but_damage(form: str, count: int, tmp_path: Path) -> None:
+    data = small(tmp_path, *form.split())
     used = [at for at in range(0, len(data), 1024) if any(data[at : at + 1024])]
-    chance = random.Random(kind)
+    chance = random.Random(f"{form} {count}")
     opened = 0
-    for number in range(150):
+    for number in range(count):
         image = bytearray(data)
         if number % 15 == 0:
             del image[chance.randrange(len(image)) :]
@@ -431,20 +442,50 @@ def test_hostile_images_raise_nothing_but_damage(kind: str, tmp_path: Path) -> N
             value = chance.choice((bytes(4), b"\xff" * 4, b"\1\0\0\0", b"\0\0\0\x80", chance.randbytes(4)))
             if at + 4 <= len(image):
                 image[at : at + 4] = value
-        try:
-            found = Ext(Disk(MemoryDisk(image)))
-        except DamageError:
-            continue
-        opened += 1
-        for entry in walked_or_not(found).values():
-            if isinstance(entry, Entry):
-                try:
-                    found.xattrs(entry)
-                    if entry.is_file:
-                        assert sum(piece.length for piece in found.data(entry)) == entry.size
-                except DamageError:
-                    pass
-    assert opened > 40
+        with limited(), suppress(DamageError):
+            look(Ext(Disk(MemoryDisk(image))))
+            opened += 1
+    assert opened > count // 4
+
+
+def look(found: Ext) -> None:
+    for entry in walked_or_not(found).values():
+        if isinstance(entry, Entry):
+            with suppress(DamageError):
+                found.xattrs(entry)
+                if entry.is_file:
+                    assert sum(piece.length for piece in found.data(entry)) == entry.size
+
+
+@pytest.mark.parametrize("count", counts(60, 1000))
+@pytest.mark.parametrize("features", ["metadata_csum", "^metadata_csum,^64bit"])
+def test_hostile_journals_raise_nothing_but_damage(features: str, count: int, tmp_path: Path) -> None:
+    made = Journaled(tmp_path, "-O", features)
+    for number in range(4):
+        made.write(
+            ({0: bytes([number]) * 1024, 1: MAGIC + bytes(1020)}, []),
+            ({}, [number]),
+            ({2: b"c" * 1024}, [1]),
+            checksums=features == "metadata_csum",
+        )
+    start, journal = made.journal()
+    used = [at for at in range(0, len(journal), 1024) if any(journal[at : at + 1024])]
+    disk = Patched(FileDisk(made.image))
+    chance = random.Random(count)
+    states: set[str] = set()
+    for _ in range(count):
+        disk.changes = {}
+        for _ in range(chance.choice((1, 1, 4, 20))):
+            place = start + chance.choice(used) + chance.randrange(chance.choice((16, 100, 1020)))
+            value = chance.choice((bytes(4), b"\xff" * 4, b"\0\0\0\1", b"\0", chance.randbytes(1)))
+            disk.changes[place] = value
+        with limited(), suppress(DamageError):  # what is replayed may be a broken superblock
+            found = Ext(Disk(disk))
+            states.add(found.facts()["journal"])
+            look(found)
+            content = content_of(found, [disk], walked(found)[b"file"])
+            assert sum(map(len, content)) == 4096
+    assert len(states) > 5
 
 
 def test_the_checksum_of_the_superblock_counts(tmp_path: Path) -> None:

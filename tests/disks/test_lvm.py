@@ -21,6 +21,7 @@ from pbsfs.disks.lvm.thin import Pool, Thin
 from pbsfs.disks.probe import Found, probe
 from pbsfs.disks.volume import Disk, part_of
 from tests.support.disks import FileDisk, GoldenDisk, MemoryDisk, differences, image_from, lines_of
+from tests.support.hostile import counts, limited
 from tests.support.needs import need
 
 MIB = 1 << 20
@@ -316,9 +317,9 @@ def test_an_error_segment_is_damage_where_it_is() -> None:
         volume.read(MIB, 1)
 
 
-@pytest.mark.parametrize("mutations", [300])
+@pytest.mark.parametrize("mutations", counts(300, 2000))
 def test_mutated_metadata(mutations: int) -> None:
-    rng = random.Random(6)
+    rng = random.Random(mutations)
     text = group(
         linear("a", segment(0, 2, ("pv0", 1)), segment(2, 1, ("pv0", 4)))
         + linear("s", segment(0, 2, ("pv0", 0), ("pv0", 2))),
@@ -329,10 +330,12 @@ def test_mutated_metadata(mutations: int) -> None:
         for _ in range(rng.randint(1, 4)):
             at = rng.randrange(len(changed))
             changed[at : at + rng.randint(0, 2)] = rng.choice((b"{", b"}", b'"', b"9", b"[", b"=", b"\xff"))
-        for volume in found(physical(A, bytes(changed), size=8 * MIB)).values():
-            if volume.volume is not None:
-                with contextlib.suppress(DamageError):
-                    assert volume.volume.read(0, volume.size)
+        disk = physical(A, bytes(changed), size=8 * MIB)
+        with limited():
+            for volume in found(disk).values():
+                if volume.volume is not None:
+                    with contextlib.suppress(DamageError):
+                        assert volume.volume.read(0, volume.size)
 
 
 def test_parsed_text() -> None:
@@ -439,6 +442,25 @@ def test_a_thin_volume_with_an_origin() -> None:
 def test_hostile_trees(nodes: list[bytes]) -> None:
     with pytest.raises(DamageError):
         list(thin(*nodes).pieces(0, 40 * CHUNK))
+
+
+@pytest.mark.parametrize("mutations", counts(300, 2000))
+def test_mutated_trees(mutations: int) -> None:
+    """With checksums that are right, as a hostile disk has them."""
+    rng = random.Random(mutations)
+    read = 0
+    for _ in range(mutations):
+        nodes = [bytearray(node) for node in TREE]
+        for _ in range(rng.choice((1, 1, 3))):
+            changed = rng.choice(nodes)
+            start = rng.choice((4, 28, 28 + 252 * 8)) + rng.randrange(28)
+            changed[start] = rng.choice((0, 1, 2, 4, 255, rng.randrange(256)))
+            changed[:4] = struct.pack("<I", crc32c(bytes(changed[4:])) ^ 0xFFFFFFFF ^ 121107)
+        with limited(), contextlib.suppress(DamageError):
+            volume = thin(*map(bytes, nodes))
+            assert sum(piece.length for piece in volume.pieces(0, volume.size)) == volume.size
+            read += 1
+    assert 0 < read < mutations
 
 
 @pytest.mark.parametrize(

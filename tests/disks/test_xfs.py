@@ -24,7 +24,17 @@ from pbsfs.disks.xfs.overlay import Overlay
 from pbsfs.disks.xfs.reader import Xfs
 from pbsfs.disks.xfs.superblock import Superblock
 from tests.disks.xfs_logs import Written, parts
-from tests.support.disks import FileDisk, GoldenDisk, MemoryDisk, differences, fields_of, image_from, lines_of
+from tests.support.disks import (
+    FileDisk,
+    GoldenDisk,
+    MemoryDisk,
+    Patched,
+    differences,
+    fields_of,
+    image_from,
+    lines_of,
+)
+from tests.support.hostile import counts, limited
 from tests.support.needs import need
 
 VAR = 253_755_392
@@ -160,26 +170,6 @@ def test_what_mkfs_makes_is_read_in_every_form(made: tuple[Path, dict[bytes, dic
 
 
 # --- the log
-
-
-class Patched:
-    """A disk with changed bytes, by where they begin."""
-
-    def __init__(self, disk: Stream) -> None:
-        self._disk = disk
-        self.size = disk.size
-        self.changes: dict[int, bytes] = {}
-
-    def pread(self, offset: int, size: int) -> bytes:
-        data = bytearray(self._disk.pread(offset, size))
-        for start, change in self.changes.items():
-            first, last = max(start, offset), min(start + len(change), offset + size)
-            if first < last:
-                data[first - offset : last - offset] = change[first - start : last - start]
-        return bytes(data)
-
-    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        pass
 
 
 class Logged:
@@ -444,51 +434,77 @@ def mutate(disk: Patched, sectors: Sequence[int], some: random.Random) -> None:
         disk.changes[place] = bytes([some.choice((0, 1, 128, 255, some.randrange(256)))])
 
 
-HOSTILE = 30
-"""Mutations of each form of image."""
-
-
-def test_mutated_disks_raise_nothing_but_damage(made: tuple[Path, dict[bytes, dict[str, Any]]]) -> None:
+@pytest.mark.parametrize("count", counts(30, 260))
+def test_mutated_disks_raise_nothing_but_damage(
+    count: int, made: tuple[Path, dict[bytes, dict[str, Any]]]
+) -> None:
     """Where there are checksums, nothing wrong is shown either."""
     image, truth = made
     plain = FileDisk(image)
     disk = Patched(plain)
     sectors = metadata_of(disk)
     has_checksums = Superblock.of(disk.pread(0, 512)).has_checksums
-    some = random.Random(11)
+    some = random.Random(count)
     opened = 0
-    for _ in range(HOSTILE):
+    for _ in range(count):
         mutate(disk, sectors, some)
-        try:
+        with limited():
+            try:
+                xfs = Xfs(Disk(disk))
+            except DamageError:
+                continue
+            opened += 1
+            for path, found in everything(xfs, plain):
+                if has_checksums and isinstance(found, dict):
+                    assert {**found, "mt": 0} == {**truth[path], "mt": 0}
+    assert opened > count // 2
+
+
+@pytest.mark.parametrize("count", counts(50, 1000))
+def test_mutated_changes_in_a_log_raise_nothing_but_damage(count: int, logged: Logged) -> None:
+    """A log without checksums, so that all that is changed in it counts."""
+    place = logged.target()
+    first = logged.written.at
+    for number in range(8):
+        logged.add(logged.mode(b"file-1", REGULAR | number), logged.buffer(place, bytes([number]) * 128))
+        logged.add(logged.mode(b"file-70000", REGULAR | number))
+    logged.add(logged.buffer(place, b"", flags=2), logged.mode(b"names-60", stat.S_IFDIR | 0o700))
+    logged.opened()
+    disk = Patched(logged.disk)
+    start = logged.superblock.offset_of(logged.superblock.log_start) // 512
+    some = random.Random(count)
+    replayed = 0
+    for _ in range(count):
+        mutate(disk, range(start + first, start + logged.written.at), some)
+        with limited():
             xfs = Xfs(Disk(disk))
-        except DamageError:
-            continue
-        opened += 1
-        for path, found in everything(xfs, plain):
-            if has_checksums and isinstance(found, dict):
-                assert {**found, "mt": 0} == {**truth[path], "mt": 0}
-    assert opened > HOSTILE // 2
+            replayed += xfs.facts()["journal"].startswith("replayed")
+            for _ in everything(xfs, disk):
+                pass
+    assert 0 < replayed < count
 
 
 @pytest.mark.golden
-def test_mutated_logs_raise_nothing_but_damage() -> None:
+@pytest.mark.parametrize("count", [150])
+def test_mutated_logs_raise_nothing_but_damage(count: int) -> None:
     golden = GoldenDisk(322, "drive-virtio2")
-    kept = functools.lru_cache(4096)(golden.pread)
 
     class Kept(Patched):
+        @functools.lru_cache(8192)  # noqa: B019 - it is one
         def pread(self, offset: int, size: int) -> bytes:
-            return super().pread(offset, size) if self.changes else kept(offset, size)
+            return super().pread(offset, size)
 
-    disk = Kept(golden)
+    disk = Patched(Kept(golden))
     superblock = Superblock.of(disk.pread(0, 512))
     start = superblock.offset_of(superblock.log_start) // 512
     some = random.Random(13)
-    for _ in range(15):
+    for _ in range(count):
         mutate(disk, range(start, start + 2400), some)
-        xfs = Xfs(Disk(disk))
-        assert xfs.facts()["journal"]
-        for _ in xfs.walk(xfs.root):
-            pass
+        with limited():
+            xfs = Xfs(Disk(disk))
+            assert xfs.facts()["journal"]
+            for _ in xfs.walk(xfs.root):
+                pass
 
 
 def test_a_disk_that_is_cut_off_is_damaged_where_it_is_cut(

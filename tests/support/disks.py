@@ -84,6 +84,26 @@ class MemoryDisk:
         pass
 
 
+class Patched:
+    """A disk with changed bytes, by where they begin."""
+
+    def __init__(self, disk: Stream) -> None:
+        self._disk = disk
+        self.size = disk.size
+        self.changes: dict[int, bytes] = {}
+
+    def pread(self, offset: int, size: int) -> bytes:
+        data = bytearray(self._disk.pread(offset, size))
+        for start, change in self.changes.items():
+            first, last = max(start, offset), min(start + len(change), offset + size)
+            if first < last:
+                data[first - offset : last - offset] = change[first - start : last - start]
+        return bytes(data)
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        pass
+
+
 def lines_of(name: str) -> dict[bytes, dict[str, Any]]:
     """The truth of a volume, `server.root`, by path; the root's is empty."""
     found = map(json.loads, (FILES / "truth" / f"{name}.jl").read_text().splitlines())
