@@ -36,8 +36,8 @@ SECRETS = ("password", "key-password")
 class Profile:
     """What a configuration file says under a name. `file`: the one that has it.
 
-    `options`: the source. `cache_size`, `refresh` (seconds) and `mount_options` are for mounts; None or empty
-    where the file does not say.
+    `options`: the source. `cache_size` is for mounts and nbd, `refresh` (seconds) and `mount_options` for
+    mounts; None or empty where the file does not say.
     """
 
     name: str

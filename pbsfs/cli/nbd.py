@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from pbsfs.access.config import configure
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import UsageError
@@ -19,7 +20,8 @@ from pbsfs.cli.options import (
     FilePath,
     PassingOn,
     damage_option,
-    described,
+    described_by,
+    environment,
     passed_on,
     run_on_described,
     source_options,
@@ -30,6 +32,7 @@ from pbsfs.nbd.naming import choose
 from pbsfs.nbd.parameters import filters_of
 from pbsfs.nbd.serving import serving
 from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 from pbsfs.tree import Directory, Tree
 
 _ADDRESSES = ("--unix", "--ipaddr", "--ip-addr", "--single", "--stdin", "--vsock")
@@ -54,9 +57,7 @@ _TAKEN = ("-U", "-p", "-i", "-s")
     help="Listen on TCP, at this address; :PORT is a port of loopback (default: a private Unix socket).",
 )
 @click.option("--run", metavar="COMMAND", help="Serve while this shell command runs; $uri holds the URI.")
-@click.option(
-    "--cache-size", metavar="SIZE", default="256M", show_default=True, help="Memory for decoded chunks."
-)
+@click.option("--cache-size", metavar="SIZE", help="Keep decoded chunks in this much memory (default: 256M).")
 @damage_option
 @source_options
 def command(
@@ -66,7 +67,7 @@ def command(
     socket: Path | None,
     listen: str | None,
     run: str | None,
-    cache_size: str,
+    cache_size: str | None,
     on_damage: ZeroedRanges | None,
     source: SourceOptions,
 ) -> None:
@@ -101,8 +102,11 @@ def command(
     with ExitStack() as stack:
         address = _address(socket, listen, stack)
         nbdkit = launch.find_nbdkit()
-        cache = parse_cache_size(cache_size)
-        description = described(source, reads_much=True)
+        configured = configure(source, environment())
+        if cache_size is None and configured.profile is not None:
+            cache_size = configured.profile.cache_size
+        cache = DEFAULT_CACHE_SIZE if cache_size is None else parse_cache_size(cache_size)
+        description = described_by(configured, reads_much=True)
         served, has_many = run_on_described(find, description)
         child = stack.enter_context(
             serving(

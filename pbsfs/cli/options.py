@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from pbsfs.access.config import configure
+from pbsfs.access.config import Configured, configure
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.resolve import describe
 from pbsfs.access.terminal import Terminal
@@ -221,7 +221,11 @@ def run_on_tree(
 
 def described(source: SourceOptions, *, reads_much: bool) -> Description:
     """The source that the options name. `reads_much`: as for `run_on_tree`."""
-    configured = configure(source, environment())
+    return described_by(configure(source, environment()), reads_much=reads_much)
+
+
+def described_by(configured: Configured, *, reads_much: bool) -> Description:
+    """The same, where the caller has put a profile's settings into the options."""
     resolved = resolve(configured.options, configured.environment)
     return describe(resolved, configured.environment, find_terminal(), ask_for_default=reads_much)
 

@@ -19,6 +19,7 @@ from pbsfs.access.config import configure
 from pbsfs.access.credentials import MAX_SECRET, PASSWORD_VARIABLE, names_secret
 from pbsfs.access.description import Description
 from pbsfs.access.options import SourceOptions, resolve
+from pbsfs.access.profiles import Profile
 from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import UsageError
@@ -99,26 +100,30 @@ class Parameters:
         """The settings. Raises UsageError, KeyFileError, PasswordError, and the errors of the description."""
         given = self._given
         path, missing = self._path()
-        cache_size = parse_cache_size(given["cache_size"]) if "cache_size" in given else DEFAULT_CACHE_SIZE
+        if "cache_size" in given:
+            parse_cache_size(given["cache_size"])  # before anything that may ask the server
         on_damage = given.get("on_damage", "fail")
         if on_damage not in ("fail", "zero"):
             raise UsageError(f"on_damage={on_damage}: unknown; use fail or zero")
+        source, profile = self._source()
+        cache_size = given.get("cache_size", None if profile is None else profile.cache_size)
         return Settings(
-            source=self._source(),
+            source=source,
             path=path,
             missing=missing,
-            cache_size=cache_size,
+            cache_size=DEFAULT_CACHE_SIZE if cache_size is None else parse_cache_size(cache_size),
             zeroed=ZeroedRanges() if on_damage == "zero" else None,
             ready_fd=self._whole("ready_fd", 0, 1 << 20),
             filters=self._filters,
             nbd_connections=self._whole("nbd_connections", 1, MAX_NBD_CONNECTIONS) or DEFAULT_NBD_CONNECTIONS,
         )
 
-    def _source(self) -> Description:
-        """The source that `pbsfs nbd` handed over, otherwise the one that parameters and environment name."""
+    def _source(self) -> tuple[Description, Profile | None]:
+        """The source that `pbsfs nbd` handed over, otherwise the one that parameters, environment or a
+        profile name; and that profile."""
         fd = self._whole("source_fd", 0, 1 << 20)
         if fd is not None:
-            return Description.taken_over(fd)
+            return Description.taken_over(fd), None
         given = self._given
         options = SourceOptions(
             repository=given.get("repo") or None,
@@ -137,7 +142,7 @@ class Parameters:
         configured = configure(options, self._environment, _parameter)
         options = resolve(configured.options, configured.environment, _parameter)
         secret = self._secret(options, configured.environment)
-        return describe(options, configured.environment, None, secret=secret)
+        return describe(options, configured.environment, None, secret=secret), configured.profile
 
     def _path(self) -> tuple[str, str | None]:
         """The path in the tree, and the parameter that is missing if one image is meant."""

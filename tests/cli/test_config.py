@@ -11,7 +11,7 @@ import pytest
 
 from pbsfs.fuse.mountpoint import mounted_at
 from tests.support.mounts import cleaned_up
-from tests.support.needs import need_fuse
+from tests.support.needs import need, need_fuse
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.server import ReferenceServer
 from tests.support.serving import SECRET, TOKEN, serving
@@ -108,6 +108,19 @@ def test_a_name_that_is_not_a_profile_is_refused(stocked: Stocked, user: User) -
     error_of(pbsfs("diff", "default:vm/100", "vm/100", env=user.env()), 2)
     done = pbsfs("ls", "--datastore-dir", stocked.path, "default:vm/100", env=user.env())
     assert "there is no 'default:vm'" in error_of(done, 3)
+
+
+def test_nbd_serves_an_image_of_a_profile(server: ReferenceServer, stocked: Stocked, user: User) -> None:
+    need("nbdkit", "nbdcopy")
+    user.write(of_server(server, more='cache-size = "64M"'))
+    look = 'cat /proc/[0-9]*/cmdline 2>/dev/null | tr "\\0" "\\n"'
+    command = f'nbdcopy "$uri" copy && {look}'
+    shown = output_of(PBSFS, "nbd", f"home:{IMAGE}", "--run", command, env=user.env(), cwd=user.home)
+    assert f"cache_size={64 << 20}" in shown.splitlines()
+    assert (user.home / "copy").read_bytes() == stocked.contents[IMAGE]
+    assert SECRET not in shown
+    user.write(of_server(server, more='cache-size = "1M"'))
+    assert "cache of 1M is too small" in error_of(pbsfs("nbd", f"home:{IMAGE}", env=user.env()), 2)
 
 
 def test_no_password_goes_to_a_server_that_it_is_not_for(

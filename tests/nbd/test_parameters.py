@@ -78,12 +78,14 @@ def test_a_profile_names_the_source_with_its_password_and_keys(told: Tells, tmp_
     (file := tmp_path / ".config" / "pbsfs" / "config.toml").parent.mkdir(parents=True)
     file.write_text(
         f'[profiles.home]\nrepository = "{REPOSITORY}"\nfingerprint = "{FINGERPRINT}"\n'
-        f'namespace = "prod"\npassword = {{ file = "{secret}" }}\n'
+        f'namespace = "prod"\ncache-size = "64M"\npassword = {{ file = "{secret}" }}\n'
     )
     for settings in (told("profile=home"), told(PBSFS_PROFILE="home")):
         assert str(server_of(settings).repository) == CANONICAL
         assert password_of(settings) == PASSWORD
         assert settings.source.namespace == Namespace(("prod",))
+        assert settings.cache_size == 64 << 20
+    assert told("profile=home", "cache_size=128M").cache_size == 128 << 20
     with pytest.raises(UsageError, match=r"^profile= and repo(sitory)?= exclude each other"):
         told("profile=home", f"repo={REPOSITORY}")
 
