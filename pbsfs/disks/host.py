@@ -56,7 +56,7 @@ _NAME = 1 << 10
 
 _guard = threading.Lock()
 _started: weakref.WeakSet[Parser] = weakref.WeakSet()
-"""The parsers that have started a process."""
+"""The parsers that have started a process at some time."""
 
 
 class ParserError(SourceError):
@@ -101,6 +101,7 @@ class Parser:
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._damage: set[str] = set()  # of the disks, met since `volumes` was called
         self._is_closed = False
+        self._has_place = False  # among those that run or are about to
         self._last_used = 0.0
 
     def volumes(self) -> list[VolumeInfo]:
@@ -271,6 +272,7 @@ class Parser:
                 )
             except BaseException:
                 ours.close()
+                self._has_place = False
                 raise
         ours.settimeout(SILENT)
         self._sock = ours
@@ -279,20 +281,24 @@ class Parser:
         return ours
 
     def _make_room(self) -> None:
-        """Ends idle processes, as far as there are too many with this one, which is about to start."""
+        """Takes a place for this process, which is about to start. Ends idle ones, the least recently used
+        first, as far as there are too many with it."""
         with _guard:
-            running = [parser for parser in _started if parser is not self and parser._process is not None]
-            running.sort(key=lambda parser: parser._last_used)
-            for parser in running[: max(0, len(running) + 1 - MOST_PROCESSES)]:
-                if parser._lock.acquire(blocking=False):
+            others = [parser for parser in _started if parser is not self and parser._has_place]
+            surplus = len(others) + 1 - MOST_PROCESSES
+            for parser in sorted(others, key=lambda parser: parser._last_used):
+                if surplus > 0 and parser._lock.acquire(blocking=False):
                     try:
                         parser._end()
                     finally:
                         parser._lock.release()
+                    surplus -= 1
+            self._has_place = True
             _started.add(self)
 
     def _end(self) -> int | None:
         """Ends the process, if it has not. Returns its status."""
+        self._has_place = False
         if self._sock is not None:
             self._sock.close()
             self._sock = None

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from pbsfs.disks.host import MOST_PROCESSES
 from pbsfs.formats.index import FixedIndex
+from pbsfs.reader.reader import open_reader
+from pbsfs.sources.directory.source import DirectorySource
+from pbsfs.tasks.find import Condition, Match, Search
 from pbsfs.testing.writer import DatastoreWriter
+from pbsfs.tree import Tree
 from tests.support import made
 from tests.support.disks import ext4_of, partitioned
 from tests.support.program import PBSFS, output_of, pbsfs
@@ -135,3 +144,40 @@ def test_what_cannot_be_read_is_not_taken_for_absent(store: Path, tmp_path: Path
 def test_verify_counts_each_file_of_a_disk_once(store: Path) -> None:
     report = rows_of(store, "verify", NIGHTS[0])
     assert (report["files"], report["damaged"]) == (2, [])  # the volume, and the manifest
+
+
+def test_find_over_many_nights_runs_few_processes_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = ext4_of(tree(tmp_path / "tree", {"etc/fstab": FSTAB}), tmp_path / "image", size=4 << 20)
+    writer = DatastoreWriter(tmp_path / "store")
+    nights = MOST_PROCESSES + 4
+    for night in range(nights):
+        snapshot = made.snapshot(time=made.TIME + night * made.DAY)
+        writer.add_snapshot(snapshot, {"drive-scsi0.img.fidx": image})
+    started: list[subprocess.Popen[bytes]] = []
+    at_once = 0
+    start = subprocess.Popen
+
+    def starting(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        nonlocal at_once
+        started.append(start(*arguments, **options))
+        at_once = max(at_once, sum(process.poll() is None for process in started))
+        return started[-1]
+
+    monkeypatch.setattr("pbsfs.disks.host.subprocess.Popen", starting)
+    matches: list[Match] = []
+
+    async def find() -> None:
+        async with open_reader(DirectorySource(writer.path)) as reader:
+            shown = Tree(reader, files=True)
+            search = Search(Condition(names=(re.compile(b"fstab"),)))
+            await search.run([await shown.find("files/vm")], matches.extend)
+            assert search.failed == []
+
+    trio.run(find)
+    gc.collect()
+    assert len(matches) == nights
+    assert at_once <= MOST_PROCESSES
+    assert len(started) == nights
+    assert all(process.returncode is not None for process in started)

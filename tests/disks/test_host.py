@@ -158,6 +158,10 @@ def test_few_processes_run_at_once() -> None:
         assert [parser._process is None for parser in made] == [True] * 2 + [False] * MOST_PROCESSES
         assert is_luks(made[0].volumes())
         assert sum(parser._process is not None for parser in made) == MOST_PROCESSES
+        with made[3]._lock:  # the least recently used one is busy, so another one ends
+            assert is_luks(made[1].volumes())
+            assert made[3]._process is not None
+        assert sum(parser._process is not None for parser in made) == MOST_PROCESSES
 
 
 _SAY = """
