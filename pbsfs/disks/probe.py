@@ -42,6 +42,7 @@ OPENERS: Mapping[str, Opener] = MappingProxyType(
 """By kind: the file systems that pbsfs reads."""
 
 ELSEWHERE = "'pbsfs nbd' serves the disk to programs that can read it"
+UNLOCK = "'pbsfs nbd' serves the disk, and cryptsetup-open of guestfish unlocks it (see docs/nbd.md)"
 """What to do about a volume that pbsfs does not read."""
 
 KINDS = MappingProxyType(
@@ -323,9 +324,9 @@ def _told(found: Found) -> Found:
     if found.problem is not None or found.kind in OPENERS:
         return found
     if found.kind == "luks":
-        problem = "encrypted with LUKS; 'pbsfs nbd' serves the disk to programs that can unlock it"
+        problem = f"encrypted with LUKS; {UNLOCK}"
     elif found.kind == "bitlocker":
-        problem = "encrypted with BitLocker; 'pbsfs nbd' serves the disk to programs that can unlock it"
+        problem = f"encrypted with BitLocker; {UNLOCK}"
     elif found.kind == "unknown":
         problem = f"no known file system; {ELSEWHERE}"
     else:

@@ -91,7 +91,10 @@ def test_a_windows_disk_with_an_extended_partition() -> None:
         ("sata0-p7", "luks", 81920 * 512, "f279220e-07"),
     ]
     assert volumes[4].problem is not None
-    assert volumes[4].problem.startswith("encrypted with LUKS; 'pbsfs nbd' serves the disk")
+    assert volumes[4].problem == (
+        "encrypted with LUKS; 'pbsfs nbd' serves the disk, "
+        "and cryptsetup-open of guestfish unlocks it (see docs/nbd.md)"
+    )
     with pytest.raises(DamageError, match="sata0-p7: encrypted with LUKS"):
         volumes[4].open()
 
