@@ -48,7 +48,7 @@ from pbsfs.tree import (
     Stat,
     Tree,
 )
-from pbsfs.tree.node import DIRECTORY_MODE
+from pbsfs.tree.node import DIRECTORY_MODE, XATTR_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -349,7 +349,7 @@ class Operations(pyfuse3.Operations):
         wanted = os.fsdecode(name)
         if wanted in self._own_attributes:
             return self._own_attributes[wanted]
-        if (value := (await self.inodes[inode].node.xattrs()).get(name)) is not None:
+        if (value := await self.inodes[inode].node.xattr(name)) is not None:
             return value
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
@@ -359,6 +359,7 @@ class Operations(pyfuse3.Operations):
         return (
             isinstance(node, ContentsNode)
             and node.known_to_have_no_xattrs
+            and not name.startswith(XATTR_PREFIX)
             and os.fsdecode(name) not in self._own_attributes
         )
 

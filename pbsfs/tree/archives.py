@@ -25,7 +25,7 @@ from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.sources.base import FileInfo
 from pbsfs.sources.retry import SharedTry
 from pbsfs.tree.files import known_facts, snapshot_facts
-from pbsfs.tree.node import NAME_SIZE, Directory, Link, Listing, Node, Stat, nanoseconds
+from pbsfs.tree.node import NAME_SIZE, XATTR_PREFIX, Directory, Link, Listing, Node, Stat, nanoseconds
 
 if TYPE_CHECKING:
     from pbsfs.tree.snapshots import SnapshotDirectory
@@ -126,6 +126,16 @@ class ContentsNode(Node):
         entry = await self.learn()
         with _naming(self):
             return await self.inside.xattrs_of(entry)
+
+    async def xattr(self, name: bytes) -> bytes | None:
+        """The value of one: stored with the entry, or, of a root, a fact of the archive or volume.
+
+        Facts are not listed, so that programs do not copy them. Raises like `learn`.
+        """
+        if (value := (await self.xattrs()).get(name)) is not None:
+            return value
+        facts = self.inside is self and name.startswith(XATTR_PREFIX)
+        return (await self.fact_xattrs()).get(name) if facts else None
 
     @property
     def known_to_have_no_xattrs(self) -> bool:

@@ -178,6 +178,14 @@ class Node(abc.ABC):
 
     async def xattrs(self) -> dict[bytes, bytes]:
         """The extended attributes: the facts, or for an entry of an archive what is stored with it."""
+        return await self.fact_xattrs()
+
+    async def xattr(self, name: bytes) -> bytes | None:
+        """The value of one of them; None where there is none of that name."""
+        return (await self.xattrs()).get(name)
+
+    async def fact_xattrs(self) -> dict[bytes, bytes]:
+        """The facts as extended attributes."""
         facts = await self.facts()
         return {XATTR_PREFIX + name.encode(): value.encode(errors="replace") for name, value in facts.items()}
 

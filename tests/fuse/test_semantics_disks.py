@@ -79,6 +79,19 @@ def test_open_journals_are_applied(mount: Mount) -> None:
         assert content == b"A" * 1024 + b"n" * 1024 + b"C" * 1024 + b"D" * 1024
 
 
+def test_volumes_have_attributes_that_are_not_listed(mount: Mount) -> None:
+    with mount() as found:
+        volume = found / f"{SNAPSHOT}/scsi0-p1"
+        told = {name: os.getxattr(volume, f"user.pbs.{name}") for name in ("file_system", "journal", "size")}
+        assert told["file_system"] in (b"ext3", b"ext4")
+        assert told["journal"].startswith(b"replayed: ")
+        assert int(told["size"]) > 0
+        assert not [name for name in os.listxattr(volume) if name.startswith("user.pbs.")]
+        for path, name in ((volume, "other"), (volume / "etc", "file_system"), (volume / "file", "size")):
+            with pytest.raises(OSError, match="No data available"):
+                os.getxattr(path, f"user.pbs.{name}")
+
+
 def test_a_disk_whose_table_is_damaged_cannot_be_entered(mount: Mount, tmp_path: Path) -> None:
     (path,) = (tmp_path / "store").glob("vm/100/*/drive-scsi0.img.fidx")
     digest = FixedIndex(path.read_bytes()).digest(0).hex()
