@@ -465,8 +465,36 @@ def test_an_owner_that_no_system_has_is_counted(tmp_path: Path) -> None:
     need_root("restore owners")
     root = directory(b"", file(b"f", uid=NOBODY, gid=5), file(b"g", uid=5, gid=NOBODY))
     _result, unset = restored(write(root, split=True), tmp_path / "out")
-    assert unset.counts == {Part.OWNER: 2}
+    assert unset.counts == {Part.NO_OWNER: 2}
+    assert str(unset) == (
+        "could not restore the owner or group 4294967295 of 2 entries: not a valid user or group; "
+        "no system has it: pbsfs leaves it out, set another with chown"
+    )
     assert (tmp_path / "out/f").stat().st_gid == 5
+    assert (tmp_path / "out/g").stat().st_uid == 5
+
+
+def test_a_time_that_the_file_system_cannot_hold_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does on ext4 with small inodes: it takes the nearest time, without an error."""
+    latest, real = (1 << 31) - 1, os.utime
+
+    def clamped(place: int | bytes, ns: tuple[int, int], **given: Any) -> None:
+        nearest = min(ns[1], latest * 10**9) // 10**9 * 10**9
+        real(place, ns=(nearest, nearest), **given)
+
+    monkeypatch.setattr("pbsfs.tasks.extract.attributes.os.utime", clamped)
+    times = {b"now": 1_700_000_000_123_456_789, b"last": latest * 10**9 + 5, b"far": (latest + 9) * 10**9}
+    link = Node(b"link", stat.S_IFLNK | 0o777, target=b"x", mtime_ns=(latest + 9) * 10**9)
+    files = [file(name, mtime_ns=time, uid=os.getuid(), gid=os.getgid()) for name, time in times.items()]
+    _result, unset = restored(write(mine(directory(b"", *files, link)), split=True), tmp_path / "out")
+    assert unset.counts == {Part.CUT_TIME: 2}
+    assert str(unset).startswith(
+        "could not restore the time of 2 entries, which have the nearest time that fits: "
+        "the file system cannot hold it; "
+    )
+    assert (tmp_path / "out/far").stat().st_mtime == latest
 
 
 def test_programs_get_no_rights_of_another_owner(tmp_path: Path) -> None:

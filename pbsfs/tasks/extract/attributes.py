@@ -7,7 +7,6 @@ times last. Synchronous; one thread uses an `Attributes`.
 from __future__ import annotations
 
 import enum
-import errno
 import os
 import stat as stat_bits
 from collections import Counter
@@ -24,6 +23,15 @@ _ACLS = (_ACCESS_ACL, _DEFAULT_ACL)
 _NOBODY = 0xFFFF_FFFF
 """The user and group that chown(2) takes for "leave it"."""
 
+_LEAVE = -1
+
+_SAFE_TIMES = 400_000_000 * 10**9, (1 << 31) * 10**9
+"""Every file system can hold the times from the first to before the second, in ns since the epoch. FAT begins
+in 1980; ext4 with small inodes and XFS without bigtime end in 2038."""
+
+_COARSEST = 2 * 10**9
+"""Nanoseconds of the coarsest times that a file system has: a time that differs by less was only rounded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -39,12 +47,20 @@ class Part(enum.Enum):
     """What may not be possible to restore: as a sentence says it of a number, and what to do."""
 
     OWNER = "the owner of {} entries", "restore as root, or add --ignore-ownership"
+    NO_OWNER = (
+        f"the owner or group {_NOBODY} of {{}} entries",
+        "no system has it: pbsfs leaves it out, set another with chown",
+    )
     SET_ID = "{} set-user-ID and set-group-ID bits", "the files belong to another user or group than stored"
     MODE = "the mode of {} entries", "restore to another file system, or add --ignore-permissions"
     XATTR = "{} extended attributes", "restore as root, to a file system with them, or add --ignore-xattrs"
     CAPABILITY = "the capabilities of {} files", "restore as root, or add --ignore-xattrs"
     ACL = "{} access control lists", "restore to a file system with them, or add --ignore-acls"
     TIME = "the time of {} entries", "restore to another file system"
+    CUT_TIME = (
+        "the time of {} entries, which have the nearest time that fits",
+        "restore to a file system with a larger range of times",
+    )
     DEVICE = "{} devices, FIFOs and sockets", "restore as root, to a file system with them"
     LINK = "{} symbolic links", "restore to a file system with them"
     HARD_LINK = "{} hard links, which are copies now", "restore to a file system with them"
@@ -119,20 +135,26 @@ class Attributes:
                         os.setxattr(place, name, xattrs[name])
         with unset.noting(Part.TIME):
             os.utime(place, ns=(entry.mtime_ns, entry.mtime_ns))
+            if not _SAFE_TIMES[0] <= entry.mtime_ns < _SAFE_TIMES[1]:
+                found = os.stat(place).st_mtime_ns
+                if abs(found - entry.mtime_ns) >= _COARSEST:
+                    unset.add(Part.CUT_TIME, "the file system cannot hold it")
 
     def _set_owner(self, place: int | bytes, entry: Entry) -> bool:
         """Whether the owner is as stored. The group alone is set where the user may do only that."""
+        uid, gid = (_LEAVE if number == _NOBODY else number for number in (entry.uid, entry.gid))
+        is_valid = _LEAVE not in (uid, gid)
+        if not is_valid:
+            self.unset.add(Part.NO_OWNER, "not a valid user or group")
         try:
-            if _NOBODY in (entry.uid, entry.gid):
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            os.chown(place, entry.uid, entry.gid)
+            os.chown(place, uid, gid)
         except OSError as error:
-            self.unset.add(Part.OWNER, error)
-            if entry.gid != _NOBODY:
-                with suppress(OSError):
-                    os.chown(place, -1, entry.gid)
+            if is_valid:
+                self.unset.add(Part.OWNER, error)
+            with suppress(OSError):
+                os.chown(place, _LEAVE, gid)
             return False
-        return True
+        return is_valid
 
     def _mode(self, place: int | bytes, entry: Entry, has_owner: bool | None) -> int:
         """The permissions to set.
