@@ -114,12 +114,16 @@ def _those_in(path: Path, password: Secret | None) -> list[Key]:
     try:
         keys, unusable = _usual(_in_directory(path), password)
     except OSError as error:
-        raise KeyFileError(f"key directory {path}: {error.strerror}") from None
+        raise KeyFileError(
+            f"key directory {path}: {error.strerror}; name a directory that you may read"
+        ) from None
     if keys:
         return keys
     if unusable:
         raise unusable[0]
-    raise KeyFileError(f"key directory {path}: there is no key file in it ({', '.join(_SUFFIXES)})")
+    raise KeyFileError(
+        f"key directory {path}: there is no key file in it; name one (*{', *'.join(_SUFFIXES)})"
+    )
 
 
 def _in_directory(path: Path) -> list[Path]:
@@ -154,7 +158,7 @@ def _read(path: Path, *, only_regular: bool = False) -> bytes:
                 raise KeyFileError(f"key file {path}: not a regular file")
             return file.read(MAX_KEY_FILE_SIZE + 1)
     except OSError as error:
-        raise KeyFileError(f"key file {path}: {error.strerror}") from None
+        raise KeyFileError(f"key file {path}: {error.strerror}; name a file that you may read") from None
 
 
 def _parse(path: Path, text: bytes) -> KeyFile:

@@ -349,7 +349,10 @@ def test_a_named_directory_without_a_usable_key_is_an_error(config_home: Path, t
     (place := tmp_path / "keys").mkdir()
     with pytest.raises(KeyFileError) as caught:
         read(config_home, stored(tmp_path / "good"), place)
-    assert str(caught.value) == f"key directory {place}: there is no key file in it (.json, .enc, .key)"
+    assert (
+        str(caught.value)
+        == f"key directory {place}: there is no key file in it; name one (*.json, *.enc, *.key)"
+    )
     stored(place / "a.json", KEY, "scrypt")
     with pytest.raises(PasswordError, match=r"a\.json: it needs a password; set PBS_ENCRYPTION_PASSWORD"):
         read(config_home, place)

@@ -239,9 +239,9 @@ def test_a_key_file_that_is_none_is_status_19(kept: Kept, told: Told, tmp_path: 
     (empty := tmp_path / "empty").mkdir()
     (other := tmp_path / "other").write_text("-----BEGIN PRIVATE KEY-----\n")
     for path, reason in (
-        (tmp_path / "none", "No such file or directory"),
+        (tmp_path / "none", "No such file or directory; name a file that you may read"),
         (other, "not a key file"),
-        (empty, "there is no key file in it"),
+        (empty, "there is no key file in it; name one (*"),
     ):
         line = refusal(kept, 19, "ls", "--keyfile", path, env=told())
         assert str(path) in line

@@ -91,7 +91,11 @@ def test_what_does_not_exist_is_status_3_and_tells_what_does(stocked: Stocked) -
 
 
 def test_a_source_that_cannot_be_read_is_status_4(tmp_path: Path) -> None:
-    assert "No such file" in error_of(pbsfs("ls", "--datastore-dir", tmp_path / "none"), 4)
+    missing = tmp_path / "none"
+    assert error_of(pbsfs("ls", "--datastore-dir", missing), 4) == (
+        f"cannot read datastore {missing}: No such file or directory; "
+        "check the name, and that the disk with the datastore is mounted"
+    )
     assert "is not a datastore" in error_of(pbsfs("ls", "--datastore-dir", tmp_path), 4)
 
 

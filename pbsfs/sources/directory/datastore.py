@@ -7,6 +7,7 @@ threads; everything blocks, and nothing changes after construction.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from itertools import islice
@@ -23,6 +24,17 @@ from pbsfs.sources.layout import Steps
 
 _MOST_LOOKED_AT = 1000
 """Entries of a directory that is not a datastore in which `Datastore` looks for one."""
+
+
+_ACTIONS = {
+    errno.ENOENT: "; check the name, and that the disk with the datastore is mounted",
+    errno.EACCES: "; run pbsfs as a user who may read it, as root or backup",
+    errno.EPERM: "; run pbsfs as a user who may read it, as root or backup",
+    errno.EIO: "; look for the reason in the kernel's log",
+    errno.ENOTCONN: "; unmount that file system, and mount it again",
+    errno.ESTALE: "; unmount that file system, and mount it again",
+}
+"""What to do where the directory can't be read."""
 
 
 class Datastore:
@@ -54,7 +66,9 @@ class Datastore:
                 return
             kind = os.stat(self.path)
         except OSError as error:
-            raise SourceError(f"cannot read datastore {self.path}: {error.strerror}") from None
+            raise SourceError(
+                f"cannot read datastore {self.path}: {error.strerror}{_ACTIONS.get(error.errno or 0, '')}"
+            ) from None
         if not stat.S_ISDIR(kind.st_mode):
             raise SourceError(f"{self.path} is not a directory: name the datastore's directory")
         if has_chunks:

@@ -204,7 +204,15 @@ def _dial(
             continue
         return plain, round_trip
     assert failure is not None  # getaddrinfo gives at least one address
+    advice = advice or _advice(failure)
     raise ConnectError(f"cannot connect to {address}: {_words(failure, limits)}{advice}") from None
+
+
+def _advice(error: OSError) -> str:
+    """What to check when a connection to a server fails, for its error."""
+    if isinstance(error, ConnectionRefusedError):
+        return "; nothing listens there: check the host and port, and that proxmox-backup-proxy runs on it"
+    return "; check the host and port, the network, and the firewalls between"
 
 
 def _unverified() -> ssl.SSLContext:

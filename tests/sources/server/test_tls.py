@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import select
 import socket
 import ssl
@@ -269,6 +271,22 @@ def test_a_connection_that_was_lost_before_the_handshake_is_never_taken_for_a_ve
         assert caught.value.retryable
 
 
+NOTHING_LISTENS = "; nothing listens there: check the host and port, and that proxmox-backup-proxy runs on it"
+
+
+def test_an_address_that_does_not_answer_leads_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(_self: socket.socket, _place: object) -> None:
+        raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    with pytest.raises(ConnectError) as caught:
+        connect(Repository("u@pam", None, "127.0.0.1", 9, "store"), Trust())
+    assert str(caught.value) == (
+        "cannot connect to 127.0.0.1:9: No route to host; "
+        "check the host and port, the network, and the firewalls between"
+    )
+
+
 def test_a_closed_port_says_so() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -284,8 +302,8 @@ def test_a_closed_port_says_so() -> None:
     ("port", "store", "hint"),
     [
         (8007, "18007", "; if 18007 is the port, write u@pam@127.0.0.1:18007:DATASTORE"),
-        (8007, "store", ""),
-        (8008, "18007", ""),
+        (8007, "store", NOTHING_LISTENS),
+        (8008, "18007", NOTHING_LISTENS),
     ],
 )
 def test_a_closed_port_leads_to_the_one_that_may_be_meant(
