@@ -2,12 +2,14 @@
 
 A physical volume of LVM with three logical volumes: `root`, an ext4 with many small files; `data`, an ext4
 with large ones; and, where this user may mount a loop device, `var`, an XFS with the files of `root`, copied
-while it is mounted, so that its log is open. Each stays beside the datastore as an image of its own.
+while it is mounted and some files change, so that its log is open. Each stays beside the datastore as an
+image of its own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -25,7 +27,7 @@ from pbsfs.base.names import ROOT_NAMESPACE, Group, Snapshot
 from pbsfs.formats.index import FixedIndex
 from pbsfs.testing.writer import DatastoreWriter
 
-VERSION = "1"
+VERSION = "2"
 """Of what is made: data of another version is made anew."""
 
 SNAPSHOT = Snapshot(Group(ROOT_NAMESPACE, "vm", "300"), TIME)
@@ -181,7 +183,15 @@ def _make_xfs(place: Path, tree: Path, size: int) -> bool:
         run(["mkfs.xfs", "-q", live])
         with _mounted(live) as inside:
             run(["cp", "-a", f"{tree}/.", inside])
-            run(["sync", "-f", inside])  # writes the log, and leaves it open
+        with _mounted(live) as inside:  # from here on, changes are in the log alone
+            late = [inside / f"etc/late{number}" for number in range(200)]
+            for path in late:
+                with path.open("wb") as file:
+                    file.write(b"late")
+                    os.fsync(file)
+            for path in late:
+                path.unlink()
+            run(["sync", "-f", inside])
             run(["cp", "--sparse=always", live, image])
     except BenchError:
         image.unlink(missing_ok=True)
