@@ -18,8 +18,8 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import distribution
 from pathlib import Path
 
 import manual
@@ -83,7 +83,7 @@ def files() -> dict[str, tuple[bytes, int]]:
         **dict(_copied()),
         **dict(_programs()),
         **{
-            f"usr/share/man/man1/{name}.1.gz": (gzip.compress(page.encode(), mtime=0), 0o644)
+            f"usr/share/man/{name}.gz": (gzip.compress(page.encode(), mtime=0), 0o644)
             for name, page in manual.pages().items()
         },
         **{path: (_completion(shell), 0o644) for shell, path in COMPLETIONS.items()},
@@ -130,10 +130,12 @@ def _copied() -> Iterator[tuple[str, tuple[bytes, int]]]:
 
 
 def _programs() -> Iterator[tuple[str, tuple[bytes, int]]]:
-    for entry in distribution("pbsfs").entry_points.select(group="console_scripts"):
-        directory = "usr/sbin" if entry.name.startswith("mount.") else "usr/bin"
-        text = PROGRAM.format(home=HOME, module=entry.module, function=entry.attr)
-        yield f"{directory}/{entry.name}", (text.encode(), 0o755)
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
+    for name, function in project["scripts"].items():
+        directory = "usr/sbin" if name.startswith("mount.") else "usr/bin"
+        module, name_in_it = function.split(":")
+        text = PROGRAM.format(home=HOME, module=module, function=name_in_it)
+        yield f"{directory}/{name}", (text.encode(), 0o755)
 
 
 def _completion(shell: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Manual pages of pbsfs and of each command, in man(7) format, from the texts that `--help` prints.
+"""Manual pages of pbsfs, each command and the mount helper, in man(7) format, from the texts of `--help`.
 
 `files.py` and the tests call it. It reads nothing but the definitions of the commands.
 """
@@ -11,22 +11,25 @@ import click
 
 from pbsfs import __version__
 from pbsfs.cli import cli
+from pbsfs.cli.mount_helper import command as helper
 
 _KEPT_AS_IT_IS = "\b"
 """How click marks a paragraph whose lines it does not fill."""
 
 
 def pages() -> dict[str, str]:
-    """The text of each page by its name, such as `pbsfs-mount`."""
-    return dict(_pages(cli, _context(cli, "pbsfs", None)))
+    """The text of each page by the name of its file, such as `man1/pbsfs-mount.1`."""
+    ours = {f"man1/{name}.1": page for name, page in _pages(cli, _context(cli, "pbsfs", None))}
+    ((name, page),) = _pages(helper, _context(helper, "mount.pbsfs", None), section=8)
+    return {**ours, f"man8/{name}.8": page, "man8/mount.fuse.pbsfs.8": f".so man8/{name}.8\n"}
 
 
 def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
     return click.Context(command, info_name=name, parent=parent, **command.context_settings)
 
 
-def _pages(command: click.Command, context: click.Context) -> list[tuple[str, str]]:
-    found = [(_name(context), _page(command, context))]
+def _pages(command: click.Command, context: click.Context, section: int = 1) -> list[tuple[str, str]]:
+    found = [(_name(context), _page(command, context, section))]
     for subcommand, inner in _subcommands(command, context):
         found += _pages(subcommand, inner)
     return found
@@ -47,12 +50,12 @@ def _name(context: click.Context) -> str:
     return context.command_path.replace(" ", "-")
 
 
-def _page(command: click.Command, context: click.Context) -> str:
+def _page(command: click.Command, context: click.Context, section: int) -> str:
     name = _name(context)
     summary = _summary(command)
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [
-        f'.TH {_escape(name.upper())} 1 "" "pbsfs {__version__}" "pbsfs"',
+        f'.TH {_escape(name.upper())} {section} "" "pbsfs {__version__}" "pbsfs"',
         *(".nh", ".ad l"),  # no hyphens in words, which could be part of an option
         ".SH NAME",
         f"{_escape(name)} \\- {_escape(summary)}",

@@ -4,7 +4,8 @@ The extension `_shim` (see `shim_build.py`) defines functions of libfuse that py
 dynamic linker lets the extension's definitions win if the extension is loaded into the global scope
 before pyfuse3 is. So the rule for importers: **import this module before pyfuse3**. It raises
 `ImportError` if pyfuse3 is already loaded, because seeking would then silently find no holes, and waiting
-programs could not be killed.
+programs could not be killed. It raises MountError if the extension or the libfuse that it is linked with
+is missing.
 
 Only `pbsfs.fuse` uses it. The handlers are one object per process, like pyfuse3's own session.
 """
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterable
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
 from typing import Any, NamedTuple, Protocol
 
+from pbsfs.base.errors import MountError
+
 if "pyfuse3" in sys.modules:
     raise ImportError(
         "pbsfs.fuse.shim must be imported before pyfuse3: "
@@ -27,6 +30,11 @@ _flags = sys.getdlopenflags()
 sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
 try:
     from pbsfs.fuse._shim import ffi, lib
+except ImportError as error:
+    raise MountError(
+        f"cannot load libfuse 3: {error}; apt install fuse3, or, if pbsfs was built on another system, "
+        "install it again"
+    ) from None
 finally:
     sys.setdlopenflags(_flags)
 

@@ -18,6 +18,8 @@ from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.fuse import mount, shim
 from pbsfs.fuse.attributes import Ownership
 from pbsfs.fuse.mount import MountOptions
+from tests.support.program import error_of, run
+from tests.support.stocked import stock
 
 MAPS = """\
 7f01-7f02 r-xp 00000000 fe:00 12 /usr/lib/x86_64-linux-gnu/libc.so.6
@@ -114,3 +116,24 @@ def test_what_libfuse_says_of_a_mount_that_fails_is_its_reason(monkeypatch: pyte
 
     with pytest.raises(MountError, match=r"^cannot mount on /nowhere: fusermount3: no permission$"):
         mount_by(monkeypatch, init)
+
+
+def test_a_missing_libfuse_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
+    program = """
+import sys
+class WithoutLibfuse:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pbsfs.fuse._shim":
+            raise ImportError("libfuse3.so.3: cannot open shared object file: No such file or directory")
+sys.meta_path.insert(0, WithoutLibfuse())
+from pbsfs.cli import main
+main()
+"""
+    stock(tmp_path / "datastore")
+    (tmp_path / "m").mkdir()
+    command = ["mount", "--foreground", "--datastore-dir", tmp_path / "datastore", tmp_path / "m"]
+    done = run([sys.executable, "-c", program, *map(str, command)])
+    assert error_of(done, 7) == (
+        "cannot load libfuse 3: libfuse3.so.3: cannot open shared object file: No such file or directory; "
+        "apt install fuse3, or, if pbsfs was built on another system, install it again"
+    )
