@@ -169,6 +169,11 @@ class Contents(abc.ABC):
         """Exactly `size` bytes of an exact `file`, of a range that lies in pieces which are DECODED."""
         raise NotImplementedError
 
+    def decoded_from(self, file: Entry) -> Sequence[Piece] | None:
+        """The ranges of streams that the DECODED bytes of an exact `file` are decoded from, in any order, all
+        copies of them; None where only `read` tells. What lies with the metadata is not among them."""
+        return None
+
     def facts(self) -> dict[str, str]:
         """What people ask about these contents as a whole, by name; text from outside is not escaped."""
         return {}

@@ -473,6 +473,13 @@ class RemoteVolume(Contents):
             raise self._wrong("it reads another number of bytes than it was asked for")
         return data
 
+    def decoded_from(self, file: Entry) -> Sequence[Piece] | None:
+        rows = self._ask("decoded_from", wire.entry_row(file))
+        try:
+            return None if rows is None else wire.ranges_of(rows, [stream.size for stream in self.streams])
+        except wire.WireError as error:
+            raise self._wrong(str(error)) from None
+
     def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         rows = self._ask("xattrs", wire.entry_row(entry))
         try:

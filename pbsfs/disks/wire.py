@@ -169,8 +169,24 @@ def trusted_entry(row: list[Any]) -> Entry:
 
 def pieces_of(rows: Any, size: int, disks: Sequence[int]) -> list[Piece]:
     """The pieces of a file of `size` bytes, on disks of the sizes `disks`. Raises WireError, DamageError."""
+    found = _pieces(rows, size, disks)
+    total = sum(piece.length for piece in found)
+    if total != size:
+        raise DamageError(f"the map of a file of {size} bytes has {total}")
+    return found
+
+
+def ranges_of(rows: Any, disks: Sequence[int]) -> list[Piece]:
+    """Ranges of disks of the sizes `disks`. Raises WireError."""
+    found = _pieces(rows, 0, disks)
+    if any(piece.stream is None for piece in found):
+        raise WireError("a range lies on no disk")
+    return found
+
+
+def _pieces(rows: Any, size: int, disks: Sequence[int]) -> list[Piece]:
+    """`size`: of the file, which pieces of it that are decoded lie in."""
     found: list[Piece] = []
-    total = 0
     if not isinstance(rows, list):
         raise WireError("pieces are not a list")
     for row in rows:
@@ -188,8 +204,5 @@ def pieces_of(rows: Any, size: int, disks: Sequence[int]) -> list[Piece]:
             raise WireError("a piece lies on no disk")
         if stream is not None and offset + length > end:
             raise WireError("a piece lies beyond its disk")
-        total += length
         found.append(Piece(stream, offset, length))
-    if total != size:
-        raise DamageError(f"the map of a file of {size} bytes has {total}")
     return found

@@ -174,6 +174,9 @@ class Worker:
             return [str(one) if isinstance(one, DamageError) else one and wire.entry_row(one) for one in done]
         if method == "xattrs":
             return [[wire.text(name), wire.text(value)] for name, value in system.xattrs(entry).items()]
+        if method == "decoded_from":
+            stored = system.decoded_from(entry)
+            return None if stored is None else [[p.stream, p.offset, p.length] for p in stored]
         if method == "read":
             return system.read(entry, arguments[2], arguments[3])
         raise ValueError(method)

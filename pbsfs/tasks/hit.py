@@ -14,7 +14,7 @@ import trio
 
 from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError, UnsupportedError
 from pbsfs.base.names import ArchiveKind
-from pbsfs.contents.base import DECODED, Contents, Entry
+from pbsfs.contents.base import DECODED, Contents, Entry, Piece
 from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.damage import Range
 from pbsfs.reader.decoded import STEP
@@ -171,17 +171,23 @@ class _VolumesOf:
                     self._hit.add(where)
 
     def _is_hit(self, contents: Contents, entry: Entry, numbers: Sequence[int]) -> bool:
+        def touches(pieces: Sequence[Piece]) -> bool:
+            return any(p.stream in numbers and self._damaged.hit(p.offset, p.length) for p in pieces)
+
         try:
             if entry.has_xattrs:
                 contents.xattrs(entry)
-            for piece in contents.data(entry) if entry.is_file else ():
-                if piece.stream == DECODED:
+            pieces = contents.data(entry) if entry.is_file else ()
+            if touches(pieces):
+                return True
+            decoded = [piece for piece in pieces if piece.stream == DECODED]
+            stored = contents.decoded_from(entry) if decoded else ()
+            if stored is None or touches(stored):  # another copy may be whole
+                for piece in decoded:
                     end = piece.offset + piece.length
                     for offset in range(piece.offset, end, STEP):
                         trio.from_thread.check_cancelled()
                         contents.read(entry, offset, min(STEP, end - offset))
-                elif piece.stream in numbers and self._damaged.hit(piece.offset, piece.length):
-                    return True
         except DamageError as error:
             return self._is_ours(error)
         return False

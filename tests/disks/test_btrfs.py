@@ -36,6 +36,7 @@ from tests.support.disks import (
     FileDisk,
     GoldenDisk,
     MemoryDisk,
+    check_decoded_from,
     content_of,
     differences,
     image_from,
@@ -250,6 +251,11 @@ def test_the_second_superblock_is_read_where_the_first_is_damaged(image: Path, a
     disk.changes[(64 << 20) + 80] = b"damaged!"
     with pytest.raises(DamageError, match="the superblock at byte 65536 has a wrong checksum"):
         Btrfs(Disk(disk))
+
+
+@pytest.mark.golden
+def test_compressed_files_need_what_they_are_decoded_from() -> None:
+    assert check_decoded_from(lambda disk: Btrfs(Disk(disk)), GoldenDisk(322, "drive-virtio0")) == 5
 
 
 @pytest.mark.golden

@@ -242,6 +242,10 @@ def opened(*answers: tuple[str, object]) -> list[str]:
         (lambda volume: volume.read(FILE, 0, 10), ("B", b"short")),
         (lambda volume: volume.read(FILE, 0, 10), ("A", "text")),
         (lambda volume: volume.xattrs(FILE), ("A", [["a"]])),
+        (lambda volume: volume.decoded_from(FILE), ("A", [[0, 4090, 10]])),
+        (lambda volume: volume.decoded_from(FILE), ("A", [[None, 0, 10]])),
+        (lambda volume: volume.decoded_from(FILE), ("A", [[DECODED, 0, 10]])),
+        (lambda volume: volume.decoded_from(FILE), ("A", 5)),
     ],
 )
 def test_contents_that_cannot_be_are_refused(
@@ -259,6 +263,8 @@ def test_contents_that_can_be_are_taken() -> None:
         ("A", [[[0, 6, 4], [None, 0, 3], [DECODED, 7, 3]]]),
         ("B", b"0123456789"),
         ("A", [["user.a", "\u00ff"]]),
+        ("A", [[0, 6, 100]]),
+        ("A", None),
         ("A", [None, "no inode"]),
     ]
     with parser_of(MemoryDisk(bytes(4096)), *opened(*answers)) as parser:
@@ -270,6 +276,8 @@ def test_contents_that_can_be_are_taken() -> None:
         assert volume.data(FILE) == [Piece(0, 6, 4), Piece(None, 0, 3), Piece(DECODED, 7, 3)]
         assert volume.read(FILE, 0, 10) == b"0123456789"
         assert volume.xattrs(FILE) == {b"user.a": b"\xff"}
+        assert volume.decoded_from(FILE) == [Piece(0, 6, 100)]
+        assert volume.decoded_from(FILE) is None
         gone, broken = volume.complete(volume.root, [FILE, FILE])
         assert gone is None
         assert isinstance(broken, DamageError)

@@ -27,6 +27,7 @@ from tests.support.disks import (
     GoldenDisk,
     MemoryDisk,
     Patched,
+    check_decoded_from,
     content_of,
     differences,
     image_from,
@@ -49,6 +50,13 @@ def golden(name: str) -> tuple[Ntfs, GoldenDisk]:
 def test_every_field_is_as_the_truth_says(name: str) -> None:
     contents, disk = golden(name)
     assert differences(contents, [disk], lines_of(name), but="m,u,g,n") == []
+
+
+@pytest.mark.golden
+def test_compressed_files_need_what_they_are_decoded_from() -> None:
+    start, count = PARTITIONS["windows.p2"]
+    disk = GoldenDisk(321, "drive-sata0")
+    assert check_decoded_from(lambda disk: Ntfs(part_of(Disk(disk), start * 512, count * 512)), disk, most=3)
 
 
 @pytest.mark.golden

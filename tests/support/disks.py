@@ -9,9 +9,11 @@ import os
 import stat
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import DECODED, Contents, Entry, Stream
@@ -102,6 +104,43 @@ class Patched:
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         pass
+
+
+class HoledDisk:
+    """Another disk of which ranges are damaged, each an offset and a length."""
+
+    def __init__(self, disk: Stream, damaged: Sequence[tuple[int, int]]) -> None:
+        self._disk = disk
+        self._damaged = damaged
+        self.size = disk.size
+
+    def pread(self, offset: int, size: int) -> bytes:
+        if any(offset < at + length and at < offset + size for at, length in self._damaged):
+            raise DamageError("damaged")
+        return self._disk.pread(offset, size)
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        pass
+
+
+def check_decoded_from(opened: Callable[[Stream], Contents], disk: Stream, *, most: int = 5) -> int:
+    """Checks of `most` files that what they are decoded from is what reading them needs. Returns how many it
+    has found. `opened`: the contents of a disk."""
+    contents = opened(disk)
+    count = 0
+    for _path, entry in contents.walk(contents.root):
+        if isinstance(entry, Entry) and entry.is_file and count < most:
+            stored = contents.decoded_from(entry)
+            if not any(piece.stream == DECODED for piece in contents.data(entry)):
+                assert not stored
+            elif stored:
+                count += 1
+                holed = HoledDisk(disk, [(piece.offset, piece.length) for piece in stored])
+                other = opened(holed)
+                other.data(entry)
+                with pytest.raises(DamageError):
+                    list(content_of(other, [holed], entry))
+    return count
 
 
 def lines_of(name: str) -> dict[bytes, dict[str, Any]]:

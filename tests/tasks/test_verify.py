@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +16,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, Namespace, Snapshot
-from pbsfs.disks.host import Parser
+from pbsfs.contents.base import Entry
+from pbsfs.disks.host import Parser, RemoteVolume
 from pbsfs.formats import index
 from pbsfs.formats.index import DynamicIndex, FixedIndex
 from pbsfs.formats.keys import Key
@@ -34,6 +36,7 @@ from tests.sources.server.serving import served, source_of
 from tests.support import damage, made
 from tests.support.run import in_trio, until
 from tests.support.sources import CHUNK_SIZE, MemorySource
+from tests.support.truth import FILES
 
 SNAPSHOT = made.snapshot()
 NEWER = made.snapshot(time=made.TIME + made.DAY)
@@ -482,3 +485,29 @@ async def test_a_disk_that_cannot_be_parsed_changes_nothing_else_of_the_report(
     ((where, why),) = damage.hit.incomplete.items()
     assert where == f"files/{SNAPSHOT}".encode()
     assert "the process that reads its file systems failed" in why
+
+
+@pytest.mark.golden
+def test_few_compressed_files_are_read_again_to_find_what_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(FILES / "datastore", tmp_path / "store")
+    (stored,) = (tmp_path / "store/vm/322").glob("*/drive-virtio0.img.fidx")
+    digest = FixedIndex(stored.read_bytes()).digest(26)
+    (tmp_path / "store/.chunks" / digest.hex()[:4] / digest.hex()).unlink()
+    read: list[bytes] = []
+    plain = RemoteVolume.read
+
+    def reading(volume: RemoteVolume, file: Entry, offset: int, size: int) -> bytes:
+        read.append(file.name)
+        return plain(volume, file, offset, size)
+
+    monkeypatch.setattr(RemoteVolume, "read", reading)
+
+    async def verify() -> Report:
+        return await verified(DirectorySource(tmp_path / "store"), "vm/322", shows_files=True)
+
+    (damage,) = trio.run(verify).damaged
+    names = {path.rpartition(b"/")[2] for path in damage.hit.paths}
+    assert names
+    assert set(read) <= names

@@ -181,6 +181,15 @@ class Btrfs(FileSystem):
         except DamageError as error:
             raise _about(file.inode, error) from None
 
+    def decoded_from(self, file: Entry) -> Sequence[Piece]:
+        tree, number = _split(file.inode)
+        try:
+            inode, _has_xattrs = self._inode(tree, number)
+            checked = not inode.flags & NO_CHECKSUMS
+            return self._data.stored(self._tree(tree), number, file.size, checked=checked)
+        except DamageError as error:
+            raise _about(file.inode, error) from None
+
     def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         tree, number = _split(entry.inode)
         found: dict[bytes, bytes] = {}

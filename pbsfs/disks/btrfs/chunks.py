@@ -165,9 +165,9 @@ class Chunks:
         parts = [volume.read(offset, length) for volume, offset, length in self._parts(address, size, copy)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def pieces(self, address: int, size: int) -> Iterator[Piece]:
+    def pieces(self, address: int, size: int, copy: int = 0) -> Iterator[Piece]:
         """Where the bytes are on the disks. Raises DamageError."""
-        for volume, offset, length in self._parts(address, size, 0):
+        for volume, offset, length in self._parts(address, size, copy):
             yield from volume.pieces(offset, length)
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:

@@ -72,6 +72,26 @@ class Data:
             _add(pieces, Piece(None, 0, size - at))
         return pieces
 
+    def stored(self, tree: Tree, number: int, size: int, *, checked: bool) -> list[Piece]:
+        """Where all copies are of what `read` decodes of the first `size` bytes of inode `number`. Raises
+        DamageError, also where their checksums cannot be read, and UnsupportedError."""
+        pieces: list[Piece] = []
+        for extent in self.extents(tree, number, 0, size):
+            if extent.inline is not None or not extent.address:
+                continue
+            if extent.compression:
+                address, length = extent.address, extent.stored
+            elif self._chunks.striped(extent.address):
+                address, length = extent.address + extent.skip, extent.end - extent.start
+            else:
+                continue
+            if checked:
+                self._sums(address, length)
+            for copy in range(self._chunks.copies(address)):
+                for piece in self._chunks.pieces(address, length, copy):
+                    _add(pieces, piece)
+        return pieces
+
     def read(self, tree: Tree, number: int, offset: int, size: int, *, checked: bool) -> bytes:
         """`size` bytes of inode `number`. `checked`: whether its data has checksums. Raises DamageError,
         UnsupportedError, KeyRequiredError, SourceError."""

@@ -142,6 +142,12 @@ class Ntfs(FileSystem):
         except DamageError as error:
             raise type(error)(f"inode {file.inode}: {error}") from None
 
+    def decoded_from(self, file: Entry) -> Sequence[Piece]:
+        try:
+            return merged(self._opened(file.inode).stored())
+        except DamageError as error:
+            raise type(error)(f"inode {file.inode}: {error}") from None
+
     def xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         if not entry.has_xattrs:
             return {}

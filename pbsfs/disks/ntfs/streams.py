@@ -85,6 +85,13 @@ class Stream:
         if at < self.size:
             yield Piece(None, 0, self.size - at)
 
+    def stored(self) -> Iterator[Piece]:
+        """Where the bytes of a compressed stream are stored; nothing of others. Neighbours are not merged."""
+        if self._unit and self._value is None:
+            for place, count in self._extents.parts(0, self._extents.end):
+                if place != HOLE:
+                    yield from self._volume.pieces(place * self._cluster, count * self._cluster)
+
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes."""
         if offset < 0 or size < 0 or offset + size > self.size:
