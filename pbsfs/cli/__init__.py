@@ -205,7 +205,8 @@ def main(command: click.Command = cli) -> NoReturn:
     process.use_one_arena()
     process.keep_memory_private()
     environment = take_secrets(os.environ)
-    os.environ.pop(NOTIFY_SOCKET, None)  # only this process may notify the service manager
+    for variable in (NOTIFY_SOCKET, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(variable, None)  # they are for this process, not for those that it starts
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _terminated)

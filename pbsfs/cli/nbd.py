@@ -75,6 +75,7 @@ def command(
 
     If PATH is a snapshot, a group or another directory, each image below it is an export, named by its path
     from there. With --all, every image is an export. Arguments after PATH are passed on to nbdkit.
+    Started by a socket unit of systemd, pbsfs serves on that unit's sockets.
 
     \b
     Examples:
@@ -168,6 +169,11 @@ def _split(words: Sequence[str], everything: bool) -> tuple[str, list[str]]:
 def _address(socket: Path | None, listen: str | None, stack: ExitStack) -> Address:
     if socket is not None and listen is not None:
         raise UsageError("--socket and --listen exclude each other")
+    inherited = Address.inherited(environment())
+    if inherited is not None:
+        if socket is not None or listen is not None:
+            raise UsageError("the service manager listens already; leave out --socket and --listen")
+        return inherited
     if listen is not None:
         return Address.parse(listen)
     if socket is None:

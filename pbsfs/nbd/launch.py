@@ -9,6 +9,7 @@ import importlib.util
 import os
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.parse
@@ -27,14 +28,27 @@ LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 10809
 """IANA's port for NBD."""
 
+LISTEN_PID = "LISTEN_PID"
+LISTEN_FDS = "LISTEN_FDS"
+"""The variables of sd_listen_fds(3): for which process the sockets are, and how many."""
+
+MAX_SOCKETS = 64
+
+_FOR_CHILD = 'LISTEN_PID=$$ exec "$0" "$@"'
+"""A shell's script that runs nbdkit under the number of the shell's process, which only the child knows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where nbdkit listens: on a Unix socket if there is one, otherwise on TCP."""
+    """Where nbdkit listens: on a Unix socket if there is one, otherwise on TCP.
+
+    `descriptors`: the sockets, from 3 on, on which a service manager listens already (sd_listen_fds(3)).
+    """
 
     socket: Path | None = None
     host: str = LOOPBACK
     port: int = DEFAULT_PORT
+    descriptors: tuple[int, ...] = ()
 
     @classmethod
     def of_socket(cls, path: Path) -> Address:
@@ -70,8 +84,35 @@ class Address:
             raise UsageError(f"--listen {text}: '{port}' is not a port; give one from 1 to 65535")
         return cls(host=host, port=int(port))
 
+    @classmethod
+    def inherited(cls, environment: Mapping[str, str]) -> Address | None:
+        """The first of the sockets that the service manager started this process with; None without any.
+
+        Raises UsageError for what is not a socket that listens.
+        """
+        if environment.get(LISTEN_PID) != str(os.getpid()):
+            return None
+        number = environment.get(LISTEN_FDS, "")
+        if not (number.isascii() and number.isdigit() and 0 < int(number) <= MAX_SOCKETS):
+            raise UsageError(f"{LISTEN_FDS}={number}: not a number of sockets; start pbsfs by a socket unit")
+        descriptors = tuple(range(3, 3 + int(number)))
+        try:
+            for fd in descriptors:
+                with socket.socket(fileno=os.dup(fd)) as listening:
+                    if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        raise UsageError(f"descriptor {fd}: not a socket that listens; set Accept=no")
+            with socket.socket(fileno=os.dup(3)) as first:
+                name, is_local = first.getsockname(), first.family == socket.AF_UNIX
+        except OSError as error:
+            raise UsageError(f"{LISTEN_FDS}={number}: not that many sockets ({error.strerror})") from None
+        if is_local:
+            return cls(socket=Path(os.fsdecode(name)), descriptors=descriptors)
+        return cls(host=name[0], port=name[1], descriptors=descriptors)
+
     def arguments(self) -> list[str]:
         """The address in nbdkit's options."""
+        if self.descriptors:
+            return []
         if self.socket is not None:
             return [f"--unix={self.socket}"]
         return [f"--ipaddr={self.host}", f"--port={self.port}"]
@@ -139,7 +180,9 @@ def command_line(
         is_parameter = equals and name.replace("-", "").replace("_", "").isalnum() and word[0] != "-"
         (of_filters if is_parameter and previous not in ("-D", "--debug", "--run") else own).append(word)
         previous = word
+    sockets = len(address.descriptors)
     return [
+        *(("env", f"{LISTEN_FDS}={sockets}", "/bin/sh", "-c", _FOR_CHILD) if sockets else ()),
         *(nbdkit, "--foreground", *address.arguments(), *own),
         *("python", str(bridge()), *parameters, *of_filters),
     ]

@@ -41,7 +41,7 @@ def serving(
         parameters += [f"source_fd={described}", f"ready_fd={writing}"]
         arguments = launch.command_line(nbdkit, address, options, parameters)
         try:
-            child = stack.enter_context(launch.running(arguments, [described, writing]))
+            child = stack.enter_context(launch.running(arguments, [described, writing, *address.descriptors]))
         finally:
             os.close(writing)
         launch.wait_until_ready(child, reading)
