@@ -32,7 +32,7 @@ from pbsfs.cli.options import (
     logging_options,
     source_options,
 )
-from pbsfs.fuse.mountpoint import check_usable
+from pbsfs.fuse.mountpoint import check_usable, is_automount
 from pbsfs.fuse.options import FuseOptions
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
@@ -222,11 +222,14 @@ class _Report:
     def ready(self, source: str) -> None:
         """The mount of `source` answers.
 
-        A process in the background detaches from the terminal, the caller's pipes and its directory.
+        A process in the background detaches from the terminal, the caller's pipes and its directory. That of
+        an automount leaves the caller's process group only now: outside of it, the kernel lets it wait.
         """
         self._service.ready(f"{source} is mounted at {self._place}")
         if self._fd is None:
             return
+        if os.getsid(0) != os.getpid():
+            os.setsid()
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
@@ -267,7 +270,7 @@ def _start_in_background(arguments: list[str], description: Description, place: 
                 [*command_line, "--", str(place)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[writing, described],
-                start_new_session=True,
+                start_new_session=not is_automount(place),
             )
         os.close(writing)
         try:

@@ -66,6 +66,16 @@ def mounted_at(path: Path) -> Mount | None:
     return next((mount for mount in reversed(list(mounts())) if mount.path == path), None)
 
 
+def is_automount(path: Path) -> bool:
+    """Whether `path` is an automount that waits for its mount.
+
+    Programs that use the path wait too, unless they are in the process group of the automount's daemon
+    (Linux: Documentation/filesystems/autofs.rst), in which systemd runs mount(8).
+    """
+    mount = mounted_at(path)
+    return mount is not None and mount.type == "autofs"
+
+
 def mount_of(path: Path) -> Mount | None:
     """The mount in which the absolute path `path`, without symbolic links, lies."""
     table = {mount.path: mount for mount in mounts()}  # of several at one place the last is on top
@@ -98,12 +108,15 @@ def check_usable(path: Path, *, datastore: Path | None, nonempty: bool) -> Path:
         raise MountError(f"mount point {place} is not a directory")
     place = place.resolve()
     mount = mounted_at(place)
-    if mount is not None and (mount.type == FS_TYPE or not nonempty):
+    triggered = is_automount(place)
+    if mount is not None and not triggered and (mount.type == FS_TYPE or not nonempty):
         raise MountError(
             f"{place} is already mounted (type {mount.type}); unmount it, or use another directory"
         )
     if datastore is not None:
         _check_apart(place, datastore.resolve())
+    if triggered:
+        return place
     try:
         empty = not any(os.scandir(place))
     except OSError as error:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pbsfs.fuse.inodes import ROOT
 from pbsfs.fuse.mountpoint import mounted_at
-from tests.support.mounts import cleaned_up, mounted
-from tests.support.needs import need_fuse, need_root
+from tests.support.mounts import cleaned_up, mounted, serving
+from tests.support.needs import need_autofs, need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.stocked import CONFIGURATION, FIRST, IMAGE, NEWER_IMAGE, SECOND, Stocked, stock
 from tests.support.waiting import wait_until
@@ -181,3 +183,40 @@ def test_only_a_directory_of_the_tree_can_be_the_root(
         done = pbsfs("mount", "--datastore-dir", stocked.path, *way, "--subtree", subtree, tmp_path / "m")
         assert reason in error_of(done, status)
     assert not mounted_at(tmp_path / "m")
+
+
+@contextmanager
+def automount(place: Path) -> Iterator[None]:
+    """A direct automount at `place`, of which the processes of this group are the daemon.
+
+    Others that use it wait for ever: nothing answers the kernel. Source of the options: the kernel's
+    Documentation/filesystems/autofs.rst.
+    """
+    reading, writing = os.pipe()
+    options = f"fd={writing},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+    command = ["mount", "-i", "-t", "autofs", "-o", options, "tests", str(place)]
+    try:
+        subprocess.run(command, pass_fds=[writing], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", place], check=True)
+    finally:
+        os.close(reading)  # sets free what waits
+        os.close(writing)
+
+
+@pytest.mark.mount
+@pytest.mark.root
+def test_an_automount_can_be_mounted_on(stocked: Stocked, tmp_path: Path) -> None:
+    """As systemd does it for x-systemd.automount, with mount(8) in its own process group."""
+    need_autofs()
+    need_fuse()
+    place = tmp_path / "m"
+    with automount(place), cleaned_up(place):
+        done = pbsfs("mount", "--datastore-dir", stocked.path, "--log-file", tmp_path / "log", place)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (place / CONFIGURATION).read_bytes() == stocked.contents[CONFIGURATION]
+        (pid,) = serving(place)
+        assert os.getsid(pid) == pid  # the end of the caller's terminal does not end it
+        assert pbsfs("umount", place).returncode == 0

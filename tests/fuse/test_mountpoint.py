@@ -205,6 +205,22 @@ def test_the_mount_table_is_read_with_its_escapes(tmp_path: Path, monkeypatch: p
 # --- ending a mount
 
 
+def test_an_automount_can_be_mounted_on_and_is_not_looked_into(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program that looks into it would wait for the mount that it is to make itself."""
+    (place / "file").touch()
+    table = place.with_name("mountinfo")
+    for kind in ("autofs", "tmpfs"):
+        table.write_text(f"1 1 0:9 / {place} rw - {kind} systemd-1 rw,direct\n")
+        monkeypatch.setattr(mountpoint, "_MOUNTINFO", table)
+        if kind == "autofs":
+            assert check_usable(place, datastore=None, nonempty=False) == place
+        else:
+            with pytest.raises(MountError, match="already mounted"):
+                check_usable(place, datastore=None, nonempty=False)
+
+
 def test_what_is_not_mounted_is_not_unmounted(place: Path) -> None:
     with pytest.raises(MountError, match="is not mounted"):
         unmount(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -29,6 +30,13 @@ def need_fuse() -> None:
         _missing(f"/dev/fuse: {error.strerror}")
     if os.geteuid() != 0:
         need("fusermount3")
+
+
+def need_autofs() -> None:
+    """The kernel's automounts, and the right to make them."""
+    need_root("make automounts")
+    if "autofs" not in Path("/proc/filesystems").read_text().split():
+        _missing("this kernel has no autofs")
 
 
 def need_loop() -> None:
