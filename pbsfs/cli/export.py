@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,17 @@ from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.extract.attributes import Kept
 from pbsfs.tasks.extract.extract import OnDamage
 from pbsfs.tasks.extract.run import Options, size_below
-from pbsfs.tasks.image.copy import copy_blob
-from pbsfs.tasks.image.opening import open_target
 from pbsfs.tasks.patterns import Selection
-from pbsfs.tree import BlobFile, ContentsDirectory, ContentsNode, Directory, ImageFile, Tree
+from pbsfs.tree import (
+    BlobFile,
+    ContentsDirectory,
+    ContentsNode,
+    Directory,
+    ImageFile,
+    Node,
+    SnapshotDirectory,
+    Tree,
+)
 
 _ARCHIVE_NAMES = {".tar": "tar", ".tar.zst": "tar --zstd", ".tzst": "tar --zstd", ".zip": "zip"}
 """How the names of archives end, and the value of --format for them, with what else they require."""
@@ -56,7 +64,7 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
 
 
 @click.command("export")
-@click.argument("path")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.argument("dest", type=_Destination(allow_dash=True))
 @click.option(
     "--force",
@@ -128,7 +136,7 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
 @source_options
 @logging_options
 def command(
-    path: str,
+    paths: tuple[str, ...],
     dest: str,
     force: bool,
     in_place: bool,
@@ -152,7 +160,7 @@ def command(
     log_file: Path | None,
     source: SourceOptions,
 ) -> None:
-    """Copy what is at PATH to DEST.
+    """Copy what is at each PATH to DEST.
 
     An image, or any file of a snapshot: to a file, a block device, into a directory, or - for standard
     output. pbsfs writes a file as DEST.part, and renames it when it is complete; holes stay holes. Ctrl-C
@@ -160,6 +168,8 @@ def command(
 
     With --in-place, pbsfs reads the existing DEST, fetches only the chunks that differ, writes them there,
     and reads back what it wrote. It may be interrupted: run the same command again to finish.
+
+    A snapshot, or several PATHs: all their files into the directory DEST, which pbsfs makes if needed.
 
     A directory of an archive (files/…): what is in it to the directory DEST, with owners, modes, times, ACLs
     and extended attributes as far as the user may; or as a tar or zip archive with --format.
@@ -169,12 +179,13 @@ def command(
       pbsfs export vm/100/latest/drive-scsi0.img disk.img
       pbsfs export --force vm/100/latest/drive-scsi0.img /dev/vg0/restored
       pbsfs export --in-place --dry-run vm/100/latest/drive-scsi0.img /dev/vg0/vm-100-disk-0
+      pbsfs export vm/100/latest restored/
       pbsfs export files/ct/200/latest/root/etc restored/
       pbsfs export --format tar --zstd files/ct/200/latest/root root.tar.zst
       pbsfs export --datastore-dir /srv/store1 ct/200/latest/root.pxar - | pxar list
     """
     set_up_logging(log_level, log_file)
-    source, (path,) = from_mounts(source, [path])
+    source, places = from_mounts(source, paths)
     zeroed = None if on_damage == "fail" else ZeroedRanges()
     options = Options(
         Kept(not ignore_ownership, not ignore_permissions, not ignore_acls, not ignore_xattrs),
@@ -203,10 +214,14 @@ def command(
     }
     names_missing_directory = dest.endswith("/") and not os.path.isdir(dest)
     meant_form = None if os.path.isdir(dest) else _form_meant_by(dest)
-    target_path = Path(dest)
 
     async def work(tree: Tree) -> None:
-        node = await find(tree, path, source)
+        nodes = [await find(tree, place, source) for place in places]
+        if len(nodes) > 1 or isinstance(nodes[0], SnapshotDirectory):
+            _refuse_for_contents(nodes[0], for_contents)
+            await copying.run_all(await _files_of(nodes))
+            return
+        node = nodes[0]
         is_restore = isinstance(node, ContentsDirectory) and form is None and dest != "-"
         if is_restore and meant_form is not None:
             raise UsageError(
@@ -216,19 +231,12 @@ def command(
         if names_missing_directory and not is_restore:
             # As cp has it, such a name is a directory; it would become a file of that name.
             raise OutputError(f"cannot write {dest}: it is not a directory; create it with mkdir")
-        if isinstance(node, ImageFile | BlobFile) and any(for_contents.values()):
-            option = next(option for option, is_given in for_contents.items() if is_given)
-            raise UsageError(f"{node}: {option} is for files in archives (files/…); leave it out")
+        if isinstance(node, ImageFile | BlobFile):
+            _refuse_for_contents(node, for_contents)
         if (in_place or resume) and not isinstance(node, ImageFile):
             raise UsageError(f"{node}: --{'in-place' if in_place else 'resume'} is for images; leave it out")
-        if isinstance(node, ImageFile):
-            await copying.run(await node.open(), os.fsdecode(node.name))
-        elif isinstance(node, BlobFile):
-            data = await node.read()
-            with open_target(
-                target_path, os.fsdecode(node.name), len(data), force=force, mode=mode
-            ) as target:
-                await copy_blob(data, target)
+        if isinstance(node, ImageFile | BlobFile):
+            await copying.run(node)
         elif isinstance(node, ContentsNode):
             size = await size_below(node, options.selection) if is_shown(progress) else None
             with shown_entries(progress, os.fsdecode(node.name), size) as advance:
@@ -240,6 +248,27 @@ def command(
             raise UsageError(f"{node} is a directory; name one of its files: {names}")
 
     run_on_tree(work, zeroed=zeroed, reads_much=True, source=source)
+
+
+def _refuse_for_contents(node: Node, given: dict[str, bool]) -> None:
+    """Raises UsageError if an option is `given` that is only for files in archives."""
+    option = next((option for option, is_given in given.items() if is_given), None)
+    if option is not None:
+        raise UsageError(f"{node}: {option} is for files in archives (files/…); leave it out")
+
+
+async def _files_of(nodes: Sequence[Node]) -> list[ImageFile | BlobFile]:
+    """The files that `nodes` are, or that are in them where they are snapshots. Raises UsageError."""
+    files: list[ImageFile | BlobFile] = []
+    for node in nodes:
+        if isinstance(node, SnapshotDirectory):
+            children = (await node.children()).values()
+            files += [child for child in children if isinstance(child, ImageFile | BlobFile)]
+        elif isinstance(node, ImageFile | BlobFile):
+            files.append(node)
+        else:
+            raise UsageError(f"{node}: of several PATHs, each has to be a snapshot or a file of one")
+    return files
 
 
 def _form_meant_by(dest: str) -> str | None:

@@ -1,11 +1,13 @@
-"""How `pbsfs export` copies an image: whole to a target, or to what exists by writing only what differs.
+"""How `pbsfs export` copies the files of snapshots: whole to a target, or to what exists by writing only what
+differs.
 
 Called by `pbsfs export`, in the trio loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +19,18 @@ from pbsfs.cli.progress import shown
 from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.tasks.image.compared import ExistingDevice, ExistingFile
-from pbsfs.tasks.image.copy import copy_image
+from pbsfs.tasks.image.copy import copy_blob, copy_image
 from pbsfs.tasks.image.in_place import Amounts, Restore
 from pbsfs.tasks.image.map import check_map_file, write_map
 from pbsfs.tasks.image.opening import open_existing, open_resumed, open_target
-from pbsfs.tasks.image.refusals import refusal
+from pbsfs.tasks.image.refusals import refusal, refuse_existing
 from pbsfs.tasks.image.target import Target
+from pbsfs.tree import BlobFile, ImageFile
 
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """What the options of a command say about the copy of an image.
+    """What the options of a command say about the copies of images and other files.
 
     `mode`: of the file; None for the default. `progress`: what the user wants; None for what suits standard
     error. `zeroed`: remembers damage that reads as zeros; None if none may. Raises UsageError for options
@@ -52,11 +55,56 @@ class Copying:
         if self.in_place and self.mode is not None:
             raise UsageError("--in-place keeps the mode of the file; leave out --mode")
 
-    async def run(self, image: Image, name: str) -> None:
-        """Copies `image`; `name`: of the file if the destination is a directory.
+    async def run_all(self, files: Sequence[ImageFile | BlobFile]) -> None:
+        """Copies `files` into the destination, a directory that is made if needed. Raises like `run`.
 
-        Raises DamageError, SourceError, UsageError and OutputError.
+        What can't be written is found before the first is copied, where that is possible.
         """
+        if str(self.dest) == "-" or self.map_file is not None:
+            option = "--map-file" if self.map_file is not None else "-"
+            raise UsageError(f"{option} is for one PATH; name one, or leave it out")
+        names = [os.fsdecode(file.name) for file in files]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UsageError(f"several files have the name {twice}; copy them to different directories")
+        if not self.in_place:
+            try:
+                self.dest.mkdir(exist_ok=True)
+            except OSError as error:
+                raise OutputError(refusal(self.dest, error)) from None
+            if not self.force and not self.resume:
+                for name in names:
+                    refuse_existing(self.dest / name)
+        damaged: list[DamageError] = []
+        for file in files:
+            try:
+                await self.run(file)
+            except DamageError as error:
+                if self.zeroed is None:
+                    raise
+                damaged.append(error)
+        for shown_first in damaged[:-1]:
+            click.echo(f"pbsfs: {shown_first}", err=True)
+        if damaged:
+            raise damaged[-1]
+
+    async def run(self, file: ImageFile | BlobFile) -> None:
+        """Copies `file`. Raises DamageError, SourceError, UsageError and OutputError."""
+        name = os.fsdecode(file.name)
+        if isinstance(file, ImageFile):
+            await self._image(await file.open(), name)
+            return
+        data = await file.read()
+        if self.in_place:
+            raise UsageError(f"{file}: --in-place is for images; leave it out")
+        place = self.dest / name if self.dest.is_dir() else self.dest
+        if self.resume and place.is_file() and place.read_bytes() == data:
+            return
+        with open_target(self.dest, name, len(data), force=self.force, mode=self.mode) as target:
+            await copy_blob(data, target)
+
+    async def _image(self, image: Image, name: str) -> None:
+        """`name`: of the file if the destination is a directory."""
         copy = self._change if self.in_place else self._resume if self.resume else self._copy
         place = await copy(image, name)
         if self.zeroed is not None and not self.dry_run:
@@ -72,6 +120,9 @@ class Copying:
         return place
 
     async def _resume(self, image: Image, name: str) -> Path | None:
+        file = self.dest / name if self.dest.is_dir() else self.dest
+        if not self.force and file.is_file() and await self._is_complete(image, file, name):
+            return None
         with (
             open_resumed(self.dest, name, image.size, force=self.force, mode=self.mode) as target,
             shown(self.progress, name, image.size) as advance,
@@ -81,6 +132,16 @@ class Copying:
             with _explained(lambda: True, target, f"{target.part} is kept"):
                 await restore.run()
         return place
+
+    async def _is_complete(self, image: Image, file: Path, name: str) -> bool:
+        """Whether an earlier export has completed `file`: it has the bytes of the image."""
+        with open_existing(file, name, image.size) as target:
+            if isinstance(target, ExistingDevice) or target.size != image.size:
+                return False
+            with shown(self.progress, name, image.size) as advance:
+                compared = Restore(image, target, advance, dry_run=True)
+                await compared.run()
+        return compared.amounts.differing == compared.amounts.discarded == 0
 
     async def _change(self, image: Image, name: str) -> Path | None:
         with open_existing(self.dest, name, image.size) as target:

@@ -15,7 +15,17 @@ from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, made
 from tests.support.needs import need_loop
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
-from tests.support.stocked import ARCHIVE, CHUNK, CONFIGURATION, ENCRYPTED, FIRST, IMAGE, Stocked, stock
+from tests.support.stocked import (
+    ARCHIVE,
+    CHUNK,
+    CONFIGURATION,
+    ENCRYPTED,
+    FIRST,
+    IMAGE,
+    NEWER_IMAGE,
+    Stocked,
+    stock,
+)
 from tests.support.waiting import wait_until
 
 
@@ -130,9 +140,70 @@ def test_options_for_files_in_archives_are_refused_for_images(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_is_not_exported(stocked: Stocked, tmp_path: Path) -> None:
-    text = refused(stocked, 2, FIRST, tmp_path)
-    assert "drive-scsi0.img" in text
+def test_a_group_is_not_exported(stocked: Stocked, tmp_path: Path) -> None:
+    text = refused(stocked, 2, "vm/100", tmp_path)
+    assert FIRST.rpartition("/")[2] in text
+    assert "each has to be a snapshot or a file of one" in refused(stocked, 2, IMAGE, "vm/100", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_snapshot_is_exported_with_all_its_files(stocked: Stocked, tmp_path: Path) -> None:
+    dest = tmp_path / "new"
+    export(stocked, FIRST, dest)
+    found = {path.name: path.read_bytes() for path in dest.iterdir()}
+    assert found["drive-scsi0.img"] == stocked.contents[IMAGE]
+    assert found["qemu-server.conf"] == stocked.contents[CONFIGURATION]
+    assert sorted(found) == ["client.log", "drive-scsi0.img", "index.json", "qemu-server.conf"]
+    assert "exists; remove it, or overwrite it with --force" in refused(stocked, 8, FIRST, dest)
+    assert {path.name: path.read_bytes() for path in dest.iterdir()} == found
+    export(stocked, "--force", FIRST, dest)
+    assert {path.name: path.read_bytes() for path in dest.iterdir()} == found
+
+
+def test_several_files_are_exported_into_a_directory(stocked: Stocked, tmp_path: Path) -> None:
+    export(stocked, IMAGE, CONFIGURATION, ARCHIVE, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.rpartition("/")[2]: stocked.contents[path] for path in (IMAGE, CONFIGURATION, ARCHIVE)
+    }
+
+
+def test_of_several_files_none_is_copied_where_one_exists(stocked: Stocked, tmp_path: Path) -> None:
+    (dest := tmp_path / "dest").mkdir()
+    (dest / "qemu-server.conf").write_bytes(b"precious")
+    assert "qemu-server.conf exists" in refused(stocked, 8, IMAGE, CONFIGURATION, dest)
+    assert "several files have the name drive-scsi0.img" in refused(stocked, 2, IMAGE, NEWER_IMAGE, dest)
+    assert "- is for one PATH" in refused(stocked, 2, FIRST, "-")
+    assert "--format is for files in archives" in refused(stocked, 2, "--format", "tar", FIRST, dest)
+    assert "there is no directory" in refused(stocked, 8, FIRST, tmp_path / "none" / "below")
+    assert [path.name for path in dest.iterdir()] == ["qemu-server.conf"]
+
+
+def test_a_snapshot_is_resumed_and_complete_files_are_left_alone(stocked: Stocked, tmp_path: Path) -> None:
+    content = stocked.contents[IMAGE]
+    (tmp_path / "drive-scsi0.img.part").write_bytes(content[: 3 * CHUNK])
+    (conf := tmp_path / "qemu-server.conf").write_bytes(stocked.contents[CONFIGURATION])
+    inode = conf.stat().st_ino
+    export(stocked, "--resume", FIRST, tmp_path)
+    image = tmp_path / "drive-scsi0.img"
+    assert image.read_bytes() == content
+    assert conf.stat().st_ino == inode
+    inode = image.stat().st_ino
+    export(stocked, "--resume", FIRST, tmp_path)
+    assert image.stat().st_ino == inode
+    image.write_bytes(content[:-1] + b"?")
+    assert "drive-scsi0.img exists" in refused(stocked, 8, "--resume", FIRST, tmp_path)
+    assert image.read_bytes() == content[:-1] + b"?"
+
+
+def test_damage_in_one_of_several_files_leaves_the_others(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    digest = hashlib.sha256(own.contents[IMAGE][5 * CHUNK : 6 * CHUNK]).digest()
+    damage.flip_bit(own.writer.chunk_path(digest), 8 * 500)
+    out = tmp_path / "out"
+    done = pbsfs("export", "--datastore-dir", own.path, "--on-damage", "zero", FIRST, out)
+    assert done.returncode == 6
+    assert f"{out / 'drive-scsi0.img.map'} lists them" in done.stderr
+    assert (out / "qemu-server.conf").read_bytes() == own.contents[CONFIGURATION]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
