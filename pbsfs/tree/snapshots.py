@@ -14,6 +14,7 @@ from pbsfs.base.names import MANIFEST, ArchiveKind, format_time, parse_time
 from pbsfs.disks.host import VolumeInfo
 from pbsfs.reader.disks import OpenDisks, disks_of, open_disks
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
+from pbsfs.sources.retry import SharedTry
 from pbsfs.tree.archives import ArchiveDirectory, ArchiveFiles
 from pbsfs.tree.files import BlobFile, ImageFile, known_facts, snapshot_facts
 from pbsfs.tree.node import HOLDER, NAME_SIZE, Directory, Link, Listing, Node, Stat, Walk, nanoseconds
@@ -101,7 +102,16 @@ def _snapshots(listed: list[SnapshotInfo]) -> Iterator[tuple[bytes, object]]:
 class SnapshotDirectory(Directory):
     """A snapshot: its files. `stats`: what was learned about them, by their stored names."""
 
-    __slots__ = ("_disks", "_disks_version", "_looked_until", "_version", "group", "info", "stats")
+    __slots__ = (
+        "_disks",
+        "_disks_version",
+        "_looked_until",
+        "_opening",
+        "_version",
+        "group",
+        "info",
+        "stats",
+    )
 
     def __init__(self, group: GroupDirectory, name: bytes, info: SnapshotInfo) -> None:
         super().__init__(group.tree, group, name)
@@ -110,6 +120,7 @@ class SnapshotDirectory(Directory):
         self.stats: dict[str, Stat] = {}
         self._looked_until = float("-inf")
         self._version = b""  # the manifest that goes with the sizes of the blobs
+        self._opening: SharedTry[bool] | None = None  # made when it is first needed
         self._disks: OpenDisks | None = None
         self._disks_version = b""  # the manifest that goes with them
 
@@ -121,8 +132,14 @@ class SnapshotDirectory(Directory):
         # was repaired), the group's listing makes a new directory.
         if self.info.error is not None:
             raise DamageError(f"{self}: {self.info.error}")
-        if not self._values:
+
+        async def take() -> bool:
             await self._take(await self.list_values())
+            return True
+
+        if not self._values:  # its disks are opened once, however many tasks look into it
+            self._opening = self._opening or SharedTry()
+            await self._opening.run(lambda: bool(self._values) or None, take)
         return self.listing()
 
     async def list_values(self) -> Iterable[tuple[bytes, object]]:

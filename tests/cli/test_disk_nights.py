@@ -20,7 +20,7 @@ from pbsfs.reader.reader import open_reader
 from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.tasks.find import Condition, Match, Search
 from pbsfs.testing.writer import DatastoreWriter
-from pbsfs.tree import Tree
+from pbsfs.tree import Directory, Tree
 from tests.support import made
 from tests.support.disks import ext4_of, partitioned
 from tests.support.program import PBSFS, output_of, pbsfs
@@ -146,6 +146,22 @@ def test_verify_counts_each_file_of_a_disk_once(store: Path) -> None:
     assert (report["files"], report["damaged"]) == (2, [])  # the volume, and the manifest
 
 
+class Started:
+    """The parser processes that were started since. `at_once`: how many of them ran at the same time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.at_once = 0
+        self._start = subprocess.Popen
+        monkeypatch.setattr("pbsfs.disks.host.subprocess.Popen", self._starting)
+
+    def _starting(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = self._start(*arguments, **options)
+        self.processes.append(process)
+        self.at_once = max(self.at_once, sum(one.poll() is None for one in self.processes))
+        return process
+
+
 def test_find_over_many_nights_runs_few_processes_and_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,17 +171,7 @@ def test_find_over_many_nights_runs_few_processes_and_leaves_none(
     for night in range(nights):
         snapshot = made.snapshot(time=made.TIME + night * made.DAY)
         writer.add_snapshot(snapshot, {"drive-scsi0.img.fidx": image})
-    started: list[subprocess.Popen[bytes]] = []
-    at_once = 0
-    start = subprocess.Popen
-
-    def starting(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        nonlocal at_once
-        started.append(start(*arguments, **options))
-        at_once = max(at_once, sum(process.poll() is None for process in started))
-        return started[-1]
-
-    monkeypatch.setattr("pbsfs.disks.host.subprocess.Popen", starting)
+    started = Started(monkeypatch)
     matches: list[Match] = []
 
     async def find() -> None:
@@ -178,6 +184,24 @@ def test_find_over_many_nights_runs_few_processes_and_leaves_none(
     trio.run(find)
     gc.collect()
     assert len(matches) == nights
-    assert at_once <= MOST_PROCESSES
-    assert len(started) == nights
-    assert all(process.returncode is not None for process in started)
+    assert started.at_once <= MOST_PROCESSES
+    assert len(started.processes) == nights
+    assert all(process.returncode is not None for process in started.processes)
+
+
+def test_a_snapshot_that_many_look_into_opens_its_disks_once(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = Started(monkeypatch)
+
+    async def look() -> None:
+        async with open_reader(DirectorySource(store)) as reader:
+            snapshot = await Tree(reader, files=True).find(NIGHTS[0])
+            assert isinstance(snapshot, Directory)
+            async with trio.open_nursery() as nursery:
+                for _task in range(4):
+                    nursery.start_soon(snapshot.children)
+            assert set(await snapshot.children()) == {b"guest", b"index.json", b"scsi0"}
+
+    trio.run(look)
+    assert len(started.processes) == 1
