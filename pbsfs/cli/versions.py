@@ -16,6 +16,7 @@ from pbsfs.base.names import format_time
 from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.progress import Status
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.attributes import time_text
 from pbsfs.tasks.versions import Version, Versions, versions_of
@@ -26,10 +27,17 @@ from pbsfs.tree import Tree
 @click.argument("path")
 @click.option("--content", is_flag=True, help="Read the file too, and tell versions apart by its SHA-256.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
 @source_options
 @logging_options
 def command(
-    path: str, content: bool, as_json: bool, log_level: str, log_file: Path | None, source: SourceOptions
+    path: str,
+    content: bool,
+    as_json: bool,
+    progress: bool | None,
+    log_level: str,
+    log_file: Path | None,
+    source: SourceOptions,
 ) -> None:
     """List the versions of the file at PATH, in an archive, over all snapshots of its group.
 
@@ -45,8 +53,16 @@ def command(
     set_up_logging(log_level, log_file)
     source, (path,) = from_mounts(source, [path])
 
+    status = Status(progress)
+
+    def looked(count: int, of: int) -> None:
+        status.show(f"{count} of {of} snapshots")
+
     async def work(tree: Tree) -> Versions:
-        return await versions_of(tree, os.fsencode(path), content=content)
+        try:
+            return await versions_of(tree, os.fsencode(path), content=content, looked=looked)
+        finally:
+            status.clear()
 
     found = run_on_tree(work, reads_much=True, source=source)
     if as_json:

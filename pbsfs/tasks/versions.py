@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -70,8 +70,16 @@ class Versions:
     failed: list[tuple[bytes, PbsfsError]] = field(default_factory=list)
 
 
-async def versions_of(tree: Tree, path: bytes, *, content: bool = False) -> Versions:
+async def versions_of(
+    tree: Tree,
+    path: bytes,
+    *,
+    content: bool = False,
+    looked: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Versions:
     """The versions of the entry at `path`, which is in an archive of any snapshot, the oldest first.
+
+    `looked`: called with the number of snapshots that were looked at, and of all.
 
     It need not exist in that snapshot. Raises NotFoundError where no snapshot has it, UsageError for a path
     outside of archives, and what listing the group raises.
@@ -80,11 +88,16 @@ async def versions_of(tree: Tree, path: bytes, *, content: bool = False) -> Vers
     listing = await snapshot.group.children()
     found = [node for node in listing.values() if isinstance(node, SnapshotDirectory)]
     states: list[State | PbsfsError | None] = [None] * len(found)
+    count = 0
+    looked(0, len(found))
     limiter = trio.CapacityLimiter(SIDE_BY_SIDE)
 
     async def look(place: int, node: SnapshotDirectory) -> None:
+        nonlocal count
         async with limiter:
             states[place] = await _state(tree, node, inner, content=content)
+        count += 1
+        looked(count, len(found))
 
     async with trio.open_nursery() as nursery:
         for place, node in enumerate(found):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, made
-from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
+from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.serving import access, serving
 from tests.support.truth import ARCHIVES, FILES, truth
 
@@ -172,3 +173,17 @@ def test_the_versions_of_the_vendors_archives_are_the_true_ones(group: str) -> N
         digests = [row.get("sha256") for row in rows for _ in range(row["snapshots"])]
         assert digests == [entries[path]["h"] if path in entries else None for entries in (old, new)]
     assert golden.is_there()
+
+
+ALWAYS = "import pbsfs.cli.progress as p; p.INTERVAL = 0; from pbsfs.cli import main; main()"
+"""The program, with each change of what it shows of its progress."""
+
+
+def test_the_progress_counts_snapshots_and_leaves_no_trace(store: Path) -> None:
+    words = [sys.executable, "-c", ALWAYS, "versions", "--datastore-dir", str(store), PATH]
+    done = run([*words, "--progress"])
+    shown = done.stderr.split("\n")[1:]  # text: each return is a line break
+    assert shown[:-2] == [f"{count} of {len(NIGHTS)} snapshots" for count in range(len(NIGHTS) + 1)]
+    assert (shown[-2].strip(), shown[-1]) == ("", "")
+    plain = run(words)  # not a terminal
+    assert (plain.stdout, plain.stderr) == (done.stdout, "")
