@@ -18,6 +18,8 @@ SHOWN_NAMES = 8
 MAX_EXCERPT = 100
 """Characters that an error repeats of a setting that is not valid: enough to find it."""
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -43,6 +45,14 @@ def one_line(text: str, limit: int = MAX_SHOWN) -> str:
     """`text` as one line of at most `limit` characters; a space stands for what is not printable."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * limit]).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people: `512 B`, `1.5 KiB`, `20 GiB`, rounded to at least two digits."""
+    value, unit = float(size), 0
+    while abs(value) >= 1023.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit and abs(value) < 9.95 else f"{value:.0f} {_UNITS[unit]}"
 
 
 def quoted(name: str) -> str:

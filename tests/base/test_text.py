@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.base.text import MAX_SHOWN, escaped, excerpt, first_of, one_line, printable, quoted
+from pbsfs.base.text import MAX_SHOWN, escaped, excerpt, first_of, one_line, printable, quoted, size_text
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,24 @@ from pbsfs.base.text import MAX_SHOWN, escaped, excerpt, first_of, one_line, pri
 )
 def test_what_a_terminal_would_obey_is_replaced(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (10 * 1024 - 1, "10 KiB"),
+        ((1 << 20) - 1, "1.0 MiB"),
+        (20 << 30, "20 GiB"),
+        ((1 << 64) - 1, "16 EiB"),
+        (1 << 80, "1048576 EiB"),
+    ],
+)
+def test_sizes_have_the_unit_that_fits(size: int, text: str) -> None:
+    assert size_text(size) == text
 
 
 def test_characters_to_keep_are_kept() -> None:

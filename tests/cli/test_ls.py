@@ -10,6 +10,7 @@ import pytest
 from tests.support import damage
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.stocked import CONFIGURATION, ENCRYPTED, FIRST, IMAGE, SECOND, Stocked, stock
+from tests.support.terminal import at_a_terminal
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,66 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     shown = output_of("bash", "-c", command, env=environment())
     assert shown.splitlines()[0] == "0" * 200
     assert shown.splitlines()[1] == "141"
+
+
+# --- for people
+
+
+def test_sizes_may_have_units_and_help_is_help_only(stocked: Stocked) -> None:
+    (line,) = ls(stocked, "-lh", IMAGE)
+    file = ["-r--r--r--", "-", "-", "514KiB", "322KiB", "2023-11-14T22:13:20Z", "drive-scsi0.img"]
+    assert line.split() == file
+    assert ls(stocked, "-h", "vm") == ["100", "101"]
+    assert output_of(PBSFS, "ls", "--help").startswith("Usage: pbsfs ls ")
+
+
+def test_several_paths_are_listed_one_after_the_other(stocked: Stocked) -> None:
+    assert ls(stocked, "vm", IMAGE, "ct") == ["vm:", "100", "101", "drive-scsi0.img", "", "ct:", "200"]
+    rows = json.loads("\n".join(ls(stocked, "--json", "vm", "ct")))
+    assert [row["path"] for row in rows] == ["vm/100", "vm/101", "ct/200"]
+
+
+def test_a_path_that_does_not_exist_hides_none_of_the_others(stocked: Stocked) -> None:
+    done = pbsfs("ls", "--datastore-dir", stocked.path, "vm/999", "ct")
+    assert (done.returncode, done.stdout) == (3, "ct:\n200\n")
+    assert done.stderr == "pbsfs: vm: there is no '999'; there is 100, 101\n"
+
+
+def test_a_tree_has_branches_down_to_a_level(stocked: Stocked) -> None:
+    assert ls(stocked, "--tree", "-L", "2", "vm") == [
+        "vm",
+        "├── 100",
+        "│   ├── 2023-11-14T22:13:20Z",
+        "│   ├── 2023-11-15T22:13:20Z",
+        "│   └── latest",
+        "└── 101",
+        "    ├── 2023-11-14T22:13:20Z",
+        "    └── latest",
+    ]
+    whole = ls(stocked, "--tree", "vm")
+    assert len(whole) == 1 + len(ls(stocked, "-R", "vm"))
+    assert "│   │   ├── drive-scsi0.img" in whole
+    assert ls(stocked, "--tree", "--level=1") == ["/", "├── vm", "├── ct", "├── ns", "└── files"]
+    assert ls(stocked, "-R", "-L", "1", "vm") == ["100", "101"]
+    assert "-L goes with -R or --tree" in error_of(pbsfs("ls", "-L", "2", "vm"), 2)
+    plain = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    drawn = output_of(PBSFS, "ls", "--datastore-dir", stocked.path, "--tree", "vm", "-L1", env=plain)
+    assert drawn.splitlines() == ["vm", "|-- 100", "`-- 101"]
+
+
+def test_a_terminal_gets_a_header_and_aligned_columns(tmp_path: Path) -> None:
+    own = stock(tmp_path / "datastore")
+    words = [str(PBSFS), "ls", "--datastore-dir", str(own.path), "-lh", FIRST, "ct"]
+    status, shown = at_a_terminal(words, [], environment())
+    lines = shown.splitlines()
+    assert status == 0
+    assert lines[0] == f"{FIRST}:"
+    assert lines[1] == "      MODE OWNER GROUP   SIZE   DATA                 TIME NAME"
+    assert "-r--r--r--     -     - 514KiB 322KiB 2023-11-14T22:13:20Z drive-scsi0.img" in lines
+    blank = lines.index("")
+    assert {line.index("2023") for line in lines[2:blank]} == {lines[1].index("TIME") - 16}
+    assert lines[blank + 1] == "ct:"
+    assert len(lines[blank + 2 :]) == 2  # its own header, and the group
+    assert max(map(len, lines)) <= 80
+    status, shown = at_a_terminal([PBSFS, "ls", "--datastore-dir", own.path, "vm"], [], environment())
+    assert shown.split() == ["100", "101"]
