@@ -68,6 +68,10 @@ class Entry(NamedTuple):
         """The entry with other values of some fields."""
         return self._replace(**changes)
 
+    def named(self, name: bytes) -> Entry:
+        """`but(name=name)`, in a quarter of the time: done for every entry of a file system."""
+        return Entry._make((name, *self[1:]))
+
     @property
     def is_directory(self) -> bool:
         return stat_bits.S_ISDIR(self.mode)

@@ -113,7 +113,7 @@ class FileSystem(Contents):
                 exact = self.inode(entry.inode)
                 if entry.mode and stat_bits.S_IFMT(entry.mode) != stat_bits.S_IFMT(exact.mode):
                     raise DamageError(f"inode {entry.inode} has another type than its name says")
-                done.append(self._placed(directory, exact.but(name=entry.name)))
+                done.append(self._placed(directory, exact.named(entry.name)))
             except DamageError as error:
                 done.append(error)
         return done
