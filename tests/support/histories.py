@@ -17,7 +17,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -327,8 +327,10 @@ def moments(
     """
     end = chance.choice(("copied", "flushed", "dropped", "flushed at work", "dropped at work"))
     copy = image.with_name("copy")
-    with mounted(image, where, kind, options) as loop:
-        history = History(where, chance, heavy=heavy)
+    with (
+        mounted(image, where, kind, options) as loop,
+        closing(History(where, chance, heavy=heavy)) as history,
+    ):
         for number in range(chance.choice((1, 2))):
             history.go(chance.choice((3, 30, 150)))
             if chance.random() < 0.7:
@@ -347,7 +349,6 @@ def moments(
             history.shut_down(flags)
             if worker.ident:
                 worker.join()
-        history.close()
     if end != "copied":
         run("cp", "--sparse=always", image, copy)
         yield end, copy
