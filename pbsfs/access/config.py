@@ -292,8 +292,9 @@ def source_of(text: str, environment: Mapping[str, str]) -> tuple[SourceOptions,
     """The source that `text` names, as the first field of a line in fstab, and the path below it.
 
     A directory (`/DIR`, `./DIR`), a profile (`NAME:`) or a repository; a path in its tree may follow:
-    `/DIR:PATH`, `NAME:PATH`, `REPOSITORY/PATH`. A profile takes precedence over a host of the same name.
-    Options go to `configure`. Raises UsageError for an empty text; `resolve` checks the repository.
+    `/DIR:PATH`, `NAME:PATH`, `REPOSITORY/PATH`. A profile takes precedence over a host of the same name;
+    `NAME:` is one even if the configuration lacks it. Options go to `configure`. Raises UsageError for an
+    empty text; `resolve` checks the repository.
     """
     if not text:
         raise UsageError("the source is empty; give a profile (NAME:), a repository or a directory")
@@ -305,5 +306,8 @@ def source_of(text: str, environment: Mapping[str, str]) -> tuple[SourceOptions,
     (found,) = split_profiles([text], environment)
     if found is not None:
         return SourceOptions(profile=found[0]), found[1].strip("/")
+    match = _PREFIX.fullmatch(text)
+    if match and not match[2]:
+        return SourceOptions(profile=match[1]), ""  # no repository ends so
     repository, _slash, path = text.partition("/")
     return SourceOptions(repository=repository), path.strip("/")

@@ -467,6 +467,7 @@ def test_no_file_is_read_for_a_path_without_such_a_name(files: Files) -> None:
     [
         ("home:", SourceOptions(profile="home"), ""),
         ("home:files/host/web1/", SourceOptions(profile="home"), "files/host/web1"),
+        ("none:", SourceOptions(profile="none"), ""),
         ("home", SourceOptions(repository="home"), ""),
         ("host:store", SourceOptions(repository="host:store"), ""),
         ("u@pbs!t@host:1:s/vm/100", SourceOptions(repository="u@pbs!t@host:1:s"), "vm/100"),
