@@ -123,12 +123,13 @@ class Copying:
         file = self.dest / name if self.dest.is_dir() else self.dest
         if not self.force and file.is_file() and await self._is_complete(image, file, name):
             return None
+        amounts = Amounts()
         with (
             open_resumed(self.dest, name, image.size, force=self.force, mode=self.mode) as target,
-            shown(self.progress, name, image.size) as advance,
+            shown(self.progress, name, image.size, lambda: _details(amounts)) as advance,
         ):
             place = self._place_of_map(target)
-            restore = Restore(image, target, advance)
+            restore = Restore(image, target, advance, amounts=amounts)
             with _explained(lambda: True, target, f"{target.part} is kept"):
                 await restore.run()
         return place
@@ -146,12 +147,13 @@ class Copying:
     async def _change(self, image: Image, name: str) -> Path | None:
         with open_existing(self.dest, name, image.size) as target:
             place = None if self.dry_run else self._place_of_map(target)
-            with shown(self.progress, name, image.size) as advance:
-                restore = Restore(image, target, advance, dry_run=self.dry_run)
+            amounts = Amounts()
+            with shown(self.progress, name, image.size, lambda: _details(amounts)) as advance:
+                restore = Restore(image, target, advance, dry_run=self.dry_run, amounts=amounts)
                 mixed = f"{target} is now partly the backup and partly what it was before"
                 with _explained(lambda: restore.began, target, mixed):
                     await restore.run()
-            click.echo(_report(restore.amounts, image, target, dry_run=self.dry_run))
+            click.echo(_report(amounts, image, target, dry_run=self.dry_run))
         return place
 
     def _place_of_map(self, target: Target) -> Path | None:
@@ -159,6 +161,14 @@ class Copying:
         if place is not None:
             check_map_file(place, target, force=self.force)
         return place
+
+
+def _details(amounts: Amounts) -> str:
+    """What the progress says of the bytes done, in MiB."""
+    fetched, reused, holes = (
+        count >> 20 for count in (amounts.written, amounts.reused, amounts.empty + amounts.discarded)
+    )
+    return f"{fetched} MiB fetched, {reused} reused, {holes} holes"
 
 
 @contextmanager

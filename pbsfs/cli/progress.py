@@ -17,20 +17,30 @@ def is_shown(progress: bool | None) -> bool:
 
 
 @contextmanager
-def shown(progress: bool | None, name: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; gives the function that takes the bytes done."""
-    with shown_entries(progress, name, size, count_entries=False) as advance:
+def shown(
+    progress: bool | None, name: str, size: int, details: Callable[[], str] | None = None
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error; gives the function that takes the bytes done.
+
+    `details`: gives what stands behind the bar now.
+    """
+    with shown_entries(progress, name, size, count_entries=False, details=details) as advance:
         yield lambda count: advance(count, 0)
 
 
 @contextmanager
 def shown_entries(
-    progress: bool | None, name: str, size: int | None, *, count_entries: bool = True
+    progress: bool | None,
+    name: str,
+    size: int | None,
+    *,
+    count_entries: bool = True,
+    details: Callable[[], str] | None = None,
 ) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error that counts files too.
 
     Gives the function that takes the bytes done since the last call, and all files done. `size`: in bytes,
-    all of it, about; None where it is not known.
+    all of it, about; None where it is not known. `details`: as for `shown`.
     """
     if not is_shown(progress):
         yield lambda _count, _entries: None
@@ -46,6 +56,8 @@ def shown_entries(
     )
 
     files = [TextColumn("{task.fields[entries]} files")] if count_entries else []
+    more = [TextColumn("{task.fields[details]}")] if details is not None else []
+    now = details or str
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -53,9 +65,10 @@ def shown_entries(
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        *more,
         console=Console(stderr=True),
     ) as bar:
-        task = bar.add_task(name, total=size, entries=0)
+        task = bar.add_task(name, total=size, entries=0, details="")
         waiting = last = 0
         due = 0.0
 
@@ -63,13 +76,13 @@ def shown_entries(
             nonlocal waiting, last, due
             waiting, last = waiting + count, entries
             if time.monotonic() >= due:
-                bar.update(task, advance=waiting, entries=last)
+                bar.update(task, advance=waiting, entries=last, details=now())
                 waiting = 0
                 due = time.monotonic() + INTERVAL
 
         yield advance
         # What was done, as opposed to what was expected.
-        bar.update(task, advance=waiting, entries=last)
+        bar.update(task, advance=waiting, entries=last, details=now())
         done = bar.tasks[0].completed
         bar.update(task, total=done if size is None or count_entries else size)
 

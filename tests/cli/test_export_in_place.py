@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import damage
+from pbsfs.testing.writer import DatastoreWriter
+from tests.support import damage, made
 from tests.support.in_place import a_device, changed, in_place
 from tests.support.keyfiles import document
 from tests.support.program import PBSFS, TIMEOUT, environment, error_of, pbsfs
@@ -250,9 +251,21 @@ def test_a_device_that_is_too_small_is_refused(stocked: Stocked, content: bytes,
         assert device.read_bytes() == small
 
 
-def test_progress_counts_all_of_the_image(stocked: Stocked, content: bytes, tmp_path: Path) -> None:
-    (dest := tmp_path / "disk").write_bytes(changed(content, 1))
-    done = in_place(stocked, "--progress", IMAGE, dest)
-    assert done.returncode == 0
-    assert "513.5/513.5 KiB" in done.stderr
-    assert environment()  # the same as of other commands
+def test_progress_counts_all_of_the_image(tmp_path: Path) -> None:
+    content = made.image(7, "rr0r", chunk_size=1 << 20)
+    writer = DatastoreWriter(tmp_path / "datastore")
+    (image := tmp_path / "image").write_bytes(content)
+    writer.add_snapshot(made.snapshot(), {"drive-scsi0.img.fidx": image}, chunk_size=1 << 20)
+    dest = tmp_path / "disk"
+    for options, bar in [
+        (("--in-place",), "1 MiB fetched, 2 reused, 1 holes"),
+        (("--in-place", "--dry-run"), "0 MiB fetched, 3 reused, 1 holes"),
+    ]:
+        if options == ("--in-place",):
+            dest.write_bytes(content[: 2 << 20])
+        source = ("--datastore-dir", tmp_path / "datastore")
+        wide = environment(COLUMNS="200")
+        done = pbsfs("export", *options, "--progress", *source, IMAGE, dest, env=wide)
+        assert done.returncode == 0
+        assert "4.0/4.0 MiB" in done.stderr
+        assert bar in done.stderr

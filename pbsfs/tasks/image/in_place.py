@@ -87,10 +87,17 @@ class Restore:
     """One run over all of an image and a target."""
 
     def __init__(
-        self, image: Image, target: ComparedTarget, advance: Callable[[int], None], *, dry_run: bool = False
+        self,
+        image: Image,
+        target: ComparedTarget,
+        advance: Callable[[int], None],
+        *,
+        dry_run: bool = False,
+        amounts: Amounts | None = None,
     ) -> None:
-        """`advance` gets the bytes of each step that is done. `dry_run`: whether to compare only."""
-        self.amounts = Amounts()
+        """`advance` gets the bytes of each step that is done. `dry_run`: whether to compare only. `amounts`:
+        counts what is done; None for a new count."""
+        self.amounts = Amounts() if amounts is None else amounts
         self._image = image
         self._target = target
         self._advance = advance
