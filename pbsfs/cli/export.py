@@ -15,9 +15,11 @@ from pbsfs.base.errors import OutputError, UsageError
 from pbsfs.base.text import first_of
 from pbsfs.cli.export_contents import export_contents
 from pbsfs.cli.export_image import Copying
+from pbsfs.cli.export_qcow2 import export_qcow2
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import (
     FilePath,
+    described,
     logging_options,
     run_on_tree,
     source_options,
@@ -100,8 +102,9 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["tar", "zip"]),
-    help="Write what is in an archive to DEST as a tar or zip archive (default for a directory to -: tar).",
+    type=click.Choice(["tar", "zip", "qcow2"]),
+    help="Write an image as a qcow2 file, or what is in an archive as a tar or zip archive (default for a "
+    "directory to -: tar).",
 )
 @click.option("--zstd", is_flag=True, help="Compress the tar archive with zstd.")
 @click.option(
@@ -180,6 +183,7 @@ def command(
       pbsfs export --force vm/100/latest/drive-scsi0.img /dev/vg0/restored
       pbsfs export --in-place --dry-run vm/100/latest/drive-scsi0.img /dev/vg0/vm-100-disk-0
       pbsfs export vm/100/latest restored/
+      pbsfs export --format qcow2 vm/100/latest/drive-scsi0.img disk.qcow2
       pbsfs export files/ct/200/latest/root/etc restored/
       pbsfs export --format tar --zstd files/ct/200/latest/root root.tar.zst
       pbsfs export --datastore-dir /srv/store1 ct/200/latest/root.pxar - | pxar list
@@ -200,6 +204,25 @@ def command(
     copying = Copying(
         Path(dest), force, mode, progress, zeroed, map_file, in_place=in_place, dry_run=dry_run, resume=resume
     )
+    if form == "qcow2":
+        others = {
+            "--in-place": in_place,
+            "--resume": resume,
+            "--zstd": zstd,
+            "--on-damage": zeroed is not None,
+        }
+        given = next((option for option, is_given in others.items() if is_given), None)
+        if given is not None or len(places) != 1:
+            raise UsageError(f"--format qcow2: takes one PATH, and not {given or 'several'}; leave it out")
+        export_qcow2(
+            described(source, reads_much=True),
+            places[0],
+            Path(dest),
+            force=force,
+            mode=mode,
+            progress=progress,
+        )
+        return
     for_contents = {
         "--format": form is not None,
         "--zstd": zstd,
