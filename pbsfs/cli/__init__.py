@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _COMMANDS = {
     "mount": "Show backups as files in a directory.",
     "umount": "End a mount.",
+    "status": "List mounts and NBD servers, and whether they answer.",
     "ls": "List the tree without mounting it.",
     "info": "Show what is known about a snapshot or file.",
     "cat": "Write files to standard output.",
@@ -89,7 +90,6 @@ _HABITS = {
     "map": "pbsfs nbd",
     "show": "pbsfs info",
     "stat": "pbsfs info",
-    "status": "pbsfs info",
     "catalog": "pbsfs ls files, or pbsfs find",
     "tree": "pbsfs ls -R",
     "search": "pbsfs find",

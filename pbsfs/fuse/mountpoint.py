@@ -11,8 +11,9 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,11 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 _OWNER = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
+ANSWER_PATIENCE = 5.0
+"""Seconds that `states` waits for mounts to answer."""
+
+DEAD_STATE, SILENT_STATE = "its process has died", "does not answer"
+
 UNMOUNT_PATIENCE = 10.0
 """Seconds that `unmount` waits for a mount to be gone from the table."""
 
@@ -36,13 +42,15 @@ UNMOUNT_PATIENCE = 10.0
 class Mount:
     """A line of the mount table. `device`: major:minor. `root`: the part of the file system that it shows.
 
-    `owner`: for a FUSE mount, the user who made it, as the kernel reports it; None for others.
+    `source`: its name. `owner`: for a FUSE mount, the user who made it, as the kernel reports it; None for
+    others.
     """
 
     device: str
     root: Path
     path: Path
     type: str
+    source: str
     owner: int | None
 
 
@@ -54,11 +62,33 @@ def mounts() -> Iterator[Mount]:
         root, path = (_unescaped(field) for field in fields[3:5])
         owner = _OWNER.search(behind[2])
         uid = None if owner is None else int(owner[1])
-        yield Mount(fields[2].decode(), root, path, os.fsdecode(behind[0]), uid)
+        yield Mount(fields[2].decode(), root, path, os.fsdecode(behind[0]), str(_unescaped(behind[1])), uid)
 
 
 def _unescaped(field: bytes) -> Path:
     return Path(os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field)))
+
+
+def states(places: Sequence[Path]) -> list[str]:
+    """Whether each mount answers, in words. Asks all at once, in threads that a silent mount keeps."""
+    found = dict.fromkeys(places, SILENT_STATE)
+
+    def ask(place: Path) -> None:
+        try:
+            os.stat(place)
+            found[place] = "answers"
+        except PermissionError:
+            found[place] = "open to its user only"
+        except OSError as error:
+            found[place] = DEAD_STATE if error.errno in DEAD else str(error.strerror)
+
+    asking = [threading.Thread(target=ask, args=(place,), daemon=True) for place in places]
+    for thread in asking:
+        thread.start()
+    limit = time.monotonic() + ANSWER_PATIENCE
+    for thread in asking:
+        thread.join(max(0.0, limit - time.monotonic()))
+    return [found[place] for place in places]
 
 
 def mounted_at(path: Path) -> Mount | None:
