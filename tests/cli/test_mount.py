@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,38 +187,50 @@ def test_only_a_directory_of_the_tree_can_be_the_root(
     assert not mounted_at(tmp_path / "m")
 
 
+AUTOFS_READY = 0x9360  # AUTOFS_IOC_READY of linux/auto_fs.h: the mount is there, for those that wait
+
+
 @contextmanager
-def automount(place: Path) -> Iterator[None]:
+def automount(place: Path) -> Iterator[int]:
     """A direct automount at `place`, of which the processes of this group are the daemon.
 
-    Others that use it wait for ever: nothing answers the kernel. Source of the options: the kernel's
-    Documentation/filesystems/autofs.rst.
+    Yields the pipe with the kernel's requests. Source: the kernel's Documentation/filesystems/autofs.rst.
     """
     reading, writing = os.pipe()
     options = f"fd={writing},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
     command = ["mount", "-i", "-t", "autofs", "-o", options, "tests", str(place)]
     try:
         subprocess.run(command, pass_fds=[writing], check=True)
+        os.close(writing)
         try:
-            yield
+            yield reading
         finally:
             subprocess.run(["umount", "-l", place], check=True)
     finally:
         os.close(reading)  # sets free what waits
-        os.close(writing)
 
 
 @pytest.mark.mount
 @pytest.mark.root
-def test_an_automount_can_be_mounted_on(stocked: Stocked, tmp_path: Path) -> None:
+def test_an_automount_can_be_mounted_on_for_a_program_that_waits(stocked: Stocked, tmp_path: Path) -> None:
     """As systemd does it for x-systemd.automount, with mount(8) in its own process group."""
     need_autofs()
     need_fuse()
     place = tmp_path / "m"
-    with automount(place), cleaned_up(place):
-        done = pbsfs("mount", "--datastore-dir", stocked.path, "--log-file", tmp_path / "log", place)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert (place / CONFIGURATION).read_bytes() == stocked.contents[CONFIGURATION]
+    with automount(place) as requests, cleaned_up(place):
+        daemon = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        with subprocess.Popen(["ls", place], stdout=subprocess.PIPE, start_new_session=True) as waiting:
+            try:
+                token = int.from_bytes(os.read(requests, 4096)[8:12], sys.byteorder)
+                command = ("mount", "--datastore-dir", stocked.path, "--log-file", tmp_path / "log", place)
+                done = pbsfs(*command, timeout=20)
+                assert (done.returncode, done.stderr) == (0, "")
+                fcntl.ioctl(daemon, AUTOFS_READY, token)
+                shown, _nothing = waiting.communicate(timeout=20)
+            finally:
+                os.close(daemon)
+                waiting.kill()
+        assert b"vm" in shown.split()
         (pid,) = serving(place)
         assert os.getsid(pid) == pid  # the end of the caller's terminal does not end it
         assert pbsfs("umount", place).returncode == 0
