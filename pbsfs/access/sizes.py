@@ -34,3 +34,11 @@ def parse_cache_size(text: str) -> int:
     if size > memory:
         raise UsageError(f"a cache of {text} is too large: this computer has {memory >> 20}M; name less")
     return size
+
+
+def parse_rate(text: str | None) -> int | None:
+    """The bytes a second that `--limit-rate` says; None for no limit. Raises UsageError."""
+    rate = None if text is None else parse_size(text)
+    if rate == 0:
+        raise UsageError("--limit-rate 0: a run would never end; give a larger rate")
+    return rate

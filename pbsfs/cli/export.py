@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pbsfs.access.options import SourceOptions
+from pbsfs.access.sizes import parse_rate
 from pbsfs.base.errors import OutputError, UsageError
 from pbsfs.base.text import first_of
 from pbsfs.cli.export_contents import export_contents
@@ -31,6 +32,7 @@ from pbsfs.tasks.extract.attributes import Kept
 from pbsfs.tasks.extract.extract import OnDamage
 from pbsfs.tasks.extract.run import Options, size_below
 from pbsfs.tasks.patterns import Selection
+from pbsfs.tasks.rate import Rate
 from pbsfs.tree import (
     BlobFile,
     ContentsDirectory,
@@ -90,6 +92,9 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     type=_Mode(),
     help="Give a file this mode (default: 0600, or the mode of the file that is overwritten).",
 )
+@click.option(
+    "--limit-rate", metavar="SIZE", help="Read at most SIZE of an image a second, as 50M (default: no limit)."
+)
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
 @click.option(
     "--on-damage",
@@ -145,6 +150,7 @@ def command(
     in_place: bool,
     resume: bool,
     dry_run: bool,
+    limit_rate: str | None,
     mode: int | None,
     progress: bool | None,
     on_damage: str,
@@ -202,12 +208,22 @@ def command(
         raise UsageError("--map-file requires --on-damage zero; give both or neither")
 
     copying = Copying(
-        Path(dest), force, mode, progress, zeroed, map_file, in_place=in_place, dry_run=dry_run, resume=resume
+        Path(dest),
+        force,
+        mode,
+        progress,
+        zeroed,
+        map_file,
+        in_place=in_place,
+        dry_run=dry_run,
+        resume=resume,
+        rate=Rate(parse_rate(limit_rate)),
     )
     if form == "qcow2":
         others = {
             "--in-place": in_place,
             "--resume": resume,
+            "--limit-rate": limit_rate is not None,
             "--zstd": zstd,
             "--on-damage": zeroed is not None,
         }
@@ -256,8 +272,14 @@ def command(
             raise OutputError(f"cannot write {dest}: it is not a directory; create it with mkdir")
         if isinstance(node, ImageFile | BlobFile):
             _refuse_for_contents(node, for_contents)
-        if (in_place or resume) and not isinstance(node, ImageFile):
-            raise UsageError(f"{node}: --{'in-place' if in_place else 'resume'} is for images; leave it out")
+        for_images = {
+            "--in-place": in_place,
+            "--resume": resume,
+            "--limit-rate": limit_rate is not None,
+        }
+        if any(for_images.values()) and not isinstance(node, ImageFile):
+            option = next(option for option, is_given in for_images.items() if is_given)
+            raise UsageError(f"{node}: {option} is for images; leave it out")
         if isinstance(node, ImageFile | BlobFile):
             await copying.run(node)
         elif isinstance(node, ContentsNode):

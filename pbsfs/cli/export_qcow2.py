@@ -69,9 +69,8 @@ def export_qcow2(
         if process.returncode < 0:
             raise launch.ending("qemu-img", process.returncode)
         if process.returncode != 0:
-            said = printable(errors.decode(errors="replace")).splitlines() or ["qemu-img failed"]
-            if "No space left" in said[-1]:
-                raise OutputError(
-                    f"cannot write {target}: {said[-1]}; free some space, or name another place"
-                )
-            raise HelperError(f"cannot write {target}: {said[-1]}; correct what the messages above name")
+            lines = printable(errors.decode(errors="replace"), keep="\n").splitlines() or ["qemu-img failed"]
+            said = f"cannot write {target}: {lines[-1]}"
+            if "No space left" in said:
+                raise OutputError(f"{said}; free some space, or name another place")
+            raise HelperError(f"{said}; correct what the messages above name")

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.access.sizes import parse_size
-from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
+from pbsfs.access.sizes import parse_rate
+from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, exit_status_of
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import shown
@@ -49,9 +49,7 @@ def command(
     """
     set_up_logging(log_level, log_file)
     source, places = from_mounts(source, paths or ("",))
-    rate = None if limit_rate is None else parse_size(limit_rate)
-    if rate == 0:
-        raise UsageError("--limit-rate 0: a run would never end; give a larger rate")
+    rate = parse_rate(limit_rate)
 
     async def work(tree: Tree) -> Report:
         files: dict[bytes, File | ContentsNode] = {}

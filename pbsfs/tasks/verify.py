@@ -23,6 +23,7 @@ from pbsfs.reader.image import Image
 from pbsfs.runtime.memory import Memory
 from pbsfs.tasks.hit import files_hit
 from pbsfs.tasks.known import KnownChunks
+from pbsfs.tasks.rate import Rate
 from pbsfs.tasks.report import Damage, Report
 from pbsfs.tree import BlobFile, ContentsNode, Directory, File, ImageFile, Node
 
@@ -60,9 +61,8 @@ class Verification:
         no limit. `known`: remembers these chunks; None for a set of half of `memory`. `stride`: see `STRIDE`.
         """
         self.report = Report()
-        self._rate = rate
+        self._rate = Rate(rate)
         self._advance: Callable[[int], None] = lambda _count: None
-        self._next_start = 0.0
         self._known = KnownChunks(memory, memory.open_limit // 2) if known is None else known
         self._stride = stride
         self._bad: dict[Identity, str] = {}
@@ -144,7 +144,7 @@ class Verification:
                 for count, number in enumerate(image.data_chunks(0, image.size), 1):
                     chunk = image.chunk(number)
                     if self._known.add(chunk):
-                        await self._pace(chunk.length)
+                        await self._rate.wait(chunk.length)
                         await sending.send(number)
                     else:
                         self._advance(chunk.length)
@@ -204,7 +204,7 @@ class Verification:
                     continue
                 for span in stream.spans(piece.offset, piece.length):
                     if not span.hole:
-                        trio.from_thread.run(self._pace, span.length, trio_token=token)
+                        trio.from_thread.run(self._rate.wait, span.length, trio_token=token)
                         stream.pread(span.offset, span.length)
                         self.report.size += span.length
 
@@ -223,14 +223,6 @@ class Verification:
         finally:
             for stream in streams:
                 stream.close()
-
-    async def _pace(self, length: int) -> None:
-        if self._rate is None:
-            return
-        now = trio.current_time()
-        start = max(now, self._next_start)
-        self._next_start = start + length / self._rate
-        await trio.sleep(start - now)
 
 
 def _identity(chunk: Chunk) -> Identity:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pbsfs.base.errors import DamageError, OutputError, SourceError, UsageError
+from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.store import Chunk
 from pbsfs.formats.blob import chunk_digest
 from pbsfs.formats.keys import Key
@@ -25,8 +26,10 @@ from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import open_reader
 from pbsfs.tasks.image.compared import ComparedTarget, ExistingFile
+from pbsfs.tasks.image.copy import Pieces, copy_image
 from pbsfs.tasks.image.in_place import Amounts, Restore, Step, steps_of
-from pbsfs.tasks.image.opening import open_existing
+from pbsfs.tasks.image.opening import open_existing, open_target
+from pbsfs.tasks.rate import Rate
 from tests.support import made
 from tests.support.run import in_trio, run, until
 from tests.support.sources import CHUNK_SIZE, MemorySource, file_of
@@ -348,3 +351,36 @@ def test_a_file_that_another_program_has_locked_is_refused(tmp_path: Path) -> No
         other.communicate(b"\n")
     with open_existing(dest, NAME, 8) as target:
         assert isinstance(target, ComparedTarget)
+
+
+# --- the rate
+
+
+class _Timed(MemorySource):
+    """Takes note of when each chunk is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+        self.asked.append(trio.current_time())
+        return await super().fetch_chunk(snapshot, archive, digest, limit)
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["copied", "compared"])
+@in_trio
+async def test_no_more_is_fetched_in_a_second_than_the_rate_allows(tmp_path: Path, resumed: bool) -> None:
+    source, content = _Timed(), made.image(1, "rr0rr0r")
+    rate = Rate(4 * CHUNK_SIZE)
+    (dest := tmp_path / "disk").write_bytes(b"")
+    async with an_image(content, source) as image:
+        before = trio.current_time()
+        if resumed:
+            with open_existing(dest, NAME, image.size) as target:
+                await Restore(image, target, lambda _count: None, rate=rate).run()
+        else:
+            with open_target(dest, NAME, image.size, force=True) as copy:
+                await copy_image(image, copy, lambda _count: None, Pieces(size=CHUNK_SIZE), rate)
+    assert dest.read_bytes() == content
+    assert [at - before for at in source.asked] == [pytest.approx(number / 4) for number in range(5)]

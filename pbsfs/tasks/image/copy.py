@@ -14,6 +14,7 @@ import trio
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.image import Extent, Image
 from pbsfs.tasks.image.target import Target
+from pbsfs.tasks.rate import UNLIMITED, Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,13 @@ DEFAULT_PIECES = Pieces()
 
 
 async def copy_image(
-    image: Image, target: Target, advance: Callable[[int], None], pieces: Pieces = DEFAULT_PIECES
+    image: Image,
+    target: Target,
+    advance: Callable[[int], None],
+    pieces: Pieces = DEFAULT_PIECES,
+    rate: Rate = UNLIMITED,
 ) -> None:
-    """Writes all of `image` to `target`; calls `advance` with the bytes of each step.
+    """Writes all of `image` to `target`; calls `advance` with the bytes of each step. `rate`: of the data.
 
     Raises DamageError and SourceError from reading, OSError from writing.
     """
@@ -44,6 +49,8 @@ async def copy_image(
 
         async def read() -> None:
             handle = image.handle(whole=True)
+            # With a limit, nothing is fetched ahead: that would exceed it.
+            read_piece = handle.read if rate.rate is None else image.read
             try:
                 with sending:
                     for extent in _cut(image, pieces.size, target.hole_piece):
@@ -51,7 +58,8 @@ async def copy_image(
                         if extent.hole:
                             handle.skip_hole(extent.offset + extent.length)
                         else:
-                            data = await handle.read(extent.offset, extent.length)
+                            await rate.wait(extent.length)
+                            data = await read_piece(extent.offset, extent.length)
                         await sending.send((extent, data))
             finally:
                 handle.close()

@@ -22,6 +22,7 @@ from pbsfs.formats.blob import MAX_CHUNK_SIZE
 from pbsfs.reader.buffers import is_zero
 from pbsfs.reader.image import Image
 from pbsfs.tasks.image.compared import ComparedTarget
+from pbsfs.tasks.rate import UNLIMITED, Rate
 
 FETCHERS = 12
 """Chunks that are fetched and written at once: enough for the round trip to a server, as `verify` has it."""
@@ -94,9 +95,11 @@ class Restore:
         *,
         dry_run: bool = False,
         amounts: Amounts | None = None,
+        rate: Rate = UNLIMITED,
     ) -> None:
         """`advance` gets the bytes of each step that is done. `dry_run`: whether to compare only. `amounts`:
-        counts what is done; None for a new count."""
+        counts what is done; None for a new count. `rate`: of what is fetched."""
+        self._rate = rate
         self.amounts = Amounts() if amounts is None else amounts
         self._image = image
         self._target = target
@@ -172,6 +175,7 @@ class Restore:
         return chunk.matches(view)
 
     async def _fetch(self, step: Step, chunk: Chunk) -> None:
+        await self._rate.wait(step.length)
         data = await self._image.read(step.offset, step.length)
         kind = _DATA
         if self._image.shows_zeros and not await trio.to_thread.run_sync(chunk.matches, data):
