@@ -193,7 +193,7 @@ def test_a_mount_names_its_source_once(stocked: Stocked, user: User) -> None:
     (mount := user.home / "mnt").mkdir()
     for arguments, problem in (
         (["home:"], "profiles.home.cache-size: a cache of 1M is too small"),
-        (["hoem:"], "'hoem:' is not a repository"),
+        (["hoem:"], "profile 'hoem': not in the configuration; did you mean home?"),
         (["--profile", "hoem"], "profile 'hoem': not in the configuration; did you mean home?"),
         (["--profile", "home", "home:"], "an option names the source too"),
         (["home:", "more"], "one argument too many"),
