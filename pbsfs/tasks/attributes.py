@@ -15,6 +15,8 @@ from pbsfs.contents.base import Entry
 
 _SECOND = 1_000_000_000
 
+_SPANS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+
 _TYPES = {
     stat_bits.S_IFREG: "file",
     stat_bits.S_IFDIR: "directory",
@@ -57,6 +59,13 @@ def time_text(time_ns: int, *, whole_seconds: bool = False) -> str:
     if fraction and not whole_seconds:
         text = f"{text.removesuffix('Z')}.{fraction:09}Z"
     return text
+
+
+def span_text(seconds: int) -> str:
+    """A span of time for people, in its largest unit: `2 days`, `1 hour`."""
+    unit, size = next((u for u in _SPANS if round(seconds / u[1]) >= 1), _SPANS[-1])
+    count = round(seconds / size)
+    return f"{count} {unit}" + ("" if count == 1 else "s")
 
 
 def differing(old: Entry, new: Entry) -> list[str]:

@@ -1,34 +1,105 @@
-"""What is known about a node, for `pbsfs info`. Used from tasks of one trio loop."""
+"""What is known about a node, for `pbsfs info`. Used from tasks of one trio loop.
+
+Of images, snapshots and groups that includes what takes reading indexes: amounts of data.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from itertools import pairwise
+from statistics import median
 
+from pbsfs.base.errors import PbsfsError
+from pbsfs.base.names import format_time
+from pbsfs.base.text import SHOWN_NAMES, excerpt
+from pbsfs.sources.base import SnapshotInfo
+from pbsfs.tasks.amounts import Amounts, amounts_of, image_before, snapshot_before
 from pbsfs.tasks.attributes import device_text, mode_text, time_text, type_text
-from pbsfs.tree import ContentsNode, File, Node, SnapshotDirectory
+from pbsfs.tree import ContentsNode, File, GroupDirectory, ImageFile, Node, SnapshotDirectory
+
+Facts = dict[str, str | list[str]]
+
+RECENT = 10
+"""The newest backups of a group, from whose times is said how often it is backed up."""
 
 
-async def facts_of(node: Node) -> dict[str, str | list[str]]:
+async def facts_of(node: Node) -> Facts:
     """The facts about `node` by name; those that are not known are missing.
 
     Raises DamageError, KeyRequiredError and SourceError if an entry of an archive can't be read.
     """
-    facts: dict[str, str | list[str]] = {"path": os.fsdecode(node.path)}
+    facts: Facts = {"path": os.fsdecode(node.path)}
     if isinstance(node, ContentsNode):
         return facts | await _entry_facts(node)
     facts |= await node.facts()
     if isinstance(node, File):
         facts["data_size"] = str((await node.stat()).data_size)
+        if isinstance(node, ImageFile) and isinstance(node.parent, SnapshotDirectory):
+            facts |= await _amount_facts([node], node.parent)
     elif isinstance(node, SnapshotDirectory):
         facts["files"] = [file.archive.filename for file in node.info.files]
+        facts |= await _snapshot_facts(node)
+    elif isinstance(node, GroupDirectory):
+        facts |= await _group_facts(node)
     return facts
 
 
-async def _entry_facts(node: ContentsNode) -> dict[str, str | list[str]]:
+async def _group_facts(group: GroupDirectory) -> Facts:
+    """When and how often it was backed up, how its snapshots were verified, the newest one's data."""
+    listing = await group.children()
+    found = [info for info in listing.values_by_name.values() if isinstance(info, SnapshotInfo)]
+    facts: Facts = {}
+    if not found:
+        return facts
+    times = [info.snapshot.time for info in found]
+    facts["first_backup"] = format_time(times[0])
+    gaps = [later - earlier for earlier, later in pairwise(times[-RECENT - 1 :])]
+    if gaps:
+        facts["backup_interval"] = str(int(median(gaps)))
+    states = Counter(info.verify_state or "none" for info in found)
+    most = states.most_common(SHOWN_NAMES)
+    facts["verify_states"] = [f"{excerpt(state)}: {count}" for state, count in most]
+    readable = [info for info in found if info.error is None]
+    if readable:
+        newest = await group.child(os.fsencode(readable[-1].snapshot.time_text))
+        if isinstance(newest, SnapshotDirectory):
+            facts |= {"newest": readable[-1].snapshot.time_text} | await _snapshot_facts(newest)
+    return facts
+
+
+async def _snapshot_facts(snapshot: SnapshotDirectory) -> Facts:
+    if snapshot.info.error is not None:
+        return {}
+    children = (await snapshot.children()).values()
+    return await _amount_facts([node for node in children if isinstance(node, ImageFile)], snapshot)
+
+
+async def _amount_facts(files: list[ImageFile], snapshot: SnapshotDirectory) -> Facts:
+    """The amounts of all `files` of `snapshot`; or why one of them is not known."""
+    before = await snapshot_before(snapshot)
+    total = Amounts()
+    for file in files:
+        try:
+            amounts = await amounts_of(await file.open(), await image_before(file, before))
+        except PbsfsError as error:  # also a user who may list, and not read
+            return {"error": str(error)}
+        if amounts is None:
+            return {}
+        total += amounts
+    if not files:
+        return {}
+    facts: Facts = {"data_size": str(total.data_size), "restore_size": str(total.restore_size)}
+    if before is not None and total.shared_size is not None:
+        facts |= {"shared_size": str(total.shared_size), "shared_with": os.fsdecode(before.name)}
+    return facts
+
+
+async def _entry_facts(node: ContentsNode) -> Facts:
     entry = await node.learn()
     await node.inside.learn_link_counts(entry)
     stat = node.known()
-    facts: dict[str, str | list[str]] = {"type": type_text(entry.mode)}
+    facts: Facts = {"type": type_text(entry.mode)}
     if entry.is_file:
         facts |= {"size": str(stat.size), "data_size": str(stat.data_size)}
     if entry.target is not None:

@@ -217,13 +217,13 @@ def test_what_is_wrong_with_an_archive_names_the_archive(writer: DatastoreWriter
 
 def test_a_terminal_gets_no_escape_codes_of_names(writer: DatastoreWriter) -> None:
     place = store(writer, Node(children=[Node(b"\x1b[31mred\nforged", stat.S_IFREG | 0o644)]))
-    for option in ("--recursive", "--long"):
+    for option, header in (("--recursive", 0), ("--tree", 1), ("--long", 1)):
         status, shown = at_a_terminal(
             [PBSFS, "ls", "--datastore-dir", writer.path, option, place], [], environment()
         )
         assert status == 0
         assert "\x1b" not in shown
-        assert len(shown.splitlines()) == 1
+        assert len(shown.splitlines()) == header + 1
 
 
 def test_tar_archives_have_names_of_attributes_as_gnu_tar_encodes_them(writer: DatastoreWriter) -> None:

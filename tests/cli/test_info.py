@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import made
+from pbsfs.tasks.attributes import span_text
+from pbsfs.testing.writer import DatastoreWriter
+from tests.support import damage, made
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
 from tests.support.stocked import CHUNK, ENCRYPTED, FIRST, IMAGE, Stocked, stock
 
@@ -69,3 +71,95 @@ def test_text_is_aligned_and_obeyed_by_no_terminal(tmp_path: Path) -> None:
 def test_what_does_not_exist_is_status_3(stocked: Stocked) -> None:
     text = error_of(pbsfs("info", "--datastore-dir", stocked.path, "vm/999"), 3)
     assert text == "vm: there is no '999'; there is 100, 101"
+
+
+# --- what people ask
+
+
+A, B, C, D, E = (made.image(number, "r") for number in range(1, 6))
+HOLE = bytes(CHUNK)
+DAYS = ["2023-11-14T22:13:20Z", "2023-11-15T22:13:20Z", "2023-11-16T22:13:20Z"]
+DAY = made.DAY
+
+
+def nights(path: Path) -> Path:
+    """Three nights of one disk: 4, 5 and 5 chunks, the second with one twice."""
+    writer = DatastoreWriter(path)
+    disks = [A + B + HOLE + C + D, A + B + A + C + E, HOLE + B + A + C + E]
+    for number, disk in enumerate(disks):
+        snapshot = made.snapshot("7", time=made.TIME + number * DAY)
+        state = ("ok", "failed", None)[number]
+        files = {"disk.img.fidx": disk, "log.blob": b"x"}
+        writer.add_snapshot(snapshot, files, chunk_size=CHUNK, verify_state=state)
+    return path
+
+
+AMOUNTS: list[dict[str, int | str]] = [
+    {"data_size": 4, "restore_size": 4},
+    {"data_size": 5, "restore_size": 4, "shared_size": 4, "shared_with": DAYS[0]},
+    {"data_size": 4, "restore_size": 4, "shared_size": 4, "shared_with": DAYS[1]},
+]
+
+
+@pytest.mark.parametrize("name", ["", "/disk.img"], ids=["snapshot", "image"])
+def test_amounts_are_those_of_the_indexes(tmp_path: Path, name: str) -> None:
+    place = nights(tmp_path / "store")
+    for day, amounts in zip(DAYS, AMOUNTS, strict=True):
+        text = output_of(PBSFS, "info", "--datastore-dir", place, "--json", f"vm/7/{day}{name}")
+        found = json.loads(text)
+        expected = {key: str(n * CHUNK) if isinstance(n, int) else n for key, n in amounts.items()}
+        kept = ("data_size", "restore_size", "shared_size", "shared_with")
+        assert {key: found[key] for key in kept if key in found} == expected
+
+
+def test_a_group_is_told_with_its_habit_and_its_newest_snapshot(tmp_path: Path) -> None:
+    place = nights(tmp_path / "store")
+    found = json.loads(output_of(PBSFS, "info", "--datastore-dir", place, "--json", "vm/7"))
+    assert (found["first_backup"], found["last_backup"]) == (DAYS[0], DAYS[2])
+    assert found["backup_interval"] == str(DAY)
+    assert sorted(found["verify_states"]) == ["failed: 1", "none: 1", "ok: 1"]
+    assert (found["newest"], found["shared_with"]) == (DAYS[2], DAYS[1])
+    assert found["restore_size"] == str(4 * CHUNK)
+
+
+def test_people_get_units_and_words(tmp_path: Path) -> None:
+    place = nights(tmp_path / "store")
+    text = output_of(PBSFS, "info", "--datastore-dir", place, f"vm/7/{DAYS[1]}/disk.img")
+    lines = dict(line.split(":", 1) for line in text.splitlines())
+    values = {name: value.strip() for name, value in lines.items()}
+    assert values["size"] == "327680 (320 KiB)"
+    assert values["restore_size"] == "262144 (256 KiB, what a restore fetches, before compression)"
+    assert values["shared_size"] == "262144 (256 KiB, 80% of the data)"
+    assert values["verify_state"].startswith("failed (the last verification on the server found damage; ")
+    assert values["backup_time"].startswith(f"{DAYS[1]} (")
+    assert values["backup_time"].endswith(" days ago)")
+    group = output_of(PBSFS, "info", "--datastore-dir", place, "vm/7")
+    assert "\nbackup_interval: 86400 (about every 1 day)\n" in group
+
+
+def test_a_damaged_index_is_said_and_hides_nothing_else(tmp_path: Path) -> None:
+    place = nights(tmp_path / "store")
+    damage.truncate(place / "vm/7" / DAYS[2] / "disk.img.fidx", 4128)
+    found = json.loads(output_of(PBSFS, "info", "--datastore-dir", place, "--json", f"vm/7/{DAYS[2]}"))
+    assert "disk.img" in found["error"]
+    assert found["backup_id"] == "7"
+    assert "restore_size" not in found
+
+
+def test_a_key_that_is_missing_is_said(stocked: Stocked) -> None:
+    assert made.KEY.fingerprint in info(stocked, ENCRYPTED)["error"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 seconds"),
+        (1, "1 second"),
+        (89, "1 minute"),
+        (3600, "1 hour"),
+        (90_000, "1 day"),
+        (10 * 86400, "10 days"),
+    ],
+)
+def test_spans_of_time_are_in_their_largest_unit(seconds: int, text: str) -> None:
+    assert span_text(seconds) == text

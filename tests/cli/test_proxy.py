@@ -61,7 +61,7 @@ def test_info_and_export_go_through_the_proxy(
         *("info", "--log-level", "debug", "--fingerprint", server.fingerprint, IMAGE), env=environment
     )
     assert done.returncode == 0
-    assert "verify_state:    ok" in done.stdout.splitlines()
+    assert "\nverify_state:    ok (" in done.stdout
     assert "s3cret" not in done.stdout + done.stderr
     output_of(PBSFS, "export", IMAGE, tmp_path / "copy", env=told(server, proxy))
     assert (tmp_path / "copy").read_bytes() == stocked.contents[IMAGE]

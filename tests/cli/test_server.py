@@ -56,6 +56,15 @@ def shows_all(done: subprocess.CompletedProcess[str]) -> bool:
 # --- what every command does
 
 
+def test_info_says_what_the_list_has_to_a_user_who_may_only_list(server: ReferenceServer) -> None:
+    server.add_user("list@pbs", "secret", grants={f"/datastore/{STORE}": frozenset({"Datastore.Audit"})})
+    env = access(server, "list@pbs", "secret")
+    shown = output_of(PBSFS, "info", "vm/100/latest", env=env)
+    assert "\nbackup_id:       100\n" in shown
+    assert "\nerror:           " in shown
+    assert "restore_size" not in shown
+
+
 @each_way_in
 def test_ls_info_and_export_read_from_a_server(
     server: ReferenceServer, stocked: Stocked, tmp_path: Path, who: str
@@ -64,8 +73,9 @@ def test_ls_info_and_export_read_from_a_server(
     listed = output_of(PBSFS, "ls", "-R", env=told).splitlines()
     assert set(stocked.contents) <= set(listed)
     assert len(set(listed)) == len(listed)
-    assert "verify_state:    ok" in output_of(PBSFS, "info", IMAGE, env=told).splitlines()
     assert server.sessions.all() == []
+    assert "\nverify_state:    ok (" in output_of(PBSFS, "info", IMAGE, env=told)
+    assert len(server.sessions.all()) == 1  # for the index: no snapshot before has one to compare
     for path in (IMAGE, CONFIGURATION, NEWER_IMAGE, IN_NAMESPACE):
         copy = tmp_path / path.replace("/", "_")
         assert output_of(PBSFS, "export", path, copy, env=told) == ""
