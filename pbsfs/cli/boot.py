@@ -33,6 +33,7 @@ from pbsfs.nbd import launch
 from pbsfs.nbd.launch import Address
 from pbsfs.nbd.serving import serving
 from pbsfs.runtime.places import private_directory
+from pbsfs.runtime.process import signals_held_back
 
 QEMU = "qemu-system-x86_64"
 
@@ -113,8 +114,9 @@ def command(
         ours, theirs = map(stack.enter_context, socket.socketpair())
         arguments += qemus.monitor(theirs.fileno())
         command_line = [*qemus.ending_with_us(), qemu, "-name", path, *arguments, *qemu_options]
-        child = subprocess.Popen(command_line, pass_fds=[theirs.fileno()])
-        stack.callback(launch.stop, child)
+        with signals_held_back():
+            child = subprocess.Popen(command_line, pass_fds=[theirs.fileno()])
+            stack.callback(launch.stop, child)
         theirs.close()
         if qemus.runs(ours):
             drives.keep_new()

@@ -19,6 +19,7 @@ from pbsfs.cli.options import run_on_described
 from pbsfs.cli.progress import is_shown
 from pbsfs.nbd import launch
 from pbsfs.nbd.serving import serving
+from pbsfs.runtime.process import signals_held_back
 from pbsfs.tasks.image.file_target import FileTarget
 from pbsfs.tasks.image.opening import open_target
 from pbsfs.tree import ImageFile, Tree
@@ -57,14 +58,15 @@ def export_qcow2(
         # `file:`, as a name with a colon would be a protocol.
         output = f"file:{target.part.absolute()}"
         # In a group of its own: Ctrl-C ends pbsfs, which ends qemu-img.
-        process = subprocess.Popen(
-            ["qemu-img", "convert", *shown, "-f", "raw", "-O", "qcow2", address.uri(), output],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr if shown else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            process_group=0,
-        )
-        stack.callback(launch.stop, process)
+        with signals_held_back():
+            process = subprocess.Popen(
+                ["qemu-img", "convert", *shown, "-f", "raw", "-O", "qcow2", address.uri(), output],
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr if shown else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                process_group=0,
+            )
+            stack.callback(launch.stop, process)
         _output, errors = process.communicate()
         if process.returncode < 0:
             raise launch.ending("qemu-img", process.returncode)

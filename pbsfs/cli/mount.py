@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from pbsfs.fuse.mountpoint import check_usable, is_automount
 from pbsfs.fuse.options import FuseOptions
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.process import signals_held_back
 from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
 
 DEFAULT_CACHE_SIZE = "256M"
@@ -259,12 +261,18 @@ class _BackgroundError(PbsfsError):
         self.exit_status = status  # type: ignore[misc]  # the status of the other process's error
 
 
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Stopped while it waits for the mount: nothing stays mounted or running."""
+    child.send_signal(signal.SIGTERM)
+    child.wait()
+
+
 def _start_in_background(arguments: list[str], description: Description, place: Path) -> None:
     reading, writing = os.pipe()
     # -P: does not import modules from the current directory, which anybody may have written.
     command_line = [sys.executable, "-P", "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
-    with open(reading, "rb") as pipe:
-        with description.handed_over() as described:
+    with open(reading, "rb") as pipe, ExitStack() as stack:
+        with description.handed_over() as described, signals_held_back():
             command_line += [f"--source-fd={described}", *arguments]
             child = subprocess.Popen(
                 [*command_line, "--", str(place)],
@@ -272,20 +280,15 @@ def _start_in_background(arguments: list[str], description: Description, place: 
                 pass_fds=[writing, described],
                 start_new_session=not is_automount(place),
             )
+            stack.push(lambda kind, *_error: None if kind is None else _end(child))
         os.close(writing)
-        try:
-            status, _space, text = pipe.read().decode(errors="replace").partition(" ")
-            if status == "0":
-                # The mount is complete: a signal no longer stops it.
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_IGN)
-                child.returncode = 0  # the process keeps running, so there is nothing to wait for
-                return
-        except BaseException:
-            # Stopped while it waits: nothing stays mounted or running.
-            child.send_signal(signal.SIGTERM)
-            child.wait()
-            raise
+        status, _space, text = pipe.read().decode(errors="replace").partition(" ")
+        if status == "0":
+            # The mount is complete: a signal no longer stops it.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            child.returncode = 0  # the process keeps running, so there is nothing to wait for
+            return
     code = child.wait()
     if not status:
         raise MountError(

@@ -33,6 +33,7 @@ from pbsfs.nbd.parameters import filters_of
 from pbsfs.nbd.serving import serving
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
+from pbsfs.runtime.process import signals_held_back
 from pbsfs.tree import Directory, Tree
 
 _ADDRESSES = ("--unix", "--ipaddr", "--ip-addr", "--single", "--stdin", "--vsock")
@@ -124,8 +125,9 @@ def command(
         if run is not None:
             # nbdkit's own --run is not used: after a signal it leaves its server running at full load.
             shell = ["/bin/sh", "-c", run]
-            process = subprocess.Popen(shell, env=os.environ | _variables(address, uri))
-            stack.callback(launch.stop, process)
+            with signals_held_back():
+                process = subprocess.Popen(shell, env=os.environ | _variables(address, uri))
+                stack.callback(launch.stop, process)
             status = process.wait()
             raise click.exceptions.Exit(status if status >= 0 else 128 - status)
         click.echo(uri)

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pbsfs.base.errors import HelperError, UsageError
 from pbsfs.runtime.places import private_directory
+from pbsfs.runtime.process import signals_held_back
 
 STOP_TIME = 10.0
 """Seconds that nbdkit and QEMU may take to end after SIGTERM; they wait for requests that are under way."""
@@ -200,13 +201,13 @@ def running(
     arguments: Sequence[str], descriptors: Sequence[int], *, stop_time: float = STOP_TIME
 ) -> Iterator[subprocess.Popen[bytes]]:
     """nbdkit as a child, which is stopped at the end if it still runs."""
-    child = subprocess.Popen(
-        list(arguments), stdin=None, pass_fds=list(descriptors), env=plugin_environment(os.environ)
-    )
-    try:
+    with ExitStack() as stack:
+        with signals_held_back():
+            child = subprocess.Popen(
+                list(arguments), stdin=None, pass_fds=list(descriptors), env=plugin_environment(os.environ)
+            )
+            stack.callback(stop, child, stop_time)
         yield child
-    finally:
-        stop(child, stop_time)
 
 
 def stop(child: subprocess.Popen[bytes], stop_time: float = STOP_TIME) -> None:

@@ -1,9 +1,14 @@
-"""Settings of the process itself, made once at its start, before there are threads."""
+"""The process itself: settings that are made once at its start, before there are threads; and its signals."""
 
 from __future__ import annotations
 
 import ctypes
 import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 _M_ARENA_MAX = -8  # malloc.h
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
@@ -29,3 +34,34 @@ def keep_memory_private() -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Lets signals that end the program wait until the end of the block.
+
+    So no child that is started in it is lost before the program has noted that it has to stop it. The child
+    itself starts with default handlers.
+
+    Does nothing in threads other than the main one, in which handlers never run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    former = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            former[number] = signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for one in came:
+            signal.raise_signal(one)
