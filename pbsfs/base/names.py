@@ -22,6 +22,7 @@ MAX_NAMESPACE_DEPTH = 7
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_SAFE_TIME = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d)-(\d\d)-(\d\dZ)")
 _MAX_NAME = 255  # NAME_MAX of every Linux file system: longer names could not exist on disk
 
 
@@ -47,6 +48,17 @@ def parse_time(text: str) -> int:
             if format_time(seconds) == text:  # newer Pythons read 24:00:00 as the next day
                 return seconds
     raise UsageError(f"'{text}' is not a backup time (they look like 2023-11-14T22:13:20Z)")
+
+
+def safe_name(name: bytes) -> bytes:
+    """The name of a snapshot without colons, which Windows does not allow: `2023-11-14T22-13-20Z`."""
+    return name.replace(b":", b"-")
+
+
+def usual_name(name: bytes) -> bytes:
+    """The inverse of `safe_name`. Returns any other name unchanged."""
+    found = _SAFE_TIME.fullmatch(name)
+    return b":".join(found.groups()) if found else name
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -200,6 +200,7 @@ def _serve(
         ownership=Ownership(options.uid, options.gid, options.umask, options.as_stored),
         flags=frozenset(options.flags),
         files=options.files,
+        safe_names=options.safe_names,
         refresh=refresh,
         cache_size=cache_size,
         namespace=description.namespace,

@@ -48,8 +48,9 @@ class MountOptions:
 
     `flags`: options for the kernel and libfuse, unchanged. `zeroed`: records damaged ranges that read as
     zeros; None where they fail instead. `attributes`: see `Operations`, by the path of the mount's root in
-    the tree. `files`: see `Tree`. `subtree`: the place in the tree that the mount shows at its root.
-    `fsname`: the source's name in the mount table; None for the name that the source has.
+    the tree. `files`: see `Tree`. `safe_names`: see `Operations`. `subtree`: the place in the tree that the
+    mount shows at its root. `fsname`: the source's name in the mount table; None for the name that the source
+    has.
     """
 
     mountpoint: Path
@@ -62,6 +63,7 @@ class MountOptions:
     zeroed: ZeroedRanges | None
     attributes: Callable[[str], Mapping[str, bytes]] = lambda _root: {}
     files: bool = True
+    safe_names: bool = False
     subtree: str = ""
     fsname: str | None = None
 
@@ -121,7 +123,8 @@ async def _open_and_serve(
         root = await tree.find(options.subtree)
         if not isinstance(root, Directory):
             raise UsageError(f"{root} is not a directory; mount the directory that it is in")
-        operations = Operations(tree, options.ownership, options.attributes(os.fsdecode(root.path)), root)
+        attributes = options.attributes(os.fsdecode(root.path))
+        operations = Operations(tree, options.ownership, attributes, root, safe_names=options.safe_names)
         pbsfs.fuse.shim.install(operations)
         with _mounted(operations, options, options.fsname or _name(source, root)):
             try:

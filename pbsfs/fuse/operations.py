@@ -22,6 +22,7 @@ import pyfuse3
 import trio
 
 from pbsfs.base.errors import NotFoundError, SourceError
+from pbsfs.base.names import safe_name
 from pbsfs.fuse.attributes import Ownership, attributes_of, entry_of
 from pbsfs.fuse.forgetting import Forgetting
 from pbsfs.fuse.guards import answers, waits
@@ -41,7 +42,9 @@ from pbsfs.tree import (
     ContentsNode,
     Directory,
     File,
+    GroupDirectory,
     ImageFile,
+    Latest,
     Link,
     Node,
     SnapshotDirectory,
@@ -69,10 +72,13 @@ class Operations(pyfuse3.Operations):
         ownership: Ownership,
         attributes: Mapping[str, bytes] | None = None,
         root: Directory | None = None,
+        *,
+        safe_names: bool = False,
     ) -> None:
         """`attributes`: extended attributes of the mount as a whole. They are listed for its root only, but
         every inode has them, because a bind mount may show a part without the root. `root`: what the mount
-        shows at its root; None for the root of the tree."""
+        shows at its root; None for the root of the tree. `safe_names`: whether listings and `latest` have the
+        names of snapshots without colons; look-ups find both forms."""
         super().__init__()
         self._own_attributes = attributes or {}
         self.inodes = InodeTable(root or tree.root)
@@ -81,6 +87,7 @@ class Operations(pyfuse3.Operations):
         self.space = Space(tree.reader.source)
         self._tree = tree
         self._ownership = ownership
+        self._safe_names = safe_names
         self.reporter = Reporter(log, repeat_after=HOUR)
         self._mounted_at = int(time.time()) * 1_000_000_000
         self._files: dict[int, OpenFile] = {}
@@ -170,7 +177,8 @@ class Operations(pyfuse3.Operations):
         node = self.inodes[inode].node
         if not isinstance(node, Link):
             raise pyfuse3.FUSEError(errno.EINVAL)
-        return await node.target()
+        target = await node.target()
+        return safe_name(target) if self._safe_names and isinstance(node, Latest) else target
 
     @answers
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -212,13 +220,15 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, name, entry_of(found), position + 1):
                 return
         first, replied = max(0, start_id - len(dots)), []
+        safe = self._safe_names and isinstance(directory, GroupDirectory)
         for place in range(first, len(opened.names)):
             name, position = opened.names[place], place + len(dots)
             node = opened.listing[name]
             # A program that lists only names costs no request. The kernel may not keep what is not exact: it
             # asks again for a program that wants attributes, or opens the file.
             found = self._attributes(node, await node.glance(), directory.names_last())
-            if not pyfuse3.readdir_reply(token, name, entry_of(found), position + 1):
+            shown = safe_name(name) if safe else name
+            if not pyfuse3.readdir_reply(token, shown, entry_of(found), position + 1):
                 break
             replied.append((node, found))
         else:

@@ -26,7 +26,8 @@ class FuseOptions:
 
     `flags` go to libfuse as they stand. `umask` 0007 gives files mode 0440 and directories 0550. `as_stored`:
     files in archives have the owner and permissions that are stored with them (by default where root mounts).
-    `files`: whether the mount shows them. `fsname`: the source's name in the mount table; None for the usual.
+    `files`: whether the mount shows them. `safe_names`: whether it lists snapshots without colons.
+    `fsname`: the source's name in the mount table; None for the usual.
     """
 
     uid: int = field(default_factory=os.getuid)
@@ -36,6 +37,7 @@ class FuseOptions:
     flags: set[str] = field(default_factory=set)
     as_stored: bool = field(default_factory=lambda: os.geteuid() == 0)
     files: bool = True
+    safe_names: bool = False
     fsname: str | None = None
 
     @classmethod
@@ -58,6 +60,8 @@ class FuseOptions:
             raise UsageError(f"mount option {option}: files in backups get no privileges; leave it out")
         elif option in ("files", "nofiles"):
             self.files = option == "files"
+        elif option in ("safe_names", "nosafe_names"):
+            self.safe_names = option == "safe_names"
         elif option in ("ignore_permissions", "noignore_permissions"):
             self.as_stored = option == "noignore_permissions"
         elif name in ("uid", "gid"):
@@ -69,8 +73,8 @@ class FuseOptions:
         elif option not in _FULFILLED | _FULFILLED_ALSO and not name.startswith(("x-", "X-", "comment")):
             raise UsageError(
                 f"mount option '{option}' is not known; there are allow_other, allow_root, uid=, gid=, "
-                "umask=, nonempty, nofiles, fsname=, ignore_permissions, noignore_permissions, and the "
-                "general ones of mount(8)"
+                "umask=, nonempty, nofiles, safe_names, fsname=, ignore_permissions, noignore_permissions, "
+                "and the general ones of mount(8)"
             )
 
 

@@ -294,13 +294,17 @@ class Directory(Node):
     async def child(self, name: bytes) -> Node:
         """The child called `name`. Raises NotFoundError."""
         try:
-            return (await self.children())[name]
+            return (await self.children())[self.listed_as(name)]
         except KeyError:
             raise NotFoundError(f"{self}: there is no {quoted(name.decode(errors='replace'))}") from None
 
     def above(self) -> Directory:
         """Where `..` leads to, which in an archive is never outside of it."""
         return self.parent or self
+
+    def listed_as(self, name: bytes) -> bytes:
+        """The name that a listing has for the child that is looked up as `name`."""
+        return name
 
     def listed(self, name: bytes) -> object | None:
         """The value of the child `name` in the last listing; None where it was not listed."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import trio
 
 from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError
-from pbsfs.base.names import MANIFEST, ArchiveKind, format_time, parse_time
+from pbsfs.base.names import MANIFEST, ArchiveKind, format_time, parse_time, usual_name
 from pbsfs.disks.host import VolumeInfo
 from pbsfs.reader.disks import OpenDisks, disks_of, open_disks
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
@@ -72,6 +72,10 @@ class GroupDirectory(Directory):
             return NAME_SIZE
         notes = sys.getsizeof(value.notes) if value.notes else 0
         return NAME_SIZE + SNAPSHOT_SIZE + len(value.files) * FILE_SIZE + notes
+
+    def listed_as(self, name: bytes) -> bytes:
+        # One node, path and inode number, whichever form of a snapshot's name is looked up.
+        return usual_name(name)
 
     def make(self, name: bytes, value: SnapshotInfo | None) -> Node:
         return Latest(self, name) if value is None else SnapshotDirectory(self, name, value)

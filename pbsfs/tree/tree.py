@@ -101,7 +101,7 @@ class Tree(Nodes):
 
     async def _child_or_suggest(self, directory: Directory, name: bytes) -> Node:
         children = await directory.children()
-        if name in children:
+        if directory.listed_as(name) in children:
             return await directory.child(name)
         if isinstance(directory, ContentsDirectory):
             return await directory.child(name)

@@ -20,6 +20,8 @@ from pbsfs.base.names import (
     format_time,
     is_safe_name,
     parse_time,
+    safe_name,
+    usual_name,
 )
 from tests.support.made import TIME
 
@@ -168,6 +170,24 @@ def test_namespaces_nest_seven_levels_deep_and_no_deeper() -> None:
 
 
 # --- groups and snapshots
+
+
+@given(st.integers(0, 253402300799))
+def test_names_of_snapshots_go_to_the_form_without_colons_and_back(seconds: int) -> None:
+    name = format_time(seconds).encode()
+    assert safe_name(name) == name.replace(b":", b"-")
+    assert usual_name(safe_name(name)) == usual_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"latest", b"2023-11-14T22-13:20Z", b"2023-11-14T22_13_20Z", b"2023-11-14T22-13-20"),
+        *(b"2023-11-14T22-13-20Z\n", b"x2023-11-14T22-13-20Z", b"\xd9\xa2023-11-14T22-13-20Z"),
+    ],
+)
+def test_other_names_have_no_form_without_colons(name: bytes) -> None:
+    assert usual_name(name) == name
 
 
 def test_groups_and_snapshots_are_written_as_paths_below_a_mount() -> None:

@@ -57,6 +57,12 @@ def test_files_can_be_left_out() -> None:
     assert not FuseOptions.parse(["nofiles"]).files
 
 
+def test_names_without_colons_can_be_chosen_and_unchosen() -> None:
+    assert not FuseOptions.parse([]).safe_names
+    assert FuseOptions.parse(["safe_names"]).safe_names
+    assert not FuseOptions.parse(["safe_names", "nosafe_names"]).safe_names  # of a profile, and the caller
+
+
 @pytest.mark.parametrize(
     ("option", "name"), [("fsname=home:vm/100", "home:vm/100"), ("fsname=a\\,b=\\\\", "a,b=\\")]
 )

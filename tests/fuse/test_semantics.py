@@ -425,6 +425,63 @@ def test_latest_is_the_newest_readable_snapshot(own: Stocked, tmp_path: Path) ->
         assert SECOND in line
 
 
+@pytest.mark.parametrize("from_server", [False, True], ids=["directory", "server"])
+def test_snapshots_are_found_with_and_without_colons(
+    own: Stocked, tmp_path: Path, *, from_server: bool
+) -> None:
+    looks_like_a_time = "2023-11-14T22-13-20Z"
+    own.writer.add_snapshot(made.snapshot(looks_like_a_time, type="host"), {"note.conf.blob": b"text"})
+    with ExitStack() as stack:
+        source: Path | dict[str, str] = own.path
+        if from_server:
+            source = access(stack.enter_context(serving(own.path)))
+        usual = stack.enter_context(mounted(source, tmp_path / "usual", files=True))
+        safe = stack.enter_context(mounted(source, tmp_path / "safe", "-o", "safe_names", files=True))
+        colons = ["2023-11-14T22:13:20Z", "2023-11-15T22:13:20Z"]
+        dashes = [name.replace(":", "-") for name in colons]
+        for mount, shown, other in ((usual, colons, dashes), (safe, dashes, colons)):
+            for below in ("vm/100", "files/vm/100"):
+                group = mount / below
+                assert sorted(os.listdir(group)) == [*shown, "latest"]
+                assert (group / "latest").readlink() == Path(shown[-1])
+                assert (group / "latest").lstat().st_size == len(shown[-1])
+                found = {entry.name: entry.inode() for entry in os.scandir(group)}
+                for name, hidden in zip(shown, other, strict=True):
+                    for form in (hidden, name, hidden):
+                        assert (group / form).stat().st_ino == found[name]
+                        assert (group / form).is_dir()
+                        assert not (group / form).is_symlink()
+                assert sorted(os.listdir(group)) == [*shown, "latest"]
+            for path in (IMAGE, IMAGE.replace(":", "-")):
+                assert (mount / path).read_bytes() == own.contents[IMAGE]
+                assert os.getxattr(mount / path, "user.pbs.backup_time") == b"2023-11-14T22:13:20Z"
+            assert os.listdir(mount / "host") == [looks_like_a_time]
+            assert not (mount / "host" / looks_like_a_time.replace("22-13-20", "22:13:20")).exists()
+            for wrong in ("2023-11-14T22-13:20Z", "2023-11-14T22-13-21Z", "2023-11-14T22_13_20Z"):
+                assert not (mount / "vm/100" / wrong).exists()
+            with os.scandir(mount / "vm/100" / shown[0]) as inside:
+                numbers = {entry.name: entry.inode() for entry in inside}
+            with os.scandir(mount / "vm/100" / other[0]) as inside:
+                assert {entry.name: entry.inode() for entry in inside} == numbers
+        assert (usual / FIRST).stat().st_ino == (safe / FIRST).stat().st_ino
+        # A directory in use has one name at a time, and whichever it has, programs in it go on.
+        place = os.open(safe / "vm/100" / colons[0], os.O_PATH)
+        try:
+            for form in (dashes[0], colons[0]):
+                assert (safe / "vm/100" / form).is_dir()
+                assert Path(os.readlink(f"/proc/self/fd/{place}")).name in (colons[0], dashes[0])
+                assert os.stat("qemu-server.conf", dir_fd=place).st_size == len(own.contents[CONFIGURATION])
+        finally:
+            os.close(place)
+        named = source if isinstance(source, dict) else environment(PBSFS_DATASTORE_DIR=str(source))
+        for name in (*colons, *dashes):
+            for typed in (f"vm/100/{name}", safe / "vm/100" / name, usual / "vm/100" / name):
+                assert "drive-scsi0.img" in output_of(PBSFS, "ls", typed, env=named)
+        place_below = tmp_path / "below"
+        with mounted(source, place_below, "--subtree", f"files/vm/100/{dashes[0]}", files=True) as part:
+            assert (part / "qemu-server.conf").read_bytes() == own.contents[CONFIGURATION]
+
+
 def test_unfinished_backups_are_not_shown(own: Stocked, tmp_path: Path) -> None:
     shutil.rmtree(own.path / "ct")
     (own.path / SECOND / MANIFEST.filename).rename(tmp_path / "manifest")
