@@ -70,7 +70,9 @@ class Copying:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UsageError(f"several files have the name {twice}; copy them to different directories")
-        if not self.in_place:
+        if self.in_place:
+            await self._check_all(files)
+        else:
             try:
                 self.dest.mkdir(exist_ok=True)
             except OSError as error:
@@ -90,6 +92,21 @@ class Copying:
             click.echo(f"pbsfs: {shown_first}", err=True)
         if damaged:
             raise damaged[-1]
+
+    async def _check_all(self, files: Sequence[ImageFile | BlobFile]) -> None:
+        """Raises an error if several `files` can't all be turned into theirs in place; writes nothing."""
+        if not self.dest.is_dir():
+            raise UsageError(f"{self.dest}: several images require a directory; name one, or give one image")
+        seen: dict[int | tuple[int, int], Path] = {}
+        for file in files:
+            if not isinstance(file, ImageFile):
+                raise UsageError(f"{file}: --in-place is for images; name the images of the snapshot")
+            place = self.dest / os.fsdecode(file.name)
+            with open_existing(place, place.name, (await file.open()).size):
+                found = os.stat(place)
+            other = seen.setdefault(found.st_rdev or (found.st_dev, found.st_ino), place)
+            if other != place:
+                raise OutputError(f"{place} is the same file or device as {other}; name each its own")
 
     async def run(self, file: ImageFile | BlobFile) -> None:
         """Copies `file`. Raises DamageError, SourceError, UsageError and OutputError."""

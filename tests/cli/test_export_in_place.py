@@ -14,7 +14,7 @@ import pytest
 
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, made
-from tests.support.in_place import a_device, changed, in_place
+from tests.support.in_place import VERIFIED, a_device, changed, in_place
 from tests.support.keyfiles import document
 from tests.support.program import PBSFS, TIMEOUT, environment, error_of, pbsfs
 from tests.support.server import ReferenceServer
@@ -269,3 +269,28 @@ def test_progress_counts_all_of_the_image(tmp_path: Path) -> None:
         assert done.returncode == 0
         assert "4.0/4.0 MiB" in done.stderr
         assert bar in done.stderr
+
+
+def test_several_images_are_checked_before_the_first_is_written(content: bytes, tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "datastore")
+    other = made.image(8, "r0r")
+    images = {"drive-scsi0.img.fidx": content, "drive-scsi1.img.fidx": other}
+    writer.add_snapshot(made.snapshot(), images, chunk_size=CHUNK)
+    stocked = Stocked(writer.path, writer)
+    names = [IMAGE, IMAGE.replace("scsi0", "scsi1")]
+    (disks := tmp_path / "disks").mkdir()
+    first, second = disks / "drive-scsi0.img", disks / "drive-scsi1.img"
+    first.write_bytes(before := b"as it was")
+
+    assert "several images require a directory" in error_of(in_place(stocked, *names, first), 2)
+    assert f"{second} does not exist" in error_of(in_place(stocked, *names, disks), 8)
+    second.symlink_to(first)
+    assert f"{second} is the same file or device as {first}" in error_of(in_place(stocked, *names, disks), 8)
+    second.unlink()
+    second.write_bytes(before)
+    assert "name the images of the snapshot" in error_of(in_place(stocked, str(Path(IMAGE).parent), disks), 2)
+    assert first.read_bytes() == second.read_bytes() == before
+
+    done = in_place(stocked, *names, disks)
+    assert (done.returncode, done.stdout.count(VERIFIED)) == (0, 2), done.stderr
+    assert (first.read_bytes(), second.read_bytes()) == (content, other)
