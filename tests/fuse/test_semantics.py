@@ -474,9 +474,13 @@ def test_snapshots_are_found_with_and_without_colons(
         finally:
             os.close(place)
         named = source if isinstance(source, dict) else environment(PBSFS_DATASTORE_DIR=str(source))
-        for name in (*colons, *dashes):
-            for typed in (f"vm/100/{name}", safe / "vm/100" / name, usual / "vm/100" / name):
-                assert "drive-scsi0.img" in output_of(PBSFS, "ls", typed, env=named)
+        for typed in (
+            f"vm/100/{dashes[0]}",
+            safe / FIRST,
+            safe / "vm/100" / dashes[0],
+            usual / "vm/100" / dashes[0],
+        ):
+            assert "drive-scsi0.img" in output_of(PBSFS, "ls", typed, env=named)
         place_below = tmp_path / "below"
         with mounted(source, place_below, "--subtree", f"files/vm/100/{dashes[0]}", files=True) as part:
             assert (part / "qemu-server.conf").read_bytes() == own.contents[CONFIGURATION]
