@@ -149,14 +149,14 @@ mount --bind "$FOLDER/fstab" /etc/fstab
 mount "$FOLDER/m"
 findmnt -nro SOURCE,FSTYPE "$FOLDER/m"
 mount -a                                    # it is mounted already
-findmnt -nro TARGET -t fuse.pbsfs | wc -l
+findmnt -nro TARGET -t fuse.pbsfs | grep "^$FOLDER/" | wc -l
 cat "$FOLDER/m/qemu-server.conf" | cmp - "$FOLDER/configuration"
 umount "$FOLDER/m"
 mount -t fuse.pbsfs -o ro,noexec "$FOLDER/datastore" "$FOLDER/m"
 findmnt -nro SOURCE,FSTYPE "$FOLDER/m"
 umount "$FOLDER/m"
 mount -t pbsfs -o fancy "$FOLDER/datastore" "$FOLDER/m" || echo "status $?"
-findmnt -nro TARGET -t fuse.pbsfs | wc -l
+findmnt -nro TARGET -t fuse.pbsfs | grep "^$FOLDER/" | wc -l
 """
 
 
