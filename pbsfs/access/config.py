@@ -27,6 +27,7 @@ from pbsfs.access.options import (
     PROFILE_VARIABLE,
     SourceOptions,
     check_exclusive,
+    names_server,
     names_source,
     option_of,
     resolve,
@@ -185,16 +186,14 @@ def configure(
 
     The first of these names the source: options, `options.profile` among them; the variables of a source;
     PBSFS_PROFILE; the profile `default`. Options and variables take precedence over the profile's settings.
-    But if the command line names a profile, and the environment another source, pbsfs ignores the variables
-    that belong to that source: no password goes to another server. `option`: as for `resolve`. Raises
+    But if a profile names the source, and the environment another source or PBS_SERVER, pbsfs ignores the
+    variables that belong to those: no password goes to another server. `option`: as for `resolve`. Raises
     UsageError.
     """
     check_exclusive(options, option)
     named = environment.get(PROFILE_VARIABLE)
     if options.profile is not None:
         profile = read_configuration(environment).profile(options.profile)
-        if names_source(environment):
-            environment = without_source(environment)
     elif options.names_source():
         return Configured(options, environment, None)
     elif names_source(environment):
@@ -210,6 +209,8 @@ def configure(
         if not named and DEFAULT_PROFILE not in configuration:
             return Configured(options, environment, None)
         profile = configuration.profile(named or DEFAULT_PROFILE)
+    if names_server(environment):
+        environment = without_source(environment)
     log.info("profile %s of %s names the source", profile.name, profile.file)
     return Configured(_completed(options, profile, environment), environment, profile)
 

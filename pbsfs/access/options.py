@@ -96,6 +96,11 @@ def names_source(environment: Mapping[str, str]) -> bool:
     return any(environment.get(name) for name in wanted) or has_credential("repository", environment)
 
 
+def names_server(environment: Mapping[str, str]) -> bool:
+    """Whether the environment names a source, or the server of one: then its password is for that."""
+    return names_source(environment) or bool(environment.get(PARTS["server"]))
+
+
 def without_source(environment: Mapping[str, str]) -> Mapping[str, str]:
     """The environment without what belongs to the source that it names: it is not for another source.
 

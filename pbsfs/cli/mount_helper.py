@@ -16,7 +16,7 @@ import click
 
 from pbsfs.access.config import source_of
 from pbsfs.access.credentials import FORMS, KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE
-from pbsfs.access.options import names_source, without_source
+from pbsfs.access.options import names_server, without_source
 from pbsfs.base.errors import UsageError
 from pbsfs.cli import cli
 from pbsfs.cli import main as run
@@ -81,7 +81,7 @@ def command(
     if kind is not None and kind not in _TYPES:
         raise UsageError(f"-t {kind}: not a type of pbsfs; use {' or '.join(_TYPES)}")
     words, files = translated(source, options)
-    if names_source(context.obj):
+    if names_server(context.obj):
         context.obj = without_source(context.obj)  # a line of fstab means the same for everybody
     variables = _with_secrets(context.obj, files)
     if fake:

@@ -191,6 +191,19 @@ def test_variables_of_another_source_are_not_for_the_profile(files: Files, tmp_p
         describe(resolved, found.environment, None)
 
 
+@pytest.mark.parametrize("name", ["home", None], ids=["named", "default"])
+def test_the_password_of_a_server_without_datastore_is_not_for_the_profile(
+    files: Files, name: str | None
+) -> None:
+    files.write(f'[profiles.{name or "default"}]\nrepository = "home.example.com:store1"\n')
+    others = {"PBS_SERVER": "other.example.com", "PBS_AUTH_ID": "me@pbs", "PBS_PASSWORD": "of another server"}
+    found = configure(SourceOptions(profile=name), files.environment | others)
+    resolved = resolve(found.options, found.environment)
+    assert resolved.repository == "root@pam@home.example.com:8007:store1"
+    with pytest.raises(UsageError, match=r"^no password for root@pam"):
+        describe(resolved, found.environment, None)
+
+
 # --- the files
 
 
