@@ -15,7 +15,10 @@ from pbsfs.base.errors import UsageError
 _PASSED_ON = frozenset(("allow_other", "allow_root", "nosuid", "nodev", "noexec", "exec", "noatime", "atime"))
 _FULFILLED = frozenset(("ro", "default_permissions", "defaults", "auto", "noauto", "user", "users", "nouser"))
 _FULFILLED_ALSO = frozenset(
-    ("_netdev", "nofail", "owner", "group", "noowner", "relatime", "norelatime", "async")
+    (
+        *("_netdev", "nofail", "owner", "group", "noowner", "async", "silent", "loud"),
+        *("relatime", "norelatime", "strictatime", "nodiratime", "diratime", "lazytime", "nolazytime"),
+    )
 )
 _OPTION = re.compile(r"(?:[^,\\]|\\.|\\$)+")  # as in libfuse, a backslash keeps a comma
 

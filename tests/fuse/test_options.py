@@ -29,7 +29,8 @@ def test_options_come_one_by_one_or_with_commas() -> None:
 
 
 def test_options_of_mount_8_that_mean_nothing_here_are_taken() -> None:
-    general = "ro,defaults,noauto,nofail,_netdev,user,x-systemd.automount,X-mount.mkdir,comment=x,relatime"
+    general = "ro,defaults,noauto,nofail,_netdev,user,x-systemd.automount,X-mount.mkdir,comment=x,relatime,"
+    general += "nodiratime,strictatime,lazytime,silent"
     assert FuseOptions.parse([general]) == FuseOptions()
 
 
