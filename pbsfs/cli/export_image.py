@@ -156,7 +156,7 @@ class Copying:
 
     async def _is_complete(self, image: Image, file: Path, name: str) -> bool:
         """Whether an earlier export has completed `file`: it has the bytes of the image."""
-        with open_existing(file, name, image.size) as target:
+        with open_existing(file, name, image.size, only_compared=True) as target:
             if isinstance(target, ExistingDevice) or target.size != image.size:
                 return False
             with shown(self.progress, name, image.size) as advance:

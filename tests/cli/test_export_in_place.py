@@ -294,3 +294,11 @@ def test_several_images_are_checked_before_the_first_is_written(content: bytes, 
     done = in_place(stocked, *names, disks)
     assert (done.returncode, done.stdout.count(VERIFIED)) == (0, 2), done.stderr
     assert (first.read_bytes(), second.read_bytes()) == (content, other)
+
+
+def test_a_complete_file_is_left_also_if_its_content_is_a_qcow2_file(tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "datastore")
+    writer.add_snapshot(made.snapshot(), {"drive-scsi0.img.fidx": b"QFI\xfb" + bytes(5000)}, chunk_size=CHUNK)
+    command = ("export", "--resume", "--datastore-dir", writer.path, IMAGE, tmp_path / "disk")
+    for _again in range(2):
+        assert (done := pbsfs(*command)).returncode == 0, done.stderr

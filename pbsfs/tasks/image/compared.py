@@ -69,14 +69,15 @@ class ComparedFile(ComparedTarget):
 class ExistingFile(ComparedFile):
     """A file that is turned into the image. It gets the image's size when all else is written."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, *, only_compared: bool = False) -> None:
+        """`only_compared`: whether nothing is written, so that it does not matter what the file is."""
         self.map_file = path.with_name(path.name + ".map")
         self._size = size
         super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC), str(path))
         try:
             self.size = os.fstat(self._fd).st_size
             _refuse_loop(path)
-            if os.pread(self._fd, len(_QCOW2), 0) == _QCOW2:
+            if not only_compared and os.pread(self._fd, len(_QCOW2), 0) == _QCOW2:
                 raise OutputError(
                     f"{path}: it is a qcow2 file, and would become a raw one; connect it with "
                     "qemu-nbd, and name that device, or leave out --in-place"

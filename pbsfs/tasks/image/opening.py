@@ -37,10 +37,15 @@ def open_target(
 
 
 @contextmanager
-def open_existing(dest: Path, name: str, size: int) -> Iterator[ExistingFile | ExistingDevice]:
-    """The file or block device at `dest`, to turn it into an image of `size` bytes; else as `open_target`."""
+def open_existing(
+    dest: Path, name: str, size: int, *, only_compared: bool = False
+) -> Iterator[ExistingFile | ExistingDevice]:
+    """The file or block device at `dest`, to turn it into an image of `size` bytes; else as `open_target`.
+
+    `only_compared`: as `ExistingFile` has it.
+    """
     try:
-        target = _existing(dest, name, size)
+        target = _existing(dest, name, size, only_compared=only_compared)
     except OSError as error:
         raise OutputError(refusal(dest, error)) from None
     with _completed(target):
@@ -101,7 +106,7 @@ def _target(dest: Path, name: str, size: int, *, force: bool, mode: int | None) 
     return StreamTarget(_open_stream(dest, kind), str(dest))
 
 
-def _existing(dest: Path, name: str, size: int) -> ExistingFile | ExistingDevice:
+def _existing(dest: Path, name: str, size: int, *, only_compared: bool) -> ExistingFile | ExistingDevice:
     if str(dest) == "-":
         raise UsageError("standard output: --in-place requires a file or block device; name one")
     if dest.is_dir():
@@ -112,7 +117,7 @@ def _existing(dest: Path, name: str, size: int) -> ExistingFile | ExistingDevice
     if stat.S_ISBLK(kind):
         return ExistingDevice(dest, size)
     if stat.S_ISREG(kind):
-        return ExistingFile(dest, size)
+        return ExistingFile(dest, size, only_compared=only_compared)
     raise OutputError(f"{dest}: --in-place requires a file or block device; name one")
 
 
