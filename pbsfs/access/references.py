@@ -127,6 +127,8 @@ def parse_reference(name: str, value: Any, environment: Mapping[str, str], profi
     if not isinstance(given, str) or not given or "\0" in given:
         raise UsageError(f"{name}: {kind} has no value; give one of {FORMS}")
     if kind == "file":
+        if not given.startswith(("/", "~/")):
+            raise UsageError(f"{name}: file is not an absolute path; give one, or start with ~/")
         return Reference(name, kind, (str(parse_path(f"{name}.file", given)),))
     if kind == "keyring":
         user = value.get("user", profile)
@@ -134,7 +136,7 @@ def parse_reference(name: str, value: Any, environment: Mapping[str, str], profi
             raise UsageError(f"{name}: user is not a name; give the one that the secret is stored for")
         return Reference(name, kind, (given, user))
     if not _CREDENTIAL.fullmatch(given):
-        raise UsageError(f"{name}: {quoted(given)} is not the name of a credential; give the one in the unit")
+        raise UsageError(f"{name}: credential is not the name of one; give the one in the unit")
     directory = environment.get(CREDENTIALS_DIRECTORY)
     # Without a service manager the path does not exist, and reading it fails with the name of the variable.
     return Reference(name, kind, (str(Path(directory or f"${CREDENTIALS_DIRECTORY}") / given),))
