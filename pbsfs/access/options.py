@@ -101,6 +101,23 @@ def names_server(environment: Mapping[str, str]) -> bool:
     return names_source(environment) or bool(environment.get(PARTS["server"]))
 
 
+def names_other_server(repository: Repository, environment: Mapping[str, str]) -> bool:
+    """Whether the environment names another server, or user of one: then its password is for that.
+
+    Raises UsageError.
+    """
+    unused = {
+        DIRECTORY_VARIABLE,
+        *(FINGERPRINT_VARIABLE + form for form in FORMS),
+    }  # a descriptor is read once
+    kept = {name: value for name, value in environment.items() if name not in unused}
+    if not names_server(kept):
+        return False
+    kept.setdefault(PARTS["datastore"], repository.store)
+    found = Repository.parse(resolve(SourceOptions(), kept).repository or "")
+    return (found.auth_id, found.address) != (repository.auth_id, repository.address)
+
+
 def without_source(environment: Mapping[str, str]) -> Mapping[str, str]:
     """The environment without what belongs to the source that it names: it is not for another source.
 

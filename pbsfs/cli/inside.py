@@ -21,11 +21,13 @@ from pbsfs.access.options import (
     SOURCE_ATTRIBUTE,
     SourceOptions,
     named_by,
+    names_other_server,
     names_source,
 )
 from pbsfs.base.errors import NotFoundError, SourceError, UsageError
-from pbsfs.cli.options import environment
+from pbsfs.cli.options import environment, ignore_source
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
+from pbsfs.sources.server.repository import Repository
 from pbsfs.tree import Node, Tree
 
 _NAME_IT = "name the source with --repository, --datastore-dir or --profile"
@@ -72,6 +74,10 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
         namespace=mounted.namespace,
         fingerprint=mounted.fingerprint if source.fingerprint is None else source.fingerprint,
     )
+    if mounted.repository is not None and names_other_server(
+        Repository.parse(mounted.repository), environment()
+    ):
+        ignore_source()
     return with_secrets(merged, environment()), [place for _options, place in inside]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from pbsfs.access.config import Configured, configure
-from pbsfs.access.options import SourceOptions, resolve
+from pbsfs.access.options import SourceOptions, resolve, without_source
 from pbsfs.access.resolve import describe
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.secret import Secret
@@ -201,6 +201,12 @@ def environment() -> Mapping[str, str]:
     """
     found: Mapping[str, str] = click.get_current_context().find_root().obj
     return found
+
+
+def ignore_source() -> None:
+    """From now on, this command's environment lacks the source that it names, and the secrets for that."""
+    root = click.get_current_context().find_root()
+    root.obj = without_source(root.obj)
 
 
 def run_on_tree(

@@ -132,6 +132,19 @@ def test_a_server_is_found_and_no_secret_is_told(stocked: Stocked, tmp_path: Pat
         assert found.fingerprint == server.fingerprint.replace(":", "").lower()
 
 
+def test_the_password_of_another_server_is_not_for_that_of_the_mount(
+    stocked: Stocked, tmp_path: Path
+) -> None:
+    with serving(stocked.path) as server, mounted(access(server), tmp_path / "m") as mount:
+        own = without(access(server), "PBS_FINGERPRINT")
+        others = [{"PBS_REPOSITORY": f"{USER}@192.0.2.7:store"}, {"PBS_SERVER": "192.0.2.7"}]
+        for other in others:
+            told = without(own, "PBS_REPOSITORY") | other
+            assert "no password for" in error_of(pbsfs("ls", mount / "vm", env=told), 2)
+        for same in (own, own | {"PBS_REPOSITORY": own["PBS_REPOSITORY"] + "2"}):
+            assert output_of(PBSFS, "ls", mount / "vm", env=same).split() == ["100", "101"]
+
+
 def test_a_mount_whose_process_died_says_so(mount: Mounted, tmp_path: Path) -> None:
     place = tmp_path / "another"
     mount.signal(signal.SIGKILL)
