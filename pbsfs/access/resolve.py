@@ -107,8 +107,8 @@ def password_of(
 
 def _no_password(repository: Repository) -> UsageError:
     return UsageError(
-        f"no password for {repository.auth_id}: set PBS_PASSWORD (or PBS_PASSWORD_FD, _FILE, _CMD), or "
-        "password in a profile; for an API token it is the token's secret"
+        f"no password for {repository.auth_id} at {repository.address}: set PBS_PASSWORD (or "
+        "PBS_PASSWORD_FD, _FILE, _CMD), or password in a profile; for an API token it is the token's secret"
     )
 
 

@@ -21,7 +21,7 @@ def parse_size(text: str) -> int:
     """`256M`, `1G`, `65536` in bytes (powers of 1024). Raises UsageError."""
     match = _SIZE.fullmatch(text.strip())
     if not match or len(match[1]) > 18:
-        raise UsageError(f"'{text}' is not a size (they look like 256M or 1G)")
+        raise UsageError(f"'{text}' is not a size; write it as 256M or 1G")
     return int(match[1]) * _UNITS[match[2].lower()]
 
 

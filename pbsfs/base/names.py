@@ -47,7 +47,7 @@ def parse_time(text: str) -> int:
         else:
             if format_time(seconds) == text:  # newer Pythons read 24:00:00 as the next day
                 return seconds
-    raise UsageError(f"'{text}' is not a backup time (they look like 2023-11-14T22:13:20Z)")
+    raise UsageError(f"'{text}' is not a backup time; write it as 2023-11-14T22:13:20Z")
 
 
 def safe_name(name: bytes) -> bytes:

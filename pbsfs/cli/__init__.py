@@ -223,7 +223,10 @@ def main(command: click.Command = cli) -> NoReturn:
         status = error.exit_code
     except click.ClickException as error:
         usage = error.ctx.get_usage() if isinstance(error, click.UsageError) and error.ctx else ""
-        text = " ".join(f"{_message(error)} {usage}".split())
+        message = _message(error)
+        if usage and not message.endswith((".", "?")):
+            message += "."
+        text = " ".join(f"{message} {usage}".split())
         _tell(text)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):

@@ -31,7 +31,7 @@ def command() -> None:
     """
 
 
-@command.command("show")
+@command.command("show", short_help="Print the settings of a profile, or all profiles.")
 @click.argument("profile", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def show(profile: str | None, as_json: bool) -> None:
@@ -74,7 +74,7 @@ def _settings(configuration: Configuration, name: str, *, strict: bool) -> dict[
         return {"error": str(error)}
 
 
-@command.command("check")
+@command.command("check", short_help="Try profiles step by step.")
 @click.argument("profile", required=False)
 def check_command(profile: str | None) -> None:
     """Go through each step from the files to the backups with PROFILE (default: all profiles).
@@ -115,7 +115,7 @@ def _print(outcome: Outcome) -> None:
     click.echo(f"{mark} {outcome.step + ':':<13} {one_line(outcome.text)}")
 
 
-@command.command("init")
+@command.command("init", short_help="Ask for a source, and write a profile.")
 @click.argument("profile", default="home")
 def init(profile: str) -> None:
     """Ask for the settings of a source, and write them as PROFILE (default: home).

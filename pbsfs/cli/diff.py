@@ -54,7 +54,8 @@ def command(
     \b
     Examples:
       pbsfs diff ct/210/2024-11-07T17:20:00Z ct/210/latest
-      pbsfs diff files/host/web1/2024-11-07T17:20:00Z/root/etc files/host/web1/latest/root/etc
+      pbsfs diff files/host/web1/2024-11-07T17:20:00Z/root/etc \\
+          files/host/web1/latest/root/etc
       pbsfs diff --stat vm/100/2024-11-07T17:20:00Z vm/100/latest
     """
     set_up_logging(log_level, log_file)

@@ -100,9 +100,8 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     "--on-damage",
     type=click.Choice(["fail", "zero", "skip"]),
     default="fail",
-    show_default=True,
     help="Stop at damaged data, or write zeros instead and report where; of files in an archive, also leave "
-    "out what cannot be read (skip).",
+    "out what cannot be read (skip; default: fail).",
 )
 @click.option(
     "--format",
@@ -187,12 +186,13 @@ def command(
     Examples:
       pbsfs export vm/100/latest/drive-scsi0.img disk.img
       pbsfs export --force vm/100/latest/drive-scsi0.img /dev/vg0/restored
-      pbsfs export --in-place --dry-run vm/100/latest/drive-scsi0.img /dev/vg0/vm-100-disk-0
+      pbsfs export --in-place --dry-run vm/100/latest/drive-scsi0.img \\
+          /dev/vg0/vm-100-disk-0
       pbsfs export vm/100/latest restored/
       pbsfs export --format qcow2 vm/100/latest/drive-scsi0.img disk.qcow2
       pbsfs export files/ct/200/latest/root/etc restored/
       pbsfs export --format tar --zstd files/ct/200/latest/root root.tar.zst
-      pbsfs export --datastore-dir /srv/store1 ct/200/latest/root.pxar - | pxar list
+      pbsfs export ct/200/latest/root.pxar - | pxar list
     """
     set_up_logging(log_level, log_file)
     source, places = from_mounts(source, paths)

@@ -66,7 +66,7 @@ class _Time(click.ParamType):  # type: ignore[type-arg]
 def _types(_context: click.Context, _parameter: click.Parameter, value: str | None) -> frozenset[int]:
     letters = [letter for letter in (value or "").split(",") if value]
     if unknown := [letter for letter in letters if letter not in TYPES]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(TYPES)}")
+        raise click.BadParameter(f"{unknown[0]!r} is not a type; use {', '.join(TYPES)}")
     return frozenset(TYPES[letter] for letter in letters)
 
 
@@ -78,7 +78,11 @@ def _types(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--iname", "inames", metavar="PATTERN", multiple=True, help="Like --name, in any case.")
 @click.option("--regex", metavar="REGEX", help="Match the whole path, as it is shown.")
 @click.option(
-    "--type", "types", metavar="TYPE[,TYPE]", callback=_types, help="One of f, d, l, b, c, p, s, as find(1)."
+    "--type",
+    "types",
+    metavar="TYPE[,TYPE]",
+    callback=_types,
+    help="Match these types: f, d, l, b, c, p, s, as find(1).",
 )
 @click.option(
     "--size",
@@ -86,10 +90,12 @@ def _types(_context: click.Context, _parameter: click.Parameter, value: str | No
     metavar="[+-]SIZE",
     type=_Size(),
     multiple=True,
-    help="More (+), less (-), or just SIZE.",
+    help="Match more (+), less (-), or exactly SIZE.",
 )
-@click.option("--newer", metavar="TIME", type=_Time(), help="Changed after TIME: a date, or an age as 7d.")
-@click.option("--older", metavar="TIME", type=_Time(), help="Changed before TIME.")
+@click.option(
+    "--newer", metavar="TIME", type=_Time(), help="Match times after TIME: a date, or an age as 7d."
+)
+@click.option("--older", metavar="TIME", type=_Time(), help="Match times before TIME.")
 @click.option("--latest", is_flag=True, help="Search only the newest snapshot of each group.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.option("-0", "--print0", is_flag=True, help="End each path with a NUL instead of a line break.")

@@ -38,7 +38,7 @@ def command() -> None:
     """
 
 
-@command.command("show")
+@command.command("show", short_help="Show the facts about a key file.")
 @click.argument("file", type=FilePath())
 def show(file: Path) -> None:
     """Print the facts about the key in FILE; this requires no password.
@@ -64,7 +64,7 @@ def show(file: Path) -> None:
             click.echo(f"{name + ':':<13}{printable(value)}")
 
 
-@command.command("recover")
+@command.command("recover", short_help="Recover the key of a snapshot with a master key.")
 @click.argument("snapshot")
 @click.argument("out", metavar="OUT.json", type=FilePath())
 @click.option(

@@ -104,7 +104,7 @@ def command(
       pbsfs mount home: /mnt/pbs
       pbsfs mount --repository reader@pbs@pbs.example.com:store1 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 /mnt/pbs
-      pbsfs mount --datastore-dir /srv/store1 --ns prod -o allow_other,gid=100 /mnt/pbs
+      pbsfs mount --ns prod -o allow_other,gid=100 home: /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 --subtree files/host/web1 /mnt/web1
       pbsfs umount /mnt/pbs
     """

@@ -83,7 +83,8 @@ def command(
       pbsfs nbd --datastore-dir /srv/store1 vm/100/latest/drive-scsi0.img
       pbsfs nbd --listen :10809 --all
       pbsfs nbd --cow vm/100/latest/drive-scsi0.img --filter=partition partition=1
-      pbsfs nbd vm/100/latest/drive-scsi0.img --run 'qemu-img convert "$uri" -O qcow2 disk.qcow2'
+      pbsfs nbd vm/100/latest/drive-scsi0.img \\
+          --run 'qemu-img convert "$uri" -O qcow2 disk.qcow2'
     """
     if source.port is not None:
         raise UsageError(

@@ -167,9 +167,8 @@ def damage_option(command: F) -> F:
         "--on-damage",
         type=click.Choice(["fail", "zero"]),
         default="fail",
-        show_default=True,
         callback=lambda _context, _parameter, value: ZeroedRanges() if value == "zero" else None,
-        help="Fail reads of damaged data, or return zeros and report their ranges.",
+        help="Fail reads of damaged data, or return zeros and report their ranges (default: fail).",
     )(command)
 
 
@@ -186,8 +185,7 @@ def logging_options(command: F) -> F:
             "--log-level",
             type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
             default="warning",
-            show_default=True,
-            help="Log messages of at least this level.",
+            help="Log messages of at least this level (default: warning).",
         ),
     ):
         command = option(command)

@@ -187,7 +187,7 @@ def test_variables_of_another_source_are_not_for_the_profile(files: Files, tmp_p
     resolved = resolve(found.options, found.environment)
     assert resolved.repository == "root@pam@home.example.com:8007:store1"
     assert (resolved.namespace, resolved.fingerprint) == ("", "")
-    with pytest.raises(UsageError, match=r"^no password for root@pam"):
+    with pytest.raises(UsageError, match=r"^no password for root@pam at .*: set"):
         describe(resolved, found.environment, None)
 
 

@@ -169,7 +169,7 @@ def test_json_has_all_that_is_known(store: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--type", "x"], "'x' is none of f, d, l"),
+        (["--type", "x"], "'x' is not a type; use f, d, l"),
         (["--size", "big"], "not a size"),
         (["--newer", "yesterday"], "is not a time"),
         (["--regex", "("], "--regex '('"),

@@ -43,6 +43,16 @@ def test_help_names_every_command_and_every_exit_status() -> None:
     assert "8  can't write" in text
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["", *_COMMANDS, "key show", "key recover", "config init", "config show", "config check"],
+)
+def test_help_fits_a_terminal_of_80_columns(words: str) -> None:
+    lines = output_of(PBSFS, *words.split(), "--help").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines[1:] if line.endswith("...")]  # a summary that click shortened
+
+
 def test_every_error_has_its_status_in_the_help_and_in_the_readme() -> None:
     def below(kind: type[PbsfsError]) -> set[type[PbsfsError]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
@@ -100,7 +110,7 @@ def test_a_server_needs_a_password_and_never_waits_for_one(command: list[str], t
         (command, {"PBS_REPOSITORY": repository, "PBS_FINGERPRINT": "00" * 32}),
     ):
         done = pbsfs(*arguments, env=environment(**changes), cwd=tmp_path)
-        assert error_of(done, 2).startswith("no password for root@pam: set PBS_PASSWORD")
+        assert error_of(done, 2).startswith("no password for root@pam at backup.example:8007: set ")
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda words: words[0])
