@@ -15,6 +15,7 @@ import copy
 import logging
 import os
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import blob
 from pbsfs.formats.keys import Key
 from pbsfs.runtime.memory import Memory
+from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.base import Source
 
 log = logging.getLogger(__name__)
@@ -137,7 +139,10 @@ class ChunkStore:
 
         `key`: the archive's key where it is encrypted, else None.
         """
-        return self.cache.get((digest, key))
+        data = self.cache.get((digest, key))
+        if data is not None:
+            COUNTS.cache_hits += 1
+        return data
 
     @property
     def window_limit(self) -> int:
@@ -150,6 +155,7 @@ class ChunkStore:
 
     def request(self, chunk: Chunk) -> Fetch:
         """The fetch of `chunk` that runs already, or a new one."""
+        COUNTS.cache_misses += 1
         fetch = self._fetches.get((chunk.identity, chunk.length))
         if fetch is None:
             fetch = self._start(chunk)
@@ -174,6 +180,7 @@ class ChunkStore:
         room = min(self.limits.fetch_budget * self.limits.prefetch_share, self.cache.room / 2)
         if self._prefetching and self._prefetching + chunk.length > room:
             return False
+        COUNTS.chunks_prefetched += 1
         self._start(chunk, prefetch=True)
         return True
 
@@ -209,7 +216,9 @@ class ChunkStore:
         limit = blob.stored_limit(chunk.length)
 
         async def fetch() -> bytes:
+            started = time.monotonic()
             raw = await self._source.fetch_chunk(chunk.snapshot, chunk.archive, chunk.digest, limit)
+            COUNTS.chunk_fetched(len(raw), time.monotonic() - started)
             return await trio.to_thread.run_sync(_decode, raw, chunk, limiter=self._decoders)
 
         try:

@@ -22,6 +22,7 @@ from pbsfs.base.errors import DamageError, SourceError, UnsupportedError
 from pbsfs.base.text import one_line
 from pbsfs.contents.base import Contents, Entry, Found, Piece, Stream
 from pbsfs.disks import wire
+from pbsfs.runtime.stats import COUNTS
 
 SILENT = 150.0
 """Seconds without a word from the process after which it is ended: more than it may compute."""
@@ -274,6 +275,7 @@ class Parser:
                 ours.close()
                 self._has_place = False
                 raise
+        COUNTS.parsers_started += 1
         ours.settimeout(SILENT)
         self._sock = ours
         disks = [[name, stream.size] for name, stream in zip(self._names, self.streams, strict=True)]
@@ -324,6 +326,7 @@ class Parser:
     def failed(self, why: str) -> ParserError:
         """Ends the process. Returns the error that says so."""
         self._end()
+        COUNTS.parsers_failed += 1
         self._failures.append(time.monotonic())
         return ParserError(
             f"{self.name}: the process that reads its file systems failed: {why}; "

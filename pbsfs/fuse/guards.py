@@ -19,6 +19,7 @@ import trio
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of
 from pbsfs.runtime.report import Reporter
+from pbsfs.runtime.stats import COUNTS
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +48,25 @@ def answers(
             raise
         except PbsfsError as error:
             if isinstance(error, DamageError | KeyRequiredError | SourceError):
+                _count(error)
                 level = logging.WARNING if isinstance(error, KeyRequiredError) else logging.ERROR
                 self.reporter.report(str(error), level)
             raise pyfuse3.FUSEError(errno_of(error)) from None
         except Exception:
+            COUNTS.errors_internal += 1
             log.exception("%s failed", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return guarded
+
+
+def _count(error: DamageError | KeyRequiredError | SourceError) -> None:
+    if isinstance(error, DamageError):
+        COUNTS.errors_damage += 1
+    elif isinstance(error, KeyRequiredError):
+        COUNTS.errors_key += 1
+    else:
+        COUNTS.errors_source += 1
 
 
 def waits(

@@ -28,6 +28,7 @@ from pbsfs.formats.index import (
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, Manifest
 from pbsfs.formats.zeros import ZeroDigests
+from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.base import FileInfo, Source
 
 MAX_INDEX_SIZE = HEADER_SIZE + (1 << 30)
@@ -50,9 +51,11 @@ R = TypeVar("R")
 async def fetch_stored(source: Source, snapshot: Snapshot, file: FileInfo, limit: int) -> bytes:
     """The stored bytes of a file, at most `limit`. Raises DamageError (not naming it), SourceError."""
     try:
-        return await source.fetch_file(snapshot, file.archive, limit)
+        raw = await source.fetch_file(snapshot, file.archive, limit)
     except NotFoundError:
         raise DamageError("listed in the snapshot, but missing") from None
+    COUNTS.bytes_fetched += len(raw)
+    return raw
 
 
 async def in_thread_if_large(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

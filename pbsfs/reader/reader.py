@@ -40,6 +40,7 @@ from pbsfs.reader.image import Image
 from pbsfs.reader.manifests import Manifests
 from pbsfs.reader.opened import Blob, OpenFiles
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE, DEFAULT_OPEN_LIMIT, Memory
+from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 
 LOG_SIZE = 16 << 20
@@ -200,12 +201,14 @@ class Reader:
 
         async def fetch() -> bytes:
             try:
-                return await self.source.fetch_file(snapshot, archive, index.stored_size)
+                raw = await self.source.fetch_file(snapshot, archive, index.stored_size)
             except NotFoundError:  # a forgotten snapshot is not damage
                 raise SourceError(
                     f"{snapshot}/{archive}: the index is missing, the snapshot may have been forgotten; "
                     f"close the file"
                 ) from None
+            COUNTS.bytes_fetched += len(raw)
+            return raw
 
         try:
             await self.source.confirmed(lambda: self._opened.restore(index, fetch))

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 import trio
 
 from pbsfs.base.errors import ConnectError, PbsfsError, SourceError
+from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.pacing import DEFAULT_PACING, Pacing
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,8 @@ async def _tried(
             # A warning once, and only if the second try fails too: most faults end before that.
             warn = tries == 2 and not outage.known
             outage.known = outage.known or warn
+            COUNTS.outages += warn
+            COUNTS.retries += 1
             log.log(logging.WARNING if warn else logging.DEBUG, "%s: %s; trying again", what, error)
             await trio.sleep(min(pause, left))
             pause = min(2 * pause, pacing.longest_pause)

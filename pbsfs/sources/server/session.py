@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 import trio
 
 from pbsfs.base.errors import ConnectError, PbsfsError, SourceError
+from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.retry import patience_ends
 from pbsfs.sources.server.conversation import Conversation
 from pbsfs.sources.server.exchanges import Exchange, Inbox
@@ -86,6 +87,7 @@ class Session:
 
     async def open(self) -> None:
         """Opens the session. Raises SourceError, its subclasses, and RefusedError if the server refuses."""
+        COUNTS.sessions += 1  # until `_end`
         try:
             self._inbox.open()
             threading.Thread(target=self._run, name="pbsfs-session", daemon=True).start()
@@ -98,6 +100,7 @@ class Session:
             raise
         if isinstance(self._opening.result, Exception):
             raise self._opening.result
+        COUNTS.sessions_opened += 1
 
     async def get(self, path: str, limit: int) -> Response:
         """The answer to GET `path`. Raises ConnectError when it is lost, DamageError above `limit` bytes."""
@@ -172,6 +175,7 @@ class Session:
         self._inbox.end()
 
         def tell() -> None:
+            COUNTS.sessions -= 1
             self.failure = failure if isinstance(failure, PbsfsError) else ConnectError(str(failure))
             for exchange in (self._opening, *waiting, *self._inbox.requests):
                 if not exchange.answered.is_set():
