@@ -20,9 +20,10 @@ from pbsfs.tree import Directory, Listing
 class OpenBlob:
     """An open file whose content is in memory."""
 
-    def __init__(self, blob: Blob) -> None:
-        self._blob = blob  # shared for as long as somebody holds it
-        self._data = blob.data
+    def __init__(self, data: bytes, blob: Blob | None = None) -> None:
+        """`blob`: what `data` belongs to, which is shared for as long as somebody holds it."""
+        self._blob = blob
+        self._data = data
 
     def read_cached(self, offset: int, size: int) -> Buffer:
         """The bytes from `offset` on, at most `size`."""

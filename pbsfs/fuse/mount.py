@@ -29,10 +29,13 @@ from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.fuse.operations import Operations
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
+from pbsfs.runtime.recent import Recent
 from pbsfs.sources.base import Source
 from pbsfs.tree import Directory, Tree
 
 log = logging.getLogger(__name__)
+stats_log = logging.getLogger("pbsfs.stats")
+stats_log.setLevel(logging.INFO)  # whatever the level of the log: a person asked for these lines
 
 READ_AHEAD_KIB = 1024
 """The kernel's read-ahead for the mount. Its default of 128 KiB halves the throughput and more; above
@@ -100,7 +103,8 @@ async def serve(
 
             nursery.start_soon(wait_for_signal)
             try:
-                await _open_and_serve(source, options, answers, stopping)
+                with _kept() as recent:
+                    await _open_and_serve(source, options, recent, answers, stopping)
             except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
                 failure = error
             nursery.cancel_scope.cancel()
@@ -113,7 +117,11 @@ async def serve(
 
 
 async def _open_and_serve(
-    source: Source, options: MountOptions, ready: Callable[[], None], stopping: Callable[[], None]
+    source: Source,
+    options: MountOptions,
+    recent: Recent,
+    ready: Callable[[], None],
+    stopping: Callable[[], None],
 ) -> None:
     async with open_reader(
         source, cache_size=options.cache_size, keys=options.keys, zeroed=options.zeroed
@@ -124,13 +132,26 @@ async def _open_and_serve(
         if not isinstance(root, Directory):
             raise UsageError(f"{root} is not a directory; mount the directory that it is in")
         attributes = options.attributes(os.fsdecode(root.path))
-        operations = Operations(tree, options.ownership, attributes, root, safe_names=options.safe_names)
+        operations = Operations(
+            tree, options.ownership, attributes, root, safe_names=options.safe_names, recent=recent
+        )
         pbsfs.fuse.shim.install(operations)
         with _mounted(operations, options, options.fsname or _name(source, root)):
             try:
                 await _serve_until_stopped(operations, options.mountpoint, ready)
             finally:
                 stopping()
+
+
+@contextmanager
+def _kept() -> Iterator[Recent]:
+    """Keeps the last warnings and errors that are logged meanwhile."""
+    recent = Recent()
+    logging.getLogger().addHandler(recent)
+    try:
+        yield recent
+    finally:
+        logging.getLogger().removeHandler(recent)
 
 
 @contextmanager
@@ -213,6 +234,11 @@ async def _serve_until_stopped(operations: Operations, mountpoint: Path, ready: 
         log.info("%s was unmounted", mountpoint)
         nursery.cancel_scope.cancel()
 
+    async def log_stats() -> None:
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _number in signals:
+                stats_log.info("%s: %s", mountpoint, operations.watch.line())
+
     async def check_answers() -> None:
         nonlocal failure
         with trio.move_on_after(ANSWER_TIMEOUT):
@@ -233,6 +259,7 @@ async def _serve_until_stopped(operations: Operations, mountpoint: Path, ready: 
         nursery.start_soon(operations.drop_zeros)
         nursery.start_soon(operations.forgetting.run)
         nursery.start_soon(operations.pages.run)
+        nursery.start_soon(log_stats)
         nursery.start_soon(check_answers)
         nursery.start_soon(operations.space.keep)
     if failure is not None:

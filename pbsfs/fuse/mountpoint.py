@@ -1,6 +1,6 @@
 """Mount points: what is mounted where, whether a place may be mounted on, and unmounting.
 
-Synchronous; called before a mount starts, and by `pbsfs umount`.
+Synchronous; called before a mount starts, and by the commands `umount`, `status` and `stats`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,19 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 _OWNER = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
+WATCH_NAME, STATS_NAME = ".pbsfs", "stats"
+"""A directory at the root of each mount, and its file with what the mount did."""
+
 ANSWER_PATIENCE = 5.0
 """Seconds that `states` waits for mounts to answer."""
 
-DEAD_STATE, SILENT_STATE = "its process has died", "does not answer"
+ANSWERS, DEAD_STATE, SILENT_STATE = "answers", "its process has died", "does not answer"
+
+ADVICE = {
+    DEAD_STATE: "clear it with: pbsfs umount PLACE",
+    SILENT_STATE: "end it with: pbsfs umount --lazy PLACE",
+}
+"""What to do about a mount in such a state."""
 
 UNMOUNT_PATIENCE = 10.0
 """Seconds that `unmount` waits for a mount to be gone from the table."""
@@ -76,7 +85,7 @@ def states(places: Sequence[Path]) -> list[str]:
     def ask(place: Path) -> None:
         try:
             os.stat(place)
-            found[place] = "answers"
+            found[place] = ANSWERS
         except PermissionError:
             found[place] = "open to its user only"
         except OSError as error:
@@ -198,11 +207,8 @@ def _ours() -> str:
     return f"name a mount point of pbsfs: {names}" if names else "there is no pbsfs mount here"
 
 
-def unmount(path: Path, *, lazy: bool = False) -> None:
-    """Unmounts a pbsfs mount, even if its process is dead. Raises MountError.
-
-    `lazy`: detach it now; it ends when the last open file is closed.
-    """
+def mount_of_ours(path: Path) -> Mount:
+    """The pbsfs mount at `path`, which need not answer. Raises MountError where there is none."""
     place = resolve(path)
     mount = mounted_at(place) or mounted_at(place.parent / os.path.realpath(place))
     if mount is None:
@@ -210,6 +216,15 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         raise MountError(f"{place} {problem}; {_ours()}")
     if mount.type != FS_TYPE:
         raise MountError(f"{place} is not a pbsfs mount (type {mount.type}); {_ours()}")
+    return mount
+
+
+def unmount(path: Path, *, lazy: bool = False) -> None:
+    """Unmounts a pbsfs mount, even if its process is dead. Raises MountError.
+
+    `lazy`: detach it now; it ends when the last open file is closed.
+    """
+    mount = mount_of_ours(path)
     fusermount = shutil.which("fusermount3") or shutil.which("fusermount")
     if os.geteuid() == 0:
         command = ["umount", *(["-l"] if lazy else []), "--", str(mount.path)]

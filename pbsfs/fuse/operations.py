@@ -28,13 +28,17 @@ from pbsfs.fuse.forgetting import Forgetting
 from pbsfs.fuse.guards import answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenContentsFile, OpenDirectory, OpenFile, OpenImage
 from pbsfs.fuse.inodes import ROOT, Inode, InodeTable
+from pbsfs.fuse.mountpoint import STATS_NAME, WATCH_NAME
 from pbsfs.fuse.pages import Pages
 from pbsfs.fuse.space import Space
+from pbsfs.fuse.watching import Watch, WatchDirectory, WatchFile, version
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.decode import SMALL
 from pbsfs.reader.image import Image
 from pbsfs.reader.pieces import PiecesHandle
+from pbsfs.runtime.recent import Recent
 from pbsfs.runtime.report import HOUR, Reporter
+from pbsfs.runtime.stats import COUNTS
 from pbsfs.tree import (
     BlobFile,
     ContentsDirectory,
@@ -55,6 +59,8 @@ from pbsfs.tree.node import DIRECTORY_MODE, XATTR_PREFIX
 
 log = logging.getLogger(__name__)
 
+_WATCH_NAME = WATCH_NAME.encode()
+
 SPACE_UNIT = 4096  # the unit in which the file system's size is given
 
 ZEROS_LOOKED_AT = 5.0
@@ -74,14 +80,17 @@ class Operations(pyfuse3.Operations):
         root: Directory | None = None,
         *,
         safe_names: bool = False,
+        recent: Recent | None = None,
     ) -> None:
         """`attributes`: extended attributes of the mount as a whole. They are listed for its root only, but
         every inode has them, because a bind mount may show a part without the root. `root`: what the mount
         shows at its root; None for the root of the tree. `safe_names`: whether listings and `latest` have the
-        names of snapshots without colons; look-ups find both forms."""
+        names of snapshots without colons; look-ups find both forms. `recent`: the warnings and errors that
+        are shown."""
         super().__init__()
+        root = root or tree.root
         self._own_attributes = attributes or {}
-        self.inodes = InodeTable(root or tree.root)
+        self.inodes = InodeTable(root)
         self.forgetting = Forgetting(self.inodes, tree.reader.store.memory)
         self.pages = Pages()
         self.space = Space(tree.reader.source)
@@ -94,6 +103,10 @@ class Operations(pyfuse3.Operations):
         self._inode_of: dict[int, Inode] = {}  # of the files that are read through the page cache
         self._listings: dict[int, OpenDirectory] = {}
         self._next_handle = 1
+        self.watch = Watch(tree.reader, self.inodes.__len__, self._files.__len__)
+        errors = (recent or Recent()).text
+        texts = {STATS_NAME.encode(): self.watch.text, b"errors": errors, b"version": version}
+        self._watch_directory = WatchDirectory(root, texts)
 
     # --- names and attributes
 
@@ -105,7 +118,10 @@ class Operations(pyfuse3.Operations):
         if name in (b".", b".."):
             return await self._look_up_number(parent_inode, parent=name == b"..")
         directory = self._directory(parent_inode)
-        node = await directory.child(name)
+        if parent_inode == ROOT and name == _WATCH_NAME:
+            node = await self._watched(directory, name)
+        else:
+            node = await directory.child(name)
         self.forgetting.used(directory)
         found = self._attributes(node, await node.stat(), directory.names_last())
         self.inodes.remember(node, found.size, found.inode)
@@ -121,6 +137,24 @@ class Operations(pyfuse3.Operations):
             self.inodes.remember(node, found.size, found.inode)
         return found
 
+    async def _watched(self, root: Directory, name: bytes) -> Node:
+        """`.pbsfs`, unless the mount shows an archive that has a file of this name."""
+        if isinstance(root, ContentsDirectory):
+            try:
+                return await root.child(name)
+            except NotFoundError:
+                pass
+        return self._watch_directory
+
+    async def _at(self, path: bytes) -> Node:
+        """The node whose `path` this is."""
+        if not path:
+            return self.inodes[ROOT].node
+        if not path.startswith(b"/"):
+            return await self._tree.at(path)
+        above, _slash, name = path.rpartition(b"/")
+        return await self._watch_directory.child(name) if above else self._watch_directory
+
     def forget_at_once(self, inode: int) -> None:
         self.inodes.forget(inode, 1)
 
@@ -131,7 +165,7 @@ class Operations(pyfuse3.Operations):
         Documentation/filesystems/nfs/exporting.rst), and turns ENOENT into ESTALE.
         """
         path = self.inodes.path(number)
-        node = await self._tree.at(path.rpartition(b"/")[0] if parent and number != ROOT else path)
+        node = await self._at(path.rpartition(b"/")[0] if parent and number != ROOT else path)
         found = self._attributes(node, await node.stat(), self._lasts(node))
         if not parent and found.inode != number:  # a file's that was made again while open
             raise NotFoundError(f"inode {number} is no longer {path!r}")
@@ -260,9 +294,12 @@ class Operations(pyfuse3.Operations):
         if isinstance(node, ImageFile):
             image = await node.open()
             opened, size, identity = OpenImage(image, inode), image.size, image.index.csum
+        elif isinstance(node, WatchFile):
+            text = node.content().encode(errors="replace")
+            return pyfuse3.FileInfo(fh=self._new_handle(self._files, OpenBlob(text)), direct_io=True)
         elif isinstance(node, BlobFile):
             blob = await node.open()
-            opened, size, identity = OpenBlob(blob), len(blob.data), await _digest(blob.data)
+            opened, size, identity = OpenBlob(blob.data, blob), len(blob.data), await _digest(blob.data)
         else:
             raise pyfuse3.FUSEError(errno.EISDIR)
         # The kernel knows the length, as it asks for attributes that it may not keep before it opens a file.
@@ -296,7 +333,11 @@ class Operations(pyfuse3.Operations):
         """The bytes, where all of them are in memory. Raises like `read`."""
         opened = self._files[fh]
         data = opened.read_cached(offset, size)
-        if data is not None and not isinstance(opened, OpenBlob):
+        if data is None:
+            return None
+        COUNTS.reads += 1
+        COUNTS.bytes_served += len(data)
+        if not isinstance(opened, OpenBlob):
             self.pages.was_read(opened.hole_reads, offset, data)
         return data
 
@@ -305,10 +346,13 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer does
         """For what `read_at_once` has no answer to."""
         try:
-            return await self._files[fh].read(off, size)
+            data = await self._files[fh].read(off, size)
         except NotFoundError as error:
             # An open file needs no name: its data is missing, because the snapshot was forgotten.
             raise SourceError(str(error)) from None
+        COUNTS.reads += 1
+        COUNTS.bytes_served += len(data)
+        return data
 
     @answers
     async def release(self, fh: int) -> None:

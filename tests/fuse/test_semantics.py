@@ -41,7 +41,7 @@ from tests.support.needs import need, need_fuse, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.server import READER, ReferenceServer
 from tests.support.server.releases import PBS_4
-from tests.support.serving import SECRET, STORE, access, serving
+from tests.support.serving import SECRET, STORE, TOKEN, access, serving
 from tests.support.stocked import (
     ARCHIVE,
     CHUNK,
@@ -1194,6 +1194,23 @@ def test_a_killed_mount_is_reported_and_cleared(own: Stocked, tmp_path: Path) ->
         assert pbsfs("umount", mount.place).returncode == 0
         assert not mount.is_mounted()
         assert mount.place.is_dir()
+
+
+def test_what_a_mount_did_can_be_read(server: ReferenceServer, own: Stocked, tmp_path: Path) -> None:
+    with mounted(access(server, TOKEN), tmp_path / "m") as mount:
+        assert (mount / IMAGE).read_bytes() == own.contents[IMAGE]
+        assert ".pbsfs" not in os.listdir(mount.place)
+        found = subprocess.run(["find", mount.place, "-maxdepth", "1"], capture_output=True, check=True)
+        assert b".pbsfs" not in found.stdout
+        server.go_down()
+        names = {"stats", "errors", "version"}
+        assert set(os.listdir(mount / ".pbsfs")) == names
+        text = {name: (mount / f".pbsfs/{name}").read_text() for name in names}
+        numbers = dict(line.split(" ") for line in text["stats"].splitlines())
+        assert int(numbers["bytes_served"]) >= len(own.contents[IMAGE])
+        assert int(numbers["sessions_opened"]) >= 1
+        assert {(mount / f".pbsfs/{name}").stat().st_size for name in names} == {0}
+        assert not any(SECRET in shown for shown in text.values())
 
 
 def test_a_reader_can_be_killed(own: Stocked, tmp_path: Path) -> None:
