@@ -32,6 +32,7 @@ _COMMANDS = {
     "mount": "Show backups as files in a directory.",
     "umount": "End a mount.",
     "status": "List mounts and NBD servers, and whether they answer.",
+    "stats": "Show what a mount did: reads, cache hits, errors.",
     "ls": "List the tree without mounting it.",
     "info": "Show what is known about a snapshot or file.",
     "cat": "Write files to standard output.",

@@ -10,7 +10,7 @@ import click
 
 from pbsfs.base.errors import MountError
 from pbsfs.base.text import first_of, printable
-from pbsfs.fuse.mountpoint import DEAD_STATE, FS_TYPE, SILENT_STATE, mounts, states
+from pbsfs.fuse.mountpoint import ADVICE, FS_TYPE, mounts, states
 from pbsfs.nbd.servers import servers
 
 _HEADINGS = ("KIND", "PLACE", "SOURCE", "STATE")
@@ -46,10 +46,7 @@ def command(as_json: bool) -> None:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
-    for state, advice in (
-        (DEAD_STATE, "clear it with: pbsfs umount PLACE"),
-        (SILENT_STATE, "end it with: pbsfs umount --lazy PLACE"),
-    ):
+    for state, advice in ADVICE.items():
         places = [entry["place"] for entry in found if entry["state"] == state]
         if places:
             raise MountError(f"mount at {first_of(places)}: {state}; {advice}")
