@@ -14,6 +14,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -39,6 +40,9 @@ from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.runtime.process import signals_held_back
 from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
+
+if TYPE_CHECKING:
+    from pbsfs.fuse.metrics import MetricsAddress
 
 DEFAULT_CACHE_SIZE = "256M"
 DEFAULT_REFRESH = 5.0
@@ -74,6 +78,11 @@ DEFAULT_REFRESH = 5.0
     help="Show only this directory of the tree, such as files/host/web1 (default: all).",
 )
 @damage_option
+@click.option(
+    "--metrics",
+    metavar="PATH|127.0.0.1:PORT",
+    help="Serve what the mount did as OpenMetrics on this Unix socket or loopback port (default: nowhere).",
+)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--source-fd", type=int, hidden=True)
 @logging_options
@@ -86,6 +95,7 @@ def command(
     refresh: float | None,
     subtree: str,
     on_damage: ZeroedRanges | None,
+    metrics: str | None,
     ready_fd: int | None,
     source_fd: int | None,
     log_level: str,
@@ -125,6 +135,7 @@ def command(
     refresh = DEFAULT_REFRESH if refresh is None else refresh
     options = FuseOptions.parse(fuse_options)
     parse_cache_size(cache_size)
+    metrics_address = None if metrics is None else _metrics_address(metrics)
     if description is None:
         source = resolve(source, variables)
         Namespace.parse(source.namespace or "")
@@ -138,6 +149,7 @@ def command(
         arguments = ["--cache-size", cache_size, "--refresh", str(refresh)]
         arguments += ["--log-level", log_level, "--on-damage", "fail" if on_damage is None else "zero"]
         arguments += [f"--subtree={subtree}"]
+        arguments += [f"--metrics={metrics_address}"] if metrics_address is not None else []
         arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
         arguments += [f"-o{text}" for text in fuse_options if text]
         described = describe(source, variables, find_terminal(), ask_for_default=True)
@@ -150,7 +162,7 @@ def command(
         if description is None:
             description = describe(source, variables, find_terminal(), ask_for_default=True)
         size = parse_cache_size(cache_size)
-        _serve(description, place, options, size, refresh, subtree, on_damage, report)
+        _serve(description, place, options, size, refresh, subtree, on_damage, metrics_address, report)
     except PbsfsError as error:
         if ready_fd is None:
             raise
@@ -174,6 +186,12 @@ def _split(source: SourceOptions, places: tuple[str, ...]) -> tuple[SourceOption
     return source, path, mountpoint
 
 
+def _metrics_address(text: str) -> MetricsAddress:
+    from pbsfs.fuse.metrics import MetricsAddress  # noqa: PLC0415 - slow to import, and seldom needed
+
+    return MetricsAddress.parse(text)
+
+
 def _existing(path: Path | None) -> Path | None:
     """`path` if it is a directory: only then can it overlap the mount point."""
     return path if path is not None and os.path.isdir(path) else None
@@ -187,6 +205,7 @@ def _serve(
     refresh: float,
     subtree: str,
     zeroed: ZeroedRanges | None,
+    metrics: MetricsAddress | None,
     report: _Report,
 ) -> None:
     # Slow to import, and the waiting process does not need them.
@@ -209,6 +228,7 @@ def _serve(
         attributes=lambda root: {SOURCE_ATTRIBUTE: shown_source(description, root)},
         subtree=subtree,
         fsname=options.fsname,
+        metrics=metrics,
     )
 
     trio.run(serve, description.access.open(), mount_options, report.ready, report.stopping)

@@ -13,8 +13,9 @@ import logging
 import os
 import select
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pbsfs.base.errors import MountError, UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.formats.keys import Key
 from pbsfs.fuse.attributes import Ownership
+from pbsfs.fuse.metrics import MetricsAddress, listening, serve_metrics
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.fuse.operations import Operations
 from pbsfs.reader.damage import ZeroedRanges
@@ -53,7 +55,7 @@ class MountOptions:
     zeros; None where they fail instead. `attributes`: see `Operations`, by the path of the mount's root in
     the tree. `files`: see `Tree`. `safe_names`: see `Operations`. `subtree`: the place in the tree that the
     mount shows at its root. `fsname`: the source's name in the mount table; None for the name that the source
-    has.
+    has. `metrics`: where the numbers are served; None for nowhere.
     """
 
     mountpoint: Path
@@ -69,6 +71,7 @@ class MountOptions:
     safe_names: bool = False
     subtree: str = ""
     fsname: str | None = None
+    metrics: MetricsAddress | None = None
 
 
 async def serve(
@@ -136,9 +139,10 @@ async def _open_and_serve(
             tree, options.ownership, attributes, root, safe_names=options.safe_names, recent=recent
         )
         pbsfs.fuse.shim.install(operations)
-        with _mounted(operations, options, options.fsname or _name(source, root)):
+        name = options.fsname or _name(source, root)
+        with _listening(options.metrics) as sock, _mounted(operations, options, name):
             try:
-                await _serve_until_stopped(operations, options.mountpoint, ready)
+                await _serve_until_stopped(operations, options.mountpoint, ready, sock)
             finally:
                 stopping()
 
@@ -152,6 +156,10 @@ def _kept() -> Iterator[Recent]:
         yield recent
     finally:
         logging.getLogger().removeHandler(recent)
+
+
+def _listening(address: MetricsAddress | None) -> AbstractContextManager[socket.socket | None]:
+    return nullcontext() if address is None else listening(address)
 
 
 @contextmanager
@@ -213,7 +221,10 @@ def _escaped(name: str) -> str:
     return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def _serve_until_stopped(operations: Operations, mountpoint: Path, ready: Callable[[], None]) -> None:
+async def _serve_until_stopped(
+    operations: Operations, mountpoint: Path, ready: Callable[[], None], sock: socket.socket | None
+) -> None:
+    """`sock`: where metrics are served."""
     failure: MountError | None = None
 
     async def serve_requests() -> None:
@@ -260,6 +271,8 @@ async def _serve_until_stopped(operations: Operations, mountpoint: Path, ready: 
         nursery.start_soon(operations.forgetting.run)
         nursery.start_soon(operations.pages.run)
         nursery.start_soon(log_stats)
+        if sock is not None:
+            nursery.start_soon(serve_metrics, operations.watch, sock)
         nursery.start_soon(check_answers)
         nursery.start_soon(operations.space.keep)
     if failure is not None:
