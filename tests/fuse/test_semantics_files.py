@@ -227,7 +227,10 @@ def test_files_in_archives_keep_their_holes(writer: DatastoreWriter, tmp_path: P
 
 
 def test_nothing_is_opened_before_somebody_enters(writer: DatastoreWriter, tmp_path: Path) -> None:
-    with serving(writer.path) as server, mounted(access(server), tmp_path / "m", files=True) as found:
+    with (
+        serving(writer.path) as server,
+        mounted(access(server), tmp_path / "m", "--connections", "1", files=True) as found,
+    ):
         for group in ("ct/200", "host/pc"):
             assert len(os.listdir(found / f"files/{group}")) == 2
             assert "root" in os.listdir(found / f"files/{group}/latest")

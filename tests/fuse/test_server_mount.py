@@ -149,7 +149,7 @@ def test_reading_opens_one_session_for_all_images_of_a_snapshot(
 
 @each_way_in
 def test_looking_at_everything_opens_no_session(own: Stocked, tmp_path: Path, who: str) -> None:
-    with serving(own.path) as server, mounted(access(server, who), tmp_path / "m") as mount:
+    with serving(own.path) as server, mounted(access(server, who), tmp_path / "m", *ONE_SESSION) as mount:
         shown = output_of("ls", "-lRn", str(mount.place))
         assert shown.count("drive-scsi0.img") == 4
         output_of("find", str(mount.place), "-printf", "%s %b %T@ %n\n")

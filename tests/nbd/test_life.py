@@ -57,7 +57,7 @@ def server(stocked: Stocked) -> Iterator[ReferenceServer]:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("vmid=100 nonsense=1", "parameter 'nonsense': unknown; use repo, "),
+        ("vmid=100 nonsense=1", "parameter 'nonsense': unknown; use profile, repo, "),
         ("vmid=100 image=drive-scsi0.img", "timestamp= is missing; vm/100 has 2023-11-14T22:13:20Z, 2023-"),
         (
             "vmid=100 timestamp=2020-01-01T00:00:00Z",
