@@ -177,9 +177,13 @@ def _directory_of(environment: Mapping[str, str]) -> Path:
     try:
         kind = os.stat(directory).st_mode
     except OSError as error:
-        raise SourceError(f"{DIRECTORY_VARIABLE}: {directory}: {error.strerror}{unused}") from None
+        raise SourceError(
+            f"{DIRECTORY_VARIABLE}: {directory}: {error.strerror}; correct or unset it{unused}"
+        ) from None
     if not stat.S_ISDIR(kind):
-        raise SourceError(f"{DIRECTORY_VARIABLE}: {directory} is not a directory{unused}")
+        raise SourceError(
+            f"{DIRECTORY_VARIABLE}: {directory} is not a directory; correct or unset it{unused}"
+        )
     log.info("%s names the source: %s%s", DIRECTORY_VARIABLE, directory, unused)
     return directory
 

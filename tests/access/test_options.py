@@ -154,7 +154,8 @@ def test_a_namespace_comes_from_the_environment_unless_one_is_given() -> None:
 def test_a_directory_in_the_environment_that_is_not_there_says_what_it_hides() -> None:
     told = {"PBSFS_DATASTORE_DIR": "/nowhere", "PBS_REPOSITORY": "h:s"}
     with pytest.raises(
-        SourceError, match=r"^PBSFS_DATASTORE_DIR: /nowhere: No .* PBS_REPOSITORY is not used"
+        SourceError,
+        match=r"^PBSFS_DATASTORE_DIR: /nowhere: No .*; correct or unset it.* PBS_REPOSITORY is not used",
     ):
         resolved(SourceOptions(), **told)
 

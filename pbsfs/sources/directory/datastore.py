@@ -87,8 +87,10 @@ class Datastore:
                     e.name for e in islice(entries, _MOST_LOOKED_AT) if _is_datastore(Path(e.path))
                 )
         except OSError:
-            return ""
-        return f"; name a datastore in it: {first_of(map(quoted, inside))}" if inside else ""
+            inside = []
+        if not inside:
+            return "; name the directory that has it"
+        return f"; name a datastore in it: {first_of(map(quoted, inside))}"
 
     def enter_namespace(self, namespace: Namespace) -> Steps:
         """The steps to a namespace. Raises NotFoundError if it does not exist, SourceError, OSError."""

@@ -45,7 +45,10 @@ def test_a_directory_that_is_not_there_is_named_in_the_error(tmp_path: Path) -> 
 
 def test_a_directory_without_chunks_is_no_datastore(tmp_path: Path) -> None:
     (tmp_path / "vm").mkdir()
-    with pytest.raises(SourceError, match=r"is not a datastore: it has no directory '\.chunks'"):
+    with pytest.raises(
+        SourceError,
+        match=r"is not a datastore: it has no directory '\.chunks'; name the directory that has it$",
+    ):
         DirectorySource(tmp_path)
     (tmp_path / ".chunks").touch()
     with pytest.raises(SourceError, match="is not a datastore"):
