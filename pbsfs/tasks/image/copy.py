@@ -6,13 +6,14 @@ them in a worker thread. Called by `pbsfs export`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import trio
 
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.image import Extent, Image
+from pbsfs.runtime.together import run_together
 from pbsfs.tasks.image.target import Target
 from pbsfs.tasks.rate import UNLIMITED, Rate
 
@@ -43,47 +44,32 @@ async def copy_image(
 
     Raises DamageError and SourceError from reading, OSError from writing.
     """
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        sending, receiving = trio.open_memory_channel[tuple[Extent, Buffer]](pieces.queued)
+    sending, receiving = trio.open_memory_channel[tuple[Extent, Buffer]](pieces.queued)
 
-        async def read() -> None:
-            handle = image.handle(whole=True)
-            # With a limit, nothing is fetched ahead: that would exceed it.
-            read_piece = handle.read if rate.rate is None else image.read
-            try:
-                with sending:
-                    for extent in _cut(image, pieces.size, target.hole_piece):
-                        data: Buffer = b""
-                        if extent.hole:
-                            handle.skip_hole(extent.offset + extent.length)
-                        else:
-                            await rate.wait(extent.length)
-                            data = await read_piece(extent.offset, extent.length)
-                        await sending.send((extent, data))
-            finally:
-                handle.close()
+    async def read() -> None:
+        handle = image.handle(whole=True)
+        # With a limit, nothing is fetched ahead: that would exceed it.
+        read_piece = handle.read if rate.rate is None else image.read
+        try:
+            with sending:
+                for extent in _cut(image, pieces.size, target.hole_piece):
+                    data: Buffer = b""
+                    if extent.hole:
+                        handle.skip_hole(extent.offset + extent.length)
+                    else:
+                        await rate.wait(extent.length)
+                        data = await read_piece(extent.offset, extent.length)
+                    await sending.send((extent, data))
+        finally:
+            handle.close()
 
-        async def write() -> None:
-            with receiving:  # closed before `read` runs, which otherwise could report the failure first
-                async for extent, data in receiving:
-                    await trio.to_thread.run_sync(
-                        _put, target, extent, data, abandon_on_cancel=target.endless
-                    )
-                    advance(extent.length)
+    async def write() -> None:
+        with receiving:  # closed before `read` runs, which otherwise could report the failure first
+            async for extent, data in receiving:
+                await trio.to_thread.run_sync(_put, target, extent, data, abandon_on_cancel=target.endless)
+                advance(extent.length)
 
-        async def guarded(task: Callable[[], Awaitable[None]]) -> None:
-            nonlocal failure
-            try:
-                await task()
-            except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
-                failure = failure or error
-                nursery.cancel_scope.cancel()
-
-        nursery.start_soon(guarded, read)
-        nursery.start_soon(guarded, write)
-    if failure is not None:
-        raise failure
+    await run_together([read, write])
 
 
 async def copy_blob(data: bytes, target: Target) -> None:

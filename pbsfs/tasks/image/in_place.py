@@ -10,7 +10,7 @@ write.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from pbsfs.chunks.store import Chunk
 from pbsfs.formats.blob import MAX_CHUNK_SIZE
 from pbsfs.reader.buffers import is_zero
 from pbsfs.reader.image import Image
+from pbsfs.runtime.together import run_together
 from pbsfs.tasks.image.compared import ComparedTarget
 from pbsfs.tasks.rate import UNLIMITED, Rate
 
@@ -160,7 +161,7 @@ class Restore:
         with sending, receiving:
             tasks = [partial(compare, sending.clone()) for _core in range(self._cores)]
             tasks += [partial(fetch, receiving.clone()) for _fetcher in range(FETCHERS)]
-        await _all(tasks)
+        await run_together(tasks)
 
     async def _chunk(self, number: int) -> Chunk:
         await self._image.load()
@@ -222,7 +223,7 @@ class Restore:
                         "as they were written; look for the reason in the kernel's log, or name another place"
                     )
 
-        await _all([check] * self._cores)
+        await run_together([check] * self._cores)
 
     def _reads_as(self, step: Step, chunk: Chunk, buffer: memoryview) -> bool:
         view = buffer[: step.length]
@@ -253,22 +254,3 @@ def _each_not_zero(
                     found += len(part)
         at += len(view)
     return found
-
-
-async def _all(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Runs `tasks` side by side. Raises the error of the first that fails, and cancels the others."""
-    failure: Exception | None = None
-
-    async def guarded(task: Callable[[], Awaitable[None]]) -> None:
-        nonlocal failure
-        try:
-            await task()
-        except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
-            failure = failure or error
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for task in tasks:
-            nursery.start_soon(guarded, task)
-    if failure is not None:
-        raise failure
