@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,21 +14,9 @@ from tests.support.needs import need, need_fuse
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.server import ReferenceServer
 from tests.support.serving import SECRET, TOKEN, serving
-from tests.support.stocked import CONFIGURATION, IMAGE, NEWER_IMAGE, Stocked, stock
+from tests.support.stocked import CONFIGURATION, IMAGE, NEWER_IMAGE, Stocked
 from tests.support.strangers import closed_port
 from tests.support.terminal import at_a_terminal
-
-
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
-
-
-@pytest.fixture
-def server(stocked: Stocked) -> Iterator[ReferenceServer]:
-    with serving(stocked.path) as found:
-        yield found
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,6 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
-
-
-@pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A datastore with an image that takes long enough to be interrupted: 400 MiB."""
     base = tmp_path_factory.mktemp("large")

@@ -25,12 +25,6 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
-
-
-@pytest.fixture(scope="module")
 def server(stocked: Stocked) -> Iterator[ReferenceServer]:
     with serving(stocked.path) as running:
         yield running

@@ -15,12 +15,6 @@ from tests.support.program import PBSFS, error_of, output_of, pbsfs
 from tests.support.stocked import CHUNK, ENCRYPTED, FIRST, IMAGE, Stocked, stock
 
 
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
-
-
 def info(stocked: Stocked, path: str) -> dict[str, Any]:
     text = output_of(PBSFS, "info", "--datastore-dir", stocked.path, "--json", path)
     found: dict[str, Any] = json.loads(text)

@@ -5,18 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.support import damage
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.stocked import CONFIGURATION, ENCRYPTED, FIRST, IMAGE, SECOND, Stocked, stock
 from tests.support.terminal import at_a_terminal
-
-
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
 
 
 def ls(stocked: Stocked, *arguments: str) -> list[str]:

@@ -50,12 +50,6 @@ def _programs() -> None:
     need("nbdkit", "nbdinfo", "nbdcopy")
 
 
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
-
-
 @pytest.fixture
 def own(tmp_path: Path) -> Stocked:
     """A datastore that a test may damage."""

@@ -13,23 +13,11 @@ from tests.support.needs import need
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
 from tests.support.proxy import NAME, ConnectProxy
 from tests.support.server import ReferenceServer
-from tests.support.serving import PASSWORD, STORE, USER, access, serving, without
-from tests.support.stocked import IMAGE, Stocked, stock
+from tests.support.serving import PASSWORD, STORE, USER, access, without
+from tests.support.stocked import IMAGE, Stocked
 
 PROXY_PASSWORD = "s3cret/of the proxy"
 QUOTED = "s3cret%2Fof%20the%20proxy"
-
-
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
-
-
-@pytest.fixture
-def server(stocked: Stocked) -> Iterator[ReferenceServer]:
-    with serving(stocked.path) as found:
-        yield found
 
 
 @pytest.fixture

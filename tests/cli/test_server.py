@@ -35,18 +35,6 @@ SHOWN = ["vm", "ct", "ns", "files"]
 each_way_in = pytest.mark.parametrize("who", WAYS_IN)
 
 
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
-
-
-@pytest.fixture
-def server(stocked: Stocked) -> Iterator[ReferenceServer]:
-    with serving(stocked.path) as found:
-        yield found
-
-
 def shows_all(done: subprocess.CompletedProcess[str]) -> bool:
     """Whether `pbsfs ls` has listed the root, and nothing else was said."""
     assert (done.returncode, done.stderr) == (0, "")

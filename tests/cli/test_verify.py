@@ -38,12 +38,6 @@ from tests.support.stocked import (
 WHOLE = "0 damaged, 0 not checked"
 
 
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
-
-
 @pytest.fixture
 def spoiled(tmp_path: Path) -> Stocked:
     """A datastore with a damaged chunk, which two images share, a damaged file and a damaged index."""

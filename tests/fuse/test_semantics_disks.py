@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.disks.test_ext_made import Journaled
 from tests.support import made
 from tests.support.damage import flip_bit
 from tests.support.disks import partitioned
-from tests.support.mounts import Mounted, fails_with, mounted
+from tests.support.mounts import Mounted, fails_with
 from tests.support.program import PBSFS, output_of, pbsfs
 from tests.support.serving import access, serving
 
@@ -32,8 +33,8 @@ IMAGE = "vm/100/2023-11-14T22:13:20Z/drive-scsi0.img"
 Mount = Callable[..., AbstractContextManager[Mounted]]
 
 
-@pytest.fixture(params=["directory", "server"])
-def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Mount:
+@pytest.fixture
+def mount(mount_with_files: Mount, tmp_path: Path) -> Mount:
     """Mounts a backup of a machine whose root has changes in its journal: from a directory or a server."""
     place = tmp_path / "disk"
     place.mkdir()
@@ -47,20 +48,7 @@ def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Mount:
     writer = DatastoreWriter(tmp_path / "store")
     image = partitioned(disk.image.read_bytes())
     writer.add_snapshot(made.snapshot("100"), {"drive-scsi0.img.fidx": image})
-
-    @contextmanager
-    def mounting(*options: str) -> Iterator[Mounted]:
-        if request.param == "directory":
-            with mounted(writer.path, tmp_path / "m", *options, files=True) as found:
-                yield found
-        else:
-            with (
-                serving(writer.path) as server,
-                mounted(access(server), tmp_path / "m", *options, files=True) as found,
-            ):
-                yield found
-
-    return mounting
+    return partial(mount_with_files, writer.path)
 
 
 def test_volumes_are_directories_below_files(mount: Mount) -> None:

@@ -6,8 +6,9 @@ import errno
 import os
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,24 +61,10 @@ def writer(tmp_path: Path) -> DatastoreWriter:
     return made_here
 
 
-@pytest.fixture(params=["directory", "server"])
-def mount(request: pytest.FixtureRequest, writer: DatastoreWriter, tmp_path: Path) -> Mount:
+@pytest.fixture
+def mount(mount_with_files: Mount, writer: DatastoreWriter) -> Mount:
     """Mounts the datastore, read from its directory or from a server."""
-
-    @contextmanager
-    def mounting(*options: str) -> Iterator[Mounted]:
-        options = ("-o", "noignore_permissions", *options)
-        if request.param == "directory":
-            with mounted(writer.path, tmp_path / "m", *options, files=True) as found:
-                yield found
-        else:
-            with (
-                serving(writer.path) as server,
-                mounted(access(server), tmp_path / "m", *options, files=True) as found,
-            ):
-                yield found
-
-    return mounting
+    return partial(mount_with_files, writer.path, "-o", "noignore_permissions")
 
 
 def digests(writer: DatastoreWriter, group: str, stream: str) -> list[bytes]:

@@ -202,3 +202,15 @@ def _limited(stored: bytes, limit: int) -> bytes:
 def file_of(info: SnapshotInfo, filename: str) -> FileInfo:
     """The file that is stored as `filename`."""
     return next(file for file in info.files if file.archive.filename == filename)
+
+
+class TimedSource(MemorySource):
+    """Takes note of when each chunk is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+        self.asked.append(trio.current_time())
+        return await super().fetch_chunk(snapshot, archive, digest, limit)

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pbsfs.base.errors import DamageError, OutputError, SourceError, UsageError
-from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.store import Chunk
 from pbsfs.formats.blob import chunk_digest
 from pbsfs.formats.keys import Key
@@ -32,7 +31,7 @@ from pbsfs.tasks.image.opening import open_existing, open_target
 from pbsfs.tasks.rate import Rate
 from tests.support import made
 from tests.support.run import in_trio, run, until
-from tests.support.sources import CHUNK_SIZE, MemorySource, file_of
+from tests.support.sources import CHUNK_SIZE, MemorySource, TimedSource, file_of
 
 NAME = "disk.img"
 SNAPSHOT = made.snapshot()
@@ -356,22 +355,10 @@ def test_a_file_that_another_program_has_locked_is_refused(tmp_path: Path) -> No
 # --- the rate
 
 
-class _Timed(MemorySource):
-    """Takes note of when each chunk is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[float] = []
-
-    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
-        self.asked.append(trio.current_time())
-        return await super().fetch_chunk(snapshot, archive, digest, limit)
-
-
 @pytest.mark.parametrize("resumed", [False, True], ids=["copied", "compared"])
 @in_trio
 async def test_no_more_is_fetched_in_a_second_than_the_rate_allows(tmp_path: Path, resumed: bool) -> None:
-    source, content = _Timed(), made.image(1, "rr0rr0r")
+    source, content = TimedSource(), made.image(1, "rr0rr0r")
     rate = Rate(4 * CHUNK_SIZE)
     (dest := tmp_path / "disk").write_bytes(b"")
     async with an_image(content, source) as image:

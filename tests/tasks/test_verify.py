@@ -15,7 +15,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, SourceError
-from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, Namespace, Snapshot
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, Namespace
 from pbsfs.contents.base import Entry
 from pbsfs.disks.host import Parser, RemoteVolume
 from pbsfs.formats import index
@@ -35,7 +35,7 @@ from pbsfs.tree import ContentsNode, File, Tree
 from tests.sources.server.serving import served, source_of
 from tests.support import damage, made
 from tests.support.run import in_trio, until
-from tests.support.sources import CHUNK_SIZE, MemorySource
+from tests.support.sources import CHUNK_SIZE, MemorySource, TimedSource
 from tests.support.truth import FILES
 
 SNAPSHOT = made.snapshot()
@@ -74,18 +74,6 @@ def found_in(report: Report) -> dict[str, list[Range]]:
 
 def reason_of(report: Report, path: str) -> str:
     return next(found.reason for found in report.damaged if found.path == path)
-
-
-class Timed(MemorySource):
-    """Notes when each chunk is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[float] = []
-
-    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
-        self.asked.append(trio.current_time())
-        return await super().fetch_chunk(snapshot, archive, digest, limit)
 
 
 # --- what is read, and how
@@ -199,7 +187,7 @@ async def test_other_tasks_run_while_chunks_that_are_known_are_passed_over() -> 
 
 @in_trio
 async def test_no_more_is_read_in_a_second_than_the_rate_allows() -> None:
-    source = Timed()
+    source = TimedSource()
     source.add(SNAPSHOT, {"a.img.fidx": made.image(1, "rrrr0rr"), "b.img.fidx": made.image(2, "rr")})
     before = trio.current_time()
     await verified(source, rate=CHUNK_SIZE * 4)
