@@ -57,8 +57,9 @@ def command(
 ) -> None:
     """List what is at each PATH, as a mount shows it.
 
-    Modes and owners are those of the backup for entries of archives. Exit status 6: damage hid a part; 5: the
-    key of an archive is missing. The rest is listed all the same.
+    Modes and owners are those of the backup for entries of archives. Everything else has the mode that a
+    mount gives it by default, and the owner of the mount, shown as -. Exit status 6: damage hid a part; 5:
+    the key of an archive is missing. The rest is listed all the same.
 
     \b
     Examples:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pbsfs.base.errors import UsageError
+from pbsfs.base.permissions import DEFAULT_UMASK
 
 _PASSED_ON = frozenset(("allow_other", "allow_root", "nosuid", "nodev", "noexec", "exec", "noatime", "atime"))
 _FULFILLED = frozenset(("ro", "default_permissions", "defaults", "auto", "noauto", "user", "users", "nouser"))
@@ -35,7 +36,7 @@ class FuseOptions:
 
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
-    umask: int = 0o007
+    umask: int = DEFAULT_UMASK
     nonempty: bool = False
     flags: set[str] = field(default_factory=set)
     as_stored: bool = field(default_factory=lambda: os.geteuid() == 0)

@@ -15,6 +15,7 @@ from typing import Any
 import trio
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError
+from pbsfs.base.permissions import DEFAULT_UMASK
 from pbsfs.base.text import size_text
 from pbsfs.tasks.attributes import device_text, mode_text, time_text, type_text
 from pbsfs.tree import ContentsDirectory, ContentsNode, Directory, FilesDirectory, Link, Node, Stat
@@ -80,7 +81,8 @@ class Row:
         name, stat = os.fsdecode(self.name), self.stat
         if stat is None:
             return (name,)
-        mode = stat_bits.filemode(stat.mode)
+        umask = DEFAULT_UMASK if stat.uid is None and not stat_bits.S_ISLNK(stat.mode) else 0
+        mode = stat_bits.filemode(stat.mode & ~umask)
         if self.stored and stat.uid is None:  # it can't be read, so only its type is known
             mode = mode[0] + "?" * 9
         owner, group = ("-" if number is None else str(number) for number in (stat.uid, stat.gid))

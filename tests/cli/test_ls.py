@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
+import pytest
+
 from tests.support import damage
+from tests.support.mounts import mounted
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
+from tests.support.server import ReferenceServer
+from tests.support.serving import access
 from tests.support.stocked import CONFIGURATION, ENCRYPTED, FIRST, IMAGE, SECOND, Stocked, stock
 from tests.support.terminal import at_a_terminal
 
@@ -42,12 +48,12 @@ def test_the_namespace_is_the_root(stocked: Stocked) -> None:
 def test_long_shows_mode_size_data_and_time(stocked: Stocked) -> None:
     lines = [line.split() for line in ls(stocked, "-l", FIRST)]
     rows = {line[6]: line[:6] for line in lines}
-    file = ["-r--r--r--", "-", "-"]
+    file = ["-r--r-----", "-", "-"]
     assert rows["drive-scsi0.img"] == [*file, "525824", "329216", "2023-11-14T22:13:20Z"]
     size = str(len(stocked.contents[CONFIGURATION]))
     assert rows["qemu-server.conf"] == [*file, size, size, "2023-11-14T22:13:20Z"]
     group = [line.split() for line in ls(stocked, "-l", "vm/100")]
-    assert group[0] == ["dr-xr-xr-x", *"----", "2023-11-14T22:13:20Z", "2023-11-14T22:13:20Z/"]
+    assert group[0] == ["dr-xr-x---", *"----", "2023-11-14T22:13:20Z", "2023-11-14T22:13:20Z/"]
     assert group[2][0] == "lrwxrwxrwx"
     assert group[2][6:] == ["latest", "->", "2023-11-15T22:13:20Z"]
 
@@ -126,7 +132,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 
 def test_sizes_may_have_units_and_help_is_help_only(stocked: Stocked) -> None:
     (line,) = ls(stocked, "-lh", IMAGE)
-    file = ["-r--r--r--", "-", "-", "514KiB", "322KiB", "2023-11-14T22:13:20Z", "drive-scsi0.img"]
+    file = ["-r--r-----", "-", "-", "514KiB", "322KiB", "2023-11-14T22:13:20Z", "drive-scsi0.img"]
     assert line.split() == file
     assert ls(stocked, "-h", "vm") == ["100", "101"]
     assert output_of(PBSFS, "ls", "--help").startswith("Usage: pbsfs ls ")
@@ -174,7 +180,7 @@ def test_a_terminal_gets_a_header_and_aligned_columns(tmp_path: Path) -> None:
     assert status == 0
     assert lines[0] == f"{FIRST}:"
     assert lines[1] == "      MODE OWNER GROUP   SIZE   DATA                 TIME NAME"
-    assert "-r--r--r--     -     - 514KiB 322KiB 2023-11-14T22:13:20Z drive-scsi0.img" in lines
+    assert "-r--r-----     -     - 514KiB 322KiB 2023-11-14T22:13:20Z drive-scsi0.img" in lines
     blank = lines.index("")
     assert {line.index("2023") for line in lines[2:blank]} == {lines[1].index("TIME") - 16}
     assert lines[blank + 1] == "ct:"
@@ -182,3 +188,20 @@ def test_a_terminal_gets_a_header_and_aligned_columns(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     status, shown = at_a_terminal([PBSFS, "ls", "--datastore-dir", own.path, "vm"], [], environment())
     assert shown.split() == ["100", "101"]
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("kind", ["directory", "server"])
+def test_modes_are_those_of_a_mount(
+    stocked: Stocked, server: ReferenceServer, tmp_path: Path, kind: str
+) -> None:
+    told = access(server) if kind == "server" else environment(PBSFS_DATASTORE_DIR=str(stocked.path))
+    with mounted(told, tmp_path / "m") as mount:
+        shown = {
+            path: stat.filemode((mount / path).lstat().st_mode)
+            for path in ("vm/100", FIRST, IMAGE, CONFIGURATION, "vm/100/latest")
+        }
+    for path, mode in shown.items():
+        above, _slash, name = path.rpartition("/")
+        lines = [line.split() for line in output_of(PBSFS, "ls", "-l", above, env=told).splitlines()]
+        assert {line[6].rstrip("/"): line[0] for line in lines}[name] == mode
