@@ -177,11 +177,15 @@ class Server:
         self.loop.post(lambda: self._exports.close(export.name, export.handle))
 
     def hold(self, memory: Memory, grown: int) -> None:
-        """Charges `memory` for the buffers that nbdkit's threads hold until their connection ends."""
+        """Charges `memory` for the buffers that nbdkit's threads hold until their connection ends.
+
+        The cache gives way to them: what they hold was read from it.
+        """
         with self._lock:
             if self._buffers is None:
                 self._buffers = memory.charge("buffers of connections", 0)
             self._buffers.resize(self._buffers.size + grown)
+            memory.lend(grown)
 
 
 class _CheckError(PbsfsError):

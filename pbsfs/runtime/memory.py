@@ -1,8 +1,9 @@
 """One limit for the memory of a reader. Everything that grows with use is charged to it.
 
 `open_reader` makes one `Memory`. What keeps bytes (digest tables, blobs, listings, buffers) holds a `Charge`
-for as long as it keeps them. The chunk cache takes what the charges leave. When they need more, the cache
-shrinks first, down to LEAST_CACHE; then the reclaimers free what can be fetched again; then `admit` refuses.
+for as long as it keeps them. The chunk cache takes what the charges leave, and gives way at once to buffers
+that hold what was read from it. When charges need more, the cache shrinks first, down to LEAST_CACHE; then
+the reclaimers free what can be fetched again; then `admit` refuses.
 
 Any thread may make, resize and end charges. `admit` and `reclaim` belong to tasks of the trio loop, and so do
 the reclaimers. Reading from the cache costs nothing here.
@@ -71,6 +72,7 @@ class Memory:
         self._charged: Counter[str] = Counter()  # bytes by holder
         self._total = 0
         self._passing = 0
+        self._lent = 0  # bytes of the cache's own part
         self._given_back: deque[tuple[str, int, bool]] = deque()  # by charges that were freed
         self._resize_cache: Callable[[int], object] = lambda _size: None
         self._reclaimers: list[Callable[[int], object]] = []
@@ -92,6 +94,13 @@ class Memory:
         charge = Charge(self, holder, passing=passing)
         charge.resize(size)
         return charge
+
+    def lend(self, size: int) -> None:
+        """Leaves `size` bytes of the cache's own part, as far as it has them, to buffers that are charged
+        here. A negative size takes them back."""
+        with self._lock:
+            self._lent += size
+            self._settle(changed=True)
 
     def admit(self, what: str, holder: str, size: int) -> Charge:
         """A charge of `size` bytes. Raises MemoryLimitError if they don't fit beside the others.
@@ -152,8 +161,8 @@ class Memory:
             self._add(holder, -size, passing)
             changed = True
         if changed:
-            left = self.limit - self._total
-            self._resize_cache(min(self.cache_size, max(left, self._least_cache)))
+            left = min(self.cache_size - self._lent, self.limit - self._total)
+            self._resize_cache(max(left, self._least_cache))
 
     def _add(self, holder: str, size: int, passing: bool) -> None:
         self._charged[holder] += size
