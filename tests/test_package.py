@@ -21,7 +21,7 @@ from pbsfs.cli.mount_helper import command as mount_helper
 CHECKOUT = Path(__file__).resolve().parent.parent
 FILES = CHECKOUT / "packaging" / "files.py"
 
-BUILDERS = {"check", "files.py", "manual.py", "debian/control"}
+BUILDERS = {"check", "commands.py", "debian/control", "files.py", "manual.py", "reference.py", "variables.py"}
 """What in `packaging/` makes the package, and is not in it."""
 
 

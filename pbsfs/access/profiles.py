@@ -64,7 +64,7 @@ def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, s
         if key in SECRETS:
             found[key] = parse_reference(setting, value, environment, name)
         else:
-            found[key] = KEYS[key](setting, value)
+            found[key] = KEYS[key].check(setting, value)
     sources = [key for key in ("repository", "datastore-dir") if key in found]
     if len(sources) != 1:
         problem = "repository and datastore-dir exclude each other" if sources else "names no source"
@@ -199,19 +199,41 @@ def _connections(name: str, value: Any) -> int:
     return value
 
 
-KEYS: dict[str, Callable[[str, Any], Any]] = {
-    "repository": _checked(_check_repository),
-    "datastore-dir": parse_path,
-    "namespace": _checked(Namespace.parse),
-    "password": _text,
-    "fingerprint": _checked(parse_fingerprint),
-    "ca-file": parse_path,
-    "keyfile": _paths,
-    "key-password": _text,
-    "cache-size": _checked(parse_cache_size),
-    "connections": _connections,
-    "retry-timeout": _seconds,
-    "refresh": _seconds,
-    "mount-options": _texts,
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of a profile. `meaning`: for users. `check`: converts the value (name, value); raises UsageError.
+
+    Of those in SECRETS, `parse_reference` converts the value.
+    """
+
+    meaning: str
+    check: Callable[[str, Any], Any]
+
+
+KEYS = {
+    "repository": Key(
+        "The server: [[user@realm[!token]@]host[:port]:]datastore.", _checked(_check_repository)
+    ),
+    "datastore-dir": Key("The directory of a datastore, instead of repository.", parse_path),
+    "namespace": Key("Start at this namespace.", _checked(Namespace.parse)),
+    "password": Key("The password, or the secret of an API token: a reference to a secret.", _text),
+    "fingerprint": Key("Trust only the server's certificate with this SHA-256.", _checked(parse_fingerprint)),
+    "ca-file": Key(
+        "Trust only certificates that a CA in this PEM file signed, instead of fingerprint.", parse_path
+    ),
+    "keyfile": Key("Decrypt with this key file, those in this directory, or a list of both.", _paths),
+    "key-password": Key("The password of the key files: a reference to a secret.", _text),
+    "cache-size": Key(
+        'Keep decoded chunks of pbsfs mount and pbsfs nbd in this much memory, such as "512M".',
+        _checked(parse_cache_size),
+    ),
+    "connections": Key("Open this many connections to the server for each snapshot, 1 to 16.", _connections),
+    "retry-timeout": Key("Retry for this many seconds while the server is unreachable.", _seconds),
+    "refresh": Key("Look for new backups of a mount after this many seconds.", _seconds),
+    "mount-options": Key(
+        'Mount options, as text or a list: ["allow_other", "gid=100"]. Those of the command line come after '
+        "them.",
+        _texts,
+    ),
 }
-"""The keys of a profile, and what checks each value. Of those in SECRETS, `parse_reference` does."""
+"""The keys of a profile."""

@@ -22,7 +22,7 @@ from pbsfs.cli import cli
 from pbsfs.cli import main as run
 from pbsfs.fuse.options import FuseOptions, split_options
 
-_OPTIONS = frozenset(
+OPTIONS = frozenset(
     (
         *("ns", "keyfile", "fingerprint", "connections", "retry-timeout"),
         *("cache-size", "refresh", "on-damage", "log-level", "log-file", "metrics"),
@@ -30,7 +30,7 @@ _OPTIONS = frozenset(
 )
 """Options of `pbsfs mount` that a line of fstab may have, without their dashes."""
 
-_SECRETS = {"password-file": PASSWORD_VARIABLE, "key-password-file": KEY_PASSWORD_VARIABLE}
+SECRETS = {"password-file": PASSWORD_VARIABLE, "key-password-file": KEY_PASSWORD_VARIABLE}
 """Options that name the file of a secret, and the variable that has the secret."""
 
 _NO_SECRETS = {
@@ -47,7 +47,17 @@ _WRONG_USAGE, _INTERRUPTED, _FAILED = 1, 8, 32
 """The exit statuses of mount(8), which returns that of its helper."""
 
 
-@click.command("mount.pbsfs", context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = f"""\
+\b
+Exit status:
+  0   done
+  {_WRONG_USAGE}   wrong usage
+  {_INTERRUPTED}   Ctrl-C
+  {_FAILED}  not mounted
+"""
+
+
+@click.command("mount.pbsfs", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source")
 @click.argument("directory")
 @click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Set these options, as in fstab.")
@@ -108,13 +118,13 @@ def translated(source: str, options: tuple[str, ...]) -> tuple[list[str], Mappin
                 f"mount option {given}=: other users can read it; give the file that holds the secret "
                 f"with {_NO_SECRETS[name]}="
             )
-        if name in _OPTIONS or name in _SECRETS:
+        if name in OPTIONS or name in SECRETS:
             if not value:
                 raise UsageError(f"mount option {given}: has no value; write {given}=VALUE")
-            if name in _OPTIONS:
+            if name in OPTIONS:
                 words.append(f"--{name}={value}")
             else:
-                files[_SECRETS[name]] = value
+                files[SECRETS[name]] = value
         elif option != "rw":  # mount(8) adds it where nobody wrote ro
             passed_on.append(option)
     FuseOptions.parse(passed_on)

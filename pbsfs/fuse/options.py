@@ -13,6 +13,24 @@ from dataclasses import dataclass, field
 from pbsfs.base.errors import UsageError
 from pbsfs.base.permissions import DEFAULT_UMASK
 
+OPTIONS = {
+    "allow_other": "Give all users access, as far as the modes allow it (default: only the user who mounts). "
+    "For other users than root, /etc/fuse.conf must have the line user_allow_other.",
+    "allow_root": "Give root access too.",
+    "uid=": "Make this user the owner of the files and directories (default: the user who mounts).",
+    "gid=": "Make this group the group of the files and directories (default: that of the user who mounts).",
+    "umask=": "Remove these permissions, in octal, from the files and directories (default: 0007).",
+    "nonempty": "Mount over a directory that is not empty.",
+    "nofiles": "Leave out files/, which shows the files in archives.",
+    "safe_names": "Write the times of snapshots without colons: 2023-11-14T22-13-20Z.",
+    "fsname=": "Show this source in the mount table (default: the repository or directory).",
+    "ignore_permissions": "Give files in archives the owner and mode of all other files (default, "
+    "except for root).",
+    "noignore_permissions": "Give files in archives the owner and mode that are stored with them (default "
+    "for root).",
+}
+"""The options that have a meaning of their own in pbsfs, as users write them, and what they do."""
+
 _PASSED_ON = frozenset(("allow_other", "allow_root", "nosuid", "nodev", "noexec", "exec", "noatime", "atime"))
 _FULFILLED = frozenset(("ro", "default_permissions", "defaults", "auto", "noauto", "user", "users", "nouser"))
 _FULFILLED_ALSO = frozenset(
@@ -21,6 +39,9 @@ _FULFILLED_ALSO = frozenset(
         *("relatime", "norelatime", "strictatime", "nodiratime", "diratime", "lazytime", "nolazytime"),
     )
 )
+GENERAL = tuple(sorted((_PASSED_ON | _FULFILLED | _FULFILLED_ALSO) - OPTIONS.keys()))
+"""The options of mount(8) that pbsfs accepts, besides those that start with `x-`, `X-` and `comment`."""
+
 _OPTION = re.compile(r"(?:[^,\\]|\\.|\\$)+")  # as in libfuse, a backslash keeps a comma
 
 
@@ -76,8 +97,7 @@ class FuseOptions:
             self.umask = _number(option, value, 8, 0o777)
         elif option not in _FULFILLED | _FULFILLED_ALSO and not name.startswith(("x-", "X-", "comment")):
             raise UsageError(
-                f"mount option '{option}' is not known; there are allow_other, allow_root, uid=, gid=, "
-                "umask=, nonempty, nofiles, safe_names, fsname=, ignore_permissions, noignore_permissions, "
+                f"mount option '{option}' is not known; there are {', '.join(OPTIONS)}, "
                 "and the general ones of mount(8)"
             )
 

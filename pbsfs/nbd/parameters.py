@@ -30,13 +30,38 @@ from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 
 log = logging.getLogger(__name__)
 
-NAMES = (
-    *("profile", "repo", "server", "port", "datastore", "auth_id", "password", "fingerprint"),
-    *("namespace", "datastore_dir", "keyfile"),
-    *("type", "id", "vmid", "timestamp", "image", "path"),
-    *("cache_size", "connections", "nbd_connections", "retry_timeout", "on_damage"),
-)
-"""Every parameter that a user may give. `keyfile` may be given more than once."""
+PARAMETERS = {
+    "profile": "Read from the source of this profile in the configuration (or PBSFS_PROFILE).",
+    "repo": "Read from a server: [[user@realm[!token]@]host[:port]:]datastore (or PBS_REPOSITORY).",
+    "server": "Read from this server, given by the parts of a repository (or PBS_SERVER).",
+    "port": "Connect to this port of server= (or PBS_PORT; default: 8007).",
+    "datastore": "Read this datastore of server= (or PBS_DATASTORE).",
+    "auth_id": "Log in to server= as this user or token (or PBS_AUTH_ID; default: root@pam).",
+    "password": "Take the password, or the secret of an API token, from the first line of a file (+FILE), of "
+    "standard input (-) or of a descriptor (-FD) (or PBS_PASSWORD, _FD, _FILE, _CMD). A password as a word "
+    "works with a warning: every user can see it in the list of processes.",
+    "fingerprint": "Trust only the server's certificate with this SHA-256 (or PBS_FINGERPRINT; default: the "
+    "client's file of known fingerprints).",
+    "namespace": "Start at this namespace (or PBS_NAMESPACE).",
+    "datastore_dir": "Read the datastore in this directory, without a server (or PBSFS_DATASTORE_DIR).",
+    "keyfile": "Decrypt with this key file, or those in this directory; may be repeated.",
+    "type": "Serve images of a group of this type: vm, ct or host.",
+    "id": "Serve images of the group of type= with this ID.",
+    "vmid": "Serve images of this virtual machine; short for type=vm id=.",
+    "timestamp": "Serve images of this snapshot of the group; latest is the newest (default: all snapshots).",
+    "image": "Serve this image of the snapshot, as the default export (default: all images).",
+    "path": "Serve the image or the directory at this path, such as vm/103/latest/drive-scsi0.img, instead "
+    "of vmid=, type=, id=, timestamp= and image=.",
+    "cache_size": "Keep decoded chunks in this much memory (default: 256M).",
+    "connections": "Open this many connections to the server for each snapshot, 1 to 16 (default: by the "
+    "round trip).",
+    "nbd_connections": "Serve at most this many connections of NBD clients at once, 1 to 10000 (default: "
+    "128). nbdkit closes further ones at once, and logs each.",
+    "retry_timeout": "Retry for this many seconds while the server is unreachable (default: 120).",
+    "on_damage": "Fail reads of damaged data, or return zeros and report their ranges (fail or zero; "
+    "default: fail).",
+}
+"""Every parameter that a user may give, and what it does. `keyfile` may be given more than once."""
 
 DEFAULT_NBD_CONNECTIONS = 128
 """Connections of clients at once. nbdkit has 16 threads for each, and copying programs open four or more."""
@@ -83,8 +108,8 @@ class Parameters:
     def take(self, key: str, value: str) -> None:
         """Takes one parameter. Raises UsageError."""
         name = key.replace("-", "_")
-        if name not in NAMES + HANDED_OVER:
-            raise UsageError(f"parameter '{key}': unknown; use {', '.join(NAMES)}")
+        if name not in PARAMETERS and name not in HANDED_OVER:
+            raise UsageError(f"parameter '{key}': unknown; use {', '.join(PARAMETERS)}")
         if name == "keyfile":
             if not value:
                 raise UsageError("keyfile=: empty; give the path of a key file")

@@ -53,7 +53,7 @@ def test_help_fits_a_terminal_of_80_columns(words: str) -> None:
     assert not [line for line in lines[1:] if line.endswith("...")]  # a summary that click shortened
 
 
-def test_every_error_has_its_status_in_the_help_and_in_the_readme() -> None:
+def test_every_error_has_its_status_in_the_help() -> None:
     def below(kind: type[PbsfsError]) -> set[type[PbsfsError]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
@@ -62,15 +62,6 @@ def test_every_error_has_its_status_in_the_help_and_in_the_readme() -> None:
     assert {0, *statuses} == {
         int(s) for s in re.findall(r"^ +(\d+) +[a-z]", output_of(PBSFS, "--help"), re.MULTILINE)
     }
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    rows = dict(re.findall(r"^\| (\d+|128\+N) \| (.*?) \|$", readme, re.MULTILINE))
-    assert {0, *statuses} == {int(status) for status in rows if status.isdigit()}
-    shown = dict(
-        re.findall(
-            r"^ +(\d+|128\+N) +(.*)$", output_of(PBSFS, "--help").partition("Exit status")[2], re.MULTILINE
-        )
-    )
-    assert shown == rows, "one wording for both"
 
 
 @pytest.mark.parametrize("name", _COMMANDS)

@@ -14,7 +14,7 @@ from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import KeyFileError, UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.formats.keys import Key
-from pbsfs.nbd.parameters import NAMES, Parameters, Settings, filters_of
+from pbsfs.nbd.parameters import PARAMETERS, Parameters, Settings, filters_of
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 from tests.support import made
 from tests.support.keyfiles import key_file
@@ -395,4 +395,4 @@ def test_a_key_file_that_is_not_there_is_an_error_that_names_it(told: Tells) -> 
 def test_every_parameter_is_looked_at_here() -> None:
     """A new one has to come into these tests too."""
     text = Path(__file__).read_text()
-    assert [name for name in NAMES if f"{name}=" not in text] == []
+    assert [name for name in PARAMETERS if f"{name}=" not in text] == []

@@ -1,0 +1,60 @@
+"""The environment variables that pbsfs reads, and what each says. `manual.py` and `reference.py` show them.
+
+The names are those of the modules that read them; a test finds a variable that is missing here.
+"""
+
+from __future__ import annotations
+
+from pbsfs.access.credentials import (
+    CREDENTIALS_DIRECTORY,
+    FORMS,
+    KEY_PASSWORD_VARIABLE,
+    MASTER_PASSWORD_VARIABLE,
+    PASSWORD_VARIABLE,
+)
+from pbsfs.access.options import (
+    DIRECTORY_VARIABLE,
+    FINGERPRINT_VARIABLE,
+    NAMESPACE_VARIABLE,
+    PARTS,
+    PROFILE_VARIABLE,
+    REPOSITORY_VARIABLE,
+)
+from pbsfs.sources.server.proxy import EXCEPTIONS
+from pbsfs.sources.server.proxy import VARIABLES as PROXIES
+
+_CLIENT = "proxmox-backup-client"
+_FORMS = f"Also with {', '.join(form for form in FORMS if form)}, and the systemd credential"
+
+VARIABLES = {
+    PROFILE_VARIABLE: "Read from the source of this profile in the configuration.",
+    DIRECTORY_VARIABLE: "Read the datastore in this directory, without a server.",
+    REPOSITORY_VARIABLE: "Read from this server: [[user@realm[!token]@]host[:port]:]datastore. "
+    f"{_FORMS} {_CLIENT}.repository.",
+    PARTS["server"]: "Read from this server, given by the parts of a repository (default: localhost).",
+    PARTS["port"]: f"Connect to this port of {PARTS['server']} (default: 8007).",
+    PARTS["datastore"]: f"Read this datastore of {PARTS['server']}.",
+    PARTS["auth_id"]: f"Log in to {PARTS['server']} as this user or token (default: root@pam).",
+    NAMESPACE_VARIABLE: "Start at this namespace (default: the root namespace).",
+    PASSWORD_VARIABLE: f"The password, or the secret of an API token. {_FORMS} {_CLIENT}.password (default: "
+    "pbsfs asks at a terminal).",
+    FINGERPRINT_VARIABLE: f"Trust only the server's certificate with this SHA-256. {_FORMS} "
+    f"{_CLIENT}.fingerprint (default: ~/.config/proxmox-backup/fingerprints).",
+    KEY_PASSWORD_VARIABLE: f"The password of key files. {_FORMS} {_CLIENT}.encryption-password (default: "
+    "pbsfs asks at a terminal).",
+    MASTER_PASSWORD_VARIABLE: "The password of a master key, for pbsfs key recover. Also with "
+    f"{', '.join(form for form in FORMS if form)} (default: {KEY_PASSWORD_VARIABLE}, or pbsfs asks at a "
+    "terminal).",
+    CREDENTIALS_DIRECTORY: "The directory of the credentials that systemd gives to a unit.",
+    ", ".join(PROXIES): "The HTTP proxy to the server: http://[USER:PASSWORD@]HOST[:PORT]. The first that is "
+    "set counts.",
+    ", ".join(EXCEPTIONS): "Servers that pbsfs reaches without the proxy: names, addresses, networks, or *.",
+    "XDG_CONFIG_HOME": "The directory of the user's configuration, pbsfs/config.toml (default: ~/.config).",
+    "XDG_STATE_HOME": "The directory of the log of a background mount, if there is no syslog (default: "
+    "~/.local/state).",
+    "XDG_RUNTIME_DIR, TMPDIR": "The directory of private sockets: the first that can be written (default: "
+    "/tmp, /run, /dev/shm). TMPDIR also has the temporary files of pbsfs boot and pbsfs demo.",
+    "NO_COLOR": "If set, pbsfs prints no colours.",
+    "DISPLAY, WAYLAND_DISPLAY": "If one is set, pbsfs boot opens a window.",
+}
+"""What each variable, or several of one meaning, says."""
