@@ -53,7 +53,7 @@ class VolumeDirectory(ContentsRoot):
             snapshot_facts(self.snapshot.info)
             | known_facts(
                 file_system=self.volume.kind,
-                size=str(self.volume.size),
+                size=None if self.volume.is_guest else str(self.volume.size),  # it lies on several
                 part_uuid=self.volume.part_uuid,
             )
             | told

@@ -97,6 +97,11 @@ def test_diff_of_two_nights_in_files_compares_the_files_on_the_disks(store: Path
     assert inside == {path.removeprefix("scsi0/"): how for path, how in expected.items()}
 
 
+def test_info_on_a_guest_shows_no_size_of_a_volume(store: Path) -> None:
+    assert "archive_size" not in rows_of(store, "info", f"{NIGHTS[0]}/guest")
+    assert int(rows_of(store, "info", f"{NIGHTS[0]}/scsi0")["archive_size"]) > 0
+
+
 def test_diff_of_two_nights_beside_files_compares_the_images(store: Path) -> None:
     found = rows_of(store, "diff", f"vm/100/{DAYS[0]}", f"vm/100/{DAYS[1]}")
     (row,) = found["changes"]
