@@ -55,6 +55,15 @@ def size_text(size: int) -> str:
     return f"{value:.1f} {_UNITS[unit]}" if unit and abs(value) < 9.95 else f"{value:.0f} {_UNITS[unit]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 range`, `2 ranges`, `0 entries`. `noun`: a regular one, for one thing."""
+    if count == 1:
+        return f"1 {noun}"
+    if noun.endswith("ry"):
+        return f"{count} {noun[:-1]}ies"
+    return f"{count} {noun}{'es' if noun.endswith('ch') else 's'}"
+
+
 def quoted(name: str) -> str:
     """`name` in quotes, with everything escaped that is not printable, as Python writes it."""
     return repr(name[:MAX_SHOWN])

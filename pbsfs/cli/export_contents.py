@@ -13,7 +13,7 @@ from typing import IO
 import click
 
 from pbsfs.base.errors import OutputError, PartialError, UsageError
-from pbsfs.base.text import first_of, one_line
+from pbsfs.base.text import counted, first_of, one_line
 from pbsfs.cli.output import standard_output
 from pbsfs.tasks.cat import write_file
 from pbsfs.tasks.extract.extract import Restored
@@ -74,8 +74,8 @@ def _report_damage(result: Restored) -> None:
     more = result.lost_count + result.zeroed_count - len(lines)
     if lines:
         raise PartialError(
-            f"restored but for damaged data: {result.lost_count} entries are missing or incomplete, "
-            f"{result.zeroed_count} files have zeros instead; they are listed above"
+            f"restored but for damaged data: {counted(result.lost_count, 'entry')} missing or incomplete, "
+            f"{counted(result.zeroed_count, 'file')} with zeros instead; they are listed above"
             + (f", but for {more} of them" if more else "")
         )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from pbsfs.base.errors import DamageError, OutputError, PbsfsError, UsageError
+from pbsfs.base.text import counted
 from pbsfs.cli.progress import shown
 from pbsfs.reader.damage import Range, ZeroedRanges
 from pbsfs.reader.image import Image
@@ -224,7 +225,8 @@ def _report(amounts: Amounts, image: Image, target: ExistingFile | ExistingDevic
         else ("fetched", "reused", "discarded", "got")
     )
     text = (
-        f"{target}: {fetched} {amounts.differing} bytes in {amounts.chunks} chunks that differ, "
+        f"{target}: {fetched} {counted(amounts.differing, 'byte')} in "
+        f"{counted(amounts.chunks, 'chunk')} that {'differs' if amounts.chunks == 1 else 'differ'}, "
         f"{reused} {amounts.reused} bytes, {discarded} {amounts.discarded} bytes where the backup has holes\n"
     )
     if isinstance(target, ExistingDevice):
@@ -242,6 +244,6 @@ def _report_damage(zeros: list[Range], size: int, map_file: Path | None, *, forc
     if zeros:
         where = f"; {map_file} lists them" if map_file else f": {', '.join(map(str, zeros[:20]))}"
         raise DamageError(
-            f"the copy is complete, but {sum(zero.length for zero in zeros)} bytes in {len(zeros)} ranges "
-            f"are zeros instead of damaged data{where}"
+            f"the copy is complete, but {sum(zero.length for zero in zeros)} bytes in "
+            f"{counted(len(zeros), 'range')} are zeros instead of damaged data{where}"
         )

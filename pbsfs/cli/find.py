@@ -17,7 +17,7 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_size
 from pbsfs.base.errors import UsageError, exit_status_of
-from pbsfs.base.text import one_line, printable, quoted
+from pbsfs.base.text import counted, one_line, printable, quoted
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import Status
@@ -152,7 +152,9 @@ def command(
                 inside = os.fsdecode(FILES + b"/" + node.path)
                 raise UsageError(f"{node}: find searches below files; name {quoted(inside)}")
         with _Printer(status, as_json=as_json, end=b"\0" if print0 else b"\n") as printer:
-            search.searched = lambda: status.show(f"{search.archives} archives, {printer.count} matches")
+            search.searched = lambda: status.show(
+                f"{counted(search.archives, 'archive')}, {counted(printer.count, 'match')}"
+            )
             search.searched()
             await search.run(nodes, printer.print)
 

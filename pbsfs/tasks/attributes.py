@@ -11,6 +11,7 @@ import os
 import stat as stat_bits
 
 from pbsfs.base.names import format_time
+from pbsfs.base.text import counted
 from pbsfs.contents.base import Entry
 
 _SECOND = 1_000_000_000
@@ -64,8 +65,7 @@ def time_text(time_ns: int, *, whole_seconds: bool = False) -> str:
 def span_text(seconds: int) -> str:
     """A span of time for people, in its largest unit: `2 days`, `1 hour`."""
     unit, size = next((u for u in _SPANS if round(seconds / u[1]) >= 1), _SPANS[-1])
-    count = round(seconds / size)
-    return f"{count} {unit}" + ("" if count == 1 else "s")
+    return counted(round(seconds / size), unit)
 
 
 def differing(old: Entry, new: Entry) -> list[str]:

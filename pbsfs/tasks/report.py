@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from pbsfs.base.text import SHOWN_NAMES, first_of, printable
+from pbsfs.base.text import SHOWN_NAMES, counted, first_of, printable
 from pbsfs.reader.damage import Range
 from pbsfs.tasks.hit import Hit
 
@@ -103,7 +103,8 @@ class Report:
             some = first_of(sorted(paths), SOME_PATHS)
             lines.append(f"not checked: {key} was not given (--keyfile): {some}")
         lines.append(
-            f"{self.files} files, {self.chunks} chunks, {self.size} bytes read; "
+            f"{counted(self.files, 'file')}, {counted(self.chunks, 'chunk')}, "
+            f"{counted(self.size, 'byte')} read; "
             f"{len(self.damaged)} damaged, {len(self.unverified)} not checked"
         )
         return "\n".join(map(printable, lines))  # one by one: a name may hold a line break

@@ -87,8 +87,8 @@ def test_another_user_gets_all_that_a_user_may_set(archive: Archive) -> None:
         assert done.returncode == 0
         assert [line.split(":")[1].split(" could not restore ")[1] for line in done.stderr.splitlines()] == [
             f"the owner of {len(truth(archive)) - 8} entries",
-            "4 set-user-ID and set-group-ID bits",
-            "2 devices, FIFOs and sockets",
+            "4 set-user-ID or set-group-ID bits",
+            "2 special files (device, FIFO, socket)",
             "the capabilities of 3 files",
         ]
         expected = set()

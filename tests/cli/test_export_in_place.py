@@ -59,7 +59,7 @@ def test_an_encrypted_backup_is_compared_by_its_keyed_digests(stocked: Stocked, 
     wanted = dest.read_bytes()
     assert "would fetch 0 bytes" in in_place(stocked, "--dry-run", *keys, dest).stdout
     dest.write_bytes(changed(wanted, 0))
-    assert f"fetched {CHUNK} bytes in 1 chunks" in in_place(stocked, *keys, dest).stdout
+    assert f"fetched {CHUNK} bytes in 1 chunk that differs, " in in_place(stocked, *keys, dest).stdout
     assert dest.read_bytes() == wanted
     assert "was not given" in error_of(in_place(stocked, ENCRYPTED, dest), 5)
 

@@ -214,18 +214,18 @@ def test_what_another_user_may_not_set_is_counted_once(public: Path) -> None:
     not_permitted = "Operation not permitted; restore as root"
     assert sorted(done.stderr.splitlines()) == sorted(
         [
-            f"pbsfs: could not restore the owner of 1 entries: {not_permitted}, or add --ignore-ownership",
+            f"pbsfs: could not restore the owner of 1 entry: {not_permitted}, or add --ignore-ownership",
             (
-                "pbsfs: could not restore 1 set-user-ID and set-group-ID bits: the owner differs; "
+                "pbsfs: could not restore 1 set-user-ID or set-group-ID bit: the owner differs; "
                 "the files belong to another user or group than stored"
             ),
-            f"pbsfs: could not restore the capabilities of 1 files: {not_permitted}, or add --ignore-xattrs",
+            f"pbsfs: could not restore the capabilities of 1 file: {not_permitted}, or add --ignore-xattrs",
             (
-                "pbsfs: could not restore 1 devices, FIFOs and sockets: "
+                "pbsfs: could not restore 1 special file (device, FIFO, socket): "
                 f"{not_permitted}, to a file system with them"
             ),
             (
-                "pbsfs: could not restore 1 hard links, which are copies now: Permission denied; "
+                "pbsfs: could not restore 1 hard link, copied instead: Permission denied; "
                 "restore to a file system with them"
             ),
         ]

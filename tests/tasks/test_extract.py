@@ -491,7 +491,7 @@ def test_a_time_that_the_file_system_cannot_hold_is_counted(
     _result, unset = restored(write(mine(directory(b"", *files, link)), split=True), tmp_path / "out")
     assert unset.counts == {Part.CUT_TIME: 2}
     assert str(unset).startswith(
-        "could not restore the time of 2 entries, which have the nearest time that fits: "
+        "could not restore the time of 2 entries, set to the nearest time that fits: "
         "the file system cannot hold it; "
     )
     assert (tmp_path / "out/far").stat().st_mtime == latest

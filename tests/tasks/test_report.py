@@ -38,7 +38,7 @@ def test_no_name_makes_a_line_of_its_own() -> None:
     assert len(lines) == 5
     assert all(line.isprintable() for line in lines)
     assert lines[0].startswith("damaged: x")
-    assert lines[4] == "1 files, 2 chunks, 3 bytes read; 1 damaged, 1 not checked"
+    assert lines[4] == "1 file, 2 chunks, 3 bytes read; 1 damaged, 1 not checked"
     assert report.as_json()["damaged"] == [
         {
             "path": forged,

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import BACKUP_TYPES, CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
-from pbsfs.base.text import first_of, one_line
+from pbsfs.base.text import counted, first_of, one_line
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo, Usage
@@ -61,8 +61,7 @@ def _refused(count: int, reasons: list[str]) -> str:
     if not count:
         return ""
     first = f" (the first {len(reasons)} of {count})" if count > len(reasons) else ""
-    entries = "1 entry" if count == 1 else f"{count} entries"
-    return f"left out {entries} of the server's list{first}: {'; '.join(reasons)}"
+    return f"left out {counted(count, 'entry')} of the server's list{first}: {'; '.join(reasons)}"
 
 
 def parse_groups(namespace: Namespace, data: object) -> Listed[GroupInfo]:

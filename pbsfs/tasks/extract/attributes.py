@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import stat as stat_bits
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from pbsfs.base.text import counted
 from pbsfs.contents.base import Entry
 
 _ACCESS_ACL = b"system.posix_acl_access"
@@ -44,26 +46,26 @@ class Kept:
 
 
 class Part(enum.Enum):
-    """What may not be possible to restore: as a sentence says it of a number, and what to do."""
+    """What may not be possible to restore: a sentence with what is counted in braces, and what to do."""
 
-    OWNER = "the owner of {} entries", "restore as root, or add --ignore-ownership"
+    OWNER = "the owner of {entry}", "restore as root, or add --ignore-ownership"
     NO_OWNER = (
-        f"the owner or group {_NOBODY} of {{}} entries",
+        f"the owner or group {_NOBODY} of {{entry}}",
         "no system has it: pbsfs leaves it out, set another with chown",
     )
-    SET_ID = "{} set-user-ID and set-group-ID bits", "the files belong to another user or group than stored"
-    MODE = "the mode of {} entries", "restore to another file system, or add --ignore-permissions"
-    XATTR = "{} extended attributes", "restore as root, to a file system with them, or add --ignore-xattrs"
-    CAPABILITY = "the capabilities of {} files", "restore as root, or add --ignore-xattrs"
-    ACL = "{} access control lists", "restore to a file system with them, or add --ignore-acls"
-    TIME = "the time of {} entries", "restore to another file system"
+    SET_ID = "{set-user-ID or set-group-ID bit}", "the files belong to another user or group than stored"
+    MODE = "the mode of {entry}", "restore to another file system, or add --ignore-permissions"
+    XATTR = "{extended attribute}", "restore as root, to a file system with them, or add --ignore-xattrs"
+    CAPABILITY = "the capabilities of {file}", "restore as root, or add --ignore-xattrs"
+    ACL = "{access control list}", "restore to a file system with them, or add --ignore-acls"
+    TIME = "the time of {entry}", "restore to another file system"
     CUT_TIME = (
-        "the time of {} entries, which have the nearest time that fits",
+        "the time of {entry}, set to the nearest time that fits",
         "restore to a file system with a larger range of times",
     )
-    DEVICE = "{} devices, FIFOs and sockets", "restore as root, to a file system with them"
-    LINK = "{} symbolic links", "restore to a file system with them"
-    HARD_LINK = "{} hard links, which are copies now", "restore to a file system with them"
+    DEVICE = "{special file} (device, FIFO, socket)", "restore as root, to a file system with them"
+    LINK = "{symbolic link}", "restore to a file system with them"
+    HARD_LINK = "{hard link}, copied instead", "restore to a file system with them"
 
 
 @dataclass(slots=True)
@@ -91,7 +93,9 @@ class Unset:
         lines = []
         for part, count in self.counts.items():
             what, advice = part.value
-            lines.append(f"could not restore {what.format(count)}: {self.reasons[part]}; {advice}")
+            before, noun, behind = re.split(r"[{}]", what)
+            shown = before + counted(count, noun) + behind
+            lines.append(f"could not restore {shown}: {self.reasons[part]}; {advice}")
         return "\n".join(lines)
 
 
