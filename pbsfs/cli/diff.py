@@ -12,13 +12,13 @@ import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import exit_status_of
-from pbsfs.base.text import one_line, printable
+from pbsfs.base.text import counted, one_line, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import set_up_logging
 from pbsfs.tasks.attributes import mode_text, time_text, type_text
 from pbsfs.tasks.diff import ADDED, CHANGED, REMOVED, TYPE_CHANGED, Change, Comparison
-from pbsfs.tree import Tree
+from pbsfs.tree import Directory, Tree
 
 _MARKS = {ADDED: "+", REMOVED: "-", CHANGED: "M", TYPE_CHANGED: "T"}
 _COLOURS = {ADDED: "green", REMOVED: "red", CHANGED: "yellow", TYPE_CHANGED: "magenta"}
@@ -61,6 +61,7 @@ def command(
     set_up_logging(log_level, log_file)
     source, (old, new) = from_mounts(source, [old, new])
     rows: list[dict[str, Any]] = []
+    compared = "."
     in_colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def emit(changes: list[Change]) -> None:
@@ -68,12 +69,16 @@ def command(
             rows.extend(map(_row, changes))
         elif not only_counts:
             for change in changes:
-                line = printable(f"{_MARKS[change.kind]} {_words(change)}")
+                line = printable(f"{_MARKS[change.kind]} {_words(change, compared)}")
                 click.echo(click.style(line, fg=_COLOURS[change.kind]) if in_colour else line)
 
     async def work(tree: Tree) -> Comparison:
+        nonlocal compared
         comparison = Comparison(tree, content)
-        await comparison.run(await find(tree, old, source), await find(tree, new, source), emit)
+        before, after = await find(tree, old, source), await find(tree, new, source)
+        if not isinstance(after, Directory):
+            compared = os.fsdecode(after.name)
+        await comparison.run(before, after, emit)
         return comparison
 
     comparison = run_on_tree(work, reads_much=True, source=source)
@@ -82,15 +87,16 @@ def command(
         click.echo(json.dumps({"counts": counts} | ({} if only_counts else {"changes": rows}), indent=2))
     elif only_counts:
         for kind, found in counts.items():
-            click.echo(f"{kind}: {found['count']} entries, {found['bytes']} bytes")
+            click.echo(f"{kind}: {counted(found['count'], 'entry')}, {counted(found['bytes'], 'byte')}")
     for path, failure in comparison.failed:
         click.echo(f"pbsfs: {one_line(f'{os.fsdecode(path)}: {failure}')}", err=True)
     if comparison.failed:
         raise click.exceptions.Exit(max(exit_status_of(failure) for _path, failure in comparison.failed))
 
 
-def _words(change: Change) -> str:
-    path = os.fsdecode(change.path) or "."
+def _words(change: Change, compared: str) -> str:
+    """A change in a line. `compared`: what to call a change of the very thing that is compared."""
+    path = os.fsdecode(change.path) or compared
     entry = change.new or change.old
     if entry is not None and entry.is_directory:
         path += "/"
@@ -98,7 +104,7 @@ def _words(change: Change) -> str:
         total = sum(found.length for found in change.ranges)
         shown = ", ".join(map(str, change.ranges[:MOST_RANGES]))
         more = ", …" if len(change.ranges) > MOST_RANGES else ""
-        return f"{path} ({total} bytes in {len(change.ranges)} ranges: {shown}{more})"
+        return f"{path} ({counted(total, 'byte')} in {counted(len(change.ranges), 'range')}: {shown}{more})"
     if change.kind == TYPE_CHANGED and change.old is not None and change.new is not None:
         return f"{path} ({type_text(change.old.mode)} → {type_text(change.new.mode)})"
     if change.kind != CHANGED:

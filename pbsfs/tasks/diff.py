@@ -62,6 +62,13 @@ class Change:
     old_size: int = 0
     new_size: int = 0
 
+    @property
+    def bytes(self) -> int:
+        """How much changed: of an image, its ranges; of anything else, all of it."""
+        if self.ranges:
+            return sum(found.length for found in self.ranges)
+        return self.old_size if self.kind == REMOVED else self.new_size
+
 
 @dataclass(slots=True)
 class Comparison:
@@ -86,7 +93,7 @@ class Comparison:
         def counted(changes: list[Change]) -> None:
             for change in changes:
                 self.counts[change.kind] += 1
-                self.sizes[change.kind] += change.old_size if change.kind == REMOVED else change.new_size
+                self.sizes[change.kind] += change.bytes
             emit(changes)
 
         await self._compare(old, new, b"", counted)
@@ -295,12 +302,11 @@ class _Bytes:
         return b"".join(parts)
 
 
-def changed_ranges(old: Image, new: Image) -> list[Range]:
-    """The ranges of `new` that differ from `old`, by their indexes: chunks with another digest or place.
+def changed_chunks(old: Image, new: Image) -> Iterator[int]:
+    """The chunks of `new` that `old` does not have at the same place, by their indexes: another digest.
 
-    What lies behind the end of the shorter one counts as changed. Call in a worker thread.
+    Holes are the same, whichever keys they were made with. Call in a worker thread.
     """
-    ranges: list[Range] = []
     before, after = old.index, new.index
     number = 0
     for place in range(after.count):
@@ -310,13 +316,29 @@ def changed_ranges(old: Image, new: Image) -> list[Range]:
         same = (
             number < before.count
             and before.span(number) == (start, end)
-            and digest_of(old, number) == digest_of(new, place)
+            and (
+                (before.is_hole(number) and after.is_hole(place))
+                or digest_of(old, number) == digest_of(new, place)
+            )
         )
         if not same:
-            if ranges and ranges[-1].offset + ranges[-1].length == start:
-                ranges[-1] = Range(ranges[-1].offset, end - ranges[-1].offset)
-            else:
-                ranges.append(Range(start, end - start))
+            yield place
+        if place % IN_ONE_GO == 0:
+            trio.from_thread.check_cancelled()
+
+
+def changed_ranges(old: Image, new: Image) -> list[Range]:
+    """The ranges of `new` that differ from `old`: see `changed_chunks`.
+
+    What lies behind the end of the shorter one counts as changed. Call in a worker thread.
+    """
+    ranges: list[Range] = []
+    for place in changed_chunks(old, new):
+        start, end = new.index.span(place)
+        if ranges and ranges[-1].offset + ranges[-1].length == start:
+            ranges[-1] = Range(ranges[-1].offset, end - ranges[-1].offset)
+        else:
+            ranges.append(Range(start, end - start))
     if new.size < old.size:
         ranges.append(Range(new.size, old.size - new.size))
     return merged(ranges)

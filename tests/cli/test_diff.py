@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from pbsfs.formats.index import DynamicIndex
+from pbsfs.formats.manifest import CryptMode
 from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
-from tests.support import golden, made
+from tests.support import golden, keyfiles, made
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
-from tests.support.stocked import CONFIGURATION, FIRST, IMAGE, NEWER_IMAGE, SECOND, Stocked, stock
+from tests.support.stocked import CHUNK, CONFIGURATION, FIRST, IMAGE, NEWER_IMAGE, SECOND, Stocked, stock
 from tests.support.truth import ARCHIVES, FILES, truth
 
 
@@ -183,7 +184,7 @@ def test_stat_counts(days: Path) -> None:
         "added: 2 entries, 3 bytes",
         "removed: 2 entries, 2 bytes",
         "changed: 4 entries, 17 bytes",
-        "type: 1 entries, 0 bytes",
+        "type: 1 entry, 0 bytes",
     ]
     assert json.loads(output_of(PBSFS, *arguments, "--json"))["counts"]["added"] == {"count": 2, "bytes": 3}
 
@@ -231,6 +232,40 @@ def test_the_ranges_of_an_image_that_changed_come_from_its_index(stocked: Stocke
         differs = old[offset : offset + 1] != new[offset : offset + 1]
         assert changed[offset] or not differs
     assert not all(changed) or old[:10] != new[:10]
+
+
+def test_one_changed_chunk_of_an_image_is_counted_and_named(tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "store")
+    disk = made.image(1, "rrrr", chunk_size=CHUNK)
+    for day, content in enumerate((disk, disk[:CHUNK] + disk[:CHUNK] + disk[2 * CHUNK :])):
+        snapshot = made.snapshot("7", time=made.TIME + day * made.DAY)
+        writer.add_snapshot(snapshot, {"disk.img.fidx": content}, chunk_size=CHUNK)
+    places = [f"vm/7/{day}/disk.img" for day in (OLD, NEW)]
+    place = ("diff", "--datastore-dir", writer.path)
+    assert output_of(PBSFS, *place, *places) == (f"M disk.img ({CHUNK} bytes in 1 range: {CHUNK}+{CHUNK})\n")
+    counts = output_of(PBSFS, *place, "--stat", *places).splitlines()
+    assert f"changed: 1 entry, {CHUNK} bytes" in counts
+    nights = output_of(PBSFS, *place, "--stat", *(f"vm/7/{day}" for day in (OLD, NEW))).splitlines()
+    assert nights == counts
+
+
+def test_holes_that_different_keys_made_are_the_same(tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "store")
+    for day, key in enumerate((None, made.KEY)):
+        writer.add_snapshot(
+            made.snapshot("7", time=made.TIME + day * made.DAY),
+            {"disk.img.fidx": made.image(1, "r00r", chunk_size=CHUNK)},
+            crypt_mode=CryptMode.NONE if key is None else CryptMode.ENCRYPT,
+            key=key,
+            chunk_size=CHUNK,
+        )
+    keyfile = tmp_path / "key.json"
+    keyfile.write_bytes(keyfiles.key_file())
+    report = diff(writer.path, "--keyfile", str(keyfile), f"vm/7/{OLD}/disk.img", f"vm/7/{NEW}/disk.img")
+    assert report["changes"][0]["ranges"] == [
+        {"offset": 0, "length": CHUNK},
+        {"offset": 3 * CHUNK, "length": CHUNK},
+    ]
 
 
 def test_a_snapshot_has_images_and_configurations(stocked: Stocked) -> None:
