@@ -50,7 +50,7 @@ try:
     from pbsfs.nbd.parameters import Parameters
     from pbsfs.nbd.server import Export, Server, nbd_errno
     from pbsfs.runtime import process
-    from pbsfs.runtime.logs import set_up_logging
+    from pbsfs.runtime.logs import LogOptions, set_up_logging
 except ImportError as error:
     python = ".".join(map(str, sys.version_info[:2]))
     sys.exit(
@@ -66,12 +66,13 @@ def _silenced() -> bool:
 
 process.use_one_arena()
 process.keep_memory_private()
-set_up_logging("warning", None)
+set_up_logging(LogOptions())
 _was_silenced = _silenced()
 
 with open("/proc/self/cmdline", encoding="utf-8", errors="replace") as _file:
     _parameters = Parameters(take_secrets(os.environ), _file.read().split("\0"))
 _servers: list[Server] = []
+_log = LogOptions()
 
 _format_exception: Any = traceback.format_exception
 
@@ -122,7 +123,12 @@ def config(key: str, value: str) -> None:
 
 
 def config_complete() -> None:
-    _servers.append(Server(_parameters.settings(), _wanted, _end))
+    global _log  # noqa: PLW0603 - nbdkit calls functions of this module
+    set_up_logging(LogOptions(format=_parameters.log_format()))
+    settings = _parameters.settings()
+    _log = LogOptions(format=settings.log_format)
+    set_up_logging(_log)
+    _servers.append(Server(settings, _wanted, _end))
 
 
 def get_ready() -> None:
@@ -131,7 +137,7 @@ def get_ready() -> None:
 
 def after_fork() -> None:
     if _silenced() and not _was_silenced:  # nbdkit has daemonized
-        set_up_logging("warning", None, background=True)
+        set_up_logging(_log, background=True)
     _serving().start()
 
 

@@ -20,6 +20,7 @@ from pbsfs.access.options import (
     PROFILE_VARIABLE,
     REPOSITORY_VARIABLE,
 )
+from pbsfs.runtime.logs import FORMAT_VARIABLE
 from pbsfs.sources.server.proxy import EXCEPTIONS
 from pbsfs.sources.server.proxy import VARIABLES as PROXIES
 
@@ -49,6 +50,7 @@ VARIABLES = {
     ", ".join(PROXIES): "The HTTP proxy to the server: http://[USER:PASSWORD@]HOST[:PORT]. The first that is "
     "set counts.",
     ", ".join(EXCEPTIONS): "Servers that pbsfs reaches without the proxy: names, addresses, networks, or *.",
+    FORMAT_VARIABLE: "Log lines of text (text), or one JSON object per line (json) (default: text).",
     "XDG_CONFIG_HOME": "The directory of the user's configuration, pbsfs/config.toml (default: ~/.config).",
     "XDG_STATE_HOME": "The directory of the log of a background mount, if there is no syslog (default: "
     "~/.local/state).",

@@ -18,6 +18,7 @@ from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.text import quoted
+from pbsfs.runtime.logs import parse_format
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import parse_fingerprint
 
@@ -36,8 +37,8 @@ SECRETS = ("password", "key-password")
 class Profile:
     """What a configuration file says under a name. `file`: the one that has it.
 
-    `options`: the source. `cache_size` is for mounts and nbd, `refresh` (seconds) and `mount_options` for
-    mounts; None or empty where the file does not say.
+    `options`: the source. `cache_size` and `log_format` are for mounts and nbd, `refresh` (seconds) and
+    `mount_options` for mounts; None or empty where the file does not say.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Profile:
     cache_size: str | None = None
     refresh: float | None = None
     mount_options: tuple[str, ...] = ()
+    log_format: str | None = None
 
 
 def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, str]) -> Profile:
@@ -89,6 +91,7 @@ def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, s
         cache_size=found.get("cache-size"),
         refresh=found.get("refresh"),
         mount_options=found.get("mount-options", ()),
+        log_format=found.get("log-format"),
     )
 
 
@@ -109,6 +112,7 @@ def shown_settings(profile: Profile) -> dict[str, str | list[str]]:
         "retry-timeout": options.retry_timeout,
         "refresh": profile.refresh,
         "mount-options": profile.mount_options,
+        "log-format": profile.log_format,
         "file": profile.file,
     }
     return {
@@ -234,6 +238,10 @@ KEYS = {
         'Mount options, as text or a list: ["allow_other", "gid=100"]. Those of the command line come after '
         "them.",
         _texts,
+    ),
+    "log-format": Key(
+        'Write the log of pbsfs mount and pbsfs nbd as "text", or as "json": one object per line.',
+        _checked(parse_format),
     ),
 }
 """The keys of a profile."""

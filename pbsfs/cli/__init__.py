@@ -21,6 +21,7 @@ from pbsfs.access.credentials import take_secrets
 from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
 from pbsfs.base.text import escaped
 from pbsfs.runtime import process
+from pbsfs.runtime.logs import log_failure
 from pbsfs.runtime.service import NOTIFY_SOCKET
 
 if TYPE_CHECKING:
@@ -228,20 +229,20 @@ def main(command: click.Command = cli) -> NoReturn:
         if usage and not message.endswith((".", "?")):
             message += "."
         text = " ".join(f"{message} {usage}".split())
-        _tell(text)
         status = error.exit_code
+        _tell(text, status)
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED_EXIT_STATUS
     except BrokenPipeError:
         status = _reader_left()
     except PbsfsError as error:
-        _tell(str(error))
         status = exit_status_of(error)
+        _tell(str(error), status)
     except OSError as error:  # an unexpected one: no memory, no descriptors
         log.debug("failed", exc_info=True)
         what = f"{error.filename}: " if error.filename is not None else ""
-        _tell(f"{what}{error.strerror or error}; --log-level debug shows where")
         status = exit_status_of(error)
+        _tell(f"{what}{error.strerror or error}; --log-level debug shows where", status)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -259,9 +260,10 @@ def _message(error: click.ClickException) -> str:
     return error.format_message()
 
 
-def _tell(text: str) -> None:
-    """Prints the line about a failure."""
-    click.echo(f"pbsfs: {escaped(text)}", err=True)
+def _tell(text: str, status: int) -> None:
+    """Prints the line about a failure, or logs it if standard error gets JSON."""
+    if not log_failure(text, status):
+        click.echo(f"pbsfs: {escaped(text)}", err=True)
 
 
 class _Output(io.FileIO):

@@ -25,6 +25,7 @@ from pbsfs.cli.options import (
     FilePath,
     PassingOn,
     described,
+    log_format_option,
     passed_on,
     run_on_described,
     source_options,
@@ -32,6 +33,7 @@ from pbsfs.cli.options import (
 from pbsfs.nbd import launch
 from pbsfs.nbd.launch import Address
 from pbsfs.nbd.serving import serving
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.runtime.places import private_directory
 from pbsfs.runtime.process import signals_held_back
 
@@ -58,6 +60,7 @@ QEMU = "qemu-system-x86_64"
     help="Give the guest this much memory (default: as configured, at most half of this computer's).",
 )
 @click.option("--kvm/--no-kvm", default=None, help="Use KVM (default: if /dev/kvm can be used).")
+@log_format_option
 @source_options
 def command(
     words: tuple[str, ...],
@@ -65,6 +68,7 @@ def command(
     firmware: str | None,
     memory: int | None,
     kvm: bool | None,
+    log_format: str | None,
     source: SourceOptions,
 ) -> None:
     """Boot the snapshot or image at PATH in QEMU, without restoring it.
@@ -79,6 +83,7 @@ def command(
       pbsfs boot vm/100/latest/drive-scsi0.img -nographic
       pbsfs boot --keep overlay.qcow2 vm/100/latest -nic user,model=virtio
     """
+    set_up_logging(LogOptions(format=log_format))
     path, *qemu_options = passed_on(words) or [""]
     if not path or path.startswith("-"):
         raise UsageError("name the snapshot or image to boot; QEMU's options follow it")
@@ -92,7 +97,11 @@ def command(
         nbdkit = launch.find_nbdkit()
         description = described(source, reads_much=True)
         backup = run_on_described(lambda tree: find_backup(tree, path), description)
-        stack.enter_context(serving(nbdkit, backup.snapshot, address, ["--exit-with-parent"], description))
+        stack.enter_context(
+            serving(
+                nbdkit, backup.snapshot, address, ["--exit-with-parent"], description, log_format=log_format
+            )
+        )
         machine = _fitted(backup.machine, firmware, memory)
         first = f"drive-{machine.disks[0]}.img"
         drives = Drives(lambda image: address.uri(f"{backup.snapshot}/{image}"), first, keep)

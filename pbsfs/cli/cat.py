@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.output import standard_output
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.cat import write_file
 from pbsfs.tree import Tree
 
@@ -19,7 +17,7 @@ from pbsfs.tree import Tree
 @click.argument("paths", nargs=-1, metavar="PATH...", required=True)
 @source_options
 @logging_options
-def command(paths: tuple[str, ...], log_level: str, log_file: Path | None, source: SourceOptions) -> None:
+def command(paths: tuple[str, ...], log: LogOptions, source: SourceOptions) -> None:
     """Write the files at each PATH to standard output, one after the other.
 
     \b
@@ -27,7 +25,7 @@ def command(paths: tuple[str, ...], log_level: str, log_file: Path | None, sourc
       pbsfs cat files/ct/210/latest/root/etc/fstab
       pbsfs cat vm/100/latest/qemu-server.conf
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     source, places = from_mounts(source, paths)
     out = standard_output()
 

@@ -16,7 +16,7 @@ from pbsfs.base.text import one_line, printable, quoted
 from pbsfs.cli.config_check import Outcome, ProfileCheck
 from pbsfs.cli.config_init import ask, write
 from pbsfs.cli.options import environment, find_terminal
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 
 
 @click.group("config", context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,7 +87,7 @@ def check_command(profile: str | None) -> None:
       pbsfs config check
       pbsfs config check home
     """
-    set_up_logging("error", None)  # the steps report what would be a warning
+    set_up_logging(LogOptions("error"))  # the steps report what would be a warning
     try:
         configuration = read_configuration(environment())
     except PbsfsError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ from pbsfs.base.errors import exit_status_of
 from pbsfs.base.text import counted, one_line, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.attributes import mode_text, time_text, type_text
 from pbsfs.tasks.diff import ADDED, CHANGED, REMOVED, TYPE_CHANGED, Change, Comparison
 from pbsfs.tree import Directory, Tree
@@ -41,8 +40,7 @@ def command(
     content: bool,
     only_counts: bool,
     as_json: bool,
-    log_level: str,
-    log_file: Path | None,
+    log: LogOptions,
     source: SourceOptions,
 ) -> None:
     """List what changed from OLD to NEW: two snapshots, two images, or two places in archives.
@@ -58,7 +56,7 @@ def command(
           files/host/web1/latest/root/etc
       pbsfs diff --stat vm/100/2024-11-07T17:20:00Z vm/100/latest
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     source, (old, new) = from_mounts(source, [old, new])
     rows: list[dict[str, Any]] = []
     compared = "."

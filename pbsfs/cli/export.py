@@ -27,7 +27,7 @@ from pbsfs.cli.options import (
 )
 from pbsfs.cli.progress import is_shown, shown_entries
 from pbsfs.reader.damage import ZeroedRanges
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.extract.attributes import Kept
 from pbsfs.tasks.extract.extract import OnDamage
 from pbsfs.tasks.extract.run import Options, size_below
@@ -164,8 +164,7 @@ def command(
     ignore_acls: bool,
     ignore_xattrs: bool,
     map_file: Path | None,
-    log_level: str,
-    log_file: Path | None,
+    log: LogOptions,
     source: SourceOptions,
 ) -> None:
     """Copy what is at each PATH to DEST.
@@ -194,7 +193,7 @@ def command(
       pbsfs export --format tar --zstd files/ct/200/latest/root root.tar.zst
       pbsfs export ct/200/latest/root.pxar - | pxar list
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     source, places = from_mounts(source, paths)
     zeroed = None if on_damage == "fail" else ZeroedRanges()
     options = Options(
@@ -237,6 +236,7 @@ def command(
             force=force,
             mode=mode,
             progress=progress,
+            log_format=log.format,
         )
         return
     for_contents = {

@@ -26,12 +26,20 @@ from pbsfs.tree import ImageFile, Tree
 
 
 def export_qcow2(
-    description: Description, path: str, dest: Path, *, force: bool, mode: int | None, progress: bool | None
+    description: Description,
+    path: str,
+    dest: Path,
+    *,
+    force: bool,
+    mode: int | None,
+    progress: bool | None,
+    log_format: str | None,
 ) -> None:
     """Writes the image at `path` in the tree of a source to the qcow2 file `dest`, or into that directory.
 
-    `mode`, `progress`: as for other exports. Raises UsageError, OutputError, HelperError, and what opening
-    the image raises.
+    `mode`, `progress`: as for other exports. `log_format`: of nbdkit's log.
+
+    Raises UsageError, OutputError, HelperError, and what opening the image raises.
     """
 
     async def find(tree: Tree) -> tuple[str, str]:
@@ -53,7 +61,9 @@ def export_qcow2(
         target = stack.enter_context(open_target(dest, qcow2, 0, force=force, mode=mode))
         assert isinstance(target, FileTarget)
         address = stack.enter_context(launch.private_socket())
-        stack.enter_context(serving(nbdkit, served, address, ["--exit-with-parent"], description))
+        stack.enter_context(
+            serving(nbdkit, served, address, ["--exit-with-parent"], description, log_format=log_format)
+        )
         shown = ["-p"] if is_shown(progress) else []
         # `file:`, as a name with a colon would be a protocol.
         output = f"file:{target.part.absolute()}"

@@ -9,7 +9,6 @@ import stat as stat_bits
 import sys
 import time
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,7 +20,7 @@ from pbsfs.base.text import counted, one_line, printable, quoted
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import Status
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.find import TYPES, Condition, Match, Search
 from pbsfs.tasks.patterns import name_pattern
 from pbsfs.tree import Tree
@@ -115,8 +114,7 @@ def command(
     as_json: bool,
     print0: bool,
     progress: bool | None,
-    log_level: str,
-    log_file: Path | None,
+    log: LogOptions,
     source: SourceOptions,
 ) -> None:
     """Search the files in archives below each PATH (default: all of them, or in a mount, where you are).
@@ -130,7 +128,7 @@ def command(
       pbsfs find files/host/web1 --latest --size +100M --type f
       pbsfs find files/ct/210/latest/root/etc --iname 'host*' --json
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     if sys.stdout is None:
         raise UsageError("standard output is closed")
     source, places = from_mounts(source, paths or ("",))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import click
 
@@ -13,7 +12,7 @@ from pbsfs.base.names import parse_time
 from pbsfs.base.text import printable, size_text
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.attributes import span_text
 from pbsfs.tasks.facts import Facts, facts_of
 from pbsfs.tree import Latest, Tree
@@ -30,7 +29,7 @@ _VERIFIED = {
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @source_options
 @logging_options
-def command(path: str, as_json: bool, log_level: str, log_file: Path | None, source: SourceOptions) -> None:
+def command(path: str, as_json: bool, log: LogOptions, source: SourceOptions) -> None:
     """Show what is known about the group, snapshot, file or entry of an archive at PATH.
 
     Of a link in an archive, it shows the link itself. Of images, it shows how much data they hold, how much
@@ -44,7 +43,7 @@ def command(path: str, as_json: bool, log_level: str, log_file: Path | None, sou
       pbsfs info --datastore-dir /srv/store1 --json vm/100/latest/drive-scsi0.img
       pbsfs info files/ct/210/latest/root/etc/fstab
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     source, (path,) = from_mounts(source, [path])
 
     async def work(tree: Tree) -> None:

@@ -22,7 +22,7 @@ from pbsfs.cli.options import (
     source_options,
 )
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.keys import MAX_PEM_SIZE, decrypt, fingerprint_of, read, sealed_key, write
 from pbsfs.tree import Tree
 
@@ -76,9 +76,7 @@ def show(file: Path) -> None:
 )
 @source_options
 @logging_options
-def recover(
-    snapshot: str, out: Path, master_key: Path, log_level: str, log_file: Path | None, source: SourceOptions
-) -> None:
+def recover(snapshot: str, out: Path, master_key: Path, log: LogOptions, source: SourceOptions) -> None:
     """Decrypt the key of SNAPSHOT with the master key, and write it to OUT.json.
 
     The key file has no password, so keep it where only you can read it.
@@ -87,7 +85,7 @@ def recover(
     Example:
       pbsfs key recover --master-key private.pem vm/106/latest key.json
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     source, (snapshot,) = from_mounts(source, [snapshot])
     pem = read("master key", master_key, MAX_PEM_SIZE)
     if os.path.lexists(out):

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from itertools import zip_longest
-from pathlib import Path
 
 import click
 
@@ -16,7 +15,7 @@ from pbsfs.base.errors import PbsfsError, UsageError, exit_status_of
 from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.listing import COLUMNS, HIDDEN, WIDTHS, Lister, Row, line_of
 from pbsfs.tree import Directory, Tree
 
@@ -51,8 +50,7 @@ def command(
     as_tree: bool,
     depth: int | None,
     as_json: bool,
-    log_level: str,
-    log_file: Path | None,
+    log: LogOptions,
     source: SourceOptions,
 ) -> None:
     """List what is at each PATH, as a mount shows it.
@@ -68,7 +66,7 @@ def command(
       pbsfs ls --datastore-dir /srv/store1 --tree -L 2 vm
       pbsfs ls --datastore-dir /srv/store1 --ns prod -R --json
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     recursive = recursive or as_tree
     if depth is not None and not recursive:
         raise UsageError("-L goes with -R or --tree; add one of them")

@@ -37,7 +37,7 @@ from pbsfs.cli.options import (
 from pbsfs.fuse.mountpoint import check_usable, is_automount
 from pbsfs.fuse.options import FuseOptions
 from pbsfs.reader.damage import ZeroedRanges
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.runtime.process import signals_held_back
 from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
 
@@ -98,8 +98,7 @@ def command(
     metrics: str | None,
     ready_fd: int | None,
     source_fd: int | None,
-    log_level: str,
-    log_file: Path | None,
+    log: LogOptions,
 ) -> None:
     """Show the backups as files at MOUNTPOINT, an empty directory, read-only.
 
@@ -131,6 +130,7 @@ def command(
         fuse_options = (*profile.mount_options, *fuse_options)
         cache_size = profile.cache_size if cache_size is None else cache_size
         refresh = profile.refresh if refresh is None else refresh
+        log = log if log.format is not None else replace(log, format=profile.log_format)
     cache_size = DEFAULT_CACHE_SIZE if cache_size is None else cache_size
     refresh = DEFAULT_REFRESH if refresh is None else refresh
     options = FuseOptions.parse(fuse_options)
@@ -145,17 +145,18 @@ def command(
         datastore = access.path if isinstance(access, DirectoryAccess) else None
     place = check_usable(mountpoint, datastore=_existing(datastore), nonempty=options.nonempty)
     if not foreground and description is None:
-        set_up_logging(log_level, log_file)  # reports a log file that can't be written
+        set_up_logging(log)  # reports a log file that can't be written
         arguments = ["--cache-size", cache_size, "--refresh", str(refresh)]
-        arguments += ["--log-level", log_level, "--on-damage", "fail" if on_damage is None else "zero"]
+        arguments += ["--log-level", log.level, "--on-damage", "fail" if on_damage is None else "zero"]
         arguments += [f"--subtree={subtree}"]
         arguments += [f"--metrics={metrics_address}"] if metrics_address is not None else []
-        arguments += [f"--log-file={os.path.abspath(log_file)}"] if log_file is not None else []
+        arguments += [f"--log-file={os.path.abspath(log.file)}"] if log.file is not None else []
+        arguments += [f"--log-format={log.format}"] if log.format is not None else []
         arguments += [f"-o{text}" for text in fuse_options if text]
         described = describe(source, variables, find_terminal(), ask_for_default=True)
         _start_in_background(arguments, described, place)
         return
-    set_up_logging(log_level, log_file, background=ready_fd is not None)
+    set_up_logging(log, background=ready_fd is not None)
     service = ServiceManager(environment().get(NOTIFY_SOCKET) if ready_fd is None else None)
     report = _Report(ready_fd, service, place)
     try:

@@ -25,7 +25,7 @@ from pbsfs.fuse.options import FuseOptions, split_options
 OPTIONS = frozenset(
     (
         *("ns", "keyfile", "fingerprint", "connections", "retry-timeout"),
-        *("cache-size", "refresh", "on-damage", "log-level", "log-file", "metrics"),
+        *("cache-size", "refresh", "on-damage", "log-level", "log-file", "log-format", "metrics"),
     )
 )
 """Options of `pbsfs mount` that a line of fstab may have, without their dashes."""

@@ -22,6 +22,7 @@ from pbsfs.cli.options import (
     damage_option,
     described_by,
     environment,
+    log_format_option,
     passed_on,
     run_on_described,
     source_options,
@@ -32,6 +33,7 @@ from pbsfs.nbd.naming import choose
 from pbsfs.nbd.parameters import filters_of
 from pbsfs.nbd.serving import serving
 from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 from pbsfs.runtime.process import signals_held_back
 from pbsfs.tree import Directory, Tree
@@ -60,6 +62,7 @@ _TAKEN = ("-U", "-p", "-i", "-s")
 @click.option("--run", metavar="COMMAND", help="Serve while this shell command runs; $uri holds the URI.")
 @click.option("--cache-size", metavar="SIZE", help="Keep decoded chunks in this much memory (default: 256M).")
 @damage_option
+@log_format_option
 @source_options
 def command(
     words: tuple[str, ...],
@@ -70,6 +73,7 @@ def command(
     run: str | None,
     cache_size: str | None,
     on_damage: ZeroedRanges | None,
+    log_format: str | None,
     source: SourceOptions,
 ) -> None:
     """Serve the image at PATH as a network block device, read-only, until Ctrl-C; prints its URI.
@@ -91,6 +95,7 @@ def command(
             "--port: ambiguous; use --listen HOST:PORT for nbdkit, and give the server's port in "
             "--repository or PBS_PORT"
         )
+    set_up_logging(LogOptions(format=log_format))
     path, options = _split(passed_on(words), everything)
     if not everything:
         source, (path,) = from_mounts(source, [path])
@@ -106,8 +111,9 @@ def command(
         address = _address(socket, listen, stack)
         nbdkit = launch.find_nbdkit()
         configured = configure(source, environment())
-        if cache_size is None and configured.profile is not None:
-            cache_size = configured.profile.cache_size
+        if configured.profile is not None:
+            cache_size = configured.profile.cache_size if cache_size is None else cache_size
+            log_format = configured.profile.log_format if log_format is None else log_format
         cache = DEFAULT_CACHE_SIZE if cache_size is None else parse_cache_size(cache_size)
         description = described_by(configured, reads_much=True)
         served, has_many = run_on_described(find, description)
@@ -120,6 +126,7 @@ def command(
                 description,
                 cache_size=cache,
                 zeros_for_damage=on_damage is not None,
+                log_format=log_format,
             )
         )
         uri = address.uri(tls=_requires_tls(options))

@@ -18,7 +18,9 @@ from pbsfs.access.options import SourceOptions, resolve, without_source
 from pbsfs.access.resolve import describe
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.secret import Secret
+from pbsfs.base.text import excerpt
 from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.runtime.logs import FORMAT_VARIABLE, FORMATS, LogOptions
 from pbsfs.runtime.memory import COMMAND_OPEN_LIMIT
 
 if TYPE_CHECKING:
@@ -173,7 +175,15 @@ def damage_option(command: F) -> F:
 
 
 def logging_options(command: F) -> F:
-    """`--log-level` and `--log-file`."""
+    """`--log-level`, `--log-file` and `--log-format`, as one argument, `log` (LogOptions)."""
+
+    @functools.wraps(command)
+    def with_log(
+        *args: Any, log_level: str, log_file: Path | None, log_format: str | None, **given: Any
+    ) -> Any:
+        return command(*args, log=LogOptions(log_level, log_file, log_format), **given)
+
+    wrapped: Callable[..., Any] = log_format_option(with_log)
     for option in (
         click.option(
             "--log-file",
@@ -188,8 +198,31 @@ def logging_options(command: F) -> F:
             help="Log messages of at least this level (default: warning).",
         ),
     ):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return cast("F", wrapped)
+
+
+class _LogFormat(click.Choice[str]):
+    """A format of the log; the error names the variable too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in FORMATS:
+            self.fail(
+                f"'{excerpt(value)}' is not {' or '.join(FORMATS)}; correct it or {FORMAT_VARIABLE}.",
+                param,
+                ctx,
+            )
+        return value
+
+
+def log_format_option(command: F) -> F:
+    """`--log-format`, for commands whose log always goes to standard error."""
+    return click.option(
+        "--log-format",
+        type=_LogFormat(FORMATS),
+        envvar=FORMAT_VARIABLE,
+        help="Log lines of text, or one JSON object per line (or PBSFS_LOG_FORMAT; default: text).",
+    )(command)
 
 
 def environment() -> Mapping[str, str]:

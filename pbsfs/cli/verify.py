@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
@@ -13,7 +12,7 @@ from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, exit
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import shown
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.report import Report
 from pbsfs.tasks.verify import Verification
 from pbsfs.tree import ContentsNode, File, Tree
@@ -31,8 +30,7 @@ def command(
     as_json: bool,
     limit_rate: str | None,
     progress: bool | None,
-    log_level: str,
-    log_file: Path | None,
+    log: LogOptions,
     source: SourceOptions,
 ) -> None:
     """Read and check everything at and below each PATH (default: the whole tree).
@@ -47,7 +45,7 @@ def command(
       pbsfs verify vm/100/latest host/web1 --limit-rate 50M
       pbsfs verify --datastore-dir /srv/store1 --keyfile key.json --json vm/101
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     source, places = from_mounts(source, paths or ("",))
     rate = parse_rate(limit_rate)
 

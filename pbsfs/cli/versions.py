@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat as stat_bits
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import Status
-from pbsfs.runtime.logs import set_up_logging
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.attributes import time_text
 from pbsfs.tasks.versions import Version, Versions, versions_of
 from pbsfs.tree import Tree
@@ -35,8 +34,7 @@ def command(
     content: bool,
     as_json: bool,
     progress: bool | None,
-    log_level: str,
-    log_file: Path | None,
+    log: LogOptions,
     source: SourceOptions,
 ) -> None:
     """List the versions of the file at PATH, in an archive, over all snapshots of its group.
@@ -50,7 +48,7 @@ def command(
       pbsfs versions files/host/web1/latest/root/etc/fstab
       pbsfs versions --content --json files/ct/210/latest/root/etc/hosts
     """
-    set_up_logging(log_level, log_file)
+    set_up_logging(log)
     source, (path,) = from_mounts(source, [path])
 
     status = Status(progress)

@@ -26,6 +26,7 @@ from pbsfs.base.errors import UsageError
 from pbsfs.base.names import BACKUP_TYPES
 from pbsfs.base.secret import Secret
 from pbsfs.reader.damage import ZeroedRanges
+from pbsfs.runtime.logs import FORMAT_VARIABLE, parse_format
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ PARAMETERS = {
     "retry_timeout": "Retry for this many seconds while the server is unreachable (default: 120).",
     "on_damage": "Fail reads of damaged data, or return zeros and report their ranges (fail or zero; "
     "default: fail).",
+    "log_format": "Log lines of text (text), or one JSON object per line (json) (or PBSFS_LOG_FORMAT; "
+    "default: text).",
 }
 """Every parameter that a user may give, and what it does. `keyfile` may be given more than once."""
 
@@ -81,7 +84,7 @@ class Settings:
     `path`: of an image in the tree, or of a directory whose images are all exported. `missing`: the parameter
     that is required, because the others name one image; `path` is the directory to choose from then.
     `ready_fd`: the pipe that gets a byte when clients can connect. `filters`: those that nbdkit uses.
-    `nbd_connections`: the most connections of clients at once.
+    `nbd_connections`: the most connections of clients at once. `log_format`: see `LogOptions`.
     """
 
     source: Description
@@ -92,6 +95,7 @@ class Settings:
     ready_fd: int | None = None
     filters: frozenset[str] = frozenset()
     nbd_connections: int = DEFAULT_NBD_CONNECTIONS
+    log_format: str | None = None
 
 
 class Parameters:
@@ -104,6 +108,7 @@ class Parameters:
         self._given: dict[str, str] = {}
         self._keyfiles: list[Path] = []
         self._password: Secret | None = None
+        self._shows_password = False
 
     def take(self, key: str, value: str) -> None:
         """Takes one parameter. Raises UsageError."""
@@ -120,10 +125,21 @@ class Parameters:
         self._given[name] = "" if name == "password" else value
         if name == "password":
             self._password = _password(value)
+            self._shows_password = value[:1] not in ("", "+", "-")
+
+    def log_format(self) -> str | None:
+        """What parameters or environment give; None if neither does. Raises UsageError."""
+        text = self._given.get("log_format") or self._environment.get(FORMAT_VARIABLE)
+        return parse_format(text) if text else None
 
     def settings(self) -> Settings:
         """The settings. Raises UsageError, KeyFileError, PasswordError, and the errors of the description."""
         given = self._given
+        if self._shows_password:  # not earlier: the format of the log may come in a later parameter
+            log.warning(
+                "password= on the command line can be read by every user of this machine; "
+                "use password=+FILE, password=- or PBS_PASSWORD_FILE instead"
+            )
         path, missing = self._path()
         if "cache_size" in given:
             parse_cache_size(given["cache_size"])  # before anything that may ask the server
@@ -141,6 +157,7 @@ class Parameters:
             ready_fd=self._whole("ready_fd", 0, 1 << 20),
             filters=self._filters,
             nbd_connections=self._whole("nbd_connections", 1, MAX_NBD_CONNECTIONS) or DEFAULT_NBD_CONNECTIONS,
+            log_format=self.log_format() or (None if profile is None else profile.log_format),
         )
 
     def _source(self) -> tuple[Description, Profile | None]:
@@ -268,11 +285,6 @@ def _password(value: str) -> Secret:
         if not (value[1:].isascii() and value[1:].isdigit() and 2 < int(value[1:]) < 1 << 20):
             raise UsageError("password=-FD: not the number of a descriptor; give one from 3 on")
         return Secret(_first_line(f"descriptor {value[1:]}", "password=-FD", lambda: int(value[1:])))
-    if value:
-        log.warning(
-            "password= on the command line can be read by every user of this machine; "
-            "use password=+FILE, password=- or PBS_PASSWORD_FILE instead"
-        )
     return Secret(value)
 
 

@@ -57,7 +57,8 @@ class ZeroedRanges:
             self.size += where.length
             if self.count <= MAX_REMEMBERED:
                 known.add(where)
-        log.warning("%s; these %d bytes are shown as zeros", reason, where.length)
+        fields = {"image": image, "offset": where.offset, "length": where.length}
+        log.warning("%s; these %d bytes are shown as zeros", reason, where.length, extra=fields)
 
     def of(self, image: str) -> list[Range]:
         """The ranges of one image, neighbours merged, in order."""
@@ -75,7 +76,7 @@ class ZeroedRanges:
         if self.count:
             log.warning("%d damaged ranges, %d bytes in all, were shown as zeros:", self.count, self.size)
         for image in self._ranges:
-            log.warning("%s: %s", image, self.text_of(image))
+            log.warning("%s: %s", image, self.text_of(image), extra={"image": image})
 
 
 class ZeroedChunks:

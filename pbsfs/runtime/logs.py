@@ -1,23 +1,56 @@
-"""Where the log goes. Each program sets it up once, before it logs anything."""
+"""Where the log goes, and in which format. Each program sets it up before it logs anything.
+
+Called by commands and by nbdkit's plugin, from one thread.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import logging.handlers
 import os
 import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pbsfs.base.errors import UsageError
-from pbsfs.base.text import escaped, printable
+from pbsfs.base.text import escaped, printable, quoted
 from pbsfs.runtime.places import state_home
+
+FORMATS = ("text", "json")
+
+FORMAT_VARIABLE = "PBSFS_LOG_FORMAT"
 
 STARTING = logging.getLogger("pbsfs.starting")
 """For what the user who starts a program has to know: written to standard error besides the log."""
 
 _SYSLOG_SOCKET = Path("/dev/log")
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+"""The attributes of every log record; others are fields of one message (`extra=`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """`level`: the least level of messages. `file`: the log is appended to it; None for the usual place.
+
+    `format`: one of FORMATS; None where neither an option nor the environment gives it, which is text unless
+    a profile says otherwise.
+    """
+
+    level: str = "warning"
+    file: Path | None = None
+    format: str | None = None
+
+
+def parse_format(text: str) -> str:
+    """One of FORMATS. Raises UsageError."""
+    if text not in FORMATS:
+        raise UsageError(f"log format {quoted(text)}: unknown; use {' or '.join(FORMATS)}")
+    return text
 
 
 class _OneLine(logging.Formatter):
@@ -33,12 +66,42 @@ class _OneLine(logging.Formatter):
         return "\n".join(f"  {printable(line)}" for line in lines)
 
 
-def set_up_logging(level: str, file: Path | None, *, background: bool = False) -> None:
-    """Sends the log to `file`, or to standard error, or from the background to the system's log.
+class _Json(logging.Formatter):
+    """A message is one JSON object in one line: `time` (RFC 3339, UTC), `level`, `logger`, `message`, the
+    fields of the message, and `traceback` for an unexpected failure.
 
-    Raises UsageError where `file` can't be written.
+    Text is as it was, not escaped for people. Only bytes that are not UTF-8 become `\\udcXX`, since many JSON
+    parsers refuse lone surrogates.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
+        found = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        found |= {
+            name: value for name, value in record.__dict__.items() if name not in _STANDARD | set(found)
+        }
+        if record.exc_info:
+            found["traceback"] = self.formatException(record.exc_info)
+        line = json.dumps(found, ensure_ascii=False, default=str)
+        return "".join(c if c.isprintable() else _json_escape(c) for c in line)
+
+
+def _json_escape(c: str) -> str:
+    return f"\\\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else json.dumps(c)[1:-1]
+
+
+def set_up_logging(options: LogOptions, *, background: bool = False) -> None:
+    """Sends the log to the file, or to standard error, or from the background to the system's log.
+
+    Raises UsageError where the file can't be written.
     """
     handler: logging.Handler
+    file = options.file
     if file is not None:
         try:
             handler = _file_handler(file)
@@ -55,8 +118,8 @@ def set_up_logging(level: str, file: Path | None, *, background: bool = False) -
         form = "%(asctime)s %(levelname)s %(message)s"
     else:
         form = "pbsfs: %(levelname)s: %(message)s"
-    handler.setFormatter(_OneLine(form))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    handler.setFormatter(_Json() if options.format == "json" else _OneLine(form))
+    logging.basicConfig(level=options.level.upper(), handlers=[handler], force=True)
     STARTING.handlers.clear()
     if file is not None or background:
         also = logging.StreamHandler(sys.stderr)
@@ -65,6 +128,18 @@ def set_up_logging(level: str, file: Path | None, *, background: bool = False) -
     for chatty in ("h2", "hpack", "pyfuse3"):  # each header and request: of no use even for debugging
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("pyfuse3").addFilter(_is_missed)
+
+
+def log_failure(text: str, exit_status: int) -> bool:
+    """Logs that the program ends with a failure, if standard error gets the log as JSON; else returns False.
+
+    Then the caller prints the line: what reads the JSON need not expect other text in it.
+    """
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler and isinstance(handler.formatter, _Json):
+            logging.getLogger("pbsfs").error("%s", text, extra={"exit_status": exit_status})
+            return True
+    return False
 
 
 def _is_missed(record: logging.LogRecord) -> bool:

@@ -156,7 +156,13 @@ async def _tried(
             outage.known = outage.known or warn
             COUNTS.outages += warn
             COUNTS.retries += 1
-            log.log(logging.WARNING if warn else logging.DEBUG, "%s: %s; trying again", what, error)
+            log.log(
+                logging.WARNING if warn else logging.DEBUG,
+                "%s: %s; trying again",
+                what,
+                error,
+                extra={"tries": tries},
+            )
             await trio.sleep(min(pause, left))
             pause = min(2 * pause, pacing.longest_pause)
             tries += 1

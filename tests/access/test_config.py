@@ -290,6 +290,7 @@ def test_an_unknown_profile_is_refused_with_a_suggestion(files: Files) -> None:
         ("retry-timeout = nan", ".retry-timeout: not a number of seconds"),
         ("retry-timeout = 0x" + "f" * 6000, ".retry-timeout: not a number of seconds"),
         ("mount-options = [1]", ".mount-options: not text"),
+        ('log-format = "xml"', ".log-format: log format 'xml': unknown; use text or json"),
         (f"keyfile = {['/k'] * 101}", ".keyfile: 101 entries are too many; 100 is the most"),
         ('datastore-dir = "/srv"', ": repository and datastore-dir exclude each other"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -171,6 +172,20 @@ def test_a_plain_password_works_and_is_warned_of(server: ReferenceServer, stocke
         assert "can be read by every user" in line
         assert PASSWORD not in line
         assert found.read() == stocked.contents[IMAGE]
+
+
+@pytest.mark.parametrize("way", ["parameter", "variable"])
+def test_the_log_can_be_json(server: ReferenceServer, way: str) -> None:
+    told = without(access(server), "PBS_PASSWORD") | (
+        {"PBSFS_LOG_FORMAT": "json"} if way == "variable" else {}
+    )
+    words = ["log-format=json"] if way == "parameter" else []
+    with nbdkit(told, f"password={PASSWORD}", *ONE, *words) as found:
+        entries = [json.loads(line) for line in found.log_lines()]
+    (entry,) = entries
+    expected = {"level": "warning", "logger": "pbsfs.nbd.parameters"}
+    assert expected.items() <= entry.items()
+    assert "can be read by every user" in entry["message"]
 
 
 def sized(*words: str) -> list[str]:

@@ -330,6 +330,7 @@ def test_a_password_shows_itself_nowhere(
         ("retry_timeout=inf", "retry_timeout=inf: not a number"),
         ("on_damage=skip", "on_damage=skip: unknown; use fail or zero"),
         ("on_damage=", "on_damage=: unknown; use fail or zero"),
+        ("log-format=xml", "log format 'xml': unknown; use text or json"),
         (f"repo={REPOSITORY}", "repo= and datastore_dir= exclude each other"),
         ("namespace=a//b", "is not the name of a namespace"),
         ("namespace=../b", r"'\.\.' is not the name of a namespace"),
@@ -338,6 +339,21 @@ def test_a_password_shows_itself_nowhere(
 def test_what_is_wrong_is_named(told: Tells, words: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         told(DIRECTORY, *words.split())
+
+
+def test_the_format_of_the_log_is_a_parameter_or_a_variable(told: Tells, tmp_path: Path) -> None:
+    assert told(DIRECTORY).log_format is None
+    assert told(DIRECTORY, PBSFS_LOG_FORMAT="json").log_format == "json"
+    assert told(DIRECTORY, "log-format=text", PBSFS_LOG_FORMAT="json").log_format == "text"
+    with pytest.raises(UsageError, match="unknown; use text or json"):
+        told(DIRECTORY, PBSFS_LOG_FORMAT="JSON")
+    (tmp_path / "pbsfs").mkdir()
+    (tmp_path / "pbsfs" / "config.toml").write_text(
+        '[profiles.home]\ndatastore-dir = "/srv/datastore"\nlog-format = "json"\n'
+    )
+    found = {"XDG_CONFIG_HOME": str(tmp_path)}
+    assert told("profile=home", **found).log_format == "json"
+    assert told("profile=home", "log_format=text", **found).log_format == "text"
 
 
 def test_no_directory_at_all_is_one(told: Tells) -> None:
