@@ -233,7 +233,7 @@ async def _serve_until_stopped(
             await pyfuse3.main()
         except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
             log.exception("serving %s failed", mountpoint)
-            failure = MountError(f"serving {mountpoint} failed: {error}")
+            failure = MountError(f"serving {mountpoint} failed: {error}; mount it again")
         nursery.cancel_scope.cancel()
 
     async def wait_for_unmount() -> None:
@@ -260,8 +260,10 @@ async def _serve_until_stopped(
                 ready()
                 return
             except OSError as error:
-                failure = MountError(f"the mount on {mountpoint} does not answer: {error.strerror}")
-        failure = failure or MountError(f"the mount on {mountpoint} does not answer")
+                failure = MountError(
+                    f"the mount on {mountpoint} does not answer: {error.strerror}; look at its log"
+                )
+        failure = failure or MountError(f"the mount on {mountpoint} does not answer; look at its log")
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

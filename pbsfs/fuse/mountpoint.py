@@ -144,7 +144,7 @@ def check_usable(path: Path, *, datastore: Path | None, nonempty: bool) -> Path:
         hint = "; make it with mkdir" if error.errno == errno.ENOENT else ""
         raise MountError(f"mount point {place}: {error.strerror}{hint}") from None
     if not stat.S_ISDIR(found.st_mode):
-        raise MountError(f"mount point {place} is not a directory")
+        raise MountError(f"mount point {place} is not a directory; name an empty one")
     place = place.resolve()
     mount = mounted_at(place)
     triggered = is_automount(place)
@@ -241,5 +241,7 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     limit = time.monotonic() + UNMOUNT_PATIENCE
     while sum(other.path == mount.path for other in mounts()) >= before:
         if time.monotonic() > limit:
-            raise MountError(f"{mount.path} is still mounted")
+            raise MountError(
+                f"{mount.path} is still mounted; detach it with: pbsfs umount --lazy {mount.path}"
+            )
         time.sleep(0.01)

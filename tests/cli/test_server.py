@@ -19,6 +19,7 @@ import pytest
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.testing.archives import Node, write
 from tests.support import damage, made
+from tests.support.messages import is_documented
 from tests.support.mounts import cleaned_up, mounted
 from tests.support.needs import need_fuse, need_root
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
@@ -214,12 +215,12 @@ def unknown_user(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Ite
     yield [], access(server, "nobody@pbs", "secret")
 
 
-@failure("… does not accept …!…", 10, TOKEN, "authentication failed - invalid credentials")
+@failure("… does not accept …!…: …", 10, TOKEN, "authentication failed - invalid credentials")
 def wrong_token_secret(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
     yield [], access(server, TOKEN, "wrong")
 
 
-@failure("… does not accept …!…", 10, TOKEN, "user account or token disabled or expired.")
+@failure("… does not accept …!…: …", 10, TOKEN, "user account or token disabled or expired.")
 def withdrawn_token(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
     server.remove(TOKEN)
     yield [], access(server, TOKEN)
@@ -337,7 +338,7 @@ def unknown_realm(server: ReferenceServer, _stocked: Stocked, _path: Path) -> It
     yield [], access(server, "reader@nowhere", PASSWORD)
 
 
-@failure("status 5…", 4, "status 500", "disk full")
+@failure("…: status 5…: …", 4, "status 500", "disk full")
 def failing_server(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
     server.faults.add(Status(match="/version", status=500, text="disk full", times=None))
     yield [], access(server)
@@ -385,43 +386,14 @@ each_status = pytest.mark.parametrize(
 )
 
 
-ELSEWHERE = {
-    "the process of the mount at … has died": "tests/cli/test_inside.py",
-    "the mount at … belongs to another user": "tests/cli/test_inside.py",
-    "the proxy …": "tests/cli/test_proxy.py, tests/sources/server/test_proxy.py",
-    "cannot connect to the proxy …": "tests/cli/test_proxy.py",
-    "does not answer as an HTTP proxy does": "tests/sources/server/test_proxy.py",
-    "opens no tunnel": "tests/sources/server/test_proxy.py",
-}
-"""Begins of documented messages that other files test: their failures need more than one server."""
+@each_failure
+def test_every_failure_is_documented(case: Failure) -> None:
+    assert is_documented(case.message, case.status)
 
 
-def documented() -> list[tuple[str, int]]:
-    """Messages and statuses in the documentation's table."""
-    text = (ROOT / "docs" / "operations.md").read_text().partition("## What each error means")[2]
-    rows = re.findall(r"^\| (`.*?`) \| (\d+) \|", text, re.MULTILINE)
-    return [(message, int(status)) for cell, status in rows for message in re.findall("`([^`]+)`", cell)]
-
-
-def test_every_failure_is_documented_and_everything_documented_happens() -> None:
-    assert len(documented()) == len(set(documented()))
-    here = {row for row in documented() if not row[0].startswith(tuple(ELSEWHERE))}
-    assert here == {(case.message, case.status) for case in FAILURES}
-
-
-def test_what_other_files_test_is_documented_and_in_them() -> None:
-    messages = [message for message, _status in documented()]
-    for begin, files in ELSEWHERE.items():
-        assert any(message.startswith(begin) for message in messages), begin
-        longest = max(begin.split("…"), key=len).strip()
-        assert any(longest in (ROOT / file).read_text() for file in files.split(", ")), begin
-
-
-def test_every_status_is_in_the_readme_and_in_the_help() -> None:
-    shown = (ROOT / "README.md").read_text()
+def test_every_status_is_in_the_help() -> None:
     told = output_of(PBSFS, "--help")
     for case in FAILURES:
-        assert f"\n| {case.status} | " in shown
         assert re.search(rf"^ +{case.status} ", told, re.MULTILINE)
 
 

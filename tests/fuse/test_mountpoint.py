@@ -59,7 +59,7 @@ def test_a_missing_directory_is_refused_with_what_to_do(stocked: Stocked, tmp_pa
 def test_what_is_not_a_directory_is_refused(stocked: Stocked, tmp_path: Path) -> None:
     (file := tmp_path / "file").touch()
     text = refusal(file, "--datastore-dir", stocked.path)
-    assert text == f"mount point {file} is not a directory"
+    assert text == f"mount point {file} is not a directory; name an empty one"
     assert "Not a directory" in refusal(file / "below", "--datastore-dir", stocked.path)
 
 
