@@ -41,10 +41,11 @@ COPIED = (
     ("packaging/systemd/*.tmpfiles", "usr/lib/tmpfiles.d", 0o644),
     ("packaging/sbin/*", "usr/sbin", 0o755),
     ("packaging/debian/copyright", DOCS, 0o644),
-    ("README.md", DOCS, 0o644),
-    ("docs/*.md", f"{DOCS}/docs", 0o644),
 )
 """Files that are installed unchanged: a pattern in the checkout, the directory, and the mode."""
+
+DOCUMENTS = ("*.md", "LICENSE", "docs/**/*.md", "docs/**/*.svg", "bench/README.md")
+"""Files that are installed below DOCS by the same paths, so that the links between them work."""
 
 COMPLETIONS = {
     "bash": "usr/share/bash-completion/completions/pbsfs",
@@ -81,6 +82,7 @@ def files() -> dict[str, tuple[bytes, int]]:
     """What is installed: the content and mode of each path."""
     return {
         **dict(_copied()),
+        **dict(_documents()),
         **dict(_programs()),
         **{
             f"usr/share/man/{name}.gz": (gzip.compress(page.encode(), mtime=0), 0o644)
@@ -127,6 +129,12 @@ def _copied() -> Iterator[tuple[str, tuple[bytes, int]]]:
             if source.suffix in (".sysusers", ".tmpfiles"):
                 name = f"{source.stem}.conf"
             yield f"{directory}/{name}", (source.read_bytes(), mode)
+
+
+def _documents() -> Iterator[tuple[str, tuple[bytes, int]]]:
+    for pattern in DOCUMENTS:
+        for source in sorted(CHECKOUT.glob(pattern)):
+            yield f"{DOCS}/{source.relative_to(CHECKOUT)}", (source.read_bytes(), 0o644)
 
 
 def _programs() -> Iterator[tuple[str, tuple[bytes, int]]]:

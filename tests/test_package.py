@@ -17,6 +17,7 @@ import pytest
 from pbsfs import __version__
 from pbsfs.cli import cli
 from pbsfs.cli.mount_helper import command as mount_helper
+from tests.support.documents import links
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 FILES = CHECKOUT / "packaging" / "files.py"
@@ -113,6 +114,13 @@ def test_programs_completion_plugin_and_documents_are_in_the_package(stage: Path
     assert os.access(plugin, os.X_OK)
     plugins = subprocess.run(["nbdkit", "--dump-config"], capture_output=True, text=True, check=True).stdout
     assert f"plugindir=/{plugin.parent.relative_to(stage)}\n" in plugins
+
+
+def test_links_in_the_documents_of_the_package_lead_to_files_in_it(stage: Path) -> None:
+    folder = stage / "usr/share/doc/pbsfs"
+    found = [(document, target) for document in folder.rglob("*.md") for target, _anchor in links(document)]
+    assert len(found) > 50
+    assert [pair for pair in found if not pair[1].is_relative_to(folder) or not pair[1].is_file()] == []
 
 
 def test_nothing_is_left_for_the_paths_of_this_checkout(stage: Path) -> None:
