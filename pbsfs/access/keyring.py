@@ -169,12 +169,13 @@ def _parse(path: Path, text: bytes) -> KeyFile:
 
 
 def _unlock(path: Path, file: KeyFile, password: Secret | None, ask: Ask) -> Key:
+    action = "correct PBS_ENCRYPTION_PASSWORD (or _FD, _FILE, _CMD), or key-password in the profile"
     if file.protection != "none" and password is None:
         password = ask(path, file)
+        action = "try again" if password is not None else "set PBS_ENCRYPTION_PASSWORD (or _FD, _FILE, _CMD)"
     try:
         return file.unlock(None if password is None else password.reveal().encode("utf-8", "surrogateescape"))
     except PasswordError as error:
-        hint = "" if password is not None else "; set PBS_ENCRYPTION_PASSWORD (or _FD, _FILE, _CMD)"
-        raise PasswordError(f"key file {path}: {error}{hint}") from None
+        raise PasswordError(f"key file {path}: {error}; {action}") from None
     except DamageError as error:
         raise KeyFileError(f"key file {path}: {error}") from None

@@ -18,7 +18,7 @@ import click
 
 from pbsfs import __version__
 from pbsfs.access.credentials import take_secrets
-from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, OutputError, PbsfsError, exit_status_of
+from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, DamageError, OutputError, PbsfsError, exit_status_of
 from pbsfs.base.text import escaped
 from pbsfs.runtime import process
 from pbsfs.runtime.logs import log_failure
@@ -237,7 +237,7 @@ def main(command: click.Command = cli) -> NoReturn:
         status = _reader_left()
     except PbsfsError as error:
         status = exit_status_of(error)
-        _tell(str(error), status)
+        _tell(_with_action(error), status)
     except OSError as error:  # an unexpected one: no memory, no descriptors
         log.debug("failed", exc_info=True)
         what = f"{error.filename}: " if error.filename is not None else ""
@@ -258,6 +258,14 @@ def _message(error: click.ClickException) -> str:
         if meant := _OPTION_HABITS.get(habit):
             return f"No such option '{option}'; did you mean: {meant}?"
     return error.format_message()
+
+
+def _with_action(error: PbsfsError) -> str:
+    """The text of an error. What to do is the same for all damage, and only the last line has to say it."""
+    text = str(error)
+    if isinstance(error, DamageError) and "; " not in text:
+        return f"{text}; read another snapshot, and verify the datastore to see what else is damaged"
+    return text
 
 
 def _tell(text: str, status: int) -> None:

@@ -170,8 +170,8 @@ def _addresses(host: str, port: int) -> str:
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ResolveError(
-            f"the name '{host}' does not resolve: {reason}; check the repository, or the proxy in the "
-            "environment, and this computer's network"
+            f"the name '{host}' does not resolve: {reason}; check the host in the repository, or the "
+            "proxy in the environment, and this computer's network"
         ) from None
     return first_of(dict.fromkeys(str(place[0]) for *_kind, place in found))
 

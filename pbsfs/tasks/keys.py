@@ -70,7 +70,10 @@ def decrypt(sealed: bytes, pem: bytes, name: Path, ask: Callable[[], Secret]) ->
         raise KeyFileError(f"master key {name}: pbsfs does not support its type; give an RSA key") from None
     except (ValueError, TypeError):  # TypeError: for a password that is empty
         if password is not None:
-            raise PasswordError(f"master key {name}: wrong password, or the file is damaged") from None
+            raise PasswordError(
+                f"master key {name}: wrong password, or the file is damaged; give its password at the "
+                "prompt or in PBS_MASTER_KEY_PASSWORD, or take another copy of the file"
+            ) from None
         raise KeyFileError(
             f"master key {name}: not a private key in PEM form; give the private RSA key"
         ) from None

@@ -272,7 +272,8 @@ def test_the_password_is_tried_for_each_that_needs_one(config_home: Path, tmp_pa
     other = stored(tmp_path / "c", OTHER_KEY, "pbkdf2", OTHER_PASSWORD)
     with pytest.raises(PasswordError) as caught:
         read(config_home, *files, other, password=PASSWORD, ask=ask)
-    assert str(caught.value) == f"key file {other}: wrong password (hint: {HINT})"
+    action = "correct PBS_ENCRYPTION_PASSWORD (or _FD, _FILE, _CMD), or key-password in the profile"
+    assert str(caught.value) == f"key file {other}: wrong password (hint: {HINT}); {action}"
     assert ask.questions == []
 
 
@@ -291,7 +292,7 @@ def test_a_wrong_answer_is_an_error_with_the_hint(config_home: Path, tmp_path: P
     file = stored(tmp_path / "a", KEY, "scrypt")
     with pytest.raises(PasswordError) as caught:
         read(config_home, file, ask=Asked("wrong"))
-    assert str(caught.value) == f"key file {file}: wrong password (hint: {HINT})"
+    assert str(caught.value) == f"key file {file}: wrong password (hint: {HINT}); try again"
     assert "wrong\n" not in str(caught.value)
 
 

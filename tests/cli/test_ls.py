@@ -106,7 +106,9 @@ def test_a_broken_snapshot_hides_none_of_its_neighbours(tmp_path: Path) -> None:
     assert {FIRST, IMAGE, SECOND, ENCRYPTED} <= set(done.stdout.splitlines())
     assert f"pbsfs: {SECOND}: unreadable manifest" in done.stderr
     done = pbsfs("ls", "--datastore-dir", own.path, "--log-level", "error", SECOND)
-    assert "unreadable manifest" in error_of(done, 6)
+    text = error_of(done, 6)
+    assert "unreadable manifest" in text
+    assert text.endswith("; read another snapshot, and verify the datastore to see what else is damaged")
 
 
 def test_names_go_to_the_terminal_as_they_are_and_nothing_else_does(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def _dial(
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
+        advice = advice or "; check the host in the repository, and this computer's network"
         raise ResolveError(f"{name} '{host}' does not resolve: {_words(error, limits)}{advice}") from None
     failure: OSError | None = None
     for family, kind, protocol, _name, place in addresses:

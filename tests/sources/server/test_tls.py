@@ -353,7 +353,7 @@ def test_a_name_that_does_not_resolve_says_so(monkeypatch: pytest.MonkeyPatch) -
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    expected = "the name 'pbs.example.com' does not resolve: Name or service not known"
+    expected = "the name 'pbs.example.com' does not resolve: Name or service not known; check the host in "
     with pytest.raises(ResolveError, match=expected) as caught:
         connect(Repository.parse("pbs.example.com:store"), Trust())
     assert caught.value.retryable
