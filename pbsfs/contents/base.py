@@ -89,8 +89,7 @@ DECODED = -1
 """As `Piece.stream`: bytes that lie in no stream as they are; `offset` counts in the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """`length` bytes of a file: from `offset` of the stream with the number `stream`; None for zeros, and
     DECODED for those that `Contents.read` returns."""
 

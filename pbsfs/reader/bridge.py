@@ -71,9 +71,13 @@ class ImageStream:
     """An image as a `contents.base.Stream`. For work that a `Bridge` runs."""
 
     def __init__(self, image: Image, *, whole: bool = False) -> None:
-        """Call from the trio loop. `whole`: the image is most likely read whole, from its beginning."""
+        """Call from the trio loop. `whole`: the image is most likely read whole, from its beginning, and by
+        one thread; the stream keeps the chunk that was read last, so that `kept` finds it."""
         self._image = image.strict()
         self._handle = self._image.handle(whole=whole)
+        self._whole = whole
+        self._kept: tuple[int, int, memoryview] = 0, 0, memoryview(b"")  # where it begins and ends, its bytes
+        self._noted = self._read_to = 0  # in it, up to where reads were observed, and up to where it was read
         self._loop = trio.lowlevel.current_trio_token()
         self._damaged: dict[int, tuple[float, str]] = {}  # chunks: when they were found to be, and why
 
@@ -88,6 +92,36 @@ class ImageStream:
 
     def view(self, offset: int, size: int) -> Buffer:
         """The same without a copy, where the bytes lie in one chunk."""
+        found = self.kept(offset, size)
+        if found is not None:
+            trio.from_thread.check_cancelled()  # work that finds all in memory has to end too
+            return found
+        if self._read_to > self._noted:
+            self._handle.observe(self._noted, self._read_to - self._noted)
+        data = self._view(offset, size)
+        if self._whole and size > 0:
+            self._keep(offset + size)
+        return data
+
+    def kept(self, offset: int, size: int) -> Buffer | None:
+        """The same of the chunk that was read last, at once; None for all else. Reading many small files,
+        this costs a third of `view`. Only for streams that are `whole`."""
+        start, end, data = self._kept
+        if not start <= offset <= offset + size <= end:
+            return None
+        self._read_to = max(self._read_to, offset + size)
+        return data[offset - start : offset - start + size]
+
+    def _keep(self, read_to: int) -> None:
+        """Keeps the chunk in which a read ended."""
+        read_to = min(read_to, self._image.size)
+        number = self._image.index.find(read_to - 1)
+        data = self._image.peek(number)
+        start, end = self._image.index.span(number)
+        self._kept = (0, 0, memoryview(b"")) if data is None else (start, end, memoryview(data))
+        self._noted = self._read_to = read_to
+
+    def _view(self, offset: int, size: int) -> Buffer:
         if self._damaged:
             self._raise_known_damage(offset, size)
         data = self._image.read_cached(offset, size)
@@ -101,7 +135,7 @@ class ImageStream:
                 self._remember_damage(offset, size)
                 raise
         else:
-            trio.from_thread.check_cancelled()  # work that finds all in memory has to end too
+            trio.from_thread.check_cancelled()
             if self._handle.observe(offset, size):
                 self._loop.run_sync_soon(self._handle.fetch_ahead, idempotent=True)
         return data

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError
 from pbsfs.base.names import Archive, Snapshot
@@ -24,8 +25,7 @@ _READS = itertools.count()
 """Numbers the reads of all images, in order. Usable from any thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A range of bytes that is all hole (reads as zeros, takes no storage) or all data."""
 
     offset: int
@@ -104,6 +104,12 @@ class Image:
     def read_cached(self, offset: int, size: int) -> Buffer | None:
         """The bytes `offset` … `offset + size`, cut at the end; None where some would have to be fetched."""
         self.note_read()
+        if 0 < size <= self.size - offset:  # most reads lie in one chunk
+            number = self.index.find(offset)
+            start, stop = self.index.span(number)
+            if offset + size <= stop:
+                data = self.peek(number)
+                return None if data is None else memoryview(data)[offset - start : offset - start + size]
         parts: list[Buffer] = []
         for part in self.parts(offset, size):
             data = self.peek(part.chunk)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from pbsfs.base.errors import DamageError
-from pbsfs.contents.base import Contents, Entry
+from pbsfs.contents.base import DECODED, Contents, Entry, Piece
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.decoded import DecodedStream, stream_of
@@ -57,15 +57,32 @@ class Packing:
             else:
                 self.lose(path, entry)
 
+    def content(self, path: bytes, entry: Entry) -> Buffer:
+        """All bytes of a small file, with zeros where damage is skipped. Raises DamageError."""
+        pieces = self.contents.data(entry, unconfirmed=self.skip_damage)
+        if len(pieces) == 1 and (number := pieces[0].stream) is not None and number != DECODED:
+            # Most of them lie in the chunk of the file before.
+            data = self.streams[number].kept(pieces[0].offset, pieces[0].length)
+            if data is not None:
+                self.advance(len(data))
+                return data
+        spans, read = self._spans(path, entry, pieces)
+        return b"".join(bytes(span.length) if span.hole else read(span) for span in spans)
+
     def data(self, path: bytes, entry: Entry) -> tuple[list[Extent], Callable[[Extent], Buffer]]:
         """The holes and data of a file, and what reads one of data: zeros where damage is skipped.
 
         An extent's offset is that in the file. Raises DamageError.
         """
+        return self._spans(path, entry, self.contents.data(entry, unconfirmed=self.skip_damage))
+
+    def _spans(
+        self, path: bytes, entry: Entry, pieces: Sequence[Piece]
+    ) -> tuple[list[Extent], Callable[[Extent], Buffer]]:
         spans: list[Extent] = []
         sources: dict[int, tuple[SpannedStream | DecodedStream, int]] = {}
         place = 0
-        for piece in self.contents.data(entry, unconfirmed=self.skip_damage):
+        for piece in pieces:
             stream = stream_of(piece, self.streams, self.contents, entry)
             if stream is None:
                 spans.append(Extent(place, piece.length, hole=True))

@@ -43,6 +43,7 @@ def tree() -> Node:
         file(b"large-owner", b"", uid=0xFFFFFFFE, gid=3_000_000),
         Node(b"later", link_to=first),
         Node(b"link", LINK, target=b"t/" * 500),
+        Node(b"\xff" * 90, LINK, target=b"\xff" * 100),  # the largest sums of a header's bytes
         file(b"sparse", SPARSE, mtime_ns=-1),
         file(b"\xfe.bin", b"x" * 513, xattrs={b"user.binary": bytes(range(256)), b"user.empty": b""}),
     )
@@ -108,6 +109,7 @@ def test_python_reads_all_of_it(store: Path) -> None:
             b"large-owner",
             b"later",
             b"link",
+            b"\xff" * 90,
             b"sparse",
             b"\xfe.bin",
         }

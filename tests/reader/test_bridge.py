@@ -6,12 +6,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError
+from pbsfs.chunks.limits import DEFAULT
 from pbsfs.reader.bridge import Bridge, ImageStream
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
@@ -74,6 +76,49 @@ async def test_reads_are_short_only_at_the_end() -> None:
         size = stream.size
         assert await reader.bridge.run(lambda: stream.pread(size - 5, 100)) == CONTENT[-5:]
         assert await reader.bridge.run(lambda: stream.pread(size, 100)) == b""
+
+
+@in_trio
+async def test_a_stream_that_is_read_whole_keeps_the_chunk_that_was_read_last() -> None:
+    source, _digests = stored()
+    async with open_reader(source) as reader:
+        image = await reader.open_image(*first(source))
+        whole, other = ImageStream(image, whole=True), ImageStream(image)
+        start, end = 3 * CHUNK_SIZE, 4 * CHUNK_SIZE
+
+        def work() -> None:
+            assert whole.kept(start, 5) is None
+            assert whole.view(start - 5, 10) == CONTENT[start - 5 : start + 5]
+            for offset, size in ((start, 5), (start, CHUNK_SIZE), (end - 5, 5), (start + 7, 0)):
+                assert whole.kept(offset, size) == CONTENT[offset : offset + size]
+                assert whole.view(offset, size) == CONTENT[offset : offset + size]
+            for offset, size in ((start - 1, 5), (end - 5, 6), (end, 1), (0, 1)):
+                assert whole.kept(offset, size) is None
+            assert whole.view(end - 5, 10) == CONTENT[end - 5 : end + 5]
+            assert whole.kept(start, 5) is None
+            assert whole.view(whole.size - 5, 100) == CONTENT[-5:]
+            assert whole.kept(whole.size - 5, 100) is None
+            assert other.view(start, 5) == CONTENT[start : start + 5]
+            assert other.kept(start, 5) is None
+
+        await reader.bridge.run(work)
+
+
+@in_trio
+async def test_reads_of_a_kept_chunk_count_as_read_in_sequence() -> None:
+    """Otherwise each chunk that is read in small steps looked like a jump, and nothing was fetched ahead."""
+    source, digests = stored()
+    limits = replace(DEFAULT, reorder_distance=CHUNK_SIZE // 4, evidence=CHUNK_SIZE // 2)
+    async with open_reader(source, limits=limits) as reader:
+        stream = ImageStream(await reader.open_image(*first(source)), whole=True)
+
+        def work() -> None:
+            for offset in range(7 * CHUNK_SIZE, 9 * CHUNK_SIZE, CHUNK_SIZE // 16):
+                assert stream.view(offset, 50) == CONTENT[offset : offset + 50]
+
+        await reader.bridge.run(work)
+        await until(lambda: digests[9] in source.fetched)
+        stream.close()
 
 
 @in_trio

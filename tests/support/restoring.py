@@ -38,6 +38,9 @@ class Chunked(Memory):
     def view(self, offset: int, size: int) -> bytes:
         return self.pread(offset, size)
 
+    def kept(self, _offset: int, _size: int) -> None:
+        """Nothing is kept."""
+
     def spans(self, offset: int, size: int) -> Iterator[Extent]:
         while size:
             length = min(size, self.chunk - offset % self.chunk)

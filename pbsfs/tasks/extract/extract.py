@@ -40,6 +40,9 @@ class SpannedStream(Stream, Protocol):
     def view(self, offset: int, size: int) -> Buffer:
         """As `pread`, without a copy where that is possible."""
 
+    def kept(self, offset: int, size: int) -> Buffer | None:
+        """The same where that is in memory and takes no waiting; otherwise it may be None."""
+
     def spans(self, offset: int, size: int) -> Iterator[Extent]:
         """The range in pieces: holes, and data by chunk, so that damage costs no more than one."""
 
