@@ -234,6 +234,7 @@ def _completed(options: SourceOptions, profile: Profile, environment: Mapping[st
         keyfiles=options.keyfiles if has_keys else settings.keyfiles,
         retry_timeout=_first(options.retry_timeout, settings.retry_timeout),
         connections=_first(options.connections, settings.connections),
+        limit_rate=_first(options.limit_rate, settings.limit_rate),
         password=None if names_secret(PASSWORD_VARIABLE, "password", environment) else settings.password,
         key_password=None
         if names_secret(KEY_PASSWORD_VARIABLE, "encryption-password", environment)

@@ -140,11 +140,23 @@ KINDS: Mapping[str, type[Access]] = {kind.kind: kind for kind in (DirectoryAcces
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A source with what is read of it: from `namespace` on, with `keys`."""
+    """A source with what is read of it: from `namespace` on, with `keys`.
+
+    `limit_rate`: the bytes a second that are fetched at most; None for no limit.
+    """
 
     access: Access
     namespace: Namespace
     keys: KeyRing = field(repr=False)
+    limit_rate: int | None = None
+
+    def open(self) -> Source:
+        """A source of its own each time, with the limit. Raises SourceError."""
+        from pbsfs.sources.rate import Rate  # noqa: PLC0415
+
+        source = self.access.open()
+        source.rate = None if self.limit_rate is None else Rate(self.limit_rate)
+        return source
 
     def dump(self) -> bytes:
         """All of it, secrets included, for another process of pbsfs."""
@@ -152,6 +164,7 @@ class Description:
             "kind": self.access.kind,
             "namespace": str(self.namespace),
             "keys": self.keys.dump().decode(),
+            "limit_rate": self.limit_rate,
         }
         return json.dumps(facts | {"access": self.access.dump()}).encode()
 
@@ -160,7 +173,8 @@ class Description:
         """The inverse of `dump`."""
         facts = json.loads(data)
         access = KINDS[facts["kind"]].load(facts["access"])
-        return cls(access, Namespace.parse(facts["namespace"]), KeyRing.load(facts["keys"].encode()))
+        keys = KeyRing.load(facts["keys"].encode())
+        return cls(access, Namespace.parse(facts["namespace"]), keys, facts["limit_rate"])
 
     @contextlib.contextmanager
     def handed_over(self) -> Iterator[int]:

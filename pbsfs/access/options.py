@@ -45,9 +45,10 @@ class SourceOptions:
     """The options that name a source; `resolve` completes it from the environment.
 
     `server`, `port`, `datastore`, `auth_id`: the parts of a repository, instead of `repository`.
-    `namespace`: the one to start at. `retry_timeout` None: the default of the server source. `profile`: the
-    profile that names the source, until `pbsfs.access.config.configure` has put its settings here. Only
-    profiles set `ca_file` (the CA to trust, instead of the system's), `password` and `key_password`.
+    `namespace`: the one to start at. `retry_timeout` None: the default of the server source. `limit_rate`:
+    the bytes a second that are fetched at most. `profile`: the profile that names the source, until
+    `pbsfs.access.config.configure` has put its settings here. Only profiles set `ca_file` (the CA to trust,
+    instead of the system's), `password` and `key_password`.
     """
 
     repository: str | None = None
@@ -55,6 +56,7 @@ class SourceOptions:
     fingerprint: str | None = None
     retry_timeout: float | None = None
     connections: int | None = None
+    limit_rate: int | None = None
     keyfiles: tuple[Path, ...] = ()
     keyfd: int | None = None
     server: str | None = None

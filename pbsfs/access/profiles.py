@@ -14,7 +14,7 @@ from typing import Any
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.references import parse_path, parse_reference
-from pbsfs.access.sizes import parse_cache_size
+from pbsfs.access.sizes import parse_cache_size, parse_rate
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.text import quoted
@@ -87,6 +87,7 @@ def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, s
             keyfiles=found.get("keyfile", ()),
             retry_timeout=found.get("retry-timeout"),
             connections=found.get("connections"),
+            limit_rate=found.get("limit-rate"),
         ),
         cache_size=found.get("cache-size"),
         refresh=found.get("refresh"),
@@ -109,6 +110,7 @@ def shown_settings(profile: Profile) -> dict[str, str | list[str]]:
         "key-password": options.key_password,
         "cache-size": profile.cache_size,
         "connections": options.connections,
+        "limit-rate": options.limit_rate,
         "retry-timeout": options.retry_timeout,
         "refresh": profile.refresh,
         "mount-options": profile.mount_options,
@@ -141,6 +143,7 @@ _HABITS = {
     "encryption-password": "key-password",
     "ca": "ca-file",
     "cache": "cache-size",
+    "rate": "limit-rate",
     "options": "mount-options",
     "datastore": "repository",
     "server": "repository",
@@ -203,6 +206,10 @@ def _connections(name: str, value: Any) -> int:
     return value
 
 
+def _rate(name: str, value: Any) -> int:
+    return parse_rate(_checked(parse_rate)(name, value))
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """A key of a profile. `meaning`: for users. `check`: converts the value (name, value); raises UsageError.
@@ -232,6 +239,7 @@ KEYS = {
         _checked(parse_cache_size),
     ),
     "connections": Key("Open this many connections to the server for each snapshot, 1 to 16.", _connections),
+    "limit-rate": Key('Fetch at most this much in a second from the source, such as "50M".', _rate),
     "retry-timeout": Key("Retry for this many seconds while the server is unreachable.", _seconds),
     "refresh": Key("Look for new backups of a mount after this many seconds.", _seconds),
     "mount-options": Key(

@@ -49,7 +49,7 @@ def describe(
     else:
         access = find_access(options, environment, terminal, secret)
     keys = open_keys(options, environment, terminal, ask_for_default=ask_for_default)
-    return Description(access, namespace, keys)
+    return Description(access, namespace, keys, options.limit_rate)
 
 
 def find_access(

@@ -36,9 +36,9 @@ def parse_cache_size(text: str) -> int:
     return size
 
 
-def parse_rate(text: str | None) -> int | None:
-    """The bytes a second that `--limit-rate` says; None for no limit. Raises UsageError."""
-    rate = None if text is None else parse_size(text)
+def parse_rate(text: str) -> int:
+    """The bytes a second that a limit allows. Raises UsageError."""
+    rate = parse_size(text)
     if rate == 0:
-        raise UsageError("--limit-rate 0: a run would never end; give a larger rate")
+        raise UsageError(f"a rate of {text} is too small: reading would never end; give a larger rate")
     return rate

@@ -43,5 +43,9 @@ class FetchLimits:
     max_window: int = 64 << 20
     """How much pbsfs fetches ahead at most: 16 chunks of 4 MiB keep many cores, or a long distance, busy."""
 
+    rate_window: int = 4
+    """With a limited rate, how much pbsfs fetches ahead at most: what the rate brings in this many seconds.
+    If the reader stops, more would be lost for the other ones."""
+
 
 DEFAULT = FetchLimits()

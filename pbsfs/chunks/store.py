@@ -66,12 +66,16 @@ class Chunk:
 
 
 class Fetch:
-    """One fetch of a chunk. Tasks `wait` for its result; other threads `join` it."""
+    """One fetch of a chunk. Tasks `wait` for its result; other threads `join` it.
 
-    __slots__ = ("_data", "_error", "_finished", "_is_finished", "_joined", "length")
+    `is_awaited`: whether any does, or did.
+    """
+
+    __slots__ = ("_data", "_error", "_finished", "_is_finished", "_joined", "is_awaited", "length")
 
     def __init__(self, length: int) -> None:
         self.length = length
+        self.is_awaited = False
         self._finished = trio.Event()
         self._is_finished = False
         self._joined: list[threading.Lock] = []
@@ -91,11 +95,13 @@ class Fetch:
 
     async def wait(self) -> bytes:
         """The chunk's bytes. Raises the error of the fetch."""
+        self.is_awaited = True
         await self._finished.wait()
         return self._result()
 
     def join(self, timeout: float) -> bytes | None:
         """Like `wait`, for a thread other than the loop's. Returns None after `timeout` seconds."""
+        self.is_awaited = True
         turn = threading.Lock()
         turn.acquire()
         self._joined.append(turn)
@@ -147,7 +153,10 @@ class ChunkStore:
     @property
     def window_limit(self) -> int:
         """Bytes to prefetch for one sequential reader, so that those of all readers fit the cache."""
-        return self.cache.room // 2 // max(1, self.sequential_readers)
+        room = self.cache.room // 2
+        if self._source.rate is not None:
+            room = min(room, self._source.rate.limit * self.limits.rate_window)
+        return room // max(1, self.sequential_readers)
 
     def under_way(self, chunk: Chunk) -> Fetch | None:
         """The fetch of `chunk` that runs already, or None. Any thread may call this."""
@@ -198,7 +207,7 @@ class ChunkStore:
         result: bytes | PbsfsError = SourceError("reading ends: the source is being closed")
         try:
             async with self._budget.take(chunk.length):
-                result = await self._fetch(chunk)
+                result = await self._fetch(chunk, fetch)
                 self.memory.settle()
                 self.cache.put(chunk.identity, result)
         except PbsfsError as error:
@@ -212,19 +221,30 @@ class ChunkStore:
             del self._fetches[chunk.identity, chunk.length]
             fetch.finish(result)
 
-    async def _fetch(self, chunk: Chunk) -> bytes:
-        limit = blob.stored_limit(chunk.length)
-
-        async def fetch() -> bytes:
-            started = time.monotonic()
-            raw = await self._source.fetch_chunk(chunk.snapshot, chunk.archive, chunk.digest, limit)
-            COUNTS.chunk_fetched(len(raw), time.monotonic() - started)
+    async def _fetch(self, chunk: Chunk, fetch: Fetch) -> bytes:
+        async def decoded() -> bytes:
+            raw = await self._fetch_stored(chunk, fetch)
             return await trio.to_thread.run_sync(_decode, raw, chunk, limiter=self._decoders)
 
         try:
-            return await self._source.confirmed(fetch)
+            return await self._source.confirmed(decoded)
         except DamageError as error:
             raise DamageError(f"chunk {chunk.digest.hex()}: {error}") from None
+
+    async def _fetch_stored(self, chunk: Chunk, fetch: Fetch) -> bytes:
+        if self._source.rate is None:
+            return await self._fetch_now(chunk)
+        async with self._source.rate.turn(chunk.length, lambda: fetch.is_awaited) as turn:
+            raw = await self._fetch_now(chunk)
+            turn.size = len(raw)
+        return raw
+
+    async def _fetch_now(self, chunk: Chunk) -> bytes:
+        limit = blob.stored_limit(chunk.length)
+        started = time.monotonic()
+        raw = await self._source.fetch_chunk(chunk.snapshot, chunk.archive, chunk.digest, limit)
+        COUNTS.chunk_fetched(len(raw), time.monotonic() - started)
+        return raw
 
 
 def _decode(raw: bytes, chunk: Chunk) -> bytes:

@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.access.sizes import parse_rate
 from pbsfs.base.errors import OutputError, UsageError
 from pbsfs.base.text import first_of
 from pbsfs.cli.export_contents import export_contents
@@ -32,7 +31,6 @@ from pbsfs.tasks.extract.attributes import Kept
 from pbsfs.tasks.extract.extract import OnDamage
 from pbsfs.tasks.extract.run import Options, size_below
 from pbsfs.tasks.patterns import Selection
-from pbsfs.tasks.rate import Rate
 from pbsfs.tree import (
     BlobFile,
     ContentsDirectory,
@@ -92,9 +90,6 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
     type=_Mode(),
     help="Give a file this mode (default: 0600, or the mode of the file that is overwritten).",
 )
-@click.option(
-    "--limit-rate", metavar="SIZE", help="Read at most SIZE of an image a second, as 50M (default: no limit)."
-)
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
 @click.option(
     "--on-damage",
@@ -149,7 +144,6 @@ def command(
     in_place: bool,
     resume: bool,
     dry_run: bool,
-    limit_rate: str | None,
     mode: int | None,
     progress: bool | None,
     on_damage: str,
@@ -216,13 +210,11 @@ def command(
         in_place=in_place,
         dry_run=dry_run,
         resume=resume,
-        rate=Rate(parse_rate(limit_rate)),
     )
     if form == "qcow2":
         others = {
             "--in-place": in_place,
             "--resume": resume,
-            "--limit-rate": limit_rate is not None,
             "--zstd": zstd,
             "--on-damage": zeroed is not None,
         }
@@ -275,7 +267,6 @@ def command(
         for_images = {
             "--in-place": in_place,
             "--resume": resume,
-            "--limit-rate": limit_rate is not None,
         }
         if any(for_images.values()) and not isinstance(node, ImageFile):
             option = next(option for option, is_given in for_images.items() if is_given)

@@ -26,7 +26,6 @@ from pbsfs.tasks.image.map import check_map_file, write_map
 from pbsfs.tasks.image.opening import open_existing, open_resumed, open_target
 from pbsfs.tasks.image.refusals import refusal, refuse_existing
 from pbsfs.tasks.image.target import Target
-from pbsfs.tasks.rate import Rate
 from pbsfs.tree import BlobFile, ImageFile
 
 
@@ -35,9 +34,8 @@ class Copying:
     """What the options of a command say about the copies of images and other files.
 
     `mode`: of the file; None for the default. `progress`: what the user wants; None for what suits standard
-    error. `zeroed`: remembers damage that reads as zeros; None if none may. `rate`: of the data
-    of images. Raises UsageError for options
-    that exclude one another.
+    error. `zeroed`: remembers damage that reads as zeros; None if none may. Raises UsageError
+    for options that exclude one another.
     """
 
     dest: Path
@@ -49,7 +47,6 @@ class Copying:
     in_place: bool
     dry_run: bool
     resume: bool
-    rate: Rate
 
     def __post_init__(self) -> None:
         if self.dry_run and not self.in_place:
@@ -137,7 +134,7 @@ class Copying:
             shown(self.progress, name, image.size) as advance,
         ):
             place = self._place_of_map(target)
-            await copy_image(image, target, advance, rate=self.rate)
+            await copy_image(image, target, advance)
         return place
 
     async def _resume(self, image: Image, name: str) -> Path | None:
@@ -150,7 +147,7 @@ class Copying:
             shown(self.progress, name, image.size, lambda: _details(amounts)) as advance,
         ):
             place = self._place_of_map(target)
-            restore = Restore(image, target, advance, amounts=amounts, rate=self.rate)
+            restore = Restore(image, target, advance, amounts=amounts)
             with _explained(lambda: True, target, f"{target.part} is kept"):
                 await restore.run()
         return place
@@ -170,9 +167,7 @@ class Copying:
             place = None if self.dry_run else self._place_of_map(target)
             amounts = Amounts()
             with shown(self.progress, name, image.size, lambda: _details(amounts)) as advance:
-                restore = Restore(
-                    image, target, advance, dry_run=self.dry_run, amounts=amounts, rate=self.rate
-                )
+                restore = Restore(image, target, advance, dry_run=self.dry_run, amounts=amounts)
                 mixed = f"{target} is now partly the backup and partly what it was before"
                 with _explained(lambda: restore.began, target, mixed):
                     await restore.run()

@@ -232,7 +232,7 @@ def _serve(
         metrics=metrics,
     )
 
-    trio.run(serve, description.access.open(), mount_options, report.ready, report.stopping)
+    trio.run(serve, description.open(), mount_options, report.ready, report.stopping)
 
 
 class _Report:

@@ -24,7 +24,7 @@ from pbsfs.fuse.options import FuseOptions, split_options
 
 OPTIONS = frozenset(
     (
-        *("ns", "keyfile", "fingerprint", "connections", "retry-timeout"),
+        *("ns", "keyfile", "fingerprint", "connections", "retry-timeout", "limit-rate"),
         *("cache-size", "refresh", "on-damage", "log-level", "log-file", "log-format", "metrics"),
     )
 )

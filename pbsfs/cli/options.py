@@ -16,6 +16,7 @@ import click
 from pbsfs.access.config import Configured, configure
 from pbsfs.access.options import SourceOptions, resolve, without_source
 from pbsfs.access.resolve import describe
+from pbsfs.access.sizes import parse_rate
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import excerpt
@@ -103,6 +104,12 @@ def source_options(command: F) -> F:
             multiple=True,
             help="Decrypt with this key file, or those in this directory; may be repeated (default: the key "
             "of proxmox-backup-client, and those of Proxmox VE and Proxmox Backup Server on this machine).",
+        ),
+        click.option(
+            "--limit-rate",
+            metavar="SIZE",
+            callback=lambda _context, _parameter, value: None if value is None else parse_rate(value),
+            help="Fetch at most SIZE in a second from the source, such as 50M (default: no limit).",
         ),
         click.option(
             "--connections",
@@ -277,7 +284,7 @@ def run_on_described(
     from pbsfs.reader.reader import open_reader  # noqa: PLC0415
     from pbsfs.tree import Tree  # noqa: PLC0415
 
-    source = description.access.open()
+    source = description.open()
 
     async def run() -> R:
         async with open_reader(

@@ -7,7 +7,6 @@ import json
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.access.sizes import parse_rate
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, exit_status_of
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
@@ -21,14 +20,12 @@ from pbsfs.tree import ContentsNode, File, Tree
 @click.command("verify")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as a JSON object.")
-@click.option("--limit-rate", metavar="SIZE", help="Read at most SIZE a second, as 50M (default: no limit).")
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
 @source_options
 @logging_options
 def command(
     paths: tuple[str, ...],
     as_json: bool,
-    limit_rate: str | None,
     progress: bool | None,
     log: LogOptions,
     source: SourceOptions,
@@ -47,11 +44,10 @@ def command(
     """
     set_up_logging(log)
     source, places = from_mounts(source, paths or ("",))
-    rate = parse_rate(limit_rate)
 
     async def work(tree: Tree) -> Report:
         files: dict[bytes, File | ContentsNode] = {}
-        verification = Verification(tree.reader.store.memory, rate=rate)
+        verification = Verification(tree.reader.store.memory)
         nodes = [await find(tree, path, source) for path in places]
         for node in nodes:
             files |= {file.path: file for file in await verification.collect(node)}

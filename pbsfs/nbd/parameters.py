@@ -21,7 +21,7 @@ from pbsfs.access.description import Description
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.profiles import Profile
 from pbsfs.access.resolve import describe
-from pbsfs.access.sizes import parse_cache_size
+from pbsfs.access.sizes import parse_cache_size, parse_rate
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import BACKUP_TYPES
 from pbsfs.base.secret import Secret
@@ -54,6 +54,7 @@ PARAMETERS = {
     "path": "Serve the image or the directory at this path, such as vm/103/latest/drive-scsi0.img, instead "
     "of vmid=, type=, id=, timestamp= and image=.",
     "cache_size": "Keep decoded chunks in this much memory (default: 256M).",
+    "limit_rate": "Fetch at most this much in a second from the source, such as 50M (default: no limit).",
     "connections": "Open this many connections to the server for each snapshot, 1 to 16 (default: by the "
     "round trip).",
     "nbd_connections": "Serve at most this many connections of NBD clients at once, 1 to 10000 (default: "
@@ -173,6 +174,7 @@ class Parameters:
             fingerprint=given.get("fingerprint") or None,
             retry_timeout=self._number("retry_timeout", 0, 1e9),
             connections=self._whole("connections", 1, 16),
+            limit_rate=parse_rate(given["limit_rate"]) if "limit_rate" in given else None,
             keyfiles=tuple(self._keyfiles),
             port=self._whole("port", 1, 65535),
             namespace=given.get("namespace"),

@@ -117,7 +117,7 @@ class Server:
 
     async def _check(self) -> str:
         settings = self._settings
-        source = settings.source.access.open()
+        source = settings.source.open()
         async with open_reader(source, keys=settings.source.keys, cache_size=settings.cache_size) as reader:
             tree = Tree(reader, settings.source.namespace)
             node = await choose(tree, settings.path, missing=settings.missing, filters=settings.filters)
@@ -134,7 +134,7 @@ class Server:
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         settings = self._settings
-        source = settings.source.access.open()
+        source = settings.source.open()
         async with open_reader(
             source, keys=settings.source.keys, cache_size=settings.cache_size, zeroed=settings.zeroed
         ) as reader:

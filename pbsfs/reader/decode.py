@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import trio
 
 from pbsfs.base.errors import DamageError, NotFoundError
-from pbsfs.base.names import ArchiveKind, Snapshot
+from pbsfs.base.names import Archive, ArchiveKind, Snapshot
 from pbsfs.formats import blob
 from pbsfs.formats.index import (
     DYNAMIC_ENTRY_SIZE,
@@ -51,9 +51,20 @@ R = TypeVar("R")
 async def fetch_stored(source: Source, snapshot: Snapshot, file: FileInfo, limit: int) -> bytes:
     """The stored bytes of a file, at most `limit`. Raises DamageError (not naming it), SourceError."""
     try:
-        raw = await source.fetch_file(snapshot, file.archive, limit)
+        return await fetch_raw(source, snapshot, file.archive, limit)
     except NotFoundError:
         raise DamageError("listed in the snapshot, but missing") from None
+
+
+async def fetch_raw(source: Source, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
+    """The same, but raises NotFoundError if there is no such file."""
+    if source.rate is None:
+        raw = await source.fetch_file(snapshot, archive, limit)
+    else:
+        # How many bytes a file has, only its transfer shows.
+        async with source.rate.turn(0) as turn:
+            raw = await source.fetch_file(snapshot, archive, limit)
+            turn.size = len(raw)
     COUNTS.bytes_fetched += len(raw)
     return raw
 

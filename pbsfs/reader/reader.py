@@ -30,6 +30,7 @@ from pbsfs.reader.bridge import Bridge
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.decode import (
     decode_blob,
+    fetch_raw,
     fetch_stored,
     in_thread_if_large,
     index_limit,
@@ -40,7 +41,6 @@ from pbsfs.reader.image import Image
 from pbsfs.reader.manifests import Manifests
 from pbsfs.reader.opened import Blob, OpenFiles
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE, DEFAULT_OPEN_LIMIT, Memory
-from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
 
 LOG_SIZE = 16 << 20
@@ -201,14 +201,12 @@ class Reader:
 
         async def fetch() -> bytes:
             try:
-                raw = await self.source.fetch_file(snapshot, archive, index.stored_size)
+                return await fetch_raw(self.source, snapshot, archive, index.stored_size)
             except NotFoundError:  # a forgotten snapshot is not damage
                 raise SourceError(
                     f"{snapshot}/{archive}: the index is missing, the snapshot may have been forgotten; "
                     f"close the file"
                 ) from None
-            COUNTS.bytes_fetched += len(raw)
-            return raw
 
         try:
             await self.source.confirmed(lambda: self._opened.restore(index, fetch))
@@ -235,6 +233,8 @@ async def open_reader(
     async with trio.open_nursery() as nursery:
         try:
             await source.open(nursery)
+            if source.rate is not None:
+                nursery.start_soon(source.rate.run)
             memory = Memory(cache_size, open_limit)
             store = ChunkStore(source, nursery, memory, limits)
             yield Reader(source, store, OpenFiles(nursery, memory, limits), keys or {}, zeroed)

@@ -19,6 +19,7 @@ import trio
 from pbsfs.base.errors import DamageError
 from pbsfs.base.names import Archive, Group, Namespace, Snapshot
 from pbsfs.formats.manifest import CryptMode
+from pbsfs.sources.rate import Rate
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,9 @@ class Source(abc.ABC):
     doubts: tuple[float, ...] = ()
     """The pauses, in seconds, after each of which data is fetched again before it counts as damage. Empty if
     nothing can change the data between the storage and pbsfs."""
+
+    rate: Rate | None = None
+    """The limit of the bytes a second that are fetched; None for no limit."""
 
     @abc.abstractmethod
     def __str__(self) -> str:

@@ -23,7 +23,6 @@ from pbsfs.reader.image import Image
 from pbsfs.runtime.memory import Memory
 from pbsfs.tasks.hit import files_hit
 from pbsfs.tasks.known import KnownChunks
-from pbsfs.tasks.rate import Rate
 from pbsfs.tasks.report import Damage, Report
 from pbsfs.tree import BlobFile, ContentsNode, Directory, File, ImageFile, Node
 
@@ -53,15 +52,13 @@ class Verification:
         self,
         memory: Memory,
         *,
-        rate: int | None = None,
         known: KnownChunks | None = None,
         stride: int = STRIDE,
     ) -> None:
-        """`memory`: what the chunks that were read are charged to. `rate`: bytes a second at most; None for
-        no limit. `known`: remembers these chunks; None for a set of half of `memory`. `stride`: see `STRIDE`.
+        """`memory`: what the chunks that were read are charged to. `known`: remembers these chunks; None for
+        a set of half of `memory`. `stride`: see `STRIDE`.
         """
         self.report = Report()
-        self._rate = Rate(rate)
         self._advance: Callable[[int], None] = lambda _count: None
         self._known = KnownChunks(memory, memory.open_limit // 2) if known is None else known
         self._stride = stride
@@ -144,7 +141,6 @@ class Verification:
                 for count, number in enumerate(image.data_chunks(0, image.size), 1):
                     chunk = image.chunk(number)
                     if self._known.add(chunk):
-                        await self._rate.wait(chunk.length)
                         await sending.send(number)
                     else:
                         self._advance(chunk.length)
@@ -191,7 +187,6 @@ class Verification:
         """Reads an entry of an archive, and all below it; what cannot be read goes into the report."""
         top, opened = await node.learn(), await node.inside.open()
         streams = opened.streams()
-        token = trio.lowlevel.current_trio_token()
 
         def check(path: bytes, entry: Entry | DamageError) -> None:
             if not isinstance(entry, Entry):
@@ -204,7 +199,6 @@ class Verification:
                     continue
                 for span in stream.spans(piece.offset, piece.length):
                     if not span.hole:
-                        trio.from_thread.run(self._rate.wait, span.length, trio_token=token)
                         stream.pread(span.offset, span.length)
                         self.report.size += span.length
 

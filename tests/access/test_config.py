@@ -33,6 +33,7 @@ namespace = "prod"
 keyfile = "/keys/home.json"
 cache-size = "64M"
 connections = 3
+limit-rate = "5M"
 retry-timeout = 7
 refresh = 60
 mount-options = ["allow_other", "gid=100"]
@@ -84,6 +85,7 @@ def test_a_profile_gives_all_of_its_settings(files: Files) -> None:
         namespace="prod",
         keyfiles=(Path("/keys/home.json"),),
         connections=3,
+        limit_rate=5 << 20,
         retry_timeout=7.0,
     )
     assert found.profile is not None
@@ -286,6 +288,8 @@ def test_an_unknown_profile_is_refused_with_a_suggestion(files: Files) -> None:
         ('fingerprint = "ab"', ".fingerprint: 'ab' is not a fingerprint"),
         ('cache-size = "1M"', ".cache-size: a cache of 1M is too small"),
         ("connections = 17", ".connections: not a number of connections; give one from 1 to 16"),
+        ('limit-rate = "0"', ".limit-rate: a rate of 0 is too small"),
+        ("limit-rate = 5", ".limit-rate: not text"),
         ("connections = true", ".connections: not a number of connections"),
         ("retry-timeout = nan", ".retry-timeout: not a number of seconds"),
         ("retry-timeout = 0x" + "f" * 6000, ".retry-timeout: not a number of seconds"),

@@ -33,7 +33,7 @@ ACCESSES = [
 @pytest.mark.parametrize("access", ACCESSES)
 @pytest.mark.parametrize("namespace", [(), ("prod", "db")])
 def test_what_is_handed_over_is_taken_over_whole(access: Access, namespace: tuple[str, ...]) -> None:
-    description = Description(access, Namespace(namespace), KeyRing([KEY, OTHER_KEY]))
+    description = Description(access, Namespace(namespace), KeyRing([KEY, OTHER_KEY]), 1000)
     with description.handed_over() as fd:
         inherited = os.dup(fd)
     found = Description.taken_over(inherited)
@@ -41,6 +41,7 @@ def test_what_is_handed_over_is_taken_over_whole(access: Access, namespace: tupl
     assert type(found.access) is type(access)
     assert found.access.dump() == access.dump()
     assert found.namespace == description.namespace
+    assert found.limit_rate == 1000
     assert [key.reveal() for key in found.keys.values()] == [KEY.reveal(), OTHER_KEY.reveal()]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(inherited)

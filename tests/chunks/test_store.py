@@ -17,6 +17,7 @@ from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.chunks.store import Chunk, ChunkStore
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.runtime.memory import Memory
+from pbsfs.sources.rate import Rate
 from tests.support import made
 from tests.support.run import in_trio
 from tests.support.sources import CHUNK_SIZE, MemorySource, file_of
@@ -489,3 +490,37 @@ async def test_a_prefetch_that_fails_bothers_nobody_and_makes_room_again() -> No
         await wait_all_tasks_blocked()
         assert store.prefetch(chunks[2])
         assert [await get(store, wanted) for wanted in chunks] == contents
+
+
+# --- a limited rate
+
+
+@in_trio
+async def test_what_is_read_comes_before_what_is_prefetched_also_if_the_read_comes_later() -> None:
+    source, chunks, contents = source_of(6)
+    source.rate = Rate(CHUNK_SIZE // 10)
+    async with opened(source) as store, trio.open_nursery() as nursery:
+        nursery.start_soon(source.rate.run)
+        assert await get(store, chunks[0]) == contents[0]
+        for wanted in chunks[1:5]:
+            assert store.prefetch(wanted)
+        await wait_all_tasks_blocked(0.001)
+        async with trio.open_nursery() as reads:
+            for wanted in (chunks[5], chunks[3]):
+                reads.start_soon(get, store, wanted)
+        for wanted in chunks[1:5]:
+            await get(store, wanted)
+        nursery.cancel_scope.cancel()
+    order = [source.fetched.index(wanted.digest) for wanted in chunks]
+    assert sorted(order) == list(range(6))
+    assert order[0] == 0
+    assert {order[5], order[3]} == {1, 2}
+
+
+@in_trio
+async def test_with_a_rate_no_more_is_fetched_ahead_than_it_brings_soon() -> None:
+    source, _chunks, _contents = source_of(1)
+    async with opened(source) as store:
+        assert store.window_limit == 32 << 20
+        source.rate = Rate(1 << 20)
+        assert store.window_limit == DEFAULT.rate_window << 20

@@ -207,7 +207,7 @@ def test_paths_that_overlap_are_read_once(stocked: Stocked) -> None:
 @pytest.mark.parametrize(
     ("status", "arguments", "words"),
     [
-        (2, ("--limit-rate", "0"), "--limit-rate 0: a run would never end"),
+        (2, ("--limit-rate", "0"), "a rate of 0 is too small: reading would never end"),
         (2, ("--limit-rate", "much"), "'much' is not a size"),
         (2, ("vm/..",), "'..' has no meaning here"),
         (3, ("vm/100", "vm/999"), "there is no '999'"),

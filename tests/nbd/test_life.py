@@ -26,6 +26,7 @@ from tests.support.nbd import (
     PLUGIN,
     READ,
     Client,
+    NbdError,
     command,
     connected,
     has_content,
@@ -50,6 +51,32 @@ PROGRAM_BUDGET = 150 * MIB
 def server(stocked: Stocked) -> Iterator[ReferenceServer]:
     with serving(stocked.path) as found:
         yield found
+
+
+# --- a limited rate
+
+
+def test_with_a_tiny_rate_a_read_waits_and_nbdkit_ends_in_order(stocked: Stocked) -> None:
+    with nbdkit(stocked.path, *ONE, "limit_rate=1") as server:
+        failures: list[BaseException] = []
+
+        def read() -> None:
+            try:
+                server.read()
+            except (OSError, EOFError, NbdError) as error:
+                failures.append(error)
+
+        reading = threading.Thread(target=read, daemon=True)
+        reading.start()
+        client = connected(server.socket)  # a second one is greeted while the first waits
+        assert client.recv(8) == b"NBDMAGIC"
+        client.close()
+        server.process.terminate()
+        reading.join(AT_ONCE)
+        assert not reading.is_alive()
+        assert failures
+        server.log_lines()
+        server.check_end()
 
 
 # --- what it refuses to start with

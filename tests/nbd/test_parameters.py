@@ -105,6 +105,7 @@ def test_a_server_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> No
         f"fingerprint={FINGERPRINT}",
         "namespace=prod/db",
         "connections=4",
+        "limit_rate=5M",
         "nbd_connections=7",
         "retry_timeout=2.5",
     )
@@ -112,6 +113,7 @@ def test_a_server_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> No
     assert server_of(settings).trust.pinned == FINGERPRINT.replace(":", "").lower()
     assert settings.source.namespace == Namespace(("prod", "db"))
     assert (server_of(settings).connections, server_of(settings).retry_timeout) == (4, 2.5)
+    assert settings.source.limit_rate == 5 << 20
     assert settings.nbd_connections == 7
     assert password_of(settings) == PASSWORD
 
@@ -321,6 +323,8 @@ def test_a_password_shows_itself_nowhere(
         ("cache_size=much", "'much' is not a size"),
         ("cache_size=1M", "too small; the least is 32M"),
         ("connections=0", "connections=0: not a number from 1 to 16"),
+        ("limit_rate=0", "a rate of 0 is too small"),
+        ("limit_rate=", "'' is not a size"),
         ("connections=17", "connections=17: not a number"),
         ("connections=2.5", "connections=2.5: not a whole number"),
         ("nbd_connections=0", "nbd_connections=0: not a number from 1 to 10000"),

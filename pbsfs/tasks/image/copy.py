@@ -15,7 +15,6 @@ from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.image import Extent, Image
 from pbsfs.runtime.together import run_together
 from pbsfs.tasks.image.target import Target
-from pbsfs.tasks.rate import UNLIMITED, Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +37,8 @@ async def copy_image(
     target: Target,
     advance: Callable[[int], None],
     pieces: Pieces = DEFAULT_PIECES,
-    rate: Rate = UNLIMITED,
 ) -> None:
-    """Writes all of `image` to `target`; calls `advance` with the bytes of each step. `rate`: of the data.
+    """Writes all of `image` to `target`; calls `advance` with the bytes of each step.
 
     Raises DamageError and SourceError from reading, OSError from writing.
     """
@@ -48,8 +46,6 @@ async def copy_image(
 
     async def read() -> None:
         handle = image.handle(whole=True)
-        # With a limit, nothing is fetched ahead: that would exceed it.
-        read_piece = handle.read if rate.rate is None else image.read
         try:
             with sending:
                 for extent in _cut(image, pieces.size, target.hole_piece):
@@ -57,8 +53,7 @@ async def copy_image(
                     if extent.hole:
                         handle.skip_hole(extent.offset + extent.length)
                     else:
-                        await rate.wait(extent.length)
-                        data = await read_piece(extent.offset, extent.length)
+                        data = await handle.read(extent.offset, extent.length)
                     await sending.send((extent, data))
         finally:
             handle.close()

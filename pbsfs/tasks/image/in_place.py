@@ -23,7 +23,6 @@ from pbsfs.reader.buffers import is_zero
 from pbsfs.reader.image import Image
 from pbsfs.runtime.together import run_together
 from pbsfs.tasks.image.compared import ComparedTarget
-from pbsfs.tasks.rate import UNLIMITED, Rate
 
 FETCHERS = 12
 """Chunks that are fetched and written at once: enough for the round trip to a server, as `verify` has it."""
@@ -96,11 +95,9 @@ class Restore:
         *,
         dry_run: bool = False,
         amounts: Amounts | None = None,
-        rate: Rate = UNLIMITED,
     ) -> None:
         """`advance` gets the bytes of each step that is done. `dry_run`: whether to compare only. `amounts`:
-        counts what is done; None for a new count. `rate`: of what is fetched."""
-        self._rate = rate
+        counts what is done; None for a new count."""
         self.amounts = Amounts() if amounts is None else amounts
         self._image = image
         self._target = target
@@ -176,7 +173,6 @@ class Restore:
         return chunk.matches(view)
 
     async def _fetch(self, step: Step, chunk: Chunk) -> None:
-        await self._rate.wait(step.length)
         data = await self._image.read(step.offset, step.length)
         kind = _DATA
         if self._image.shows_zeros and not await trio.to_thread.run_sync(chunk.matches, data):
