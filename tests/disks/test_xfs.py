@@ -18,8 +18,10 @@ from pbsfs.base.errors import DamageError, UnsupportedError
 from pbsfs.contents.base import Entry, Stream
 from pbsfs.disks.volume import Disk, Volume, part_of
 from pbsfs.disks.xfs.blocks import Blocks
+from pbsfs.disks.xfs.changes import BufferChange, changed_inode, with_change
 from pbsfs.disks.xfs.extents import extents
 from pbsfs.disks.xfs.inode import decoded
+from pbsfs.disks.xfs.inode_item import InodeItem
 from pbsfs.disks.xfs.overlay import Overlay
 from pbsfs.disks.xfs.reader import Xfs
 from pbsfs.disks.xfs.superblock import Superblock
@@ -216,7 +218,7 @@ class Logged:
         found = self.clean.child(self.clean.root, b"link-1023")
         assert found is not None
         inode = decoded(found.inode, self.disk.pread(self.superblock.inode_offset(found.inode), 256))
-        blocks = Blocks(Overlay(Disk(self.disk)), self.superblock, self.disk.size)
+        blocks = Blocks(Overlay(Disk(self.disk), self.superblock), self.superblock, self.disk.size)
         return next(extents(blocks, inode.data)).offset
 
     @staticmethod
@@ -352,6 +354,73 @@ def test_changes_that_do_not_fit_into_memory_are_reported(
     assert mode_of(xfs, b"file-1") == REGULAR | 0o4640
 
 
+class Noting(Patched):
+    """Remembers the sectors that are read."""
+
+    def __init__(self, disk: Patched) -> None:
+        super().__init__(disk)
+        self.read: set[int] = set()
+
+    def pread(self, offset: int, size: int) -> bytes:
+        self.read.update(range(offset // 512, -(-(offset + size) // 512)))
+        return super().pread(offset, size)
+
+
+def test_what_the_log_changes_is_read_when_it_is_wanted(logged: Logged) -> None:
+    place = logged.target()
+    logged.add(logged.mode(b"file-1", REGULAR | 0o600), logged.buffer(place, b"u" * 128))
+    logged.opened()
+    disk = Noting(logged.disk)
+    xfs = Xfs(Disk(disk))
+    assert xfs.facts()["journal"] == "replayed: 1 transactions"
+    assert place // 512 not in disk.read
+    assert target_of(xfs) == b"u" * 128 + b"t" * (1023 - 128)
+    assert place // 512 in disk.read
+
+
+def test_of_the_changes_of_an_inode_each_part_of_it_keeps_its_last() -> None:
+    """Attributes that were changed before the data, and of version 4 by the counts of writes."""
+    core = bytearray(176)
+    core[:2], core[2:4], core[4], core[82] = b"NI", (REGULAR | 0o600).to_bytes(2, "little"), 3, 15
+    stored = (b"IN" + bytes(2) + b"\3").ljust(512, b"\0")
+
+    def change(fields: int, *forks: bytes) -> InodeItem:
+        return InodeItem(fields, 133, bytes(4), 64, 32, 0, [b"", bytes(core), *forks])
+
+    changes = b""
+    for lsn, item in (
+        (10, change(0x41, b"attributes")),
+        (11, change(3, b"old")),
+        (12, change(3, b"new")),
+    ):
+        changes = with_change(changes, item, lsn, has_checksums=True)
+    assert b"old" not in changes
+    found = changed_inode(changes, stored, 133, has_checksums=True)
+    assert found is not None
+    assert (found[176:179], found[296:306]) == (b"new", b"attributes")
+    later = stored[:112] + (11).to_bytes(8, "big") + stored[120:]
+    found = changed_inode(changes, later, 133, has_checksums=True)
+    assert found is not None
+    assert (found[176:179], found[296:306]) == (b"new", bytes(10))
+    newer = stored[:112] + (13).to_bytes(8, "big") + stored[120:]
+    assert changed_inode(changes, newer, 133, has_checksums=True) is None
+
+
+def test_of_a_buffer_what_the_disk_has_already_is_dropped() -> None:
+    buffer = BufferChange(8, 8)
+    buffer.add(5, 0, b"a" * 512)
+    buffer.add(7, 2, b"b" * 128)
+    buffer.add(6, 30, b"c" * 256)
+    buffer.settle(5)
+    assert [buffer.touches(4096 + at * 128, 128) for at in (0, 1, 2, 3, 30, 31)] == [0, 0, 1, 0, 1, 1]
+    page = bytearray(4000)
+    buffer.apply(page, 4100)
+    assert page[:252] == bytes(252)
+    assert page[252:380] == b"b" * 128
+    assert page[380:3836] == bytes(3456)
+    assert page[3836:] == b"c" * 164
+
+
 # --- damaged and hostile disks
 
 
@@ -407,13 +476,6 @@ def everything(xfs: Xfs, disk: Stream) -> Iterator[tuple[bytes, dict[str, Any] |
 
 def metadata_of(disk: Patched) -> list[int]:
     """The sectors that are read to list everything, without those of the log."""
-    read: set[int] = set()
-
-    class Noting(Patched):
-        def pread(self, offset: int, size: int) -> bytes:
-            read.update(range(offset // 512, -(-(offset + size) // 512)))
-            return super().pread(offset, size)
-
     noting = Noting(disk)
     xfs = Xfs(Disk(noting))
     for _, entry in xfs.walk(xfs.root):
@@ -424,7 +486,9 @@ def metadata_of(disk: Patched) -> list[int]:
     superblock = Superblock.of(disk.pread(0, 512))
     start = superblock.offset_of(superblock.log_start) // 512
     log = range(start, start + superblock.log_blocks * superblock.block_size // 512)
-    return [sector for sector in sorted(read) if sector not in log and any(disk.pread(sector * 512, 512))]
+    return [
+        sector for sector in sorted(noting.read) if sector not in log and any(disk.pread(sector * 512, 512))
+    ]
 
 
 def mutate(disk: Patched, sectors: Sequence[int], some: random.Random) -> None:

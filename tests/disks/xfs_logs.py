@@ -107,4 +107,4 @@ class Written:
         return Log(disk, uuid=UUID, is_v2=self.version == 2, has_checksums=self.checksums)
 
     def texts(self) -> list[bytes]:
-        return [item.regions[0][4:] for found in committed(self.log()) for item in found.items]
+        return [item.regions[0][4:] for found in committed(self.log()) for item in found.items()]

@@ -105,9 +105,11 @@ class Blocks:
         start, _size = self.window(offset)
         at = offset - start
         raw = self._window(start)[at : at + superblock.inode_size]
+        changed = self._overlay.inode(number, offset, raw)
+        raw = changed or raw
         if len(raw) != superblock.inode_size or raw[:2] != b"IN":
             raise DamageError(f"there is no inode at byte {offset}")
-        if superblock.has_checksums and not self._overlay.changed(offset, superblock.inode_size):
+        if superblock.has_checksums and changed is None:
             wrong, place = self._wrong.get(start, b""), at // superblock.inode_size
             if (place >= len(wrong) or wrong[place]) and not _is_right(raw):
                 raise DamageError(f"the inode at byte {offset} has a wrong checksum")

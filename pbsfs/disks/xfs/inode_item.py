@@ -17,6 +17,9 @@ _PACKED = struct.Struct("<4xIHHQ16sQII")
 
 _DATA, _DATA_ROOT, _DEVICE = 0x0E, 0x08, 0x10
 _ATTRIBUTES, _ATTRIBUTES_ROOT = 0x1C0, 0x100
+FORKS = (_DATA, _DEVICE, _ATTRIBUTES)
+"""Masks of `InodeItem.fields`: the parts of an inode, beside its core, that a change may replace."""
+
 _WRAPPED = 0xFFFF
 _BIGTIME, _LARGE_COUNTS = 8, 16
 _HEAD = "2H2B2s3I2H"

@@ -1,19 +1,25 @@
-"""What log recovery changes on a volume, in memory. Of one thread; used by `recovery` and `blocks`."""
+"""A volume with what its log changes, in memory. Of one thread; `recovery` fills it, `blocks` reads it.
+
+A change is applied when its place is read, and the disk decides then whether it is new: what nobody reads
+costs no reading of the disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pbsfs.base.errors import DamageError
 from pbsfs.disks.volume import Volume
+from pbsfs.disks.xfs.changes import FRESH, BufferChange, changed_inode, newest, with_change
+from pbsfs.disks.xfs.inode_item import InodeItem
+from pbsfs.disks.xfs.superblock import Superblock
 
 SECTOR = 512
 
 MOST_BYTES = 56 << 20
-"""Memory for changed sectors."""
+"""Memory for changes."""
 
-_OVERHEAD = 130
-"""Bytes that Python needs for a sector, about."""
+_PAGE = 4096
+_OVERHEAD = 150
+"""Bytes that Python needs for an inode's change, about, beside its data."""
 
 
 class TooLargeError(DamageError):
@@ -21,73 +27,120 @@ class TooLargeError(DamageError):
 
 
 class Overlay:
-    """A volume with changed sectors."""
+    """A volume and its changes."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, superblock: Superblock) -> None:
         self._volume = volume
-        self._sectors: dict[int, bytes] = {}  # without the zeros at their ends
+        self._superblock = superblock
+        self._buffers: dict[tuple[int, int], BufferChange] = {}
+        self._pages: dict[int, tuple[BufferChange, ...]] = {}  # by the pages that they lie in
+        self._inodes: dict[int, bytes] = {}  # by their places in the volume
         self._held = 0
 
-    def __len__(self) -> int:
-        return len(self._sectors)
+    # --- reading
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes. Raises DamageError, KeyRequiredError, SourceError."""
+        """Exactly `size` bytes, without the changes of inodes. Raises DamageError, KeyRequiredError,
+        SourceError."""
         data = self._volume.read(offset, size)
-        if not self._sectors:
+        buffers = self._buffers_in(offset, size)
+        for buffer in buffers:
+            if not buffer.is_settled:
+                start = buffer.block * SECTOR
+                stored = self._volume.read(start, min(SECTOR, buffer.length * SECTOR))
+                buffer.settle(newest(stored, self._superblock))
+        buffers = [buffer for buffer in buffers if buffer.touches(offset, size)]
+        if not buffers:
             return data
-        changed: bytearray | None = None
-        for sector in range(offset // SECTOR, -(-(offset + size) // SECTOR)):
-            stored = self._sectors.get(sector)
-            if stored is None:
-                continue
-            if changed is None:
-                changed = bytearray(data)
-            start = sector * SECTOR - offset
-            first, last = max(0, -start), min(SECTOR, size - start)
-            changed[start + first : start + last] = stored.ljust(SECTOR, b"\0")[first:last]
-        return data if changed is None else bytes(changed)
-
-    def prefetch(self, offsets: Sequence[int], size: int) -> None:
-        """Requests `size` bytes from each of `offsets` on, as far as they lie in the volume."""
-        most = self._volume.size
-        self._volume.prefetch([(offset, min(size, most - offset)) for offset in offsets if offset < most])
+        changed = bytearray(data)
+        for buffer in buffers:
+            buffer.apply(changed, offset)
+        return bytes(changed)
 
     def changed(self, offset: int, size: int) -> bool:
-        """Whether any sector of a range comes from the log."""
-        sectors = self._sectors
-        return bool(sectors) and any(
-            sector in sectors for sector in range(offset // SECTOR, -(-(offset + size) // SECTOR))
+        """Whether anything in a range that was read comes from the log."""
+        return any(buffer.touches(offset, size) for buffer in self._buffers_in(offset, size))
+
+    def inode(self, number: int, offset: int, stored: bytes) -> bytes | None:
+        """The inode at `offset` after its changes, of `stored`, as `read` has it; None where there are none,
+        or what is stored is newer. Raises DamageError."""
+        changes = self._inodes.get(offset)
+        if changes is None:
+            return None
+        return changed_inode(changes, stored, number, has_checksums=self._superblock.has_checksums)
+
+    def _buffers_in(self, offset: int, size: int) -> list[BufferChange]:
+        found: dict[BufferChange, None] = {}
+        if self._pages:
+            for page in range(offset // _PAGE, -(-(offset + size) // _PAGE)):
+                found |= dict.fromkeys(self._pages.get(page, ()))
+        return list(found)
+
+    # --- changing
+
+    def change(self, block: int, length: int, lsn: int, first: int, data: bytes) -> None:
+        """Changes a buffer of `length` sectors from the sector `block` on: in it, the chunks from `first` on.
+
+        Raises TooLargeError; DamageError for what lies beyond the volume.
+        """
+        buffer = self._buffers.get((block, length))
+        if buffer is None:
+            self._volume.check(block * SECTOR, length * SECTOR)
+            buffer = self._buffers[block, length] = BufferChange(block, length)
+            self._hold(len(buffer))
+            for page in range(block * SECTOR // _PAGE, -(-(block + length) * SECTOR // _PAGE)):
+                self._pages[page] = (*self._pages.get(page, ()), buffer)
+                self._hold(_OVERHEAD)
+        before = len(buffer)
+        buffer.add(lsn, first, data)
+        self._hold(len(buffer) - before)
+
+    def change_inode(self, item: InodeItem, lsn: int) -> None:
+        """Changes an inode. Raises TooLargeError, DamageError."""
+        offset = self._superblock.inode_offset(item.number)
+        self._put(
+            offset,
+            with_change(
+                self._inodes.get(offset, b""), item, lsn, has_checksums=self._superblock.has_checksums
+            ),
         )
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Raises TooLargeError; DamageError for what lies beyond the volume."""
-        if not data:
-            return
-        first, end = offset // SECTOR, -(-(offset + len(data)) // SECTOR)
-        if offset % SECTOR or len(data) % SECTOR:
-            whole = bytearray(self.read(first * SECTOR, (end - first) * SECTOR))
-            whole[offset - first * SECTOR : offset - first * SECTOR + len(data)] = data
-            data = bytes(whole)
-        else:
-            self._volume.check(offset, len(data))
-        for sector in range(first, end):
-            at = (sector - first) * SECTOR
-            self._put(sector, data[at : at + SECTOR].rstrip(b"\0"))
+    def create(self, offset: int, count: int) -> None:
+        """Makes `count` inodes from `offset` on new and free. Raises like `change`."""
+        step = self._superblock.inode_size
+        self._volume.check(offset, count * step)
+        for at in range(offset, offset + count * step, step):
+            self._put(at, FRESH)
 
-    def fill(self, offset: int, sector: bytes, count: int) -> None:
-        """Writes one sector `count` times, which are held once."""
-        self._volume.check(offset, count * SECTOR)
-        for number in range(offset // SECTOR, offset // SECTOR + count):
-            self._put(number, sector)
+    def cancel(self, block: int, length: int) -> None:
+        """Drops all changes of a buffer, and of the inodes in it."""
+        buffer = self._buffers.get((block, length))
+        if buffer is not None:
+            before = len(buffer)
+            buffer.clear()
+            self._hold(len(buffer) - before)
+        step = self._superblock.inode_size
+        start = block * SECTOR
+        for at in range(start + -start % step, start + length * SECTOR, step):
+            if at in self._inodes:
+                self._hold(-_size(self._inodes.pop(at)))
 
     def clear(self) -> None:
-        self._sectors.clear()
+        self._buffers.clear()
+        self._pages.clear()
+        self._inodes.clear()
         self._held = 0
 
-    def _put(self, sector: int, data: bytes) -> None:
-        old = self._sectors.get(sector)
-        self._held += len(data) - len(old) if old is not None else len(data) + _OVERHEAD
+    def _put(self, offset: int, changes: bytes) -> None:
+        old = self._inodes.get(offset)
+        self._inodes[offset] = changes
+        self._hold(_size(changes) - (0 if old is None else _size(old)))
+
+    def _hold(self, size: int) -> None:
+        self._held += size
         if self._held > MOST_BYTES:
             raise TooLargeError(f"its changes take more than {MOST_BYTES >> 20} MiB")
-        self._sectors[sector] = data
+
+
+def _size(changes: bytes) -> int:
+    return _OVERHEAD + len(changes)

@@ -38,8 +38,8 @@ class Xfs(FileSystem):
         """Raises DamageError, KeyRequiredError, SourceError."""
         super().__init__(volume)
         start = volume.read(0, min(MOST_SECTOR, volume.size))
-        self._overlay = Overlay(volume)
         superblock = Superblock.of(start)
+        self._overlay = Overlay(volume, superblock)
         self._journal, self._superblock = self._recovered(volume, superblock)
         self._blocks = Blocks(self._overlay, self._superblock, volume.size)
         self._inode = lru_cache(256)(self._load)
@@ -148,8 +148,8 @@ class Xfs(FileSystem):
             if log.is_clean:
                 return "clean", superblock
             done = Recovery(self._overlay, superblock, log)
+            first = self._overlay.read(0, min(MOST_SECTOR, volume.size))
             if self._overlay.changed(0, _SECTOR):
-                first = self._overlay.read(0, min(MOST_SECTOR, volume.size))
                 superblock = Superblock.of(first, replayed=True)
         except DamageError as error:
             self._overlay.clear()

@@ -26,9 +26,28 @@ class Item(NamedTuple):
     regions: list[bytes]
 
 
-class Transaction(NamedTuple):
-    lsn: int
-    items: list[Item]
+class Transaction:
+    """A transaction that was committed. `lsn`: of the record that it begins in."""
+
+    def __init__(self, lsn: int, regions: list[bytes]) -> None:
+        self.lsn = lsn
+        self._regions = regions
+
+    def items(self, *, forget: bool = False) -> Iterator[Item]:
+        """`forget`: those that the caller has seen are gone afterwards. Raises DamageError."""
+        regions = self._regions
+        at = 0
+        while at < len(regions):
+            if len(regions[at]) < _ITEM.size:
+                raise DamageError("an item is cut off")
+            kind, count = _ITEM.unpack_from(regions[at])
+            if not 0 < count <= _MOST_REGIONS or at + count > len(regions):
+                raise DamageError("an item is cut off")
+            item = Item(kind, regions[at : at + count])
+            if forget:
+                regions[at : at + count] = [b""] * count
+            at += count
+            yield item
 
 
 class _Open:
@@ -58,7 +77,7 @@ def committed(log: Log) -> Iterator[Transaction]:
             del pending[operation.transaction]
             held -= found.held
             if operation.is_commit:
-                yield Transaction(found.lsn, list(_items(found.regions)))
+                yield Transaction(found.lsn, found.regions)
             continue
         data = operation.data
         if not data:
@@ -79,15 +98,3 @@ def committed(log: Log) -> Iterator[Transaction]:
         held += size
         if held > MOST_HELD:
             raise TooLargeError(f"its transactions take more than {MOST_HELD >> 20} MiB")
-
-
-def _items(regions: list[bytes]) -> Iterator[Item]:
-    at = 0
-    while at < len(regions):
-        if len(regions[at]) < _ITEM.size:
-            raise DamageError("an item is cut off")
-        kind, count = _ITEM.unpack_from(regions[at])
-        if not 0 < count <= _MOST_REGIONS or at + count > len(regions):
-            raise DamageError("an item is cut off")
-        yield Item(kind, regions[at : at + count])
-        at += count
