@@ -14,14 +14,8 @@ from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.attributes import span_text
-from pbsfs.tasks.facts import Facts, facts_of
+from pbsfs.tasks.facts import VERIFIED, Facts, facts_of
 from pbsfs.tree import Latest, Tree
-
-_VERIFIED = {
-    "ok": "the last verification on the server found no damage",
-    "failed": "the last verification on the server found damage; list it with pbsfs verify",
-    "none": "never verified on the server",
-}
 
 
 @click.command("info")
@@ -65,7 +59,7 @@ def command(path: str, as_json: bool, log: LogOptions, source: SourceOptions) ->
 def _in_words(name: str, value: str, facts: Facts) -> str:
     """A fact for people: as programs get it, and what it means."""
     if name == "verify_state":
-        return f"{value} ({_VERIFIED[value]})" if value in _VERIFIED else value
+        return f"{value} ({VERIFIED[value]})" if value in VERIFIED else value
     if name == "backup_interval":
         return f"{value} (about every {span_text(int(value))})"
     if name in ("last_backup", "backup_time"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -121,6 +121,13 @@ class Source(abc.ABC):
     @abc.abstractmethod
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         """The stored blob of a chunk that the index `archive` names; DamageError above `limit` bytes."""
+
+    async def missing_chunks(self, digests: Sequence[bytes]) -> list[int] | None:
+        """Which of these chunks are not stored, by their places in `digests`; reads none of them.
+
+        None if only reading them can show that. Raises SourceError, also if they may be stored elsewhere.
+        """
+        return None
 
     async def usage(self) -> Usage | None:
         """The space of the datastore; None if it is unknown."""

@@ -20,6 +20,13 @@ from pbsfs.tree import ContentsNode, File, GroupDirectory, ImageFile, Node, Snap
 
 Facts = dict[str, str | list[str]]
 
+VERIFIED = {
+    "ok": "the last verification on the server found no damage",
+    "failed": "the last verification on the server found damage; list it with pbsfs verify",
+    "none": "never verified on the server",
+}
+"""What a verify state means."""
+
 RECENT = 10
 """The newest backups of a group, from whose times is said how often it is backed up."""
 

@@ -93,6 +93,15 @@ class SourceConformance(abc.ABC):
         assert 0 < found.used < found.total
         assert 0 < found.available <= found.total
 
+    # --- missing chunks
+
+    def test_missing_chunks_are_named_where_that_takes_no_reading(self, writer: DatastoreWriter) -> None:
+        add(writer)
+        digests = list(chunks_of(writer, IMAGE))
+        writer.chunk_path(digests[1]).unlink()
+        found = self.use(writer, lambda s: s.missing_chunks(digests))
+        assert found in (None, [1])
+
     # --- listing
 
     def test_an_empty_datastore_has_nothing_and_that_is_no_error(self, writer: DatastoreWriter) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Sequence
 from itertools import islice
 
 from pbsfs.base.errors import DamageError, SourceError
@@ -65,6 +66,16 @@ class ChunkFiles:
         if not data:
             raise self._absent(digest, "it is empty")
         return data
+
+    def missing(self, digests: Sequence[bytes]) -> list[int]:
+        """Which of these chunks have no file, by their places in `digests`.
+
+        Raises SourceError if the chunks are elsewhere; OSErrors.
+        """
+        found = [n for n, digest in enumerate(digests) if not self._files.exists(layout.chunk_steps(digest))]
+        if found and isinstance(error := self._absent(digests[found[0]], "missing"), SourceError):
+            raise error
+        return found
 
     def _absent(self, digest: bytes, problem: str) -> DamageError | SourceError:
         """The error for a chunk of which no byte is here: damage, unless the chunk is elsewhere."""

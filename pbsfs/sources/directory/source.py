@@ -7,7 +7,7 @@ file I/O runs in worker threads. Used from tasks of one trio loop.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,6 +82,9 @@ class DirectorySource(Source):
 
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         return await self._in_thread(lambda: self._chunks.read(digest, limit))
+
+    async def missing_chunks(self, digests: Sequence[bytes]) -> list[int]:
+        return await self._in_thread(lambda: self._chunks.missing(digests))
 
     async def usage(self) -> Usage:
         return await self._in_thread(self._datastore.usage)
