@@ -22,7 +22,16 @@ from tests.support.documents import links
 CHECKOUT = Path(__file__).resolve().parent.parent
 FILES = CHECKOUT / "packaging" / "files.py"
 
-BUILDERS = {"check", "commands.py", "debian/control", "files.py", "manual.py", "reference.py", "variables.py"}
+BUILDERS = {
+    "check",
+    "commands.py",
+    "debian/control",
+    "files.py",
+    "manual.py",
+    "reference.py",
+    "session.py",
+    "variables.py",
+}
 """What in `packaging/` makes the package, and is not in it."""
 
 
