@@ -10,7 +10,8 @@ import logging
 from collections.abc import Sequence
 
 from pbsfs.base.errors import DamageError, KeyRequiredError
-from pbsfs.disks.host import Parser, RemoteVolume, VolumeInfo
+from pbsfs.disks.host import Parser, VolumeInfo
+from pbsfs.disks.remote import RemoteVolume
 from pbsfs.reader.bridge import Bridge, ImageStream
 from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.image import Image

@@ -19,14 +19,12 @@ from pbsfs.contents.base import DECODED, Entry, Piece
 from pbsfs.disks import wire
 from pbsfs.disks.host import (
     FAILURES,
-    MAPS_AT_ONCE,
-    MOST_KEPT,
     MOST_PROCESSES,
     Parser,
     ParserError,
-    RemoteVolume,
     VolumeInfo,
 )
+from pbsfs.disks.remote import MAPS_AT_ONCE, MOST_KEPT, RemoteVolume
 from tests.support.disks import MemoryDisk
 
 

@@ -17,7 +17,8 @@ from trio.testing import wait_all_tasks_blocked
 from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, Namespace
 from pbsfs.contents.base import Entry
-from pbsfs.disks.host import Parser, RemoteVolume
+from pbsfs.disks.host import Parser
+from pbsfs.disks.remote import RemoteVolume
 from pbsfs.formats import index
 from pbsfs.formats.index import DynamicIndex, FixedIndex
 from pbsfs.formats.keys import Key
