@@ -42,7 +42,7 @@ from pbsfs.runtime.process import signals_held_back
 from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
 
 if TYPE_CHECKING:
-    from pbsfs.fuse.metrics import MetricsAddress
+    from pbsfs.tasks.metrics import MetricsAddress
 
 DEFAULT_CACHE_SIZE = "256M"
 DEFAULT_REFRESH = 5.0
@@ -188,7 +188,7 @@ def _split(source: SourceOptions, places: tuple[str, ...]) -> tuple[SourceOption
 
 
 def _metrics_address(text: str) -> MetricsAddress:
-    from pbsfs.fuse.metrics import MetricsAddress  # noqa: PLC0415 - slow to import, and seldom needed
+    from pbsfs.tasks.metrics import MetricsAddress  # noqa: PLC0415 - slow to import, and seldom needed
 
     return MetricsAddress.parse(text)
 

@@ -26,13 +26,13 @@ from pbsfs.base.errors import MountError, UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.formats.keys import Key
 from pbsfs.fuse.attributes import Ownership
-from pbsfs.fuse.metrics import MetricsAddress, listening, serve_metrics
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.fuse.operations import Operations
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime.recent import Recent
 from pbsfs.sources.base import Source
+from pbsfs.tasks.metrics import MetricsAddress, listening, serve_metrics
 from pbsfs.tree import Directory, Tree
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ async def _serve_until_stopped(
     async def log_stats() -> None:
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _number in signals:
-                stats_log.info("%s: %s", mountpoint, operations.watch.line())
+                stats_log.info("%s: %s", mountpoint, operations.numbers.line())
 
     async def check_answers() -> None:
         nonlocal failure
@@ -274,7 +274,7 @@ async def _serve_until_stopped(
         nursery.start_soon(operations.pages.run)
         nursery.start_soon(log_stats)
         if sock is not None:
-            nursery.start_soon(serve_metrics, operations.watch, sock)
+            nursery.start_soon(serve_metrics, operations.numbers, sock)
         nursery.start_soon(check_answers)
         nursery.start_soon(operations.space.keep)
     if failure is not None:

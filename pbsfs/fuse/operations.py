@@ -31,7 +31,7 @@ from pbsfs.fuse.inodes import ROOT, Inode, InodeTable
 from pbsfs.fuse.mountpoint import STATS_NAME, WATCH_NAME
 from pbsfs.fuse.pages import Pages
 from pbsfs.fuse.space import Space
-from pbsfs.fuse.watching import Watch, WatchDirectory, WatchFile, version
+from pbsfs.fuse.watching import WatchDirectory, WatchFile, version
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.decode import SMALL
 from pbsfs.reader.image import Image
@@ -39,6 +39,7 @@ from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.runtime.recent import Recent
 from pbsfs.runtime.report import HOUR, Reporter
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.tasks.numbers import Numbers
 from pbsfs.tree import (
     BlobFile,
     ContentsDirectory,
@@ -103,9 +104,10 @@ class Operations(pyfuse3.Operations):
         self._inode_of: dict[int, Inode] = {}  # of the files that are read through the page cache
         self._listings: dict[int, OpenDirectory] = {}
         self._next_handle = 1
-        self.watch = Watch(tree.reader, self.inodes.__len__, self._files.__len__)
+        more = {"open_files": self._files.__len__, "inodes": self.inodes.__len__}
+        self.numbers = Numbers(tree.reader, more)
         errors = (recent or Recent()).text
-        texts = {STATS_NAME.encode(): self.watch.text, b"errors": errors, b"version": version}
+        texts = {STATS_NAME.encode(): self.numbers.text, b"errors": errors, b"version": version}
         self._watch_directory = WatchDirectory(root, texts)
 
     # --- names and attributes

@@ -1,7 +1,7 @@
-"""The numbers of a mount as OpenMetrics text, over HTTP on a Unix socket or a port of loopback.
+"""The numbers of a mount or NBD server as OpenMetrics text, over HTTP on a Unix socket or port of loopback.
 
-For Prometheus and programs like it. The socket is made before the mount, so that a wrong address is an error
-of `pbsfs mount`; `serve_metrics` answers in the trio loop, one request for each connection.
+For Prometheus and programs like it. The socket is made first, so that a wrong address is an error
+of the command; `serve_metrics` answers in the trio loop, one request for each connection.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import trio
 
 from pbsfs.base.errors import MountError, UsageError
 from pbsfs.base.text import quoted
-from pbsfs.fuse.watching import Watch
 from pbsfs.runtime.stats import LIMITS
+from pbsfs.tasks.numbers import Numbers
 
 log = logging.getLogger(__name__)
 
@@ -76,21 +76,21 @@ class MetricsAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def text_of(watch: Watch) -> str:
+def text_of(numbers: Numbers) -> str:
     """The numbers in the form that is named OpenMetrics 1.0 (https://prometheus.io/docs/specs/om/)."""
-    numbers = watch.numbers()
+    values = numbers.all()
     lines = ["# TYPE pbsfs_chunk_fetch_seconds histogram"]
-    within = [value for name, value in numbers.items() if name.startswith("fetches_within_")]
+    within = [value for name, value in values.items() if name.startswith("fetches_within_")]
     lines += [
         f'pbsfs_chunk_fetch_seconds_bucket{{le="{limit}"}} {count}'
         for limit, count in zip(LIMITS, within, strict=True)
     ]
     lines += [
-        f'pbsfs_chunk_fetch_seconds_bucket{{le="+Inf"}} {numbers["fetches"]}',
-        f"pbsfs_chunk_fetch_seconds_count {numbers['fetches']}",
-        f"pbsfs_chunk_fetch_seconds_sum {numbers['fetch_seconds']:.6f}",
+        f'pbsfs_chunk_fetch_seconds_bucket{{le="+Inf"}} {values["fetches"]}',
+        f"pbsfs_chunk_fetch_seconds_count {values['fetches']}",
+        f"pbsfs_chunk_fetch_seconds_sum {values['fetch_seconds']:.6f}",
     ]
-    for name, value in numbers.items():
+    for name, value in values.items():
         if name.startswith("fetch"):
             continue
         if name in _GAUGES:
@@ -148,7 +148,7 @@ def _remove_left(path: str) -> None:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-async def serve_metrics(watch: Watch, sock: socket.socket) -> None:
+async def serve_metrics(numbers: Numbers, sock: socket.socket) -> None:
     """Answers requests on `sock` until it is cancelled."""
     busy = trio.CapacityLimiter(AT_ONCE)
 
@@ -159,18 +159,18 @@ async def serve_metrics(watch: Watch, sock: socket.socket) -> None:
             return
         try:
             with trio.move_on_after(PATIENCE):
-                await _answer(stream, watch)
+                await _answer(stream, numbers)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client ended
         except Exception:
-            log.exception("serving metrics failed")  # the mount goes on
+            log.exception("serving metrics failed")  # all else goes on
         finally:
             busy.release()
 
     await trio.serve_listeners(answer, [trio.SocketListener(trio.socket.from_stdlib_socket(sock))])
 
 
-async def _answer(stream: trio.SocketStream, watch: Watch) -> None:
+async def _answer(stream: trio.SocketStream, numbers: Numbers) -> None:
     head = b""
     while b"\r\n\r\n" not in head:
         more = await stream.receive_some(MAX_REQUEST)
@@ -184,7 +184,7 @@ async def _answer(stream: trio.SocketStream, watch: Watch) -> None:
     elif words[1].split(b"?")[0] not in (b"/", b"/metrics"):
         status = "404 Not Found"
     else:
-        body = text_of(watch).encode()
+        body = text_of(numbers).encode()
     fields = f"HTTP/1.1 {status}\r\nContent-Type: {_TYPE}\r\nContent-Length: {len(body)}\r\n"
     answer = f"{fields}Allow: GET, HEAD\r\nConnection: close\r\n\r\n".encode()
     await stream.send_all(answer if words[0] == b"HEAD" else answer + body)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pbsfs.base.errors import MountError, UsageError
-from pbsfs.fuse.metrics import MAX_REQUEST, MetricsAddress, listening
+from pbsfs.tasks.metrics import MAX_REQUEST, MetricsAddress, listening
 from tests.support.mounts import mounted, refusal
 from tests.support.program import error_of, pbsfs
 from tests.support.stocked import IMAGE, Stocked, stock
