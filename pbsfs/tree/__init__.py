@@ -3,8 +3,8 @@
 The mount, the command line and NBD all show this tree: as a file system, by paths, and as export names.
 """
 
-from pbsfs.tree.archives import (
-    ArchiveDirectory,
+from pbsfs.tree.archives import ArchiveDirectory
+from pbsfs.tree.entries import (
     ContentsDirectory,
     ContentsFile,
     ContentsLink,

@@ -10,7 +10,7 @@ from pbsfs.base.errors import NotFoundError, UsageError
 from pbsfs.base.names import ROOT_NAMESPACE, Namespace
 from pbsfs.base.text import first_of, printable, quoted
 from pbsfs.reader.reader import Reader
-from pbsfs.tree.archives import ContentsDirectory, ContentsLink
+from pbsfs.tree.entries import ContentsDirectory, ContentsLink
 from pbsfs.tree.files import File
 from pbsfs.tree.namespaces import FILES, FilesDirectory, NamespaceDirectory
 from pbsfs.tree.node import Directory, Link, Node, Nodes

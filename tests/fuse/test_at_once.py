@@ -24,7 +24,7 @@ from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Tree
-from pbsfs.tree.archives import LASTS
+from pbsfs.tree.entries import LASTS
 from tests.contents.trees import directory, file
 from tests.support import made
 from tests.support.mounts import mounted

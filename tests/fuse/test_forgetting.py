@@ -23,7 +23,7 @@ from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Directory, Tree
 from pbsfs.tree import Node as TreeNode
-from pbsfs.tree.archives import ENTRY_SIZE
+from pbsfs.tree.entries import ENTRY_SIZE
 from pbsfs.tree.node import HOLDER, NAME_SIZE
 
 SNAPSHOT = Snapshot(Group(Namespace(), "host", "a"), 1_700_000_000)

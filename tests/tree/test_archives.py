@@ -18,7 +18,7 @@ from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.testing.archives import Node, write, write_catalog
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Directory, Tree
-from pbsfs.tree.archives import ENTRY_SIZE, NEAR, ContentsNode
+from pbsfs.tree.entries import ENTRY_SIZE, NEAR, ContentsNode
 from pbsfs.tree.node import HOLDER, NAME_SIZE
 from tests.support.truth import ARCHIVES, FILES
 
