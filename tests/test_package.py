@@ -117,7 +117,7 @@ def test_programs_completion_plugin_and_documents_are_in_the_package(stage: Path
         "usr/share/fish/vendor_completions.d/pbsfs.fish",
         "usr/share/doc/pbsfs/copyright",
         "usr/share/doc/pbsfs/changelog.gz",
-        *(f"usr/share/doc/pbsfs/docs/{path.name}" for path in CHECKOUT.glob("docs/*.md")),
+        *(f"usr/share/doc/pbsfs/{path.relative_to(CHECKOUT)}" for path in CHECKOUT.glob("docs/**/*.md")),
     } <= files
     (plugin,) = (path for path in stage.rglob("nbdkit-pbs-plugin"))
     assert os.access(plugin, os.X_OK)

@@ -13,6 +13,10 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SETUP = CHECKOUT / "scripts" / "setup"
 
 
+BY_HAND = {"clamav", "libguestfs-tools"}
+"""Large packages of guides whose commands no test runs."""
+
+
 class Machine:
     """A machine whose only programs are those that a test puts there. No package is installed."""
 
@@ -84,7 +88,7 @@ def test_packages_that_are_named_anywhere_are_those_that_setup_installs() -> Non
     installed = set(
         re.findall(r"[a-z][a-z0-9.+-]+", "".join(re.findall(r'packages="(.*)"', SETUP.read_text())))
     )
-    places = [CHECKOUT / "README.md", *CHECKOUT.glob("docs/*.md"), *CHECKOUT.glob("pbsfs/**/*.py")]
+    places = [CHECKOUT / "README.md", *CHECKOUT.glob("docs/**/*.md"), *CHECKOUT.glob("pbsfs/**/*.py")]
     named = {
         package
         for place in places
@@ -93,4 +97,4 @@ def test_packages_that_are_named_anywhere_are_those_that_setup_installs() -> Non
         if not package.startswith(("-", "."))  # options, and files
     }
     assert {"nbdkit", "qemu-utils", "ovmf"} <= named
-    assert named <= installed, named - installed
+    assert named - BY_HAND <= installed, named - BY_HAND - installed

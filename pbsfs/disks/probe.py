@@ -42,7 +42,7 @@ OPENERS: Mapping[str, Opener] = MappingProxyType(
 """By kind: the file systems that pbsfs reads."""
 
 ELSEWHERE = "'pbsfs nbd' serves the disk to programs that can read it"
-UNLOCK = "'pbsfs nbd' serves the disk, and cryptsetup-open of guestfish unlocks it (see docs/nbd.md)"
+UNLOCK = "'pbsfs nbd' serves the disk, and cryptsetup-open of guestfish unlocks it (see docs/guides/luks.md)"
 """What to do about a volume that pbsfs does not read."""
 
 KINDS = MappingProxyType(

@@ -619,7 +619,7 @@ def test_what_is_remembered_of_a_server_is_for_its_user_only_or_no_secret(
 
 def quick_start() -> list[str]:
     """The commands of the README's first example."""
-    block = re.search(r"```\n(\$ .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block = re.search(r"```console\n(\$ .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
     return [line.removeprefix("$ ") for line in block[1].splitlines() if line.startswith("$ ")]
 

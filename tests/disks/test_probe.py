@@ -93,7 +93,7 @@ def test_a_windows_disk_with_an_extended_partition() -> None:
     assert volumes[4].problem is not None
     assert volumes[4].problem == (
         "encrypted with LUKS; 'pbsfs nbd' serves the disk, "
-        "and cryptsetup-open of guestfish unlocks it (see docs/nbd.md)"
+        "and cryptsetup-open of guestfish unlocks it (see docs/guides/luks.md)"
     )
     with pytest.raises(DamageError, match="sata0-p7: encrypted with LUKS"):
         volumes[4].open()
