@@ -15,7 +15,6 @@ from pbsfs.base.errors import OutputError, UsageError
 from pbsfs.base.text import first_of
 from pbsfs.cli.export_contents import export_contents
 from pbsfs.cli.export_image import Copying
-from pbsfs.cli.export_qcow2 import export_qcow2
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import (
     FilePath,
@@ -221,6 +220,8 @@ def command(
         given = next((option for option, is_given in others.items() if is_given), None)
         if given is not None or len(places) != 1:
             raise UsageError(f"--format qcow2: takes one PATH, and not {given or 'several'}; leave it out")
+        from pbsfs.cli.export_qcow2 import export_qcow2  # noqa: PLC0415 - slow to import, and few need it
+
         export_qcow2(
             described(source, reads_much=True),
             places[0],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import logging.handlers
 import os
 import sys
 from dataclasses import dataclass
@@ -111,13 +110,12 @@ def set_up_logging(options: LogOptions, *, background: bool = False) -> None:
         handler = _background_handler()
     else:
         handler = logging.StreamHandler(sys.stderr)
-    if isinstance(handler, logging.handlers.SysLogHandler):
-        handler.ident = f"pbsfs[{os.getpid()}]: "
-        form = "%(levelname)s %(message)s"
-    elif isinstance(handler, logging.FileHandler):
+    if isinstance(handler, logging.FileHandler):
         form = "%(asctime)s %(levelname)s %(message)s"
-    else:
+    elif isinstance(handler, logging.StreamHandler):
         form = "pbsfs: %(levelname)s: %(message)s"
+    else:
+        form = "%(levelname)s %(message)s"  # syslog adds the rest
     handler.setFormatter(_Json() if options.format == "json" else _OneLine(form))
     logging.basicConfig(level=options.level.upper(), handlers=[handler], force=True)
     STARTING.handlers.clear()
@@ -163,12 +161,15 @@ def _background_handler() -> logging.Handler:
     wrong at the start is seen, and that nothing is logged afterwards is said there.
     """
     if _SYSLOG_SOCKET.exists():
+        from logging.handlers import SysLogHandler  # noqa: PLC0415 - slow to import, and commands log elsewhere
+
         try:
-            return logging.handlers.SysLogHandler(
-                str(_SYSLOG_SOCKET), facility=logging.handlers.SysLogHandler.LOG_DAEMON
-            )
+            syslog = SysLogHandler(str(_SYSLOG_SOCKET), facility=SysLogHandler.LOG_DAEMON)
         except OSError:
             pass
+        else:
+            syslog.ident = f"pbsfs[{os.getpid()}]: "
+            return syslog
     state = state_home(os.environ)
     reason = "this user has no home directory"
     if state is not None:
