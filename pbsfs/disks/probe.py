@@ -23,6 +23,7 @@ from pbsfs.disks.lvm.volumes import aliases, logical_volumes
 from pbsfs.disks.md import Member, array, member
 from pbsfs.disks.ntfs.ntfs import Ntfs
 from pbsfs.disks.signatures import Content
+from pbsfs.disks.squashfs.reader import Squashfs
 from pbsfs.disks.volume import Volume, part_of
 from pbsfs.disks.xfs.reader import Xfs
 
@@ -34,6 +35,7 @@ OPENERS: Mapping[str, Opener] = MappingProxyType(
         **{kind: lambda volume, _others: Ext(volume) for kind in ("ext2", "ext3", "ext4")},
         "btrfs": Btrfs,
         "exfat": lambda volume, _others: ExFat(volume),
+        "squashfs": lambda volume, _others: Squashfs(volume),
         "ntfs": lambda volume, _others: Ntfs(volume),
         "vfat": lambda volume, _others: Fat(volume),
         "xfs": lambda volume, _others: Xfs(volume),
@@ -67,7 +69,6 @@ KINDS = MappingProxyType(
         "refs": "a ReFS file system",
         "reiser4": "a Reiser4 file system",
         "reiserfs": "a ReiserFS file system",
-        "squashfs": "a squashfs file system",
         "storage-spaces": "part of a storage pool of Windows",
         "stratis": "part of a Stratis pool",
         "udf": "a UDF file system",

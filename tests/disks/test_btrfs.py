@@ -14,7 +14,7 @@ import zstandard
 
 from pbsfs.base.errors import DamageError, UnsupportedError
 from pbsfs.contents.base import DECODED, Entry
-from pbsfs.disks.btrfs import lzo
+from pbsfs.disks import lzo
 from pbsfs.disks.btrfs.btrfs import Btrfs
 from pbsfs.disks.btrfs.checksums import xxhash64
 from pbsfs.disks.btrfs.compression import decompress

@@ -7,7 +7,7 @@ import zlib
 import zstandard
 
 from pbsfs.base.errors import DamageError, UnsupportedError
-from pbsfs.disks.btrfs import lzo
+from pbsfs.disks import lzo
 
 MOST = 128 << 10
 """Bytes of an extent that is compressed, and of what it holds."""

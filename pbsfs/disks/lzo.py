@@ -1,4 +1,4 @@
-"""LZO1X: the compression that btrfs calls lzo. Pure.
+"""LZO1X: the compression that btrfs and squashfs call lzo. Pure.
 
 Format: the kernel's Documentation/staging/lzo.rst.
 """
