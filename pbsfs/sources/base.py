@@ -19,6 +19,7 @@ import trio
 from pbsfs.base.errors import DamageError
 from pbsfs.base.names import Archive, Group, Namespace, Snapshot
 from pbsfs.formats.manifest import CryptMode
+from pbsfs.sources.collection import Collection
 from pbsfs.sources.rate import Rate
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,10 @@ class Source(abc.ABC):
 
     async def usage(self) -> Usage | None:
         """The space of the datastore; None if it is unknown."""
+        return None
+
+    async def collection(self) -> Collection | None:
+        """The last garbage collection; None if the user may not see it, or nothing is noted."""
         return None
 
     async def confirmed(self, work: Callable[[], Awaitable[R]]) -> R:

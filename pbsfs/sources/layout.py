@@ -26,6 +26,9 @@ METADATA = ".cnt"
 NAMESPACES = "ns"
 """The directory of the namespaces in a namespace."""
 
+GC_STATUS = ".gc-status"
+"""The file in a datastore about the last garbage collection: JSON."""
+
 OWNER = "owner"
 NOTES = "notes"
 """Files of a group: text."""

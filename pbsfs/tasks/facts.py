@@ -12,11 +12,22 @@ from statistics import median
 
 from pbsfs.base.errors import PbsfsError
 from pbsfs.base.names import format_time
-from pbsfs.base.text import SHOWN_NAMES, excerpt
-from pbsfs.sources.base import SnapshotInfo
-from pbsfs.tasks.amounts import Amounts, amounts_of, image_before, snapshot_before
+from pbsfs.base.text import SHOWN_NAMES, excerpt, first_of
+from pbsfs.sources.base import SnapshotInfo, Source
+from pbsfs.tasks.amounts import MOST_CHUNKS, Amounts, amounts_of, image_before, snapshot_before
 from pbsfs.tasks.attributes import device_text, mode_text, time_text, type_text
-from pbsfs.tree import ContentsNode, File, GroupDirectory, ImageFile, Node, SnapshotDirectory
+from pbsfs.tasks.totals import MOST_NAMESPACES, totals_of
+from pbsfs.tree import (
+    ContentsNode,
+    File,
+    GroupDirectory,
+    ImageFile,
+    NamespaceDirectory,
+    NamespacesDirectory,
+    Node,
+    SnapshotDirectory,
+    TypeDirectory,
+)
 
 Facts = dict[str, str | list[str]]
 
@@ -31,14 +42,18 @@ RECENT = 10
 """The newest backups of a group, from whose times is said how often it is backed up."""
 
 
-async def facts_of(node: Node) -> Facts:
+async def facts_of(node: Node, *, states: bool = False) -> Facts:
     """The facts about `node` by name; those that are not known are missing.
 
-    Raises DamageError, KeyRequiredError and SourceError if an entry of an archive can't be read.
+    `states`: counts the verify states of all snapshots of a store, namespace or type too. Raises DamageError,
+    KeyRequiredError and SourceError if what is asked for can't be read.
     """
     facts: Facts = {"path": os.fsdecode(node.path)}
     if isinstance(node, ContentsNode):
         return facts | await _entry_facts(node)
+    is_store = isinstance(node, NamespaceDirectory) and node.parent is None
+    if is_store:
+        facts["source"] = str(node.tree.reader.source)
     facts |= await node.facts()
     if isinstance(node, File):
         facts["data_size"] = str((await node.stat()).data_size)
@@ -49,7 +64,75 @@ async def facts_of(node: Node) -> Facts:
         facts |= await _snapshot_facts(node)
     elif isinstance(node, GroupDirectory):
         facts |= await _group_facts(node)
+    elif isinstance(node, NamespaceDirectory | NamespacesDirectory | TypeDirectory):
+        facts |= await _total_facts(node, states=states)
+        if is_store:
+            facts |= await _store_facts(node.tree.reader.source)
     return facts
+
+
+async def _total_facts(
+    node: NamespaceDirectory | NamespacesDirectory | TypeDirectory, *, states: bool
+) -> Facts:
+    """How many namespaces, groups and snapshots it has, and when the last one was made."""
+    total = await totals_of(
+        node.tree.reader.source,
+        node.namespace if isinstance(node, NamespaceDirectory) else node.namespace.namespace,
+        backup_type=node.type if isinstance(node, TypeDirectory) else None,
+        own=not isinstance(node, NamespacesDirectory),
+        below=not isinstance(node, TypeDirectory),
+        states=states,
+    )
+    facts: Facts = {}
+    if not isinstance(node, TypeDirectory):
+        facts["namespaces"] = str(total.namespaces)
+        if total.is_cut:
+            facts["counted"] = str(MOST_NAMESPACES)
+        if total.hidden:
+            facts["hidden"] = str(total.hidden)
+    facts["groups"] = str(total.groups.total())
+    if not isinstance(node, TypeDirectory):
+        facts["groups_by_type"] = [f"{kind}: {count}" for kind, count in sorted(total.groups.items())]
+    facts["snapshots"] = str(total.snapshots)
+    if total.last_backup is not None:
+        facts["last_backup"] = format_time(total.last_backup)
+    if total.states is not None:
+        facts["verify_states"] = _states(total.states)
+    if total.problems:
+        facts["error"] = first_of(total.problems)
+    return facts
+
+
+async def _store_facts(source: Source) -> Facts:
+    """The space of the store, and its last garbage collection."""
+    facts: Facts = {}
+    try:
+        usage, collection = await source.usage(), await source.collection()
+    except PbsfsError as error:
+        return {"error": str(error)}
+    if usage is not None:
+        facts |= {
+            "total_space": str(usage.total),
+            "used_space": str(usage.used),
+            "available_space": str(usage.available),
+        }
+    if collection is not None and collection.time is None:
+        facts["gc_time"] = "never"
+    elif collection is not None and collection.time is not None:
+        facts |= {
+            "gc_time": format_time(collection.time),
+            "gc_indexed_size": str(collection.indexed_size),
+            "gc_stored_size": str(collection.stored_size),
+            "gc_pending_size": str(collection.pending_size),
+            "gc_bad_chunks": str(collection.bad_chunks),
+        }
+        if collection.state is not None:
+            facts["gc_state"] = collection.state
+    return facts
+
+
+def _states(states: Counter[str]) -> list[str]:
+    return [f"{excerpt(state)}: {count}" for state, count in states.most_common(SHOWN_NAMES)]
 
 
 async def _group_facts(group: GroupDirectory) -> Facts:
@@ -65,8 +148,7 @@ async def _group_facts(group: GroupDirectory) -> Facts:
     if gaps:
         facts["backup_interval"] = str(int(median(gaps)))
     states = Counter(info.verify_state or "none" for info in found)
-    most = states.most_common(SHOWN_NAMES)
-    facts["verify_states"] = [f"{excerpt(state)}: {count}" for state, count in most]
+    facts["verify_states"] = _states(states)
     readable = [info for info in found if info.error is None]
     if readable:
         newest = await group.child(os.fsencode(readable[-1].snapshot.time_text))
@@ -92,7 +174,7 @@ async def _amount_facts(files: list[ImageFile], snapshot: SnapshotDirectory) -> 
         except PbsfsError as error:  # also a user who may list, and not read
             return {"error": str(error)}
         if amounts is None:
-            return {}
+            return {"error": f"{file}: amounts are not counted of more than {MOST_CHUNKS} chunks"}
         total += amounts
     if not files:
         return {}

@@ -11,7 +11,9 @@ import pytest
 from pbsfs.tasks.attributes import span_text
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, made
-from tests.support.program import PBSFS, error_of, output_of, pbsfs
+from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
+from tests.support.server.accounts import READER
+from tests.support.serving import STORE, access, serving
 from tests.support.stocked import CHUNK, ENCRYPTED, FIRST, IMAGE, Stocked, stock
 
 
@@ -157,3 +159,87 @@ def test_a_key_that_is_missing_is_said(stocked: Stocked) -> None:
 )
 def test_spans_of_time_are_in_their_largest_unit(seconds: int, text: str) -> None:
     assert span_text(seconds) == text
+
+
+# --- the store and its namespaces
+
+
+def store_info(stocked: Stocked, kind: str, *arguments: str) -> dict[str, Any]:
+    """What info says from a directory or a server; of a store, without what the file system makes of it."""
+    if kind == "directory":
+        told = environment(PBSFS_DATASTORE_DIR=str(stocked.path))
+        return dict(json.loads(output_of(PBSFS, "info", "--json", *arguments, env=told)))
+    with serving(stocked.path) as server:
+        text = output_of(PBSFS, "info", "--json", *arguments, env=access(server))
+        # Snapshots are counted without a look into them.
+        asked = {record.target.partition("?")[0].rpartition("/")[2] for record in server.requests.all()}
+        assert ("snapshots" in asked) == ("--states" in arguments)
+        assert "download" not in asked
+    return dict(json.loads(text))
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Stocked:
+    own = stock(tmp_path / "collected")
+    (own.path / ".gc-status").write_text(json.dumps(made.COLLECTION))
+    return own
+
+
+@pytest.mark.parametrize("kind", ["directory", "server"])
+def test_a_store_is_counted_and_has_its_space_and_garbage_collection(collected: Stocked, kind: str) -> None:
+    found = store_info(collected, kind)
+    space = {name: int(found.pop(f"{name}_space")) for name in ("total", "used", "available")}
+    assert space["total"] > space["used"] > 0
+    begin = f"datastore directory {collected.path}" if kind == "directory" else "reader@pbs@"
+    assert found.pop("source").startswith(begin)
+    assert found.pop("gc_state", "OK") == "OK"
+    assert found == {
+        "path": "",
+        "namespace": "",
+        "namespaces": "1",
+        "groups": "4",
+        "groups_by_type": ["ct: 1", "vm: 3"],
+        "snapshots": "5",
+        "last_backup": "2023-11-15T22:13:20Z",
+        "gc_time": "2023-11-14T22:13:20Z",
+        "gc_indexed_size": "9000",
+        "gc_stored_size": "3000",
+        "gc_pending_size": "500",
+        "gc_bad_chunks": "2",
+    }
+    assert store_info(collected, kind, "--states")["verify_states"] == ["none: 4", "ok: 1"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "server"])
+def test_parts_of_a_store_are_counted_alone(stocked: Stocked, kind: str) -> None:
+    keys = ("namespaces", "groups", "snapshots")
+    for path, counts in {
+        "vm": (None, "2", "3"),
+        "ct": (None, "1", "1"),
+        "ns": ("1", "1", "1"),
+        "ns/prod": ("0", "1", "1"),
+    }.items():
+        found = store_info(stocked, kind, path)
+        assert tuple(found.get(key) for key in keys) == counts
+        assert "total_space" not in found
+    found = store_info(stocked, kind, "--ns", "prod")
+    assert tuple(found.get(key) for key in keys) == ("0", "1", "1")
+
+
+def test_people_get_words_for_a_store(collected: Stocked) -> None:
+    text = output_of(PBSFS, "info", "--datastore-dir", collected.path, "--states")
+    lines = text.splitlines()
+    assert lines[0] == "path:            /"
+    assert "namespace:       (root)" in lines
+    assert "verify_states:   none: 4 (never verified), ok: 1 (no damage found)" in lines
+    assert "gc_indexed_size: 9000 (8.8 KiB, what all backups refer to, 3.0 times what is stored)" in lines
+    assert any(line.startswith("used_space:") and line.endswith("% of the total)") for line in lines)
+
+
+def test_a_user_of_some_namespaces_sees_their_counts_and_no_garbage_collection(collected: Stocked) -> None:
+    with serving(collected.path) as server:
+        server.add_user("limited@pbs", "x", grants={f"/datastore/{STORE}/prod": READER})
+        text = output_of(PBSFS, "info", "--json", env=access(server, "limited@pbs", "x"))
+    found = json.loads(text)
+    assert (found["groups"], found["snapshots"], found["hidden"]) == ("1", "1", "1")
+    assert not {"gc_time", "total_space"} & set(found)

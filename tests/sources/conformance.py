@@ -8,6 +8,7 @@ interface, and they only make promises that hold for all kinds.
 from __future__ import annotations
 
 import abc
+import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
@@ -101,6 +102,17 @@ class SourceConformance(abc.ABC):
         writer.chunk_path(digests[1]).unlink()
         found = self.use(writer, lambda s: s.missing_chunks(digests))
         assert found in (None, [1])
+
+    # --- garbage collection
+
+    def test_the_last_garbage_collection_is_the_noted_one(self, writer: DatastoreWriter) -> None:
+        found = self.use(writer, lambda s: s.collection())
+        assert found is None or found.time is None
+        (writer.path / ".gc-status").write_text(json.dumps(made.COLLECTION))
+        found = self.use(writer, lambda s: s.collection())
+        assert found is not None
+        assert (found.time, found.bad_chunks) == (TIME, 2)
+        assert (found.indexed_size, found.stored_size, found.pending_size) == (9000, 3000, 500)
 
     # --- listing
 

@@ -17,6 +17,22 @@ KEY = Key(bytes(range(32)))
 OTHER_KEY = Key(bytes(range(1, 33)))
 
 
+COLLECTION = {
+    "upid": f"UPID:pbs:000002E3:00000C54:00000001:{TIME:08X}:garbage_collection:store1:root@pam:",
+    "index-file-count": 4,
+    "index-data-bytes": 9000,
+    "disk-bytes": 3000,
+    "disk-chunks": 7,
+    "removed-bytes": 0,
+    "removed-chunks": 0,
+    "pending-bytes": 500,
+    "pending-chunks": 1,
+    "removed-bad": 0,
+    "still-bad": 2,
+}
+"""What a server notes about a garbage collection at `TIME`."""
+
+
 def snapshot(
     backup_id: str = "100",
     *,

@@ -8,6 +8,7 @@ threads; everything blocks, and nothing changes after construction.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from itertools import islice
@@ -18,6 +19,7 @@ from pbsfs.base.names import Group, Namespace
 from pbsfs.base.text import first_of, quoted
 from pbsfs.sources import layout
 from pbsfs.sources.base import Usage
+from pbsfs.sources.collection import Collection, parse_collection
 from pbsfs.sources.directory.limits import DirectoryLimits
 from pbsfs.sources.directory.root import Root
 from pbsfs.sources.layout import Steps
@@ -129,6 +131,17 @@ class Datastore:
         except (OSError, SourceError, DamageError):
             return None
         return content.decode(errors="replace")
+
+    def collection(self) -> Collection | None:
+        """The last garbage collection; None if nothing is noted. Raises DamageError, SourceError, OSError."""
+        try:
+            content = self.metadata.read_file((layout.GC_STATUS,), self._limits.owner_and_notes)
+        except FileNotFoundError:
+            return None
+        try:
+            return parse_collection(json.loads(content))
+        except (ValueError, RecursionError):
+            raise DamageError(f"{self.metadata.joined((layout.GC_STATUS,))} is not valid JSON") from None
 
     def usage(self) -> Usage:
         """The space of the file system. Raises SourceError, OSError."""

@@ -18,6 +18,7 @@ from pbsfs.base.names import Archive, Group, Namespace, Snapshot
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources import layout
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
+from pbsfs.sources.collection import Collection
 from pbsfs.sources.directory.chunks import ChunkFiles
 from pbsfs.sources.directory.datastore import Datastore
 from pbsfs.sources.directory.groups import GroupListing
@@ -88,6 +89,9 @@ class DirectorySource(Source):
 
     async def usage(self) -> Usage:
         return await self._in_thread(self._datastore.usage)
+
+    async def collection(self) -> Collection | None:
+        return await self._in_thread(self._datastore.collection)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Runs blocking `work` in a worker thread; every OSError becomes a NotFoundError or a SourceError."""

@@ -29,6 +29,7 @@ from pbsfs.base.text import first_of
 from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
+from pbsfs.sources.collection import Collection, parse_collection
 from pbsfs.sources.pacing import DEFAULT_LIMIT
 from pbsfs.sources.retry import Outage, SharedTry, retried
 from pbsfs.sources.server import listing
@@ -220,6 +221,14 @@ class ServerSource(Source):
     async def usage(self) -> Usage | None:
         # Not retried: it runs in the background, and pbsfs asks again later.
         return await self._ask("status", {}, listing.parse_usage)
+
+    async def collection(self) -> Collection | None:
+        try:
+            return await self._retried(
+                "the status of the garbage collection", lambda: self._ask("gc", {}, parse_collection)
+            )
+        except (ForbiddenError, NotFoundError):  # a user of some namespaces
+            return None
 
     async def _ask(self, what: str, query: dict[str, str], parse: Callable[[Any], R]) -> R:
         found: R = await self.api.get(f"/admin/datastore/{self.repository.store}/{what}", query, parse)

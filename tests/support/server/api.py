@@ -71,6 +71,7 @@ class Api:
             "download": (_STORED_FILE, self._download),
             "notes": (_LISTED_SNAPSHOT, self._notes),
             "status": ((p.STORE, p.VERBOSE), self._status),
+            "gc": ((p.STORE,), self._gc),
         }
 
     def answer(self, request: Request, user: str | None) -> Answer:
@@ -242,6 +243,16 @@ class Api:
         space = os.statvfs(store.path)
         total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
         return data({"avail": free, "total": total, "used": total - free})
+
+    def _gc(self, user: str, store: Datastore, given: Parameters) -> Answer:
+        self._accounts.require(user, store.acl_path(ROOT_NAMESPACE), _AUDIT, frozenset())
+        _check_exists(store)
+        noted: dict[str, Any] = {"store": given["store"], "disk-bytes": 0, "index-data-bytes": 0}
+        try:
+            noted |= json.loads(store.read(store.path / ".gc-status"))
+        except OSError:
+            return data(noted)  # there was none
+        return data(noted | {"last-run-state": "OK", "schedule": "daily"})
 
     # --- the reader protocol's first step
 
