@@ -314,12 +314,12 @@ def test_a_terminal_shows_nothing_where_none_is_wanted(watched: Watched) -> None
     assert (watched.process.wait(timeout=30), watched.shown) == (0, "")
 
 
-@pytest.mark.parametrize("watched", [("vm/100", "--limit-rate", "1")], indirect=True)
+@pytest.mark.parametrize("watched", [("vm/100", "--limit-rate", "8K")], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_at_once_without_a_report(watched: Watched, number: signal.Signals) -> None:
     while "verify" not in watched.shown:
         assert watched.read(), watched.shown
-    watched.process.send_signal(number)  # at a byte a second it has hours to go
+    watched.process.send_signal(number)  # at a chunk in 8 seconds it has a minute to go
     while watched.read():
         pass
     output, _nothing = watched.process.communicate(timeout=30)
