@@ -49,6 +49,7 @@ try:
     from pbsfs.base.errors import PbsfsError
     from pbsfs.nbd.parameters import Parameters
     from pbsfs.nbd.server import Export, Server, nbd_errno
+    from pbsfs.nbd.watching import Wake
     from pbsfs.runtime import process
     from pbsfs.runtime.logs import LogOptions, set_up_logging
 except ImportError as error:
@@ -138,7 +139,7 @@ def get_ready() -> None:
 def after_fork() -> None:
     if _silenced() and not _was_silenced:  # nbdkit has daemonized
         set_up_logging(_log, background=True)
-    _serving().start()
+    _serving().start(Wake())
 
 
 def cleanup() -> None:

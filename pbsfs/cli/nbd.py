@@ -36,6 +36,7 @@ from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
 from pbsfs.runtime.process import signals_held_back
+from pbsfs.tasks.metrics import MetricsAddress
 from pbsfs.tree import Directory, Tree
 
 _ADDRESSES = ("--unix", "--ipaddr", "--ip-addr", "--single", "--stdin", "--vsock")
@@ -62,6 +63,11 @@ _TAKEN = ("-U", "-p", "-i", "-s")
 @click.option("--run", metavar="COMMAND", help="Serve while this shell command runs; $uri holds the URI.")
 @click.option("--cache-size", metavar="SIZE", help="Keep decoded chunks in this much memory (default: 256M).")
 @damage_option
+@click.option(
+    "--metrics",
+    metavar="PATH|127.0.0.1:PORT",
+    help="Serve what the server did as OpenMetrics on this Unix socket or loopback port (default: nowhere).",
+)
 @log_format_option
 @source_options
 def command(
@@ -73,6 +79,7 @@ def command(
     run: str | None,
     cache_size: str | None,
     on_damage: ZeroedRanges | None,
+    metrics: str | None,
     log_format: str | None,
     source: SourceOptions,
 ) -> None:
@@ -96,6 +103,7 @@ def command(
             "--repository or PBS_PORT"
         )
     set_up_logging(LogOptions(format=log_format))
+    numbers_at = None if metrics is None else MetricsAddress.parse(metrics)
     path, options = _split(passed_on(words), everything)
     if not everything:
         source, (path,) = from_mounts(source, [path])
@@ -126,6 +134,7 @@ def command(
                 description,
                 cache_size=cache,
                 zeros_for_damage=on_damage is not None,
+                metrics=numbers_at,
                 log_format=log_format,
             )
         )

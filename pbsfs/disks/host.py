@@ -266,6 +266,7 @@ class Parser:
                 ours.close()
                 self._has_place = False
                 raise
+        COUNTS.parsers += 1
         COUNTS.parsers_started += 1
         ours.settimeout(SILENT)
         self._sock = ours
@@ -298,6 +299,7 @@ class Parser:
         process, self._process = self._process, None
         if process is None:
             return None
+        COUNTS.parsers -= 1
         try:
             return process.wait(0.2)
         except subprocess.TimeoutExpired:

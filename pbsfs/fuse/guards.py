@@ -48,7 +48,7 @@ def answers(
             raise
         except PbsfsError as error:
             if isinstance(error, DamageError | KeyRequiredError | SourceError):
-                _count(error)
+                COUNTS.failed(error)
                 level = logging.WARNING if isinstance(error, KeyRequiredError) else logging.ERROR
                 self.reporter.report(str(error), level)
             raise pyfuse3.FUSEError(errno_of(error)) from None
@@ -58,15 +58,6 @@ def answers(
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return guarded
-
-
-def _count(error: DamageError | KeyRequiredError | SourceError) -> None:
-    if isinstance(error, DamageError):
-        COUNTS.errors_damage += 1
-    elif isinstance(error, KeyRequiredError):
-        COUNTS.errors_key += 1
-    else:
-        COUNTS.errors_source += 1
 
 
 def waits(

@@ -49,6 +49,10 @@ class Exports:
         self._listed_until = -math.inf
         self._locked: tuple[str, ...] = ()  # the exports that were logged as not listed
 
+    def __len__(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     async def list(self) -> list[tuple[str, str]]:
         """Names and descriptions of the exports, at most `Limits.refresh` seconds old.
 

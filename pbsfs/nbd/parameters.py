@@ -28,6 +28,7 @@ from pbsfs.base.secret import Secret
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import FORMAT_VARIABLE, parse_format
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
+from pbsfs.tasks.metrics import MetricsAddress
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ PARAMETERS = {
     "retry_timeout": "Retry for this many seconds while the server is unreachable (default: 120).",
     "on_damage": "Fail reads of damaged data, or return zeros and report their ranges (fail or zero; "
     "default: fail).",
+    "metrics": "Serve what the server did as OpenMetrics on this Unix socket or loopback port: PATH or "
+    "127.0.0.1:PORT (default: nowhere).",
     "log_format": "Log lines of text (text), or one JSON object per line (json) (or PBSFS_LOG_FORMAT; "
     "default: text).",
 }
@@ -96,6 +99,7 @@ class Settings:
     ready_fd: int | None = None
     filters: frozenset[str] = frozenset()
     nbd_connections: int = DEFAULT_NBD_CONNECTIONS
+    metrics: MetricsAddress | None = None
     log_format: str | None = None
 
 
@@ -158,6 +162,7 @@ class Parameters:
             ready_fd=self._whole("ready_fd", 0, 1 << 20),
             filters=self._filters,
             nbd_connections=self._whole("nbd_connections", 1, MAX_NBD_CONNECTIONS) or DEFAULT_NBD_CONNECTIONS,
+            metrics=MetricsAddress.parse(given["metrics"]) if given.get("metrics") else None,
             log_format=self.log_format() or (None if profile is None else profile.log_format),
         )
 

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import trio
 
@@ -23,11 +23,15 @@ from pbsfs.nbd.limits import Limits
 from pbsfs.nbd.loop import LoopThread
 from pbsfs.nbd.naming import choose
 from pbsfs.nbd.parameters import Settings
+from pbsfs.nbd.watching import Wake, own_socket
 from pbsfs.reader.handle import Handle
 from pbsfs.reader.image import Extent
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime import process
 from pbsfs.runtime.memory import Charge, Memory
+from pbsfs.runtime.stats import COUNTS
+from pbsfs.tasks.metrics import listening, serve_metrics
+from pbsfs.tasks.numbers import Numbers
 from pbsfs.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -123,24 +127,41 @@ class Server:
             node = await choose(tree, settings.path, missing=settings.missing, filters=settings.filters)
             return os.fsdecode(node.path)
 
-    def start(self) -> None:
-        """Starts serving. Call after nbdkit's fork. Raises PbsfsError."""
+    def start(self, wake: Wake | None = None) -> None:
+        """Starts serving. Call after nbdkit's fork. `wake`: SIGUSR1, if it is for this server.
+
+        Raises PbsfsError.
+        """
         process.keep_memory_private()
-        self.loop.start(self._serving(), self._ended)
+        self.loop.start(self._serving(wake), self._ended)
         if self._settings.ready_fd is not None:
             os.write(self._settings.ready_fd, b"1")
             os.close(self._settings.ready_fd)
 
     @asynccontextmanager
-    async def _serving(self) -> AsyncIterator[None]:
+    async def _serving(self, wake: Wake | None) -> AsyncIterator[None]:
         settings = self._settings
         source = settings.source.open()
-        async with open_reader(
-            source, keys=settings.source.keys, cache_size=settings.cache_size, zeroed=settings.zeroed
-        ) as reader:
-            tree = Tree(reader, settings.source.namespace, refresh=self._limits.refresh)
-            self._exports = Exports(tree, self._path, self._limits)
-            yield
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(own_socket())]
+            if settings.metrics is not None:
+                sockets.append(stack.enter_context(listening(settings.metrics)))
+            reader = open_reader(
+                source, keys=settings.source.keys, cache_size=settings.cache_size, zeroed=settings.zeroed
+            )
+            async with reader as opened:
+                tree = Tree(opened, settings.source.namespace, refresh=self._limits.refresh)
+                self._exports = Exports(tree, self._path, self._limits)
+                more = {"connections": self._connections.count, "open_exports": self._exports.__len__}
+                numbers = Numbers(opened, more)
+                async with trio.open_nursery() as nursery:
+                    for sock in sockets:
+                        if sock is not None:
+                            nursery.start_soon(serve_metrics, numbers, sock)
+                    if wake is not None:
+                        nursery.start_soon(wake.log_numbers, numbers, str(source))
+                    yield
+                    nursery.cancel_scope.cancel()
 
     def _ended(self, failed: bool) -> None:
         if self._settings.zeroed is not None:
@@ -219,8 +240,14 @@ class Export:
             grown = size - self._buffers.get(threading.get_ident(), 0)
             self._buffers[threading.get_ident()] = size
             self._server.hold(self.handle.image.store.memory, grown)
-        for start in range(0, size, STEP):
-            self.handle.read_into(buffer[start : start + STEP], offset + start, self._server.loop)
+        try:
+            for start in range(0, size, STEP):
+                self.handle.read_into(buffer[start : start + STEP], offset + start, self._server.loop)
+        except PbsfsError as error:
+            COUNTS.failed(error)
+            raise
+        COUNTS.reads += 1
+        COUNTS.bytes_served += size
 
     def fetch_ahead(self, offset: int, size: int) -> None:
         """Has chunks fetched into the cache, as far as there is space; returns at once."""

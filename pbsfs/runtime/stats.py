@@ -1,4 +1,4 @@
-"""What this process did, as numbers: one `COUNTS` for the process, which serves one mount.
+"""What this process did, as numbers: one `COUNTS` for the process, which serves one mount or NBD server.
 
 The places that do the work add to it: an integer addition, without a lock, from any thread. pbsfs reads the
 numbers when somebody asks for them.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+
+from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError
 
 LIMITS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Seconds: the upper limits of the groups that chunk fetches are counted in. Slower ones are a last group."""
@@ -24,7 +26,8 @@ class Counts:
     `fetch_seconds`: chunks that the source returned, and the time that all of them took. `retries`: requests
     sent again; `outages`: faults of the server that a second try met too. `sessions`: reader sessions that
     are open or being opened; `sessions_opened`: all so far. `errors_…`: operations that failed, by cause.
-    `parsers_started`, `parsers_failed`: processes that read file systems on disks.
+    `parsers`: processes that read file systems on disks and run now; `parsers_started`, `parsers_failed`: all
+    so far, and those that failed.
     """
 
     __slots__ = (
@@ -41,6 +44,7 @@ class Counts:
         "fetch_seconds",
         "fetches",
         "outages",
+        "parsers",
         "parsers_failed",
         "parsers_started",
         "reads",
@@ -58,7 +62,16 @@ class Counts:
         self.retries = self.outages = 0
         self.sessions = self.sessions_opened = 0
         self.errors_damage = self.errors_source = self.errors_key = self.errors_internal = 0
-        self.parsers_started = self.parsers_failed = 0
+        self.parsers = self.parsers_started = self.parsers_failed = 0
+
+    def failed(self, error: PbsfsError) -> None:
+        """Counts an operation that failed because of damage, a missing key or the source."""
+        if isinstance(error, DamageError):
+            self.errors_damage += 1
+        elif isinstance(error, KeyRequiredError):
+            self.errors_key += 1
+        elif isinstance(error, SourceError):
+            self.errors_source += 1
 
     def chunk_fetched(self, size: int, seconds: float) -> None:
         """Counts a chunk that the source returned: its stored bytes, and how long that took."""
@@ -81,7 +94,7 @@ class Counts:
         for name in (
             *("retries", "outages", "sessions", "sessions_opened"),
             *("errors_damage", "errors_source", "errors_key", "errors_internal"),
-            *("parsers_started", "parsers_failed"),
+            *("parsers", "parsers_started", "parsers_failed"),
         ):
             yield name, getattr(self, name)
 

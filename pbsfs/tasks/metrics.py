@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,12 +32,15 @@ MAX_REQUEST = 8 << 10
 PATIENCE = 10.0
 """Seconds for one request and its answer."""
 
+MAX_ANSWER = 64 << 10
+"""Bytes of an answer that `request` takes; those of pbsfs have some KiB."""
+
 AT_ONCE = 16
 """Connections that are answered side by side; pbsfs closes more at once."""
 
 _GAUGES = frozenset(
     (
-        *("uptime_seconds", "sessions", "open_files", "inodes"),
+        *("uptime_seconds", "sessions", "parsers", "open_files", "inodes", "connections", "open_exports"),
         *("cache_bytes", "cache_limit_bytes", "charged_bytes", "resident_bytes"),
     )
 )
@@ -148,11 +152,34 @@ def _remove_left(path: str) -> None:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
+def peer(sock: socket.socket | trio.socket.SocketType) -> tuple[int, int]:
+    """The process and user at the other end of a Unix socket (SO_PEERCRED, unix(7))."""
+    pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+def request(sock: socket.socket, path: str) -> str:
+    """What `serve_metrics` answers to a request for `path`. Raises OSError."""
+    sock.settimeout(PATIENCE)
+    sock.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+    answer = b""
+    while (more := sock.recv(MAX_REQUEST)) and len(answer) <= MAX_ANSWER:
+        answer += more
+    head, _blank, body = answer.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200 "):
+        raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+    return body.decode(errors="replace")
+
+
 async def serve_metrics(numbers: Numbers, sock: socket.socket) -> None:
-    """Answers requests on `sock` until it is cancelled."""
+    """Answers requests on `sock` until it is cancelled; on a Unix socket, those of this user and root."""
+    users = (0, os.geteuid())
     busy = trio.CapacityLimiter(AT_ONCE)
 
     async def answer(stream: trio.SocketStream) -> None:
+        found = stream.socket
+        if found.family == socket.AF_UNIX and peer(found)[1] not in users:
+            return
         try:
             busy.acquire_nowait()
         except trio.WouldBlock:
@@ -178,13 +205,15 @@ async def _answer(stream: trio.SocketStream, numbers: Numbers) -> None:
         if not more or len(head) > MAX_REQUEST:
             return
     words = head.split(b"\r\n", 1)[0].split(b" ")
-    status, body = "200 OK", b""
+    status, body, kind = "200 OK", b"", _TYPE
     if len(words) != 3 or words[0] not in (b"GET", b"HEAD"):
         status = "405 Method Not Allowed"
+    elif words[1] == b"/stats":
+        body, kind = numbers.text().encode(), "text/plain; charset=utf-8"
     elif words[1].split(b"?")[0] not in (b"/", b"/metrics"):
         status = "404 Not Found"
     else:
         body = text_of(numbers).encode()
-    fields = f"HTTP/1.1 {status}\r\nContent-Type: {_TYPE}\r\nContent-Length: {len(body)}\r\n"
+    fields = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
     answer = f"{fields}Allow: GET, HEAD\r\nConnection: close\r\n\r\n".encode()
     await stream.send_all(answer if words[0] == b"HEAD" else answer + body)

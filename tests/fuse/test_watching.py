@@ -122,7 +122,7 @@ def test_processes_that_read_disks_are_counted(stocked: Stocked, tmp_path: Path)
         assert numbers(mount)["parsers_started"] == 0
         os.listdir(mount / f"files/{FIRST}")
         found = numbers(mount)
-        assert (found["parsers_started"], found["parsers_failed"]) == (1, 0)
+        assert (found["parsers"], found["parsers_started"], found["parsers_failed"]) == (1, 1, 0)
 
 
 @pytest.mark.mount
