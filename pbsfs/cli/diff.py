@@ -87,7 +87,8 @@ def command(
         for kind, found in counts.items():
             click.echo(f"{kind}: {counted(found['count'], 'entry')}, {counted(found['bytes'], 'byte')}")
     for path, failure in comparison.failed:
-        click.echo(f"pbsfs: {one_line(f'{os.fsdecode(path)}: {failure}')}", err=True)
+        where = f"{os.fsdecode(path)}: " if path else ""
+        click.echo(f"pbsfs: {one_line(f'{where}{failure}')}", err=True)
     if comparison.failed:
         raise click.exceptions.Exit(max(exit_status_of(failure) for _path, failure in comparison.failed))
 

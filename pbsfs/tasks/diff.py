@@ -237,19 +237,24 @@ class _Both:
     def _pairs(
         self, path: bytes, old: Entry | None, new: Entry | None
     ) -> Iterator[tuple[bytes, Entry | None, Entry | None]]:
-        before = self._children(path, self._old, old)
-        after = self._children(path, self._new, new)
+        before, old_is_whole = self._children(path, self._old, old)
+        after, new_is_whole = self._children(path, self._new, new)
         prefix = path + b"/" if path else b""
         for name in sorted({*before, *after}):
-            yield prefix + name, before.get(name), after.get(name)
+            # What damage may hide is neither removed nor added.
+            if (name in before or old_is_whole) and (name in after or new_is_whole):
+                yield prefix + name, before.get(name), after.get(name)
 
-    def _children(self, path: bytes, contents: Contents, entry: Entry | None) -> dict[bytes, Entry]:
+    def _children(
+        self, path: bytes, contents: Contents, entry: Entry | None
+    ) -> tuple[dict[bytes, Entry], bool]:
+        """The entries of a directory by their names, and whether these are all of them."""
         if entry is None or not entry.is_directory:
-            return {}
+            return {}, True
         found: Found = contents.children(entry)
         if found.damage is not None:
             self._comparison.failed.append((path, found.damage))
-        return {child.name: child for child in found.entries}
+        return {child.name: child for child in found.entries}, found.damage is None
 
     def _change(self, path: bytes, old: Entry | None, new: Entry | None) -> Change | None:
         if old is None or new is None:

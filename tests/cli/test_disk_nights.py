@@ -131,6 +131,21 @@ def test_versions_of_a_file_on_a_disk(store: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("place", ["", "/scsi0", "/guest"])
+def test_diff_takes_nothing_for_removed_that_damage_may_hide(store: Path, tmp_path: Path, place: str) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    writer = DatastoreWriter(tmp_path / "store")
+    second = writer.snapshot_path(made.snapshot(time=made.TIME + made.DAY))
+    index = FixedIndex((second / "drive-scsi0.img.fidx").read_bytes())
+    writer.chunk_path(index.digest(1)).unlink()  # it has the directories, and not the superblock
+    done = pbsfs("diff", "--datastore-dir", writer.path, NIGHTS[0] + place, NIGHTS[1] + place)
+    assert done.returncode == 6
+    assert not [line for line in done.stdout.splitlines() if line.startswith(("-", "+"))], done.stdout
+    (line,) = done.stderr.splitlines()
+    assert "missing" in line
+    assert not line.startswith("pbsfs: :")
+
+
 def test_what_cannot_be_read_is_not_taken_for_absent(store: Path, tmp_path: Path) -> None:
     damaged = without_table(store, tmp_path / "store")
     report = rows_of(damaged, "diff", NIGHTS[1], NIGHTS[2], status=6)
