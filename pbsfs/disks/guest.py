@@ -92,6 +92,8 @@ class Guest(Contents):
         self._mounts: dict[tuple[int, int], Entry] = {}  # a system and a directory of it: what is shown there
         self._facts: dict[str, str] = {}
         self._drives: dict[bytes, Entry] = {}
+        self._hidden: DamageError | None = None  # why there may be more than these drives, or a root
+        self._damaged: dict[tuple[int, int], DamageError] = {}  # directories whose volume can't be read
         self.root = self._find_linux() or self._windows()
 
     def facts(self) -> dict[str, str]:
@@ -136,8 +138,12 @@ class Guest(Contents):
                         self._mount(number, root, parse_fstab(text))
                         return self._wrapped(number, root.but(name=b""))
                 except DamageError as error:
-                    self._facts["problem"] = f"{part.name}: {error}"
+                    self._hide(part, error)
         return None
+
+    def _hide(self, part: Part, error: DamageError) -> None:
+        self._hidden = DamageError(f"{part.name}: {error}")
+        self._facts["problem"] = str(self._hidden)
 
     def _read(self, number: int, file: Entry) -> bytes:
         system = self._system(number)
@@ -164,15 +170,14 @@ class Guest(Contents):
             if not line.place:
                 continue
             where = "/" + b"/".join(line.place).decode(errors="replace")
-            found = self._part_of(line.device)
-            if found is None:
-                missing.append(f"{where} ({line.device})")
-                continue
+            place: tuple[int, int] | None = None
             try:
-                goal = self._at(found, [step for step in line.subvolume.split(b"/") if step])
                 place = self._follow(number, root, line.place)
+                found, goal = self._goal(line)
             except DamageError as error:
-                missing.append(f"{where} ({self._parts[found].name}: {error})")
+                missing.append(f"{where} ({error})")
+                if place is not None:
+                    self._damaged[place] = error
                 continue
             if goal is None or place is None or not goal.is_directory:
                 missing.append(f"{where} ({line.device})")
@@ -184,6 +189,16 @@ class Guest(Contents):
             self._facts["mounted"] = ", ".join(mounted)
         if missing:
             self._facts["not_mounted"] = ", ".join(missing)
+
+    def _goal(self, line: Line) -> tuple[int, Entry | None]:
+        """What a line mounts, and the system that it is in. Raises DamageError, with the volume's name."""
+        found = self._part_of(line.device)
+        if found is None:
+            return _TOP, None
+        try:
+            return found, self._at(found, [step for step in line.subvolume.split(b"/") if step])
+        except DamageError as error:
+            raise DamageError(f"{self._parts[found].name}: {error}") from None
 
     def _follow(self, number: int, root: Entry, steps: Sequence[bytes]) -> tuple[int, int] | None:
         """The directory at a path of the machine as far as it is put together: its system and inode."""
@@ -200,7 +215,11 @@ class Guest(Contents):
         return where, here.inode
 
     def _part_of(self, device: str) -> int | None:
-        """The volume that an fstab names. Device names such as /dev/sda1 say nothing of which disk it is."""
+        """The volume that an fstab names. Device names such as /dev/sda1 say nothing of which disk it is.
+
+        Raises DamageError where it may be one that can't be read.
+        """
+        damage: DamageError | None = None
         what, _equals, value = device.partition("=")
         value = value.lower()
         for number, part in enumerate(self._parts):
@@ -209,7 +228,8 @@ class Guest(Contents):
             if what in {"UUID", "LABEL"}:
                 try:
                     told = self._system(number).facts().get(what.lower(), "")
-                except DamageError:
+                except DamageError as error:
+                    damage = DamageError(f"{part.name}: {error}")
                     continue
                 if told and told.lower() == value and (what == "UUID" or told == device.partition("=")[2]):
                     return number
@@ -220,6 +240,8 @@ class Guest(Contents):
             group, _slash, volume = device.removeprefix("/dev/").partition("/")
             if volume and part.name == f"{group.replace('-', '--')}-{volume.replace('-', '--')}":
                 return number
+        if damage is not None:
+            raise damage
         return None
 
     def _windows(self) -> Entry:
@@ -234,13 +256,15 @@ class Guest(Contents):
                 elif part.kind == "ntfs" or not self._is_efi(number):
                     others.append(number)
             except DamageError as error:
-                self._facts["problem"] = f"{part.name}: {error}"
+                self._hide(part, error)
         if b"C" in self._drives:
             for number in others:
-                letter = next(letters, "")
-                if letter:
-                    name = letter.encode()
-                    self._drives[name] = self._wrapped(number, self._system(number).root.but(name=name))
+                name = next(letters, "").encode()
+                try:
+                    if name:
+                        self._drives[name] = self._wrapped(number, self._system(number).root.but(name=name))
+                except DamageError as error:
+                    self._hide(self._parts[number], error)
         else:
             self._facts["root"] = "none: no volume has /etc/fstab, or the directory Windows"
         for name, entry in self._drives.items():
@@ -250,19 +274,28 @@ class Guest(Contents):
     def _is_efi(self, number: int) -> bool:
         return self._at(number, (b"EFI",)) is not None
 
+    def _check(self, number: int, directory: Entry) -> None:
+        """Raises DamageError for a directory that shows a volume that can't be read: it would look empty."""
+        if (number, directory.inode) in self._damaged:
+            raise self._damaged[number, directory.inode]
+
     # --- what Contents asks for
 
     def children(self, directory: Entry, *, names_only: bool = False) -> Found:
         if directory.inode == _TOP:
-            return Found(list(self._drives.values()))
+            return Found(list(self._drives.values()), self._hidden)
         number, inner = self._unwrapped(directory)
+        self._check(number, inner)
         found = self._system(number).children(inner, names_only=names_only)
         return Found([self._wrapped(number, entry) for entry in found.entries], found.damage)
 
     def child(self, directory: Entry, name: bytes) -> Entry | None:
         if directory.inode == _TOP:
+            if self._hidden is not None and name not in self._drives:
+                raise self._hidden
             return self._drives.get(name)
         number, inner = self._unwrapped(directory)
+        self._check(number, inner)
         found = self._system(number).child(inner, name)
         return None if found is None else self._wrapped(number, found)
 

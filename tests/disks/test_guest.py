@@ -83,6 +83,10 @@ def with_fstab(*lines: str, **tree: Tree | bytes) -> Small:
     return Small({"etc": {"fstab": "\n".join(lines).encode()}, **tree}, "root-uuid")
 
 
+def broken() -> FileSystem:
+    raise DamageError("no superblock")
+
+
 def test_an_fstab_is_read_as_fstab_5_says() -> None:
     text = b"\n".join(
         [
@@ -152,13 +156,51 @@ def test_what_is_not_on_the_disks_is_told() -> None:
 
 
 def test_a_volume_that_cannot_be_opened_costs_only_itself() -> None:
-    def fail() -> FileSystem:
-        raise DamageError("no superblock")
-
     machine = Machine().add("p1", "ext4", with_fstab("/dev/mapper/p2 /srv ext4 rw", srv={"mine": b""}))
-    machine.parts += [Part("p0", "ext4", None, fail), Part("p2", "xfs", None, fail)]
-    assert set(machine.paths()) == {"etc", "etc/fstab", "srv", "srv/mine"}
-    assert machine.tree().facts()["not_mounted"] == "/srv (p2: no superblock)"
+    machine.parts += [Part("p0", "ext4", None, broken), Part("p2", "xfs", None, broken)]
+    check_that_srv_fails(machine, "p2: no superblock")
+
+
+def check_that_srv_fails(machine: Machine, why: str) -> None:
+    """What the root has below a volume that can't be read is not shown for what is on the volume."""
+    guest = machine.tree()
+    found = {path: str(entry) for path, entry in guest.walk(guest.root) if isinstance(entry, DamageError)}
+    assert found == {b"srv": why}
+    assert {path for path, entry in guest.walk(guest.root)} == {b"etc", b"etc/fstab", b"srv"}
+    srv = guest.child(guest.root, b"srv")
+    assert srv is not None
+    for name in (b"mine", b"other"):
+        with pytest.raises(DamageError, match=why):
+            guest.child(srv, name)
+    assert guest.facts()["not_mounted"] == f"/srv ({why})"
+
+
+@pytest.mark.parametrize("device", ["UUID=lost", "LABEL=lost", "/dev/disk/by-uuid/lost"])
+def test_a_volume_whose_name_damage_hides_is_not_taken_for_absent(device: str) -> None:
+    machine = Machine().add("p1", "ext4", with_fstab(f"{device} /srv ext4 rw", srv={"mine": b""}))
+    machine.parts.append(Part("p2", "xfs", None, broken))
+    check_that_srv_fails(machine, "p2: no superblock")
+
+
+@pytest.mark.parametrize("kind", ["ext4", "ntfs"])
+def test_a_machine_whose_root_is_damaged_does_not_look_empty(kind: str) -> None:
+    machine = Machine([Part("p1", kind, None, broken)])
+    guest = machine.tree()
+    ((path, error),) = guest.walk(guest.root)
+    assert (path, str(error)) == (b"", "p1: no superblock")
+    with pytest.raises(DamageError, match="p1: no superblock"):
+        guest.child(guest.root, b"etc")
+
+
+def test_a_damaged_drive_leaves_the_others() -> None:
+    machine = Machine().add("p1", "ntfs", Small({"Windows": {"System32": {}}}))
+    machine.parts.append(Part("p2", "ntfs", None, broken))
+    machine.add("p3", "ntfs", Small({}))
+    guest = machine.tree()
+    found = guest.children(guest.root)
+    assert [entry.name for entry in found.entries] == [b"C", b"E"]
+    assert str(found.damage) == "p2: no superblock"
+    assert guest.child(guest.root, b"C") is not None
 
 
 def test_windows_has_drives() -> None:
