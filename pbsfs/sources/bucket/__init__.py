@@ -1,0 +1,1 @@
+"""A datastore in an S3 bucket, read without a server."""
