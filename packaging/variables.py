@@ -55,7 +55,8 @@ VARIABLES = {
     "XDG_STATE_HOME": "The directory of the log of a background mount, if there is no syslog (default: "
     "~/.local/state).",
     "XDG_RUNTIME_DIR, TMPDIR": "The directory of private sockets: the first that can be written (default: "
-    "/tmp, /run, /dev/shm). TMPDIR also has the temporary files of pbsfs boot and pbsfs demo.",
+    "/tmp, /run, /dev/shm). XDG_RUNTIME_DIR also has what pbsfs login keeps (default: /run/user/UID), and "
+    "TMPDIR the temporary files of pbsfs boot and pbsfs demo.",
     "NO_COLOR": "If set, pbsfs prints no colours.",
     "DISPLAY, WAYLAND_DISPLAY": "If one is set, pbsfs boot opens a window.",
 }

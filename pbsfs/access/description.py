@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
-from pbsfs.base.secret import Secret
+from pbsfs.base.secret import Secret, Ticket
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Trust
@@ -88,7 +88,8 @@ class DirectoryAccess(Access):
 class ServerAccess(Access):
     """A datastore on a server.
 
-    `retry_timeout`: seconds. `connections`: to one snapshot. None for both: the default of the source.
+    `secret`: a password, a ticket, or the secret of an API token. `retry_timeout`: seconds. `connections`: to
+    one snapshot. None for both: the default of the source.
     """
 
     kind: ClassVar[str] = "server"
@@ -111,6 +112,7 @@ class ServerAccess(Access):
         return {
             "repository": str(self.repository),
             "secret": self.secret.reveal(),
+            "ticket": _dump_ticket(self.secret) if isinstance(self.secret, Ticket) else None,
             "pinned": self.trust.pinned,
             "known": self.trust.known,
             "ca": self.trust.ca,
@@ -123,7 +125,7 @@ class ServerAccess(Access):
     def load(cls, facts: Facts) -> Self:
         return cls(
             Repository.parse(facts["repository"]),
-            Secret(facts["secret"]),
+            Secret(facts["secret"]) if facts["ticket"] is None else _load_ticket(facts),
             Trust(facts["pinned"], facts["known"], facts["ca"]),
             None if facts["proxy"] is None else _load_proxy(facts["proxy"]),
             facts["retry_timeout"],
@@ -200,6 +202,15 @@ class Description:
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
             # Not what was in it, nor where it went wrong: it may be a secret.
             raise UsageError(f"descriptor {fd}: not the description of a source") from None
+
+
+def _dump_ticket(ticket: Ticket) -> Facts:
+    return {"password": None if ticket.password is None else ticket.password.reveal()}
+
+
+def _load_ticket(facts: Facts) -> Ticket:
+    password = facts["ticket"]["password"]
+    return Ticket(facts["secret"], None if password is None else Secret(password))
 
 
 def _dump_proxy(proxy: Proxy) -> Facts:

@@ -13,13 +13,15 @@ from pathlib import Path
 from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, find_secret
 from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing, read_keys
+from pbsfs.access.login import log_in
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.references import Reference
 from pbsfs.access.terminal import Terminal
+from pbsfs.access.tickets import Tickets
 from pbsfs.access.trust import find_trust, read_ca
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
-from pbsfs.base.secret import Secret
+from pbsfs.base.secret import Secret, Ticket
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.runtime.places import config_home
 from pbsfs.sources.server.proxy import Proxy, find_proxy
@@ -71,6 +73,7 @@ def find_access(
         secret = password_of(options, repository, environment, terminal)
     elif not secret.reveal():
         raise _no_password(repository)
+    secret = logged_in(repository, secret, trust, proxy, terminal)
     return ServerAccess(repository, secret, trust, proxy, options.retry_timeout, options.connections)
 
 
@@ -93,22 +96,50 @@ def password_of(
     environment: Mapping[str, str],
     terminal: Terminal | None,
 ) -> Secret:
-    """The password or token's secret of resolved options, or the user's answer. Raises UsageError."""
+    """The password or token's secret of resolved options, the ticket of `pbsfs login`, or the user's answer.
+
+    The first of these that there is. Raises UsageError.
+    """
+    secret = given_password(options, environment)
+    if secret is None and repository.token is None:
+        login = Tickets(environment).find(repository)
+        secret = None if login is None else login.ticket
+    return ask_password(repository, terminal) if secret is None else secret
+
+
+def given_password(options: SourceOptions, environment: Mapping[str, str]) -> Secret | None:
+    """The password or token's secret of resolved options or the environment. Raises UsageError."""
     if options.password is not None:
         return read_reference(options.password, environment)
     secret = find_secret(PASSWORD_VARIABLE, "password", environment)
-    if secret is not None and secret.reveal():  # a variable may be empty
-        return secret
+    return secret if secret is not None and secret.reveal() else None  # a variable may be empty
+
+
+def ask_password(repository: Repository, terminal: Terminal | None) -> Secret:
+    """The user's answer. Raises UsageError if nobody can be asked."""
     if terminal is None:
         raise _no_password(repository)
     what = "password" if repository.token is None else "secret"
     return terminal.password(f"{what} of {repository.auth_id} at {repository.address}")
 
 
+def logged_in(
+    repository: Repository, secret: Secret, trust: Trust, proxy: Proxy | None, terminal: Terminal | None
+) -> Secret:
+    """`secret`, or the ticket of a login with this password if somebody can be asked for a second factor.
+
+    Raises like `log_in`.
+    """
+    if terminal is None or repository.token is not None or isinstance(secret, Ticket):
+        return secret
+    return log_in(repository, secret, trust, proxy, terminal)
+
+
 def _no_password(repository: Repository) -> UsageError:
     return UsageError(
         f"no password for {repository.auth_id} at {repository.address}: set PBS_PASSWORD (or "
-        "PBS_PASSWORD_FD, _FILE, _CMD), or password in a profile; for an API token it is the token's secret"
+        "PBS_PASSWORD_FD, _FILE, _CMD), or password in a profile; for an API token it is the token's secret; "
+        "or run pbsfs login at a terminal"
     )
 
 

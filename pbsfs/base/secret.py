@@ -1,4 +1,4 @@
-"""A secret as a value that does not show itself. Immutable, for any thread."""
+"""Secrets as values that do not show themselves. Immutable, for any thread."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a secret is not to be copied out")
+
+
+class Ticket(Secret):
+    """The ticket of a login at a server, instead of a password.
+
+    `password`: for a new login when the ticket is no longer valid; None if that takes more than a password.
+    """
+
+    __slots__ = ("password",)
+
+    def __init__(self, value: str, password: Secret | None = None) -> None:
+        super().__init__(value)
+        self.password = password

@@ -47,6 +47,8 @@ _COMMANDS = {
     "boot": "Boot a backup in QEMU, without restoring it.",
     "verify": "Read and check everything; report what is damaged.",
     "key": "Look at key files; recover a key with a master key.",
+    "login": "Keep a login at a server for two hours.",
+    "logout": "Remove a login that is kept.",
     "config": "Check the configuration; write a first profile.",
     "demo": "Try everything on a small datastore made for it.",
     "completion": "Print the script for a shell's completion.",
@@ -107,7 +109,6 @@ _HABITS = {
 
 
 _READS_ONLY = "pbsfs only reads backups: {}"
-_LOGS_IN = "pbsfs logs in for each command; set PBS_PASSWORD, or write a profile"
 
 _NOT_HERE = {
     "backup": _READS_ONLY.format("make them with proxmox-backup-client backup, or vzdump"),
@@ -119,8 +120,6 @@ _NOT_HERE = {
     "gc": _READS_ONLY.format("collect garbage on the server"),
     "garbage-collect": _READS_ONLY.format("collect garbage on the server"),
     "sync": _READS_ONLY.format("synchronise datastores on the server"),
-    "login": _LOGS_IN,
-    "logout": _LOGS_IN,
     "df": "run df on a mount of pbsfs",
     "du": "did you mean: pbsfs ls -l, or pbsfs info",
 }

@@ -18,7 +18,7 @@ from pbsfs.access.description import Access, Description, DirectoryAccess, Serve
 from pbsfs.access.keyring import KeyRing
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.profiles import Profile
-from pbsfs.access.resolve import open_keys, password_of, trust_of
+from pbsfs.access.resolve import logged_in, open_keys, password_of, trust_of
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import (
     AuthError,
@@ -31,6 +31,7 @@ from pbsfs.base.errors import (
     UsageError,
 )
 from pbsfs.base.names import Namespace, format_time
+from pbsfs.base.secret import Ticket
 from pbsfs.base.text import first_of
 from pbsfs.cli.options import run_on_described
 from pbsfs.fuse.options import FuseOptions
@@ -147,7 +148,14 @@ class ProfileCheck:
             text = f"every user of this machine may read {options.password}; run chmod o-r on it"
             yield Outcome("password", text, is_warning=True)
         secret = password_of(options, repository, self._environment, self._terminal)
-        yield self._found("found" if options.password is None else f"found: {options.password}")
+        if options.password is not None:
+            yield self._found(f"found: {options.password}")
+        elif isinstance(secret, Ticket):
+            yield self._found("not needed: pbsfs login keeps a ticket")
+        else:
+            yield self._found("found")
+        self._step = "login"
+        secret = logged_in(repository, secret, trust, proxy, self._terminal)
         return ServerAccess(repository, secret, trust, proxy, options.retry_timeout, options.connections)
 
     def _keys(self, options: SourceOptions) -> Generator[Outcome, None, KeyRing]:

@@ -18,11 +18,13 @@ from pbsfs.access.options import SourceOptions, resolve, without_source
 from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import parse_rate
 from pbsfs.access.terminal import Terminal
+from pbsfs.base.errors import UsageError
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import excerpt
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import FORMAT_VARIABLE, FORMATS, LogOptions
 from pbsfs.runtime.memory import COMMAND_OPEN_LIMIT
+from pbsfs.sources.server.repository import Repository
 
 if TYPE_CHECKING:
     from pbsfs.access.description import Description
@@ -272,6 +274,20 @@ def described_by(configured: Configured, *, reads_much: bool) -> Description:
     """The same, where the caller has put a profile's settings into the options."""
     resolved = resolve(configured.options, configured.environment)
     return describe(resolved, configured.environment, find_terminal(), ask_for_default=reads_much)
+
+
+def resolved_user(configured: Configured) -> tuple[SourceOptions, Repository]:
+    """The resolved options of a source that a user with a password logs in to. Raises UsageError."""
+    options = resolve(configured.options, configured.environment)
+    if options.repository is None:
+        raise UsageError(f"{options.datastore_dir}: a directory needs no login; name a server")
+    repository = Repository.parse(options.repository)
+    if repository.token is not None:
+        raise UsageError(
+            f"{repository.auth_id}: an API token needs no login; give its secret to each command, or "
+            "name a user"
+        )
+    return options, repository
 
 
 def run_on_described(

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from pbsfs.access.tickets import Tickets
 from pbsfs.base.errors import MountError
 from pbsfs.base.text import first_of, printable
+from pbsfs.cli.options import environment
 from pbsfs.fuse.mountpoint import ADVICE, FS_TYPE, mounts, states
 from pbsfs.nbd.servers import servers
 
@@ -20,6 +22,8 @@ _HEADINGS = ("KIND", "PLACE", "SOURCE", "STATE")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def command(as_json: bool) -> None:
     """List your mounts and NBD servers, and whether they answer; as root, those of all users.
+
+    Logins that pbsfs login keeps are listed with their end.
 
     The exit status is 7 if a mount does not answer.
 
@@ -39,6 +43,10 @@ def command(as_json: bool) -> None:
             place = server.address or "sockets of systemd"
             path = "all images" if server.path == "" else server.path or "by its parameters"
             found.append({"kind": "nbd", "place": place, "source": path, "state": f"process {server.pid}"})
+    found += [
+        {"kind": "login", "place": login.address, "source": login.user, "state": f"until {login.until_text}"}
+        for login in Tickets(environment()).all()
+    ]
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif found:

@@ -22,12 +22,14 @@ from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.profiles import Profile
 from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import parse_cache_size, parse_rate
+from pbsfs.access.tickets import Tickets
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import BACKUP_TYPES
 from pbsfs.base.secret import Secret
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import FORMAT_VARIABLE, parse_format
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
+from pbsfs.sources.server.repository import Repository
 from pbsfs.tasks.metrics import MetricsAddress
 
 log = logging.getLogger(__name__)
@@ -237,7 +239,11 @@ class Parameters:
         """
         if options.repository is None or self._password is not None:
             return self._password
-        if options.password is None and not names_secret(PASSWORD_VARIABLE, "password", environment):
+        if (
+            options.password is None
+            and not names_secret(PASSWORD_VARIABLE, "password", environment)
+            and Tickets(environment).find(Repository.parse(options.repository)) is None
+        ):
             raise UsageError(
                 "no password: give password=+FILE, password=- to be asked for it, or set PBS_PASSWORD "
                 "(or PBS_PASSWORD_FD, _FILE, _CMD); for an API token it is the token's secret"

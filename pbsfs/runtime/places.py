@@ -33,6 +33,18 @@ def state_home(environment: Mapping[str, str]) -> Path | None:
     return None
 
 
+def runtime_home(environment: Mapping[str, str]) -> Path | None:
+    """Where programs keep what lasts until the user logs out; None without such a directory.
+
+    Programs that `su` or `sudo` start lack XDG_RUNTIME_DIR, so the place is that of systemd then.
+    """
+    named = environment.get("XDG_RUNTIME_DIR", "")
+    if named.startswith("/"):
+        return Path(named)
+    usual = Path(f"/run/user/{os.geteuid()}")
+    return usual if usual.is_dir() else None
+
+
 def _base(variable: str, below_home: str, environment: Mapping[str, str]) -> Path | None:
     named = environment.get(variable, "")
     if named.startswith("/"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pbsfs.access.description import KINDS, Access, Description, DirectoryAccess
 from pbsfs.access.keyring import MAX_KEYS, KeyRing
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
-from pbsfs.base.secret import Secret
+from pbsfs.base.secret import Secret, Ticket
 from pbsfs.formats.keys import Key
 from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
@@ -57,6 +58,18 @@ def test_what_a_server_takes_is_all_there() -> None:
     assert (found.proxy.address, found.proxy.user) == ("proxy:3128", "user")
     assert (found.proxy.variable, found.proxy.password.reveal()) == ("HTTPS_PROXY", "gehe1m")
     assert (found.retry_timeout, found.connections) == (2.5, 4)
+
+
+def test_a_ticket_is_handed_over_as_one_with_the_password_that_may_replace_it() -> None:
+    user = Repository.parse("anna@pbs@host:store1")
+    for password in (None, SECRET):
+        access = ServerAccess(user, Ticket("PBS:geheim", password), Trust())
+        found = ServerAccess.load(json.loads(json.dumps(access.dump()))).secret
+        assert isinstance(found, Ticket)
+        assert found.reveal() == "PBS:geheim"
+        assert (found.password and found.password.reveal()) == (password and password.reveal())
+        assert "geheim" not in repr(access)
+    assert not isinstance(ServerAccess.load(ACCESSES[1].dump()).secret, Ticket)
 
 
 def test_every_kind_is_handed_over_here() -> None:

@@ -24,6 +24,7 @@ from tests.support.mounts import cleaned_up, mounted
 from tests.support.needs import need_fuse, need_root
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
 from tests.support.server import READER, Drop, ReferenceServer, Status, certificate, texts
+from tests.support.server.factors import Factors
 from tests.support.serving import PASSWORD, SECRET, STORE, TOKEN, USER, WAYS_IN, access, serving, without
 from tests.support.stocked import CONFIGURATION, FIRST, IMAGE, IN_NAMESPACE, NEWER_IMAGE, Stocked, stock
 from tests.support.strangers import closed_port, stranger
@@ -228,7 +229,7 @@ def withdrawn_token(server: ReferenceServer, _stocked: Stocked, _path: Path) -> 
 
 @failure("… logs in with a second factor", 10, "two@pbs", "API token")
 def second_factor(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
-    server.add_user("two@pbs", "secret", second_factor=True)
+    server.add_user("two@pbs", "secret", factors=Factors(server.clock))
     yield [], access(server, "two@pbs", "secret")
 
 

@@ -63,8 +63,6 @@ def test_wrong_usage_is_one_line_too() -> None:
         ("backup", "pbsfs only reads backups: make them with proxmox-backup-client backup"),
         ("prune", "pbsfs only reads backups: prune them on the server"),
         ("forget", "pbsfs only reads backups: remove them with "),
-        ("login", "pbsfs logs in for each command; "),
-        ("logout", "pbsfs logs in for each command; "),
         ("df", "run df on a mount of pbsfs"),
         ("du", "did you mean: pbsfs ls -l"),
     ],

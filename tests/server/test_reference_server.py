@@ -23,6 +23,7 @@ from tests.server.h2_client import TIMEOUT, Connection, Reply, Session
 from tests.support import made
 from tests.support.program import environment
 from tests.support.server import NOTHING, OWN_GROUPS, READER, ReferenceServer
+from tests.support.server.factors import Factors
 from tests.support.server.releases import PBS_4
 from tests.support.server.tickets import LIFETIME, Tickets
 
@@ -37,8 +38,14 @@ def get(server: ReferenceServer, path: str, headers: dict[str, str] | None = Non
         return connection.request("GET", path, VIEWER if headers is None else headers)
 
 
-def log_in(server: ReferenceServer, password: str = PASSWORD, user: str = "reader@pbs") -> Reply:
-    body = json.dumps({"username": user, "password": password}).encode()
+def log_in(
+    server: ReferenceServer,
+    password: str = PASSWORD,
+    user: str = "reader@pbs",
+    challenge: str | None = None,
+) -> Reply:
+    more = {} if challenge is None else {"tfa-challenge": challenge}
+    body = json.dumps({"username": user, "password": password, **more}).encode()
     with Connection(server) as connection:
         return connection.request("POST", f"{API}/access/ticket", {"content-type": "application/json"}, body)
 
@@ -87,11 +94,72 @@ def test_tickets_that_this_server_has_not_signed_are_refused(server: ReferenceSe
 
 
 def test_a_second_factor_leaves_a_partial_ticket(server: ReferenceServer) -> None:
-    server.add_user("two@pbs", PASSWORD, second_factor=True)
+    server.add_user("two@pbs", PASSWORD, factors=Factors(server.clock, recovery=["a", "b"]))
     reply = log_in(server, user="two@pbs")
-    assert reply.data["ticket"].startswith("PBS:!tfa!")
+    assert reply.data["ticket"].startswith('PBS:!tfa!{"totp"%3Atrue,"recovery"%3A[0,1]}:')
+    assert reply.data["CSRFPreventionToken"] == "invalid"
     assert get(server, f"{API}/version", cookie(reply.data["ticket"])).status == 401
     assert log_in(server, reply.data["ticket"], "two@pbs").status == 401
+
+
+def answer(server: ReferenceServer, response: str, challenge: str | None = None) -> Reply:
+    """The answer to a challenge of two@pbs, a new one if none is given."""
+    found = log_in(server, user="two@pbs").data["ticket"] if challenge is None else challenge
+    return log_in(server, response, "two@pbs", challenge=found)
+
+
+def test_a_code_of_the_app_is_good_once(server: ReferenceServer) -> None:
+    factors = Factors(server.clock)
+    server.add_user("two@pbs", PASSWORD, factors=factors)
+    server.clock.set(1_700_000_000)
+    ticket = answer(server, f"totp:{factors.code()}").data["ticket"]
+    assert get(server, f"{API}/version", cookie(ticket)).status == 200
+    assert log_in(server, ticket, "two@pbs").status == 200, "renewing needs no second factor"
+    assert answer(server, f"totp:{factors.code()}").status == 401
+    assert answer(server, f"totp:{factors.code(-1)}").status == 401, "older than the last one"
+    assert answer(server, f"totp:{factors.code(1)}").status == 200
+    server.clock.advance(90)
+    assert answer(server, f"totp:{factors.code(2)}").status == 401
+    assert answer(server, factors.code()).status == 401
+    refused = answer(server, "recovery:a")
+    assert (refused.status, refused.text) == (401, "permission check failed.")
+
+
+def test_a_recovery_code_is_good_once_and_unlocks_the_app(server: ReferenceServer) -> None:
+    factors = Factors(server.clock, recovery=["a-1", "b-2"])
+    server.add_user("two@pbs", PASSWORD, factors=factors)
+    server.clock.set(1_700_000_000)
+    for _ in range(8):
+        assert answer(server, "totp:000").status == 401
+    assert factors.totp_locked
+    assert answer(server, f"totp:{factors.code()}").status == 401
+    assert answer(server, "recovery:b-2").status == 200
+    assert answer(server, "recovery:b-2").status == 401
+    assert '"recovery"%3A[0]' in log_in(server, user="two@pbs").data["ticket"]
+    assert answer(server, f"totp:{factors.code()}").status == 200
+
+
+def test_too_many_wrong_answers_lock_the_factors_for_an_hour(server: ReferenceServer) -> None:
+    factors = Factors(server.clock, recovery=["a"])
+    server.add_user("two@pbs", PASSWORD, factors=factors)
+    challenge = log_in(server, user="two@pbs").data["ticket"]
+    for _ in range(100):
+        assert answer(server, "recovery:z", challenge).status == 401
+    assert answer(server, "recovery:a").status == 401
+    server.clock.advance(3601)
+    assert answer(server, "recovery:a").status == 200
+
+
+def test_a_challenge_is_for_one_user_and_ten_minutes(server: ReferenceServer) -> None:
+    for user in ("two@pbs", "three@pbs"):
+        server.add_user(user, PASSWORD, factors=Factors(server.clock, recovery=["a", "b"]))
+    challenge = log_in(server, user="three@pbs").data["ticket"]
+    assert answer(server, "recovery:a", challenge).status == 401
+    assert answer(server, "recovery:a", log_in(server).data["ticket"]).status == 401, "not a challenge"
+    challenge = log_in(server, user="two@pbs").data["ticket"]
+    server.clock.advance(601)
+    assert answer(server, "recovery:a", challenge).status == 401
+    assert answer(server, "recovery:a").status == 200
 
 
 def test_the_ticket_may_be_in_a_cookie_only(datastore: Path) -> None:

@@ -32,6 +32,9 @@ class ServerLimits:
     """The age at which pbsfs renews a ticket: half of the two hours for which it is valid, so that the login
     survives a server that is unreachable for a while."""
 
+    renewal_pause: float = 60.0
+    """The pause before pbsfs tries again to renew a ticket that it can't replace by a new login."""
+
     kept_connections: int = 8
     """Idle connections to the API that pbsfs keeps: the tree lists as many groups at once."""
 

@@ -1,7 +1,7 @@
 """The user of the server: an API token, or a user with a password and a ticket that pbsfs renews.
 
-Used by `api` and `pool`, in tasks of one trio loop. pbsfs renews a ticket long before it expires, so a mount
-stays logged in for weeks.
+Used by `api` and `pool`, in tasks of one trio loop, and by `pbsfs.access.login`. pbsfs renews a ticket long
+before it expires, so a mount stays logged in for weeks.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 
+import trio
+
 from pbsfs.base.errors import AuthError, DamageError, NotPbsError, SourceError, UnknownRealmError
-from pbsfs.base.secret import Secret
+from pbsfs.base.secret import Secret, Ticket
 from pbsfs.base.text import first_of, one_line
 from pbsfs.sources.retry import SharedTry
 from pbsfs.sources.server.http1 import Answer, HttpClient, Request
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.refusals import CHECK_ADDRESS, Meaning, error_of
 from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.second_factor import Challenge, SecondFactorError
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +44,14 @@ class Login:
         limits: ServerLimits = DEFAULT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`secret`: the user's password, or the token's secret. `clock`: seconds."""
+        """`secret`: the user's password or a ticket, or the token's secret. `clock`: seconds."""
         self._repository = repository
-        self._secret = secret
+        self._secret = secret.password if isinstance(secret, Ticket) else secret
         self._client = client
         self._limits = limits
         self._clock = clock
-        self._ticket: Secret | None = None
-        self._ticket_time = 0.0
+        self._ticket: Secret | None = secret if isinstance(secret, Ticket) else None
+        self._ticket_time = float("-inf")  # renewed at once: only the server knows the age of a ticket
         self._logging_in = SharedTry[Secret]()
 
     async def headers(self) -> dict[str, str]:
@@ -57,9 +60,40 @@ class Login:
         Raises AuthError, UnknownRealmError, NotPbsError and other SourceErrors.
         """
         if self._repository.token is not None:
+            assert self._secret is not None
             secret = urllib.parse.quote(self._secret.reveal(), safe="")  # the server decodes it
             return {"Authorization": f"PBSAPIToken {self._repository.auth_id}:{secret}"}
-        return _cookie(await self._logging_in.run(self._valid_ticket, self._log_in))
+        return _cookie(await self.ticket())
+
+    async def ticket(self) -> Secret:
+        """The ticket of the user; logs in, or renews it, if that is due. Raises like `headers`."""
+        return await self._logging_in.run(self._valid_ticket, self._log_in)
+
+    async def answer(self, challenge: Challenge, response: Secret) -> Secret | None:
+        """The ticket for the answer to a challenge; None if the server does not accept the answer."""
+        answer = await self._post_ticket(response, challenge)
+        if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED:
+            return None
+        self._check(answer)
+        return self._take_ticket(answer)
+
+    async def keep(self) -> None:
+        """Renews a ticket in time, also while nobody reads, if no password could replace it later.
+
+        Runs as long as the login is used, and ends when the server does not accept the ticket any more.
+        """
+        if self._repository.token is not None or self._secret is not None:
+            return
+        while True:
+            due = self._ticket_time + self._limits.ticket_renewal - self._clock()
+            await trio.sleep(max(due, self._limits.renewal_pause))
+            try:
+                await self.ticket()
+            except SourceError as error:
+                if not error.retryable:
+                    log.warning("%s", error)
+                    return
+                log.debug("the ticket was not renewed: %s", error)
 
     def forget_ticket(self, headers: Mapping[str, str]) -> bool:
         """The server refused `headers`. Returns whether they held a ticket: a new login may help.
@@ -80,18 +114,31 @@ class Login:
             answer = await self._post_ticket(self._ticket)
             if answer.status == 200:
                 return self._take_ticket(answer)
+            if self._secret is None and answer.meaning is not Meaning.NOT_ACCEPTED:
+                self._check(answer)  # it may be renewed later
             log.debug("the ticket was not renewed (status %d); logging in again", answer.status)
+        if self._secret is None:
+            raise AuthError(
+                f"the login of {self._repository.user} at {self._repository.address} is no longer valid; "
+                "run pbsfs login again, and end and start again what uses it"
+            )
         answer = await self._post_ticket(self._secret)
         if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED:
             raise await self._refused(answer.words)
         if answer.status in (404, 405):
             raise NotPbsError(f"{self._repository.address} has no login ({answer.words}); {CHECK_ADDRESS}")
-        if answer.status != 200:
-            raise error_of(answer.meaning, answer.status, answer.words, self._repository)
+        self._check(answer)
         return self._take_ticket(answer)
 
-    async def _post_ticket(self, secret: Secret) -> Answer:
-        body = json.dumps({"username": self._repository.user, "password": secret.reveal()}).encode()
+    def _check(self, answer: Answer) -> None:
+        if answer.status != 200:
+            raise error_of(answer.meaning, answer.status, answer.words, self._repository)
+
+    async def _post_ticket(self, secret: Secret, challenge: Challenge | None = None) -> Answer:
+        values = {"username": self._repository.user, "password": secret.reveal()}
+        if challenge is not None:
+            values["tfa-challenge"] = challenge.ticket.reveal()
+        body = json.dumps(values).encode()
         headers = {"Content-Type": "application/json"}
         return await self._client.request(
             Request("POST", "/api2/json/access/ticket", headers, MAX_ANSWER, body)
@@ -104,11 +151,9 @@ class Login:
             ticket = None
         if not isinstance(ticket, str) or not ticket:
             raise NotPbsError(f"{self._repository.address} returned an invalid login ticket")
-        if ":!tfa!" in ticket or "!tfa!" in ticket.partition("::")[0]:
-            raise AuthError(
-                f"{self._repository.user} logs in with a second factor, which pbsfs does not support; "
-                "create an API token for this user on the server and use that"
-            )
+        challenge = Challenge.of(ticket)
+        if challenge is not None:
+            raise SecondFactorError.of(self._repository.user, challenge)
         self._ticket = Secret(ticket)
         self._ticket_time = self._clock()
         return self._ticket

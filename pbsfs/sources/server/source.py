@@ -120,6 +120,7 @@ class ServerSource(Source):
         )
         self.pool.start(nursery)
         nursery.start_soon(self.api.tidy)
+        nursery.start_soon(self.api.login.keep)
 
     async def _begin(self) -> None:
         await self.api.greet()

@@ -49,9 +49,21 @@ def api_of(
 ) -> Api:
     if secret is None:
         secret = SECRET if "!" in auth_id else PASSWORD
+    return api_with(server, Secret(secret), auth_id, threads=threads, limits=limits, clock=clock)
+
+
+def api_with(
+    server: ReferenceServer,
+    secret: Secret,
+    auth_id: str = USER,
+    *,
+    threads: int = 8,
+    limits: ServerLimits = DEFAULT,
+    clock: Callable[[], float] = time.monotonic,
+) -> Api:
     trust = Trust(pinned=parse_fingerprint(server.fingerprint))
     repository = Repository.parse(server.repository(auth_id))
-    return Api(repository, Secret(secret), trust, None, limits, threads=threads, clock=clock)
+    return Api(repository, secret, trust, None, limits, threads=threads, clock=clock)
 
 
 def peer_api(peer: Peer, found: Certificate, *, token: bool = True) -> Api:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,20 @@ import trio
 from pbsfs.base.errors import (
     AuthError,
     NotPbsError,
+    SourceError,
     UnknownRealmError,
 )
+from pbsfs.base.secret import Secret, Ticket
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT
+from pbsfs.sources.server.second_factor import Challenge, SecondFactorError
 from tests.sources.server.asking import (
     DOMAINS,
     GROUPS,
     LOGIN,
     Clock,
     api_of,
+    api_with,
     failure,
     got,
     logins,
@@ -32,6 +37,7 @@ from tests.support.server import (
     ReferenceServer,
     Status,
 )
+from tests.support.server.factors import Factors
 from tests.support.server.releases import PBS_4
 from tests.support.waiting import wait_until
 
@@ -134,11 +140,175 @@ def test_a_token_that_is_revoked_is_refused_from_then_on(server: ReferenceServer
     failure(api, AuthError)
 
 
-def test_a_second_factor_cannot_be_given_and_a_token_is_the_way(server: ReferenceServer) -> None:
-    server.add_user("careful@pbs", PASSWORD, second_factor=True)
-    text = failure(api_of(server, "careful@pbs"), AuthError)
-    assert "second factor" in text
-    assert "API token" in text
+RECOVERY = ("0123-4567-89ab-cdef", "fedc-ba98-7654-3210")
+
+
+def test_a_second_factor_is_an_error_that_has_the_challenge(server: ReferenceServer) -> None:
+    server.add_user("careful@pbs", PASSWORD, factors=Factors(server.clock, recovery=RECOVERY))
+    api = api_of(server, "careful@pbs")
+    with pytest.raises(SecondFactorError) as caught:
+        got(api)
+    assert str(caught.value).startswith("careful@pbs logs in with a second factor; run pbsfs login at a ")
+    assert "API token" in str(caught.value)
+    assert (caught.value.challenge.totp, caught.value.challenge.recovery) == (True, True)
+    assert "PBS:" not in repr(caught.value.challenge)
+
+
+def test_a_second_factor_that_needs_a_browser_leaves_a_token(server: ReferenceServer) -> None:
+    for factors in (
+        Factors(server.clock, totp=False, webauthn=True),
+        Factors(server.clock, totp=False, webauthn=True, recovery=[]),
+    ):
+        server.add_user("key@pbs", PASSWORD, factors=factors)
+        text = failure(api_of(server, "key@pbs"), SecondFactorError)
+        assert "needs a browser (WebAuthn): create an API token" in text
+        assert "pbsfs login" not in text
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    ["", "{", "[]", "7", '"totp"', "[" * 100_000, '{"totp"%3A1,"recovery"%3A"available"}', "%ff%fe"],
+)
+def test_a_challenge_that_makes_no_sense_offers_nothing(challenge: str) -> None:
+    found = Challenge.of(f"PBS:!tfa!{challenge}:65432100::c2ln")
+    assert found is not None
+    assert (found.totp, found.recovery, found.kinds) == (False, False, "")
+    assert Challenge.of(f"PBS:!tfa!{challenge}") is not None
+    assert Challenge.of("PBS:!tfa@pbs:65432100::c2ln") is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "response"),
+    [
+        ("123456", "totp:123456"),
+        (" 123 456\t", "totp:123456"),
+        ("12345678", "totp:12345678"),
+        ("0123-4567-89AB-cdef", "recovery:0123-4567-89ab-cdef"),
+        ("0123456789abcdef", "recovery:0123-4567-89ab-cdef"),
+        ("", None),
+        ("12345", None),
+        ("\u0661\u0662\u0663\u0664\u0665\u0666", None),
+        ("password", None),
+        ("0123-4567-89ab-cdeg", None),
+        ("totp:123456", None),
+    ],
+)
+def test_what_a_user_types_is_a_code_or_a_recovery_code(typed: str, response: str | None) -> None:
+    challenge = Challenge(Secret("PBS:!tfa!"), totp=True, recovery=True)
+    found = challenge.response(typed)
+    assert (found.reveal() if found is not None else None) == response
+    assert Challenge(Secret(""), totp=False, recovery=False).response(typed) is None
+
+
+def careful(server: ReferenceServer, factors: Factors) -> Api:
+    server.add_user("careful@pbs", PASSWORD, factors=factors)
+    return api_of(server, "careful@pbs")
+
+
+async def challenge_of(api: Api) -> Challenge:
+    with pytest.raises(SecondFactorError) as caught:
+        await api.get("/version", {})
+    return caught.value.challenge
+
+
+@pytest.mark.parametrize("in_cookie", [False, True])
+def test_the_answer_to_a_challenge_gives_a_ticket(datastore: Path, in_cookie: bool) -> None:
+    with ReferenceServer(datastore, release=PBS_4, ticket_in_cookie=in_cookie) as server:
+        factors = Factors(server.clock, recovery=RECOVERY)
+        api = careful(server, factors)
+
+        async def work() -> None:
+            challenge = await challenge_of(api)
+            assert await api.login.answer(challenge, Secret("recovery:0000-0000-0000-0000")) is None
+            assert await api.login.answer(challenge, Secret(f"totp:{factors.code()}")) is not None
+            assert (await api.get("/version", {}))["version"] == "4.2"
+
+        using(api, work)
+
+
+def test_a_ticket_is_used_and_renewed_instead_of_a_password(server: ReferenceServer) -> None:
+    ticket = Ticket(server.accounts.tickets.issue(USER))
+    server.clock.advance(7000)  # it is about to expire
+    clock = Clock()
+    api = api_with(server, ticket, clock=clock)
+
+    async def work() -> None:
+        for _ in range(5):
+            assert await api.get("/version", {})
+            server.clock.advance(DEFAULT.ticket_renewal + 1)
+            clock.ahead += DEFAULT.ticket_renewal + 1
+
+    using(api, work)
+    assert {record.status for record in server.requests.all()} == {200}
+    assert PASSWORD not in str(server.requests.all())
+
+
+def test_a_ticket_that_has_expired_says_to_log_in_again(server: ReferenceServer) -> None:
+    ticket = Ticket(server.accounts.tickets.issue(USER))
+    server.clock.advance(7201)
+    text = failure(api_with(server, ticket), AuthError)
+    assert text.startswith(
+        f"the login of {USER} at {server.host}:{server.port} is no longer valid; run pbsfs "
+    )
+    assert logins(server) == 1
+
+
+def test_a_ticket_that_has_expired_leaves_the_password(server: ReferenceServer) -> None:
+    ticket = Ticket(server.accounts.tickets.issue(USER), Secret(PASSWORD))
+    server.clock.advance(7201)
+    assert got(api_with(server, ticket))
+    assert [record.status for record in server.requests.matching(LOGIN)] == [401, 200]
+
+
+def test_a_server_that_fails_to_renew_a_ticket_is_asked_again(server: ReferenceServer) -> None:
+    api = api_with(server, Ticket(server.accounts.tickets.issue(USER)))
+    server.faults.add(Status(status=500, text="busy", match=LOGIN))
+
+    async def work() -> None:
+        with pytest.raises(SourceError, match="busy") as caught:
+            await api.get("/version", {})
+        assert caught.value.retryable
+        assert await api.get("/version", {})
+
+    using(api, work)
+
+
+QUICK = replace(DEFAULT, ticket_renewal=0.02, renewal_pause=0.01)
+
+
+def test_a_ticket_without_a_password_is_renewed_while_nobody_reads(server: ReferenceServer) -> None:
+    api = api_with(server, Ticket(server.accounts.tickets.issue(USER)), limits=QUICK)
+    server.faults.add(Status(status=503, text="busy", match=LOGIN))
+
+    async def work() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(api.login.keep)
+            await trio.to_thread.run_sync(wait_until, lambda: logins(server) >= 4, "it is renewed")
+            nursery.cancel_scope.cancel()
+
+    using(api, work)
+    assert [record.status for record in server.requests.matching(LOGIN)][:3] == [503, 200, 200]
+    assert server.requests.count("/version") == 0
+
+
+def test_renewing_ends_with_a_warning_when_the_ticket_is_refused(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = api_with(server, Ticket(server.accounts.tickets.issue(USER)), limits=QUICK)
+    server.remove(USER)
+    using(api, api.login.keep)
+    (record,) = caplog.records
+    assert "is no longer valid; run pbsfs login again" in record.getMessage()
+    caplog.clear()
+
+
+def test_what_a_password_can_replace_is_not_renewed_while_nobody_reads(server: ReferenceServer) -> None:
+    for secret in (Secret(PASSWORD), Ticket(server.accounts.tickets.issue(USER), Secret(PASSWORD))):
+        api = api_with(server, secret, limits=QUICK)
+        using(api, api.login.keep)
+    api = api_of(server, TOKEN)
+    using(api, api.login.keep)
+    assert server.requests.count() == 0
 
 
 def test_a_ticket_that_comes_in_a_cookie_only_is_taken_from_there(datastore: Path) -> None:

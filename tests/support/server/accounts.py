@@ -11,11 +11,13 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
 from tests.support.server.answers import RefusedError, Request
 from tests.support.server.clock import Clock
+from tests.support.server.factors import Factors
 from tests.support.server.tickets import TicketError, Tickets
 
 AUDIT = "Datastore.Audit"
@@ -51,11 +53,12 @@ COOKIES = ("__Host-PBSAuthCookie", "PBSAuthCookie")
 
 @dataclass
 class Account:
-    """A user or token. `secret`: password or token secret; `grants`: privileges by path."""
+    """A user or token. `secret`: password or token secret; `grants`: privileges by path; `factors`: the
+    second factors that a login needs."""
 
     secret: str
     grants: dict[str, frozenset[str]] = field(default_factory=dict)
-    second_factor: bool = False
+    factors: Factors | None = None
 
 
 def user_of(auth_id: str) -> str:
@@ -80,12 +83,12 @@ class Accounts:
         self._newer = newer
         self._accounts: dict[str, Account] = {}
 
-    def add(self, auth_id: str, secret: str | None, grants: Grants, *, second_factor: bool = False) -> str:
+    def add(self, auth_id: str, secret: str | None, grants: Grants, *, factors: Factors | None = None) -> str:
         """Adds or replaces an account; returns its secret, which is made where none is given."""
         if "!" in auth_id and user_of(auth_id) not in self._accounts:
             raise ValueError(f"{auth_id}: add the user first")
         made = str(uuid.uuid4()) if "!" in auth_id else secrets.token_urlsafe(12)
-        self._accounts[auth_id] = Account(secret or made, dict(grants), second_factor)
+        self._accounts[auth_id] = Account(secret or made, dict(grants), factors)
         return self._accounts[auth_id].secret
 
     def remove(self, auth_id: str) -> None:
@@ -101,20 +104,30 @@ class Accounts:
         account = self._accounts[auth_id]
         account.grants = account.grants | {path: frozenset(privileges)}
 
-    def log_in(self, user: str, password: str) -> Account:
-        """Whether the password, or an old ticket in its place, is right. Raises RefusedError."""
+    def log_in(self, user: str, password: str, challenge: str | None = None) -> str:
+        """The ticket for the right password, or for an old ticket in its place: a partial one for a user
+        with second factors, unless `challenge` is one and `password` its answer. Raises RefusedError."""
         account = self._accounts.get(user)
-        if account is None or not self._is_right(user, account, password):
+        if account is None:
             raise RefusedError(401, "permission check failed.")
-        return account
-
-    def _is_right(self, user: str, account: Account, password: str) -> bool:
+        if challenge is not None:
+            if (
+                account.factors is None
+                or not self.tickets.is_partial(challenge, user)
+                or not account.factors.accept(password)
+            ):
+                raise RefusedError(401, "permission check failed.")
+            return self.tickets.issue(user)
         if password.startswith("PBS:"):
-            try:
-                return self.tickets.user_of(password) == user
-            except TicketError:
-                pass
-        return secrets.compare_digest(account.secret.encode(), password.encode())
+            with suppress(TicketError):
+                if self.tickets.user_of(password) == user:
+                    return self.tickets.issue(user)
+                raise RefusedError(401, "permission check failed.")
+        if not secrets.compare_digest(account.secret.encode(), password.encode()):
+            raise RefusedError(401, "permission check failed.")
+        if account.factors is None:
+            return self.tickets.issue(user)
+        return self.tickets.issue_partial(user, account.factors.challenge())
 
     def authenticate(self, request: Request) -> str:
         """Who sends the request. Raises RefusedError."""

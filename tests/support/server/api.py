@@ -19,6 +19,7 @@ from tests.support.server.accounts import ANY, AUDIT, BACKUP, READ, Accounts, ow
 from tests.support.server.answers import OCTETS, Answer, RefusedError, Request, data
 from tests.support.server.datastore import Datastore, os_error
 from tests.support.server.releases import Release
+from tests.support.server.tickets import PARTIAL
 
 PREFIX = "/api2/json"
 READER_PATH = f"{PREFIX}/reader"
@@ -110,17 +111,15 @@ class Api:
         )
 
     def _log_in(self, request: Request) -> Answer:
-        given = p.verify(request.parameters, (p.PASSWORD, p.USERNAME))
+        given = p.verify(request.parameters, (p.PASSWORD, p.TFA_CHALLENGE, p.USERNAME))
         user = given["username"]
-        account = self._accounts.log_in(user, given["password"])
-        tickets = self._accounts.tickets
-        partial = account.second_factor and not given["password"].startswith("PBS:")
-        ticket = tickets.issue_partial(user) if partial else tickets.issue(user)
+        ticket = self._accounts.log_in(user, given["password"], given.get("tfa-challenge"))
+        partial = ticket.startswith(f"PBS:{PARTIAL}")
         answer = {
-            "CSRFPreventionToken": "invalid" if partial else tickets.csrf_token(user),
+            "CSRFPreventionToken": "invalid" if partial else self._accounts.tickets.csrf_token(user),
             "username": user,
         }
-        if not self._ticket_in_cookie:
+        if partial or not self._ticket_in_cookie:
             answer = answer | {"ticket": ticket}
             if not self._release.newer:
                 return data(answer)

@@ -75,6 +75,7 @@ DEBUG = Parameter("debug", _boolean, optional=True)
 VERBOSE = Parameter("verbose", _boolean, optional=True)
 DIGEST = Parameter("digest", _pattern(r"[0-9a-f]{64}"))
 USERNAME = Parameter("username", _pattern(rf"[^\s:/\x00-\x1f\x7f]+@{_SAFE_ID}", 3, 64))
+TFA_CHALLENGE = Parameter("tfa-challenge", _pattern(r"[^\x00-\x1f\x7f]*"), optional=True)
 PASSWORD = Parameter("password", _pattern(r"[^\x00-\x1f\x7f]*", 1, 1024))
 
 

@@ -24,6 +24,7 @@ from tests.support.server.answers import Request
 from tests.support.server.api import Api
 from tests.support.server.clock import Clock
 from tests.support.server.datastore import Datastore
+from tests.support.server.factors import Factors
 from tests.support.server.faults import Faults
 from tests.support.server.http1 import Service
 from tests.support.server.link import SlowLink
@@ -153,10 +154,13 @@ class ReferenceServer:
         password: str | None = None,
         *,
         grants: Grants | None = None,
-        second_factor: bool = False,
+        factors: Factors | None = None,
     ) -> str:
-        """Adds `name@realm`; returns the password. `grants`: privileges by path, reading all by default."""
-        return self.accounts.add(user, password, self._grants(grants), second_factor=second_factor)
+        """Adds `name@realm`; returns the password.
+
+        `grants`: privileges by path, reading all by default. `factors`: second factors, on the clock here.
+        """
+        return self.accounts.add(user, password, self._grants(grants), factors=factors)
 
     def add_token(self, token: str, secret: str | None = None, *, grants: Grants | None = None) -> str:
         """Adds `name@realm!token`, whose user has to be there; returns the secret."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
+import re
 import secrets
 from base64 import b64encode
+from typing import Any
 from urllib.parse import quote, unquote
 
 from tests.support.server.clock import Clock
@@ -18,6 +21,10 @@ from tests.support.server.clock import Clock
 LIFETIME = 7200
 """Seconds that a ticket lives."""
 
+PARTIAL_LIFETIME = 600
+"""Seconds in which a challenge has to be answered."""
+
+_PARTIAL_SKEW = 60
 _CLOCK_SKEW = 300  # seconds that a ticket may come from the future
 
 _SIGNATURE_SIZE = 256  # bytes, as an RSA key of 2048 bits makes them
@@ -39,10 +46,20 @@ class Tickets:
     def issue(self, user: str) -> str:
         return self._sign("PBS:" + quote(user, safe="@!/+ "))
 
-    def issue_partial(self, user: str) -> str:
-        """The ticket of somebody whose password was right, and who has to prove more."""
-        challenge = PARTIAL + '{"totp":true,"recovery":"unavailable"}'
-        return self._sign("PBS:" + challenge.replace("%", "%25").replace(":", "%3A"), bound_to=user)
+    def issue_partial(self, user: str, challenge: dict[str, Any]) -> str:
+        """The ticket of somebody whose password was right, and who has to answer a challenge."""
+        text = PARTIAL + json.dumps(challenge, separators=(",", ":"))
+        return self._sign("PBS:" + text.replace(":", "%3A"), bound_to=user)
+
+    def is_partial(self, ticket: str, user: str) -> bool:
+        """Whether it is a partial ticket of `user` that may still be answered."""
+        signed, _separator, signature = ticket.partition("::")
+        content, _, issued = signed.rpartition(":")
+        if not content.startswith(f"PBS:{PARTIAL}") or re.fullmatch("[0-9A-F]{8}", issued) is None:
+            return False
+        if not -_PARTIAL_SKEW <= self._clock.now() - int(issued, 16) <= PARTIAL_LIFETIME:
+            return False
+        return hmac.compare_digest(signature.encode(), self._signature(signed + user).encode())
 
     def csrf_token(self, user: str) -> str:
         now = f"{self._clock.now():08X}"
