@@ -23,7 +23,7 @@ from pbsfs.tree import ContentsDirectory, ContentsNode, Directory, FilesDirector
 IN_ONE_GO = 500
 """Rows that are made before other tasks run: a few milliseconds."""
 
-COLUMNS = ("MODE", "OWNER", "GROUP", "SIZE", "DATA", "TIME", "NAME")
+COLUMNS = ("MODE", "UID", "GID", "SIZE", "DATA", "TIME", "NAME")
 """What the columns of a long listing are; DATA: the size without holes."""
 
 WIDTHS = (10, 5, 5, 15, 15, 20)

@@ -181,8 +181,8 @@ def test_a_terminal_gets_a_header_and_aligned_columns(tmp_path: Path) -> None:
     lines = shown.splitlines()
     assert status == 0
     assert lines[0] == f"{FIRST}:"
-    assert lines[1] == "      MODE OWNER GROUP   SIZE   DATA                 TIME NAME"
-    assert "-r--r-----     -     - 514KiB 322KiB 2023-11-14T22:13:20Z drive-scsi0.img" in lines
+    assert lines[1] == "      MODE UID GID   SIZE   DATA                 TIME NAME"
+    assert "-r--r-----   -   - 514KiB 322KiB 2023-11-14T22:13:20Z drive-scsi0.img" in lines
     blank = lines.index("")
     assert {line.index("2023") for line in lines[2:blank]} == {lines[1].index("TIME") - 16}
     assert lines[blank + 1] == "ct:"
