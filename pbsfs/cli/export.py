@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,17 @@ from pbsfs.tree import (
 
 _ARCHIVE_NAMES = {".tar": "tar", ".tar.zst": "tar --zstd", ".tzst": "tar --zstd", ".zip": "zip"}
 """How the names of archives end, and the value of --format for them, with what else they require."""
+
+_COMPRESSED_NAMES = {
+    ".tar.gz": "gzip",
+    ".tgz": "gzip",
+    ".tar.xz": "xz",
+    ".txz": "xz",
+    ".tar.bz2": "bzip2",
+    ".tbz2": "bzip2",
+    ".tar.lz4": "lz4",
+}
+"""The same for archives that pbsfs does not compress, and the program that does."""
 
 
 class _Destination(FilePath):
@@ -245,7 +256,8 @@ def command(
         "--ignore-xattrs": ignore_xattrs,
     }
     names_missing_directory = dest.endswith("/") and not os.path.isdir(dest)
-    meant_form = None if os.path.isdir(dest) else _form_meant_by(dest)
+    meant_form = None if os.path.isdir(dest) else _meant_by(dest, _ARCHIVE_NAMES)
+    compressor = None if os.path.isdir(dest) else _meant_by(dest, _COMPRESSED_NAMES)
 
     async def work(tree: Tree) -> None:
         nodes = [await find(tree, place, source) for place in places]
@@ -255,6 +267,11 @@ def command(
             return
         node = nodes[0]
         is_restore = isinstance(node, ContentsDirectory) and form is None and dest != "-"
+        if is_restore and compressor is not None:
+            raise UsageError(
+                f"{dest}: without --format, pbsfs makes a directory of this name; write the archive to - and "
+                f"pipe it to {compressor}, or write {dest}/ for a directory"
+            )
         if is_restore and meant_form is not None:
             raise UsageError(
                 f"{dest}: without --format, pbsfs makes a directory of this name; "
@@ -308,6 +325,6 @@ async def _files_of(nodes: Sequence[Node]) -> list[ImageFile | BlobFile]:
     return files
 
 
-def _form_meant_by(dest: str) -> str | None:
-    """The value of --format for an archive named `dest`; None if that is not the name of one."""
-    return next((form for end, form in _ARCHIVE_NAMES.items() if dest.lower().endswith(end)), None)
+def _meant_by(dest: str, names: Mapping[str, str]) -> str | None:
+    """What one of `names` means, if `dest` ends with it; otherwise None."""
+    return next((meant for end, meant in names.items() if dest.lower().endswith(end)), None)

@@ -68,6 +68,7 @@ class Copying:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UsageError(f"several files have the name {twice}; copy them to different directories")
+        self._check_apart(names)
         if self.in_place:
             await self._check_all(files)
         else:
@@ -91,20 +92,32 @@ class Copying:
         if damaged:
             raise damaged[-1]
 
+    def _check_apart(self, names: Sequence[str]) -> None:
+        """Raises OutputError if two of the files in the destination are one, as links can make them."""
+        seen: dict[object, Path] = {}
+        for place in (self.dest / name for name in names):
+            try:
+                found = os.stat(place)
+            except OSError:  # there is none yet, or it is reported when it is opened
+                continue
+            # A name of its own for a file is replaced; what is changed in place has all of its names.
+            identity = found.st_rdev or (
+                (found.st_dev, found.st_ino) if self.in_place else os.path.realpath(place)
+            )
+            other = seen.setdefault(identity, place)
+            if other != place:
+                raise OutputError(f"{place} is the same file or device as {other}; name each its own")
+
     async def _check_all(self, files: Sequence[ImageFile | BlobFile]) -> None:
         """Raises an error if several `files` can't all be turned into theirs in place; writes nothing."""
         if not self.dest.is_dir():
             raise UsageError(f"{self.dest}: several images require a directory; name one, or give one image")
-        seen: dict[int | tuple[int, int], Path] = {}
         for file in files:
             if not isinstance(file, ImageFile):
                 raise UsageError(f"{file}: --in-place is for images; name the images of the snapshot")
             place = self.dest / os.fsdecode(file.name)
-            with open_existing(place, place.name, (await file.open()).size):
-                found = os.stat(place)
-            other = seen.setdefault(found.st_rdev or (found.st_dev, found.st_ino), place)
-            if other != place:
-                raise OutputError(f"{place} is the same file or device as {other}; name each its own")
+            with open_existing(place, place.name, (await file.open()).size, force=self.force):
+                pass
 
     async def run(self, file: ImageFile | BlobFile) -> None:
         """Copies `file`. Raises DamageError, SourceError, UsageError and OutputError."""
@@ -163,7 +176,7 @@ class Copying:
         return compared.amounts.differing == compared.amounts.discarded == 0
 
     async def _change(self, image: Image, name: str) -> Path | None:
-        with open_existing(self.dest, name, image.size) as target:
+        with open_existing(self.dest, name, image.size, force=self.force) as target:
             place = None if self.dry_run else self._place_of_map(target)
             amounts = Amounts()
             with shown(self.progress, name, image.size, lambda: _details(amounts)) as advance:

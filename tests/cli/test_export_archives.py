@@ -304,6 +304,13 @@ def test_a_directory_does_not_get_the_name_of_an_archive(
     assert (place / "first").read_bytes() == b"1" * 1000
 
 
+def test_an_archive_that_another_program_compresses_is_piped_to_it(store: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a.tar.gz"
+    text = error_of(pbsfs("export", "--datastore-dir", store, ROOT, place), 2)
+    assert text.endswith(f"write the archive to - and pipe it to gzip, or write {place}/ for a directory")
+    assert not place.exists()
+
+
 def test_a_full_disk_leaves_nothing(store: Path, tmp_path: Path) -> None:
     export = f"exec '{PBSFS}' export --datastore-dir '{store}' --format tar {ROOT} a.tar"
     done = run(["sh", "-c", f"ulimit -f 100; trap '' XFSZ; {export}"], cwd=tmp_path)

@@ -290,6 +290,26 @@ def test_several_images_are_checked_before_the_first_is_written(content: bytes, 
     assert (first.read_bytes(), second.read_bytes()) == (content, other)
 
 
+def test_several_images_do_not_overwrite_one_file_by_its_links(content: bytes, tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "datastore")
+    images = {"drive-scsi0.img.fidx": content, "drive-scsi1.img.fidx": made.image(8, "r0r")}
+    writer.add_snapshot(made.snapshot(), images, chunk_size=CHUNK)
+    names = [IMAGE, IMAGE.replace("scsi0", "scsi1")]
+    (disks := tmp_path / "disks").mkdir()
+    (one := tmp_path / "one").write_bytes(b"as it was")
+    first, second = disks / "drive-scsi0.img", disks / "drive-scsi1.img"
+    for link in (first, second):
+        link.symlink_to(one)
+    command: list[str | Path] = ["export", "--force", "--datastore-dir", writer.path, *names, disks]
+    assert f"{second} is the same file or device as {first}" in error_of(pbsfs(*command), 8)
+    assert one.read_bytes() == b"as it was"
+    for link in (first, second):
+        link.unlink()
+        os.link(one, link)  # a name of its own is replaced
+    assert pbsfs(*command).returncode == 0
+    assert (first.read_bytes(), one.read_bytes()) == (content, b"as it was")
+
+
 def test_a_complete_file_is_left_also_if_its_content_is_a_qcow2_file(tmp_path: Path) -> None:
     writer = DatastoreWriter(tmp_path / "datastore")
     writer.add_snapshot(made.snapshot(), {"drive-scsi0.img.fidx": b"QFI\xfb" + bytes(5000)}, chunk_size=CHUNK)

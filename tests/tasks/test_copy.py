@@ -749,17 +749,17 @@ async def test_who_was_refused_gets_in_when_the_other_is_done_or_has_failed(tmp_
     assert dest.read_bytes() == CONTENT[:700]
 
 
-@pytest.mark.parametrize("step", ["flock", "fstat"])
+@pytest.mark.parametrize("step", ["fcntl", "fstat"])
 def test_a_part_that_was_taken_for_a_left_over_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     # Between making the part and locking it, another may find it without a lock, and begin anew.
     part = tmp_path / "out.part"
-    module = {"flock": fcntl, "fstat": os}[step]
+    module = {"fcntl": fcntl, "fstat": os}[step]
     real = getattr(module, step)
 
     def meanwhile(fd: int, *arguments: int) -> object:
-        if step == "flock" or os.readlink(f"/proc/self/fd/{fd}") == str(part):
+        if step == "fcntl" or os.readlink(f"/proc/self/fd/{fd}") == str(part):
             part.unlink()
             part.write_bytes(b"another's")
         return real(fd, *arguments)
@@ -779,10 +779,10 @@ def test_a_part_that_was_taken_for_a_left_over_is_given_up(
 async def test_where_a_file_system_has_no_locks_it_does_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flock(_fd: int, _how: int) -> None:
+    def refuse(_fd: int, _command: int, _lock: bytes) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
     (tmp_path / "out.part").write_bytes(b"left")
     await export(CONTENT, tmp_path / "out", force=True)
     assert (tmp_path / "out").read_bytes() == CONTENT

@@ -28,7 +28,7 @@ from pbsfs.sources.rate import Rate
 from pbsfs.tasks.image.compared import ComparedTarget, ExistingFile
 from pbsfs.tasks.image.copy import Pieces, copy_image
 from pbsfs.tasks.image.in_place import Amounts, Restore, Step, steps_of
-from pbsfs.tasks.image.opening import open_existing, open_target
+from pbsfs.tasks.image.opening import open_existing, open_resumed, open_target
 from tests.support import made
 from tests.support.run import in_trio, run, until
 from tests.support.sources import CHUNK_SIZE, MemorySource, TimedSource, file_of
@@ -325,13 +325,81 @@ async def test_what_is_missing_or_not_a_file_is_refused(tmp_path: Path) -> None:
     for dest, error, text in [
         (tmp_path / "none", OutputError, "none does not exist, and --in-place changes what exists"),
         (tmp_path, OutputError, f"{NAME} does not exist"),
-        (tmp_path / "qcow2", OutputError, "qcow2: it is a qcow2 file, and would become a raw one"),
+        (tmp_path / "qcow2", OutputError, "qcow2: it is a qcow2 image, and would become a raw one"),
         (tmp_path / "pipe", OutputError, "pipe: --in-place requires a file or block device"),
         (Path("/dev/null"), OutputError, "/dev/null: --in-place requires a file or block device"),
         (Path("-"), UsageError, "standard output: --in-place requires a file or block device"),
     ]:
         with pytest.raises(error, match=text), open_existing(dest, NAME, 1):
             pytest.fail("it was opened")
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"QFI\xfb", "qcow2"),
+        (b"KDMV", "VMDK"),
+        (b"COWD", "VMDK"),
+        (b"# Disk DescriptorFile\n", "VMDK"),
+        (b"<<< Oracle VM VirtualBox Disk Image >>>\n".ljust(64, b"\0") + b"\x7f\x10\xda\xbe", "VDI"),
+        (b"vhdxfile", "VHDX"),
+        (b"conectix", "VHD"),
+        (b"QED\0", "QED"),
+        (b"LUKS\xba\xbe\0\2", "LUKS"),
+    ],
+)
+def test_an_image_of_another_form_becomes_a_raw_one_only_by_force(
+    tmp_path: Path, head: bytes, name: str
+) -> None:
+    (dest := tmp_path / "disk").write_bytes(head + bytes(600))
+    with pytest.raises(OutputError, match=f"it is a {name} image, and would"), open_existing(dest, NAME, 1):
+        pytest.fail("it was opened")
+    for options in ({"force": True}, {"only_compared": True}):
+        with open_existing(dest, NAME, 1, **options):
+            pass
+
+
+def test_a_raw_image_is_not_taken_for_another_form(tmp_path: Path) -> None:
+    for content in (b"", b"Q", b"\0" + b"QFI\xfb" * 200, bytes(63) + b"\x7f\x10\xda\xbe"):
+        (dest := tmp_path / "disk").write_bytes(content)
+        with open_existing(dest, NAME, 1):
+            pass
+
+
+def test_a_part_that_another_export_writes_is_refused(tmp_path: Path) -> None:
+    with (
+        open_resumed(tmp_path / "disk", NAME, 1, force=False) as target,
+        pytest.raises(OutputError, match=r"disk\.part: another program has locked it"),
+        open_existing(target.part, NAME, 1),
+    ):
+        pytest.fail("it was opened")
+
+
+def test_an_export_does_not_continue_a_part_that_is_changed_in_place(tmp_path: Path) -> None:
+    (part := tmp_path / "disk.part").write_bytes(b"x")
+    with (
+        open_existing(part, NAME, 1),
+        pytest.raises(OutputError, match=r"disk\.part: another export is writing it"),
+        open_resumed(tmp_path / "disk", NAME, 1, force=False),
+    ):
+        pytest.fail("it was opened")
+
+
+def test_a_file_that_is_only_compared_need_not_be_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dest := tmp_path / "disk").write_bytes(b"x")
+    modes: list[int] = []
+    real = os.open
+
+    def noting(path: Path, flags: int, *more: int) -> int:
+        modes.append(flags & os.O_ACCMODE)
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", noting)
+    with open_existing(dest, NAME, 1, only_compared=True):
+        pass
+    assert modes == [os.O_RDONLY]
 
 
 def test_a_file_that_another_program_has_locked_is_refused(tmp_path: Path) -> None:

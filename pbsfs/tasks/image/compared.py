@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 from pathlib import Path
 
 from pbsfs.base.errors import OutputError
+from pbsfs.tasks.image.formats import HEAD, form_of
+from pbsfs.tasks.image.locks import lock
 from pbsfs.tasks.image.target import BlockTarget, Target
 
-_QCOW2 = b"QFI\xfb"  # QEMU's docs/interop/qcow2.txt, "Header"
 _LOOPS = Path("/sys/block")
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -69,20 +69,19 @@ class ComparedFile(ComparedTarget):
 class ExistingFile(ComparedFile):
     """A file that is turned into the image. It gets the image's size when all else is written."""
 
-    def __init__(self, path: Path, size: int, *, only_compared: bool = False) -> None:
-        """`only_compared`: whether nothing is written, so that it does not matter what the file is."""
+    def __init__(self, path: Path, size: int, *, force: bool = False, only_compared: bool = False) -> None:
+        """`force`: whether a file that is an image of another form may become a raw one. `only_compared`:
+        whether nothing is written, so that it does not matter what the file is."""
         self.map_file = path.with_name(path.name + ".map")
         self._size = size
-        super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC), str(path))
+        access = os.O_RDONLY if only_compared else os.O_RDWR
+        super().__init__(os.open(path, access | os.O_CLOEXEC), str(path))
         try:
             self.size = os.fstat(self._fd).st_size
-            _refuse_loop(path)
-            if not only_compared and os.pread(self._fd, len(_QCOW2), 0) == _QCOW2:
-                raise OutputError(
-                    f"{path}: it is a qcow2 file, and would become a raw one; connect it with "
-                    "qemu-nbd, and name that device, or leave out --in-place"
-                )
-            _lock(self._fd, path)
+            if not only_compared:
+                _refuse_loop(path)
+                _refuse_form(self._fd, path, force=force)
+            _lock(self._fd, path, shared=only_compared)
         except BaseException:
             os.close(self._fd)
             raise
@@ -95,26 +94,33 @@ class ExistingFile(ComparedFile):
 class ExistingDevice(BlockTarget, ComparedTarget):
     """A block device that is turned into the image. What is behind the image's end stays."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, *, force: bool = False) -> None:
+        """`force`: as for `ExistingFile`."""
         super().__init__(path, size, force=True, access=os.O_RDWR)
         try:
+            _refuse_form(self._fd, path, force=force)
             _lock(self._fd, path)
         except BaseException:
             os.close(self._fd)
             raise
 
 
-def _lock(fd: int, path: Path) -> None:
+def _lock(fd: int, path: Path, *, shared: bool = False) -> None:
     """Holds a lock, as long as the file is open. Raises OutputError if another program holds one."""
-    try:
-        # Unlike flock, it collides with the locks of QEMU.
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise OutputError(
-                f"{path}: another program has locked it, as QEMU or another export does; end that first"
-            ) from None
-        # Else a file system without locks.
+    if not lock(fd, shared=shared):
+        raise OutputError(
+            f"{path}: another program has locked it, as QEMU or another export does; end that first"
+        )
+
+
+def _refuse_form(fd: int, path: Path, *, force: bool) -> None:
+    """Raises OutputError if the file is an image of another form than raw, unless the user forces it."""
+    form = form_of(os.pread(fd, HEAD, 0))
+    if form is not None and not force:
+        raise OutputError(
+            f"{path}: it is a {form.name} image, and would become a raw one; {form.access}, or add --force "
+            "if the backup is of all these bytes"
+        )
 
 
 def _refuse_loop(path: Path) -> None:

@@ -12,7 +12,6 @@ Used from worker threads, one at a time, but by a copy that resumes as `Compared
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from pbsfs.base.errors import OutputError
 from pbsfs.tasks.image.compared import ComparedFile
+from pbsfs.tasks.image.locks import lock
 from pbsfs.tasks.image.refusals import exists, refuse_existing
 
 _PRIVATE = 0o600
@@ -122,12 +122,8 @@ class FileTarget(ComparedFile):
             os.close(fd)
 
     def _lock(self, fd: int) -> None:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._in_use() from None
-        except OSError:  # a file system without locks
-            pass
+        if not lock(fd):
+            raise self._in_use()
 
     def _in_use(self) -> OutputError:
         return OutputError(f"{self._part}: another export is writing it; wait for it, or name another file")

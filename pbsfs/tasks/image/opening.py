@@ -38,14 +38,14 @@ def open_target(
 
 @contextmanager
 def open_existing(
-    dest: Path, name: str, size: int, *, only_compared: bool = False
+    dest: Path, name: str, size: int, *, force: bool = False, only_compared: bool = False
 ) -> Iterator[ExistingFile | ExistingDevice]:
     """The file or block device at `dest`, to turn it into an image of `size` bytes; else as `open_target`.
 
-    `only_compared`: as `ExistingFile` has it.
+    `force`, `only_compared`: as `ExistingFile` has them.
     """
     try:
-        target = _existing(dest, name, size, only_compared=only_compared)
+        target = _existing(dest, name, size, force=force, only_compared=only_compared)
     except OSError as error:
         raise OutputError(refusal(dest, error)) from None
     with _completed(target):
@@ -106,7 +106,9 @@ def _target(dest: Path, name: str, size: int, *, force: bool, mode: int | None) 
     return StreamTarget(_open_stream(dest, kind), str(dest))
 
 
-def _existing(dest: Path, name: str, size: int, *, only_compared: bool) -> ExistingFile | ExistingDevice:
+def _existing(
+    dest: Path, name: str, size: int, *, force: bool, only_compared: bool
+) -> ExistingFile | ExistingDevice:
     if str(dest) == "-":
         raise UsageError("standard output: --in-place requires a file or block device; name one")
     if dest.is_dir():
@@ -115,9 +117,9 @@ def _existing(dest: Path, name: str, size: int, *, only_compared: bool) -> Exist
         raise OutputError(f"{dest} does not exist, and --in-place changes what exists; leave out --in-place")
     kind = dest.stat().st_mode
     if stat.S_ISBLK(kind):
-        return ExistingDevice(dest, size)
+        return ExistingDevice(dest, size, force=force)
     if stat.S_ISREG(kind):
-        return ExistingFile(dest, size, only_compared=only_compared)
+        return ExistingFile(dest, size, force=force, only_compared=only_compared)
     raise OutputError(f"{dest}: --in-place requires a file or block device; name one")
 
 
