@@ -17,7 +17,7 @@ import pytest
 from pbsfs.formats.index import FixedIndex, encode_fixed
 from pbsfs.tasks.mapping import CHANGED, HOLE, ImageMap
 from pbsfs.testing.writer import DatastoreWriter
-from tests.support import made
+from tests.support import golden, made
 from tests.support.mounts import mounted
 from tests.support.needs import need
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
@@ -249,3 +249,13 @@ def test_a_map_of_a_tib_takes_a_byte_for_each_chunk() -> None:
     finally:
         tracemalloc.stop()
     assert found.totals.data == found.totals.changed == sum(cell.data for cell in cells) == 1 << 39
+
+
+@pytest.mark.golden
+def test_the_vendors_image_has_the_same_map_plain_and_encrypted() -> None:
+    place = ("map", "--table", "--datastore-dir", golden.ROOT / "datastore")
+    plain = output_of(PBSFS, *place, "vm/105/latest/drive-sata0.img")
+    key = ("--keyfile", golden.ROOT / "keys" / "plain.json")
+    assert output_of(PBSFS, *place, *key, "vm/107/latest/drive-scsi0.img") == plain
+    offsets = [int(line.split()[0], 16) for line in plain.splitlines()[1:]]
+    assert offsets == [0, 300 << 20, 304 << 20, 1020 << 20]
