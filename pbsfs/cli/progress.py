@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pbsfs.base.text import counted
+
 INTERVAL = 0.1
 """Seconds between two changes of what is shown, where a command does many small steps."""
 
@@ -55,7 +57,7 @@ def shown_entries(
         TransferSpeedColumn,
     )
 
-    files = [TextColumn("{task.fields[entries]} files")] if count_entries else []
+    files = [TextColumn("{task.fields[entries]}")] if count_entries else []
     more = [TextColumn("{task.fields[details]}")] if details is not None else []
     now = details or str
     with Progress(
@@ -68,7 +70,7 @@ def shown_entries(
         *more,
         console=Console(stderr=True),
     ) as bar:
-        task = bar.add_task(name, total=size, entries=0, details="")
+        task = bar.add_task(name, total=size, entries=counted(0, "file"), details="")
         waiting = last = 0
         due = 0.0
 
@@ -76,13 +78,13 @@ def shown_entries(
             nonlocal waiting, last, due
             waiting, last = waiting + count, entries
             if time.monotonic() >= due:
-                bar.update(task, advance=waiting, entries=last, details=now())
+                bar.update(task, advance=waiting, entries=counted(last, "file"), details=now())
                 waiting = 0
                 due = time.monotonic() + INTERVAL
 
         yield advance
         # What was done, as opposed to what was expected.
-        bar.update(task, advance=waiting, entries=last, details=now())
+        bar.update(task, advance=waiting, entries=counted(last, "file"), details=now())
         done = bar.tasks[0].completed
         bar.update(task, total=done if size is None or count_entries else size)
 

@@ -12,7 +12,7 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import exit_status_of
 from pbsfs.base.names import format_time
-from pbsfs.base.text import one_line, printable
+from pbsfs.base.text import counted, one_line, printable
 from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import logging_options, run_on_tree, source_options
 from pbsfs.cli.progress import Status
@@ -54,7 +54,7 @@ def command(
     status = Status(progress)
 
     def looked(count: int, of: int) -> None:
-        status.show(f"{count} of {of} snapshots")
+        status.show(f"{count} of {counted(of, 'snapshot')}")
 
     async def work(tree: Tree) -> Versions:
         try:
