@@ -88,7 +88,8 @@ def check_exclusive(options: SourceOptions, option: Callable[[str], str] = optio
     """Raises UsageError if the options name more than one source."""
     kinds = {"parts" if name in PARTS else name: name for name in reversed(options.given())}
     if len(kinds) > 1:
-        raise UsageError(f"{' and '.join(map(option, reversed(kinds.values())))} exclude each other")
+        named = " and ".join(map(option, reversed(kinds.values())))
+        raise UsageError(f"{named} exclude each other; give one of them")
 
 
 def names_source(environment: Mapping[str, str]) -> bool:

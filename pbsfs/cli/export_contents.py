@@ -42,7 +42,7 @@ async def export_contents(
             return
         form = "tar"
     if form is not None and str(dest) == "-" and sys.stdout is None:
-        raise UsageError("standard output is closed")
+        raise UsageError("standard output is closed; redirect it to a file or program")
     if form is not None and str(dest) == "-" and sys.stdout.isatty():
         raise UsageError(f"a {form} archive is not for a terminal; redirect the output, or name a file")
     if zstd and form != "tar":

@@ -130,7 +130,7 @@ def command(
     """
     set_up_logging(log)
     if sys.stdout is None:
-        raise UsageError("standard output is closed")
+        raise UsageError("standard output is closed; redirect it to a file or program")
     source, places = from_mounts(source, paths or ("",))
     places = [place if place.strip("/") else "files" for place in places]
     try:

@@ -172,7 +172,7 @@ def _split(words: Sequence[str], everything: bool) -> tuple[str, list[str]]:
         raise UsageError(f"{taken}: not supported here; use --socket PATH or --listen HOST:PORT")
     if everything:
         if words and not words[0].startswith("-") and "=" not in words[0]:
-            raise UsageError(f"--all and the path '{words[0]}' exclude each other")
+            raise UsageError(f"--all and the path '{words[0]}' exclude each other; give one of them")
         return "", list(words)
     if not words or words[0].startswith("-"):
         raise UsageError("name the image to serve (nbdkit's options follow it), or serve all with --all")
@@ -187,7 +187,7 @@ def _split(words: Sequence[str], everything: bool) -> tuple[str, list[str]]:
 
 def _address(socket: Path | None, listen: str | None, stack: ExitStack) -> Address:
     if socket is not None and listen is not None:
-        raise UsageError("--socket and --listen exclude each other")
+        raise UsageError("--socket and --listen exclude each other; give one of them")
     inherited = Address.inherited(environment())
     if inherited is not None:
         if socket is not None or listen is not None:

@@ -32,7 +32,7 @@ class _Output:
 def standard_output() -> IO[bytes]:
     """Standard output as a binary file, for `write`. Raises UsageError where it is closed."""
     if sys.stdout is None:
-        raise UsageError("standard output is closed")
+        raise UsageError("standard output is closed; redirect it to a file or program")
     sys.stdout.flush()
     raw = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
     return cast("IO[bytes]", _Output(cast("io.RawIOBase", raw)))

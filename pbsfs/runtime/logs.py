@@ -105,7 +105,7 @@ def set_up_logging(options: LogOptions, *, background: bool = False) -> None:
         try:
             handler = _file_handler(file)
         except OSError as error:
-            raise UsageError(f"cannot write the log file {file}: {error.strerror}") from None
+            raise UsageError(f"cannot write the log file {file}: {error.strerror}; name another") from None
     elif background:
         handler = _background_handler()
     else:

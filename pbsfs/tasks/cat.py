@@ -32,4 +32,4 @@ async def write_file(node: Node, out: IO[bytes]) -> None:
         finally:
             file.close()
     else:
-        raise UsageError(f"{node} is not a file")
+        raise UsageError(f"{node} is not a file; name one")

@@ -46,7 +46,9 @@ async def sealed_key(node: Node) -> bytes:
     for child in (await node.children()).values():
         if isinstance(child, BlobFile) and child.file.archive == MASTER_KEY_BLOB:
             return await child.read()
-    raise NotFoundError(f"{node} holds no key for a master key (no {MASTER_KEY_BLOB})")
+    raise NotFoundError(
+        f"{node} holds no key for a master key (no {MASTER_KEY_BLOB}); only backups made with one do"
+    )
 
 
 def decrypt(sealed: bytes, pem: bytes, name: Path, ask: Callable[[], Secret]) -> bytes:

@@ -140,7 +140,7 @@ def test_a_source_in_the_environment_comes_before_the_profile_and_says_so(
 
 def test_a_profile_and_another_source_exclude_each_other(files: Files) -> None:
     files.write(HOME)
-    with pytest.raises(UsageError, match=r"^--profile and --repository exclude each other$"):
+    with pytest.raises(UsageError, match=r"^--profile and --repository exclude each other; give one"):
         files.options(SourceOptions(profile="home", repository="other:store"))
 
 

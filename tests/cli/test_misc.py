@@ -216,4 +216,4 @@ def test_a_closed_standard_output_is_an_error_without_a_traceback(
         check=False,
         env=environment(),
     )
-    assert error_of(done, 2) == "standard output is closed"
+    assert error_of(done, 2) == "standard output is closed; redirect it to a file or program"

@@ -211,5 +211,5 @@ def test_a_log_file_that_cannot_be_written_is_told_at_once(stocked: Stocked, tmp
     (place := tmp_path / "m").mkdir()
     log = tmp_path / "none" / "log"
     text = error_of(pbsfs("mount", "--datastore-dir", stocked.path, "--log-file", log, place), 2)
-    assert text == f"cannot write the log file {log}: No such file or directory"
+    assert text == f"cannot write the log file {log}: No such file or directory; name another"
     assert not mounted_at(place)

@@ -15,6 +15,8 @@ import trio
 from pbsfs.base.errors import SourceError
 from pbsfs.sources.directory.limits import DirectoryLimits
 
+_ADVICE = "look at the kernel's log for its disk or network"
+
 T = TypeVar("T")
 
 
@@ -57,7 +59,9 @@ class Workers:
         """
         limits, stuck = self._limits, self.stuck()
         if stuck and trio.current_time() < self._try_at:
-            raise SourceError(f"no answer from {self._name}: earlier reads of it are stuck", retryable=True)
+            raise SourceError(
+                f"no answer from {self._name}: earlier reads of it are stuck; {_ADVICE}", retryable=True
+            )
         limit = limits.stuck_timeout if stuck else limits.io_timeout
         operation = _Operation(work)
         with trio.move_on_after(limit):
@@ -67,4 +71,4 @@ class Workers:
         if operation.is_running:
             self._abandoned.append(operation)
         self._try_at = trio.current_time() + limits.stuck_pause
-        raise SourceError(f"no answer from {self._name} within {limit:.0f} s", retryable=True)
+        raise SourceError(f"no answer from {self._name} within {limit:.0f} s; {_ADVICE}", retryable=True)

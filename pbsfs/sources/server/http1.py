@@ -23,7 +23,7 @@ from pbsfs.base.errors import ConnectError, DamageError, NotPbsError
 from pbsfs.sources.retry import connecting, patience_ends
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.proxy import Proxy
-from pbsfs.sources.server.refusals import MAX_ERROR_TEXT, Meaning, meaning_of, words_of
+from pbsfs.sources.server.refusals import CHECK_ADDRESS, MAX_ERROR_TEXT, Meaning, meaning_of, words_of
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.tls import Trust, connect
 
@@ -259,12 +259,15 @@ def _exchange(
     except http.client.BadStatusLine as error:
         if _is_cut(str(error.args[0])):
             raise _cut(address) from None
-        raise NotPbsError(f"{address} does not answer as a Proxmox Backup Server does") from None
+        raise NotPbsError(
+            f"{address} does not answer as a Proxmox Backup Server does; {CHECK_ADDRESS}"
+        ) from None
     except OSError as error:
         raise ConnectError(f"{address}: the connection was lost: {error.strerror or error}") from None
     except (http.client.HTTPException, ValueError) as error:
         raise NotPbsError(
-            f"{address} does not answer as a Proxmox Backup Server does ({type(error).__name__})"
+            f"{address} does not answer as a Proxmox Backup Server does ({type(error).__name__}); "
+            f"{CHECK_ADDRESS}"
         ) from None
     if response.status == 200 and not data and response.length is None and not response.chunked:
         # Servers announce how long an answer is: the headers that do so were cut off.

@@ -128,9 +128,12 @@ def error_of(meaning: Meaning, status: int, words: str, repository: Repository) 
     server, user = repository.address, repository.auth_id
     match meaning:
         case Meaning.NOT_ACCEPTED:
-            return AuthError(f"{server} does not accept {user}: {words}")
+            return AuthError(f"{server} does not accept {user}: {words}; check the name and the secret")
         case Meaning.FORBIDDEN:
-            return ForbiddenError(f"{server} does not allow {user} to do this: {words}")
+            return ForbiddenError(
+                f"{server} does not allow {user} to do this: {words}; give it the role DatastoreReader, "
+                "a token and its user both"
+            )
         case Meaning.MISSING:
             return NotFoundError(f"{server}: {words}")
         case Meaning.DAMAGED:

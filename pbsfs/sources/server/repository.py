@@ -130,7 +130,7 @@ def _check_length(what: str, text: str) -> None:
 def parse_port(text: str) -> int:
     """A TCP port in decimal digits. Raises UsageError."""
     if not _is_port(text):
-        raise UsageError(f"'{excerpt(text)}' is not a port")
+        raise UsageError(f"'{excerpt(text)}' is not a port; give a number from 1 to 65535")
     return int(text)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import h11
 
 from pbsfs.base.errors import ConnectError, NotPbsError
+from pbsfs.sources.server.refusals import CHECK_ADDRESS
 
 PROTOCOL = "proxmox-backup-reader-protocol-v1"
 
@@ -79,7 +80,9 @@ def upgrade(
     except h11.RemoteProtocolError as error:
         if "closed" in str(error):  # in the middle of the answer
             raise _closed(address) from None
-        raise NotPbsError(f"{address} does not answer as a Proxmox Backup Server does ({error})") from None
+        raise NotPbsError(
+            f"{address} does not answer as a Proxmox Backup Server does ({error}); {CHECK_ADDRESS}"
+        ) from None
     if not status:
         raise _closed(address)
     raise RefusedError(status, body.decode(errors="replace"))

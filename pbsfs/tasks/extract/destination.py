@@ -226,7 +226,10 @@ class Destination:
                     or found.st_uid != os.geteuid()
                     or found.st_nlink != 1
                 ):
-                    raise OutputError(f"cannot write {self.shown(path)}: somebody else replaces it meanwhile")
+                    raise OutputError(
+                        f"cannot write {self.shown(path)}: somebody else replaces it meanwhile; restore to a "
+                        "directory that only you may write to"
+                    )
                 yield _proc(fd)
             finally:
                 os.close(fd)
@@ -300,7 +303,10 @@ _ADVICE = {
 def _name_of(path: bytes) -> bytes:
     name = path.rpartition(b"/")[2]
     if name in (b"", b".", b"..") or b"\0" in name:
-        raise OutputError(f"cannot write {quoted(os.fsdecode(path))}: this is not a name of a file")
+        raise OutputError(
+            f"cannot write {quoted(os.fsdecode(path))}: this is not a name of a file; "
+            "leave it out with --exclude"
+        )
     return name
 
 
