@@ -17,6 +17,7 @@ import pyfuse3
 import trio
 
 from pbsfs.fuse.inodes import InodeTable
+from pbsfs.fuse.notices import Notices
 from pbsfs.runtime.memory import Memory
 from pbsfs.tree import ContentsDirectory, Node
 from pbsfs.tree.node import HOLDER, KEPT_DIRECTORIES
@@ -34,9 +35,10 @@ FORGOTTEN_AT_ONCE = 64
 class Forgetting:
     """The directories of archives that were used, those not used for longest first."""
 
-    def __init__(self, inodes: InodeTable, memory: Memory) -> None:
+    def __init__(self, inodes: InodeTable, memory: Memory, notices: Notices) -> None:
         self._inodes = inodes
         self._memory = memory
+        self._notices = notices
         self._used: OrderedDict[bytes, ReferenceType[Node]] = OrderedDict()  # by path
         self._wanted = trio.Event()
 
@@ -63,8 +65,7 @@ class Forgetting:
             while excess > 0 and len(self._used) > KEPT_DIRECTORIES:
                 places, size = self._oldest(excess)
                 excess -= size
-                # In a thread: the kernel waits for requests in the directory above, which the loop answers.
-                await trio.to_thread.run_sync(_forget, places, abandon_on_cancel=True)
+                await self._notices.send(_forget, places)
 
     def _oldest(self, excess: float) -> tuple[list[tuple[int, bytes]], int]:
         """The directories used longest ago, each as the number of the one above and its name; and the bytes

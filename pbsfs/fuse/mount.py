@@ -28,6 +28,7 @@ from pbsfs.formats.keys import Key
 from pbsfs.fuse.attributes import Ownership
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.fuse.operations import Operations
+from pbsfs.fuse.session import mounted
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime.recent import Recent
@@ -140,7 +141,10 @@ async def _open_and_serve(
         )
         pbsfs.fuse.shim.install(operations)
         name = options.fsname or _name(source, root)
-        with _listening(options.metrics) as sock, _mounted(operations, options, name):
+        with (
+            _listening(options.metrics) as sock,
+            mounted(operations, operations.notices, options.mountpoint, options.flags, name),
+        ):
             try:
                 await _serve_until_stopped(operations, options.mountpoint, ready, sock)
             finally:
@@ -162,63 +166,9 @@ def _listening(address: MetricsAddress | None) -> AbstractContextManager[socket.
     return nullcontext() if address is None else listening(address)
 
 
-@contextmanager
-def _mounted(operations: Operations, options: MountOptions, name: str) -> Iterator[None]:
-    flags = set(options.flags) | {
-        "ro",
-        "nosuid",
-        "nodev",
-        "default_permissions",
-        "subtype=pbsfs",
-        f"fsname={_escaped(name)}",
-    }
-    said: list[str] = []
-    try:
-        pbsfs.fuse.shim.check_libfuse()
-        with _standard_error_in(said):
-            pyfuse3.init(operations, str(options.mountpoint), flags)
-    except RuntimeError as error:
-        reason = said[-1] if said else str(error)
-        raise MountError(f"cannot mount on {options.mountpoint}: {reason}") from None
-    for line in said:
-        log.warning("%s: %s", options.mountpoint, line)
-    try:
-        try:
-            pbsfs.fuse.shim.session_fd()
-        except RuntimeError as error:
-            raise MountError(f"cannot mount on {options.mountpoint}: {error}") from None
-        yield
-    finally:
-        pyfuse3.close(unmount=True)
-
-
-@contextmanager
-def _standard_error_in(said: list[str]) -> Iterator[None]:
-    """Appends to `said` the lines that are written to standard error in the meantime.
-
-    Libfuse and fusermount3 report errors only there. In memory: there may be no writable directory.
-    """
-    with open(os.memfd_create("standard-error"), "w+b") as messages:
-        kept = os.dup(2)
-        os.dup2(messages.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            messages.seek(0)
-            said += messages.read().decode(errors="replace").strip().splitlines()
-
-
 def _name(source: Source, root: Directory) -> str:
     """The source's name in the mount table, with the place below it that is shown."""
     return f"{source}:{root}" if root.path else str(source)
-
-
-def _escaped(name: str) -> str:
-    """A name for the mount table in libfuse's options: ASCII only, and commas escaped."""
-    text = name.encode("ascii", "replace").decode()
-    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 async def _serve_until_stopped(

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ FS_TYPE = "fuse.pbsfs"
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """The errnos of a mount whose process has ended."""
 
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _OWNER = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
@@ -217,6 +219,16 @@ def mount_of_ours(path: Path) -> Mount:
     if mount.type != FS_TYPE:
         raise MountError(f"{place} is not a pbsfs mount (type {mount.type}); {_ours()}")
     return mount
+
+
+def abort(mount: Mount) -> None:
+    """Ends the connection of a FUSE mount: all that waits for its process fails.
+
+    Linux: Documentation/filesystems/fuse/fuse.rst, "Control filesystem". Does nothing if the user may not.
+    """
+    number = mount.device.partition(":")[2]
+    with suppress(OSError):
+        (_CONNECTIONS / number / "abort").write_text("1")
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:

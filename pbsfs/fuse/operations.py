@@ -29,6 +29,7 @@ from pbsfs.fuse.guards import answers, waits
 from pbsfs.fuse.handles import OpenBlob, OpenContentsFile, OpenDirectory, OpenFile, OpenImage
 from pbsfs.fuse.inodes import ROOT, Inode, InodeTable
 from pbsfs.fuse.mountpoint import STATS_NAME, WATCH_NAME
+from pbsfs.fuse.notices import Notices
 from pbsfs.fuse.pages import Pages
 from pbsfs.fuse.space import Space
 from pbsfs.fuse.watching import WatchDirectory, WatchFile, version
@@ -92,8 +93,9 @@ class Operations(pyfuse3.Operations):
         root = root or tree.root
         self._own_attributes = attributes or {}
         self.inodes = InodeTable(root)
-        self.forgetting = Forgetting(self.inodes, tree.reader.store.memory)
-        self.pages = Pages()
+        self.notices = Notices()
+        self.forgetting = Forgetting(self.inodes, tree.reader.store.memory, self.notices)
+        self.pages = Pages(self.notices)
         self.space = Space(tree.reader.source)
         self._tree = tree
         self._ownership = ownership
@@ -382,8 +384,7 @@ class Operations(pyfuse3.Operations):
 
     async def _drop_pages(self, inode: int) -> None:
         try:
-            # In a thread: the kernel waits for reads that the loop has yet to answer.
-            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)
+            await self.notices.send(pyfuse3.invalidate_inode, inode)
         except OSError as error:  # the kernel has forgotten the inode meanwhile
             log.debug("inode %d: its pages were not dropped: %s", inode, error.strerror)
 

@@ -12,6 +12,7 @@ from collections import deque
 import trio
 
 from pbsfs.fuse import shim
+from pbsfs.fuse.notices import Notices
 from pbsfs.reader.buffers import Buffer, is_hole
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class HoleReads:
 class Pages:
     """The ranges that the kernel is to drop."""
 
-    def __init__(self) -> None:
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
         self._ranges: deque[tuple[int, int, int]] = deque()
         self._wanted = trio.Event()
 
@@ -64,8 +66,7 @@ class Pages:
             await self._wanted.wait()
             self._wanted = trio.Event()
             while self._ranges:
-                # In a thread: the kernel waits for reads of the range that the loop has yet to answer.
-                await trio.to_thread.run_sync(_drop, *self._ranges.popleft(), abandon_on_cancel=True)
+                await self._notices.send(_drop, *self._ranges.popleft())
 
 
 def _drop(inode: int, start: int, end: int) -> None:

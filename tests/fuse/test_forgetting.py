@@ -17,6 +17,7 @@ import trio.testing
 from pbsfs.base.names import Group, Namespace, Snapshot
 from pbsfs.fuse.forgetting import LEAST, MOST, Forgetting
 from pbsfs.fuse.inodes import InodeTable
+from pbsfs.fuse.notices import Notices
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.testing.archives import Node, write
@@ -48,7 +49,7 @@ def test_the_directories_used_longest_ago_are_forgotten(
             tree = Tree(reader, files=True)
             memory = reader.store.memory
             inodes = InodeTable(tree.root)
-            forgetting = Forgetting(inodes, memory)
+            forgetting = Forgetting(inodes, memory, Notices())
             asked: list[tuple[int, bytes]] = []
             known: dict[tuple[int, bytes], int] = {}
 

@@ -7,6 +7,7 @@ import pbsfs.fuse.shim  # noqa: F401 - before pyfuse3, see there
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ import pyfuse3
 import pytest
 
 from pbsfs.base.errors import MountError
-from pbsfs.base.names import ROOT_NAMESPACE
-from pbsfs.fuse import mount, shim
-from pbsfs.fuse.attributes import Ownership
-from pbsfs.fuse.mount import MountOptions
+from pbsfs.fuse import session, shim
+from pbsfs.fuse.notices import Notices
 from tests.support.program import error_of, run
 from tests.support.stocked import stock
 
@@ -30,16 +29,9 @@ MAPS = """\
 7f10-7f11 r-xp 00000000 fe:00 15 /home/libfuse3/other.so
 """
 
-OPTIONS = MountOptions(
-    mountpoint=Path("/nowhere"),
-    ownership=Ownership(0, 0, 0),
-    flags=frozenset(),
-    refresh=5.0,
-    cache_size=1,
-    namespace=ROOT_NAMESPACE,
-    keys={},
-    zeroed=None,
-)
+
+def session_of_nobody() -> AbstractContextManager[None]:
+    return session.mounted(pyfuse3.Operations(), Notices(), Path("/nowhere"), frozenset(), "source")
 
 
 def mount_by(monkeypatch: pytest.MonkeyPatch, init: Any) -> list[str]:
@@ -47,7 +39,7 @@ def mount_by(monkeypatch: pytest.MonkeyPatch, init: Any) -> list[str]:
     done: list[str] = []
     monkeypatch.setattr(pyfuse3, "init", init)
     monkeypatch.setattr(pyfuse3, "close", lambda *, unmount: done.append(f"unmount: {unmount}"))
-    with mount._mounted(None, OPTIONS, "source"):  # type: ignore[arg-type]  # only passed on
+    with session_of_nobody():
         done.append("mounted")
     return done
 
@@ -85,7 +77,7 @@ def test_a_session_that_was_made_past_the_extension_is_refused_and_unmounted(
     monkeypatch.setattr(pyfuse3, "close", lambda *, unmount: done.append(unmount))
     with (
         pytest.raises(MountError, match="did not call the extension"),
-        mount._mounted(None, OPTIONS, "source"),  # type: ignore[arg-type]  # only passed on
+        session_of_nobody(),
     ):
         pytest.fail("served")
     assert done == [True]
