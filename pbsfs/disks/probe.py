@@ -17,6 +17,7 @@ from pbsfs.disks.ext.reader import Ext
 from pbsfs.disks.fat.exfat import ExFat
 from pbsfs.disks.fat.fat import Fat
 from pbsfs.disks.filesystem import FileSystem
+from pbsfs.disks.iso.reader import Iso
 from pbsfs.disks.lvm.groups import groups, is_name
 from pbsfs.disks.lvm.label import PhysicalVolume, physical_volume
 from pbsfs.disks.lvm.volumes import aliases, logical_volumes
@@ -35,8 +36,9 @@ OPENERS: Mapping[str, Opener] = MappingProxyType(
         **{kind: lambda volume, _others: Ext(volume) for kind in ("ext2", "ext3", "ext4")},
         "btrfs": Btrfs,
         "exfat": lambda volume, _others: ExFat(volume),
-        "squashfs": lambda volume, _others: Squashfs(volume),
+        "iso9660": lambda volume, _others: Iso(volume),
         "ntfs": lambda volume, _others: Ntfs(volume),
+        "squashfs": lambda volume, _others: Squashfs(volume),
         "vfat": lambda volume, _others: Fat(volume),
         "xfs": lambda volume, _others: Xfs(volume),
     }
@@ -60,7 +62,6 @@ KINDS = MappingProxyType(
         "f2fs": "an F2FS file system",
         "gfs2": "a GFS2 file system",
         "hfsplus": "an HFS+ file system",
-        "iso9660": "an ISO 9660 file system",
         "jfs": "a JFS file system",
         "ldm": "part of a dynamic disk of Windows",
         "luks": "encrypted with LUKS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -106,7 +107,12 @@ def fields_at(path: bytes) -> dict[str, Any]:
 
 
 def _xattrs(path: bytes) -> dict[str, str]:
-    names = {*map(os.fsencode, os.listxattr(path, follow_symlinks=False)), *ACLS}
+    try:
+        names = {*map(os.fsencode, os.listxattr(path, follow_symlinks=False)), *ACLS}
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:  # of file systems without them
+            raise
+        return {}
     found: dict[str, str] = {}
     for name in names:
         try:
