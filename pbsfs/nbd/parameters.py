@@ -246,7 +246,8 @@ class Parameters:
         ):
             raise UsageError(
                 "no password: give password=+FILE, password=- to be asked for it, or set PBS_PASSWORD "
-                "(or PBS_PASSWORD_FD, _FILE, _CMD); for an API token it is the token's secret"
+                "(or PBS_PASSWORD_FD, _FILE, _CMD); for an API token it is the token's secret; "
+                "or run pbsfs login at a terminal"
             )
         return None
 

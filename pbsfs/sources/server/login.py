@@ -14,7 +14,14 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from pbsfs.base.errors import AuthError, DamageError, NotPbsError, SourceError, UnknownRealmError
+from pbsfs.base.errors import (
+    AuthError,
+    DamageError,
+    NotPbsError,
+    PbsfsError,
+    SourceError,
+    UnknownRealmError,
+)
 from pbsfs.base.secret import Secret, Ticket
 from pbsfs.base.text import first_of, one_line
 from pbsfs.sources.retry import SharedTry
@@ -89,10 +96,10 @@ class Login:
             await trio.sleep(max(due, self._limits.renewal_pause))
             try:
                 await self.ticket()
-            except SourceError as error:
-                if not error.retryable:
-                    log.warning("%s", error)
-                    return
+            except AuthError as error:
+                log.warning("%s", error)
+                return
+            except PbsfsError as error:  # whatever else answered may be gone when the ticket still is valid
                 log.debug("the ticket was not renewed: %s", error)
 
     def forget_ticket(self, headers: Mapping[str, str]) -> bool:

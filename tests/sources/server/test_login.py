@@ -18,6 +18,7 @@ from pbsfs.base.errors import (
 from pbsfs.base.secret import Secret, Ticket
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT
+from pbsfs.sources.server.login import MAX_ANSWER
 from pbsfs.sources.server.second_factor import Challenge, SecondFactorError
 from tests.sources.server.asking import (
     DOMAINS,
@@ -279,15 +280,18 @@ QUICK = replace(DEFAULT, ticket_renewal=0.02, renewal_pause=0.01)
 def test_a_ticket_without_a_password_is_renewed_while_nobody_reads(server: ReferenceServer) -> None:
     api = api_with(server, Ticket(server.accounts.tickets.issue(USER)), limits=QUICK)
     server.faults.add(Status(status=503, text="busy", match=LOGIN))
+    server.faults.add(Status(status=405, text="a proxy", match=LOGIN))
+    server.faults.add(Status(status=200, text="x" * (MAX_ANSWER + 1), match=LOGIN))
 
     async def work() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(api.login.keep)
-            await trio.to_thread.run_sync(wait_until, lambda: logins(server) >= 4, "it is renewed")
+            await trio.to_thread.run_sync(wait_until, lambda: logins(server) >= 6, "it is renewed")
             nursery.cancel_scope.cancel()
 
     using(api, work)
-    assert [record.status for record in server.requests.matching(LOGIN)][:3] == [503, 200, 200]
+    found = [record.status for record in server.requests.matching(LOGIN)]
+    assert found[:5] == [503, 405, 200, 200, 200]
     assert server.requests.count("/version") == 0
 
 
