@@ -68,7 +68,7 @@ def test_a_path_names_the_profile(server: ReferenceServer, stocked: Stocked, use
     assert output_of(PBSFS, "ls", "home:vm/100/latest", env=env).split() == ["drive-scsi0.img", "index.json"]
     both = output_of(PBSFS, "cat", f"home:{CONFIGURATION}", f"home:/{CONFIGURATION}", env=env)
     assert both.encode() == 2 * stocked.contents[CONFIGURATION]
-    assert "ranges" in output_of(PBSFS, "diff", f"home:{IMAGE}", f"home:{NEWER_IMAGE}", env=env)
+    assert "in 1 range" in output_of(PBSFS, "diff", f"home:{IMAGE}", f"home:{NEWER_IMAGE}", env=env)
     assert output_of(PBSFS, "export", f"home:{IMAGE}", user.home / "copy", env=env) == ""
     assert (user.home / "copy").read_bytes() == stocked.contents[IMAGE]
     assert {record.user for record in server.requests.all() if record.user} == {TOKEN}
