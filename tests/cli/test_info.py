@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +98,28 @@ AMOUNTS: list[dict[str, int | str]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["", "/disk.img"], ids=["snapshot", "image"])
-def test_amounts_are_those_of_the_indexes(tmp_path: Path, name: str) -> None:
+@pytest.fixture(params=["directory", "server"])
+def place_of_nights(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment in which pbsfs reads the three nights."""
     place = nights(tmp_path / "store")
+    if request.param == "directory":
+        yield environment(PBSFS_DATASTORE_DIR=str(place))
+        return
+    with serving(place) as server:
+        yield access(server)
+
+
+@pytest.mark.parametrize("name", ["", "/disk.img"], ids=["snapshot", "image"])
+def test_amounts_are_those_of_the_indexes(place_of_nights: dict[str, str], name: str) -> None:
     for day, amounts in zip(DAYS, AMOUNTS, strict=True):
-        text = output_of(PBSFS, "info", "--datastore-dir", place, "--json", f"vm/7/{day}{name}")
-        found = json.loads(text)
+        found = json.loads(output_of(PBSFS, "info", "--json", f"vm/7/{day}{name}", env=place_of_nights))
         expected = {key: str(n * CHUNK) if isinstance(n, int) else n for key, n in amounts.items()}
         kept = ("data_size", "restore_size", "shared_size", "shared_with")
         assert {key: found[key] for key in kept if key in found} == expected
 
 
-def test_a_group_is_told_with_its_habit_and_its_newest_snapshot(tmp_path: Path) -> None:
-    place = nights(tmp_path / "store")
-    found = json.loads(output_of(PBSFS, "info", "--datastore-dir", place, "--json", "vm/7"))
+def test_a_group_is_told_with_its_habit_and_its_newest_snapshot(place_of_nights: dict[str, str]) -> None:
+    found = json.loads(output_of(PBSFS, "info", "--json", "vm/7", env=place_of_nights))
     assert (found["first_backup"], found["last_backup"]) == (DAYS[0], DAYS[2])
     assert found["backup_interval"] == str(DAY)
     assert sorted(found["verify_states"]) == ["failed: 1", "none: 1", "ok: 1"]
