@@ -24,6 +24,7 @@ from pbsfs.cli.inside import from_mounts
 from pbsfs.cli.options import (
     FilePath,
     PassingOn,
+    Whole,
     described,
     log_format_option,
     passed_on,
@@ -56,7 +57,7 @@ QEMU = "qemu-system-x86_64"
 @click.option(
     "--memory",
     metavar="MIB",
-    type=click.IntRange(machines.MIN_MEMORY, 1 << 22),
+    type=Whole(machines.MIN_MEMORY, 1 << 22),
     help="Give the guest this much memory (default: as configured, at most half of this computer's).",
 )
 @click.option("--kvm/--no-kvm", default=None, help="Use KVM (default: if /dev/kvm can be used).")

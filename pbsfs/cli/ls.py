@@ -14,7 +14,7 @@ from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import PbsfsError, UsageError, exit_status_of
 from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.options import Whole, logging_options, run_on_tree, source_options
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.listing import COLUMNS, HIDDEN, WIDTHS, Lister, Row, line_of
 from pbsfs.tree import Directory, Tree
@@ -36,7 +36,7 @@ BATCH = 200
     "--level",
     "depth",
     metavar="NUMBER",
-    type=click.IntRange(min=1),
+    type=Whole(1, 1 << 20),
     help="With -R or --tree, list at most this many levels (default: all).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")

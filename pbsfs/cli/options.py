@@ -67,17 +67,39 @@ def passed_on(words: Sequence[str]) -> list[str]:
     return [word.removeprefix(_HIDDEN) for word in words]
 
 
-class _Seconds(click.FloatRange):
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
     """A number of seconds: finite and not negative."""
 
+    name = "seconds"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
-            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            self.fail(f"{value} is not a number of seconds; give one from 0 on.", param, ctx)
         return seconds
 
 
-SECONDS = _Seconds(min=0)
+class Whole(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
+    """A whole number from `least` to `most`. Unlike those of click, its range is not in the help text."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least = least
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+        if not self._least <= number <= self._most:
+            self.fail(f"{value} is not a whole number from {self._least} to {self._most}.", param, ctx)
+        return number
+
+
+SECONDS = Seconds()
 
 
 def source_options(command: F) -> F:
@@ -116,8 +138,9 @@ def source_options(command: F) -> F:
         click.option(
             "--connections",
             metavar="NUMBER",
-            type=click.IntRange(1, 16),
-            help="Open this many connections to the server for each snapshot (default: by the round trip).",
+            type=Whole(1, 16),
+            help="Open this many connections to the server for each snapshot, 1 to 16 (default: by the round "
+            "trip).",
         ),
         click.option(
             "--retry-timeout",
@@ -147,7 +170,7 @@ def source_options(command: F) -> F:
         click.option(
             "--port",
             metavar="NUMBER",
-            type=click.IntRange(1, 65535),
+            type=Whole(1, 65535),
             help="Connect to this port of --server (or PBS_PORT; default: 8007).",
         ),
         click.option(

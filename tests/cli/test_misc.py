@@ -51,6 +51,7 @@ def test_help_fits_a_terminal_of_80_columns(words: str) -> None:
     lines = output_of(PBSFS, *words.split(), "--help").splitlines()
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines[1:] if line.endswith("...")]  # a summary that click shortened
+    assert not re.search("x[<>]=?[0-9]", "\n".join(lines))  # nobody but programmers writes ranges so
 
 
 def test_every_error_has_its_status_in_the_help() -> None:
@@ -77,6 +78,21 @@ def test_who_only_starts_something_imports_nothing_heavy(module: str) -> None:
     heavy = {"trio", "h2", "h11", "http.client", "cryptography", "rich", "pyfuse3", "zstandard"}
     code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
     assert output_of(sys.executable, "-c", code) == "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("ls --connections 17", "17 is not a whole number from 1 to 16."),
+        ("ls --connections 1.5", "1.5 is not a whole number from 1 to 16."),
+        ("ls --port 0", "0 is not a whole number from 1 to 65535."),
+        ("ls --retry-timeout=-1", "-1 is not a number of seconds; give one from 0 on."),
+        ("ls --retry-timeout inf", "inf is not a number of seconds"),
+        ("ls --retry-timeout soon", "soon is not a number of seconds"),
+    ],
+)
+def test_numbers_that_are_out_of_range_are_refused(words: str, reason: str) -> None:
+    assert reason in error_of(pbsfs(*words.split()), 2)
 
 
 def test_the_help_tells_how_long_a_server_is_waited_for() -> None:
