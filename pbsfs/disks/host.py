@@ -143,13 +143,13 @@ class Parser:
                 # It ends when it was idle; what was asked just then is asked again.
                 self._end()
                 if fresh:
-                    raise self.failed("it ended at once") from None
+                    raise self._failed("it ended at once") from None
             except (OSError, wire.WireError) as error:
-                raise self.failed(self._why(error)) from None
+                raise self._failed(self._why(error)) from None
             try:
                 return self._converse(request)
             except (EOFError, OSError, wire.WireError) as error:
-                raise self.failed(self._why(error)) from None
+                raise self._failed(self._why(error)) from None
 
     def _converse(self, request: bytes) -> Any:
         sock = self._sock or self._start()
@@ -268,6 +268,8 @@ class Parser:
                 raise
         COUNTS.parsers += 1
         COUNTS.parsers_started += 1
+        reaper = threading.Thread(target=_reap, args=(self._process, weakref.ref(self)), daemon=True)
+        reaper.start()
         ours.settimeout(SILENT)
         self._sock = ours
         disks = [[name, stream.size] for name, stream in zip(self._names, self.streams, strict=True)]
@@ -289,6 +291,12 @@ class Parser:
                     surplus -= 1
             self._has_place = True
             _started.add(self)
+
+    def forget(self, process: subprocess.Popen[bytes]) -> None:
+        """Gives back what is kept for `process`, which has ended: its place and its socket."""
+        with self._lock:
+            if self._process is process:
+                self._end()
 
     def _end(self) -> int | None:
         """Ends the process, if it has not. Returns its status."""
@@ -318,6 +326,10 @@ class Parser:
 
     def failed(self, why: str) -> ParserError:
         """Ends the process. Returns the error that says so."""
+        with self._lock:
+            return self._failed(why)
+
+    def _failed(self, why: str) -> ParserError:
         self._end()
         COUNTS.parsers_failed += 1
         self._failures.append(time.monotonic())
@@ -337,3 +349,11 @@ class Parser:
             process.kill()
         with self._lock:
             self._end()
+
+
+def _reap(process: subprocess.Popen[bytes], parser: weakref.ref[Parser]) -> None:
+    """Waits for the end of a process, so that one that was idle is no zombie. Runs in a thread of its own."""
+    process.wait()
+    found = parser()
+    if found is not None:
+        found.forget(process)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from pbsfs.disks.host import (
 )
 from pbsfs.disks.remote import MAPS_AT_ONCE, MOST_KEPT, RemoteVolume
 from tests.support.disks import MemoryDisk
+from tests.support.waiting import wait_until
 
 
 def disk_with_luks() -> bytearray:
@@ -117,6 +120,22 @@ def test_a_process_that_ended_when_it_was_idle_is_started_again_silently() -> No
         assert process is not None
         process.kill()
         process.wait()
+        assert is_luks(parser.volumes())
+
+
+def test_a_process_that_ended_when_it_was_idle_leaves_nothing_behind() -> None:
+    disk = MemoryDisk(disk_with_luks())
+    with parser_of(disk) as parser, parser_of(disk) as other:
+        for one in (parser, other):
+            one.volumes()
+        process, sock = parser._process, parser._sock
+        assert process is not None
+        assert sock is not None
+        sock.shutdown(socket.SHUT_RDWR)  # as the process does when it was idle
+        wait_until(lambda: parser._process is None, "the end of an idle process")
+        assert not Path(f"/proc/{process.pid}").exists()
+        assert parser._sock is None
+        assert other._process is not None
         assert is_luks(parser.volumes())
 
 
