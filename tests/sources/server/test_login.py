@@ -19,7 +19,10 @@ from pbsfs.base.secret import Secret, Ticket
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT
 from pbsfs.sources.server.login import MAX_ANSWER
+from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.second_factor import Challenge, SecondFactorError
+from pbsfs.sources.server.source import ServerSource
+from pbsfs.sources.server.tls import Trust, parse_fingerprint
 from tests.sources.server.asking import (
     DOMAINS,
     GROUPS,
@@ -32,7 +35,7 @@ from tests.sources.server.asking import (
     logins,
     using,
 )
-from tests.sources.server.serving import PASSWORD, TOKEN, USER
+from tests.sources.server.serving import LIMIT, PASSWORD, TOKEN, USER
 from tests.support.server import (
     Hold,
     ReferenceServer,
@@ -293,6 +296,24 @@ def test_a_ticket_without_a_password_is_renewed_while_nobody_reads(server: Refer
     found = [record.status for record in server.requests.matching(LOGIN)]
     assert found[:5] == [503, 405, 200, 200, 200]
     assert server.requests.count("/version") == 0
+
+
+def test_an_open_source_keeps_its_ticket(server: ReferenceServer) -> None:
+    trust = Trust(pinned=parse_fingerprint(server.fingerprint))
+    repository = Repository.parse(server.repository(USER))
+    ticket = Ticket(server.accounts.tickets.issue(USER))
+    source = ServerSource(repository, ticket, trust, limits=QUICK)
+
+    async def main() -> None:
+        with trio.fail_after(LIMIT):
+            async with trio.open_nursery() as nursery:
+                await source.open(nursery)
+                before = logins(server)
+                await trio.to_thread.run_sync(wait_until, lambda: logins(server) >= before + 3, "renewals")
+                nursery.cancel_scope.cancel()
+            await source.aclose()
+
+    trio.run(main)
 
 
 def test_renewing_ends_with_a_warning_when_the_ticket_is_refused(
