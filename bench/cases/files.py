@@ -21,7 +21,7 @@ from pbsfs.formats import blob
 from pbsfs.formats.index import DynamicIndex
 from pbsfs.formats.zeros import ZeroDigests
 from pbsfs.testing.archives import Node, write
-from pbsfs.testing.writer import DatastoreWriter
+from pbsfs.testing.writer import USUAL_CHUNKS, DatastoreWriter
 
 FIND = "pbsfs mount, find with stat"
 TAR = "pbsfs mount, tar to nothing"
@@ -60,7 +60,7 @@ def _tree(night: int, *, quick: bool) -> Node:
 
 def _store(bench: Bench) -> Path:
     """A datastore with 30 nights of a host, the large files in the first only."""
-    store = bench.data_directory / f"files-{'quick' if bench.quick else 'full'}-2"
+    store = bench.data_directory / f"files-{'quick' if bench.quick else 'full'}-3"
     if not (store / "made").exists():
         if store.exists():  # what an interrupted run has left
             shutil.rmtree(store)
@@ -71,7 +71,8 @@ def _store(bench: Bench) -> Path:
             with payload.open("wb") as file:
                 archive = write(_tree(night, quick=bench.quick), split=True, payload_to=file)
             files: dict[str, bytes | Path] = {MAIN: archive.main, PAYLOAD: payload}
-            writer.add_snapshot(Snapshot(Group(ROOT_NAMESPACE, "host", "files"), TIME + night * DAY), files)
+            snapshot = Snapshot(Group(ROOT_NAMESPACE, "host", "files"), TIME + night * DAY)
+            writer.add_snapshot(snapshot, files, stream_chunks=USUAL_CHUNKS)
         payload.unlink()
         (store / "made").touch()
     return store

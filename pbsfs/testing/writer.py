@@ -22,6 +22,12 @@ from pbsfs.sources import layout
 DEFAULT_CHUNK_SIZE = 4 << 20
 """Bytes of a chunk of an image, as with the vendor's client."""
 
+SMALL_CHUNKS = 64 << 10, 1 << 20
+"""Least and most bytes of a chunk of an archive: small, so that small archives have several."""
+
+USUAL_CHUNKS = 1 << 20, 7 << 20
+"""The same for chunks of 4 MiB on average, as with the vendor's client."""
+
 
 class DatastoreWriter:
     """A datastore in the directory `path`, which it makes if needed."""
@@ -58,6 +64,7 @@ class DatastoreWriter:
         crypt_mode: CryptMode = CryptMode.NONE,
         key: Key | None = None,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
+        stream_chunks: tuple[int, int] = SMALL_CHUNKS,
         compress: bool = True,
         owner: str = "root@pam",
         notes: str | None = None,
@@ -69,6 +76,7 @@ class DatastoreWriter:
 
         `files`: content by stored name (`drive-scsi0.img.fidx`), as bytes or as the path of a file.
         `key`: needed for any `crypt_mode` but NONE. `chunk_size`: bytes, of fixed indexes.
+        `stream_chunks`: least and most bytes of a chunk, of dynamic indexes.
         """
         if (key is None) != (crypt_mode is CryptMode.NONE):
             raise UsageError("give a key with the crypt modes encrypt and sign-only, and with no other")
@@ -80,8 +88,13 @@ class DatastoreWriter:
         for filename, content in files.items():
             archive = Archive(filename)
             with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as stream:
+                pieces = (
+                    _fixed_pieces(stream, chunk_size)
+                    if archive.kind is ArchiveKind.FIXED
+                    else _dynamic_pieces(stream, *stream_chunks)
+                )
                 stored, size, csum = self._store(
-                    archive, stream, snapshot.time, data_key, chunk_size, compress
+                    archive, stream, pieces, snapshot.time, data_key, chunk_size, compress
                 )
             (directory / filename).write_bytes(stored)
             entries.append(ManifestFile(archive, crypt_mode, size, csum))
@@ -109,7 +122,14 @@ class DatastoreWriter:
         return directory
 
     def _store(
-        self, archive: Archive, stream: BinaryIO, ctime: int, key: Key | None, chunk_size: int, compress: bool
+        self,
+        archive: Archive,
+        stream: BinaryIO,
+        pieces: Iterator[bytes],
+        ctime: int,
+        key: Key | None,
+        chunk_size: int,
+        compress: bool,
     ) -> tuple[bytes, int, bytes]:
         """Stores the chunks of an archive; returns its file, and size and csum for the manifest."""
         if archive.kind is ArchiveKind.BLOB:
@@ -118,7 +138,7 @@ class DatastoreWriter:
         fixed = archive.kind is ArchiveKind.FIXED
         entries: list[tuple[int, bytes]] = []
         size = 0
-        for data in _fixed_pieces(stream, chunk_size) if fixed else _dynamic_pieces(stream):
+        for data in pieces:
             size += len(data)
             entries.append((size, self.add_chunk(data, key=key, compress=compress)))
         if fixed:
@@ -134,8 +154,9 @@ def _fixed_pieces(stream: BinaryIO, chunk_size: int) -> Iterator[bytes]:
         yield data
 
 
-def _dynamic_pieces(stream: BinaryIO) -> Iterator[bytes]:
-    """Pieces of 64 KiB to 1 MiB, of lengths that depend on the content: the same content, the same chunks."""
-    least, more = 64 << 10, 15 << 16
+def _dynamic_pieces(stream: BinaryIO, least: int, most: int) -> Iterator[bytes]:
+    """Pieces of `least` to `most` bytes, of lengths that depend on the content: the same content, the same
+    chunks."""
     while head := stream.read(least):
-        yield head + stream.read(int.from_bytes(hashlib.sha256(head).digest()[:8], "little") % more)
+        rest = int.from_bytes(hashlib.sha256(head).digest()[:8], "little") % (most - least)
+        yield head + stream.read(rest)
