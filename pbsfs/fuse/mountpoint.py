@@ -159,7 +159,8 @@ def check_usable(path: Path, *, datastore: Path | None, nonempty: bool) -> Path:
     if triggered:
         return place
     try:
-        empty = not any(os.scandir(place))
+        with os.scandir(place) as entries:
+            empty = not any(entries)
     except OSError as error:
         raise MountError(f"mount point {place}: {error.strerror}") from None
     if not empty and not nonempty:
