@@ -16,10 +16,10 @@ from pbsfs.base.names import Snapshot
 from pbsfs.formats import blob
 from pbsfs.formats.index import FixedIndex
 from pbsfs.formats.keys import Key
+from pbsfs.sources.http.tls import Connection, Trust, connect, parse_fingerprint
 from pbsfs.sources.server.opening import snapshot_query
 from pbsfs.sources.server.protocol import ReaderProtocol, Response
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Connection, Trust, connect, parse_fingerprint
 from pbsfs.sources.server.upgrade import PROTOCOL
 
 LIMIT = 1 << 30

@@ -23,9 +23,9 @@ from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret, Ticket
-from pbsfs.sources.server.proxy import Proxy
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust
 
 if TYPE_CHECKING:
     from pbsfs.sources.base import Source

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pbsfs.base.errors import UsageError
-from pbsfs.sources.server.tls import parse_fingerprint, show_fingerprint
+from pbsfs.sources.http.tls import parse_fingerprint, show_fingerprint
 
 MAX_SIZE = 1 << 20
 """Bytes of the file: some 8000 hosts."""

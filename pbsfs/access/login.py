@@ -9,9 +9,9 @@ from __future__ import annotations
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import AuthError
 from pbsfs.base.secret import Secret, Ticket
-from pbsfs.sources.server.proxy import Proxy
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust
 
 MAX_TRIES = 3
 """How often the user may give a second factor: after 8 wrong codes in a row, a server locks them."""

@@ -19,8 +19,8 @@ from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.text import quoted
 from pbsfs.runtime.logs import parse_format
+from pbsfs.sources.http.tls import parse_fingerprint
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import parse_fingerprint
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
 """The name of a profile. It has no colon, which ends it in `NAME:PATH`, and no slash."""

@@ -24,9 +24,9 @@ from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret, Ticket
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.runtime.places import config_home
-from pbsfs.sources.server.proxy import Proxy, find_proxy
+from pbsfs.sources.http.proxy import Proxy, find_proxy
+from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust
 
 log = logging.getLogger(__name__)
 

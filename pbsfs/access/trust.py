@@ -15,15 +15,15 @@ from pbsfs.access.fingerprints import fingerprints_file, known_fingerprint, reme
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import TrustError, UsageError
 from pbsfs.runtime.places import config_home
-from pbsfs.sources.server.proxy import Proxy
-from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import (
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import (
     Trust,
     connect,
     parse_fingerprint,
     peek_fingerprint,
     show_fingerprint,
 )
+from pbsfs.sources.server.repository import Repository
 
 log = logging.getLogger(__name__)
 

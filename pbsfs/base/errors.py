@@ -90,8 +90,8 @@ class ConnectError(SourceError):
         super().__init__(message, retryable=True)
 
 
-class NotPbsError(SourceError):
-    """The server at this address is not a Proxmox Backup Server."""
+class WrongServerError(SourceError):
+    """What answers at this address is not a server of the kind that was named."""
 
     exit_status = 15
 

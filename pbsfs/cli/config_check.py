@@ -23,21 +23,21 @@ from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import (
     AuthError,
     ConnectError,
-    NotPbsError,
     PbsfsError,
     ResolveError,
     TrustError,
     UnknownDatastoreError,
     UsageError,
+    WrongServerError,
 )
 from pbsfs.base.names import Namespace, format_time
 from pbsfs.base.secret import Ticket
 from pbsfs.base.text import first_of
 from pbsfs.cli.options import run_on_described
 from pbsfs.fuse.options import FuseOptions
-from pbsfs.sources.server.proxy import find_proxy
+from pbsfs.sources.http.proxy import find_proxy
+from pbsfs.sources.http.tls import connect
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import connect
 from pbsfs.tree import Tree
 
 MAX_GROUPS = 50
@@ -132,7 +132,7 @@ class ProfileCheck:
         try:
             trust = trust_of(options, repository, proxy, self._environment, self._terminal)
             connection = connect(repository, trust, proxy)
-        except (ConnectError, NotPbsError):
+        except (ConnectError, WrongServerError):
             self._step = "connection"
             raise
         except TrustError as error:

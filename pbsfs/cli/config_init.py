@@ -20,9 +20,9 @@ from pbsfs.access.references import parse_path
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import OutputError, SourceError, TrustError, UsageError
 from pbsfs.base.secret import Secret
-from pbsfs.sources.server.proxy import find_proxy
+from pbsfs.sources.http.proxy import find_proxy
+from pbsfs.sources.http.tls import Trust, connect, peek_fingerprint, show_fingerprint
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust, connect, peek_fingerprint, show_fingerprint
 
 PLACES = ("file", "command", "ask")
 """Where a new profile's secret is: in a file that pbsfs writes, printed by a command, or nowhere: then pbsfs

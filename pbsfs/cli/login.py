@@ -17,7 +17,7 @@ from pbsfs.cli.options import (
     source_options,
 )
 from pbsfs.runtime.logs import LogOptions, set_up_logging
-from pbsfs.sources.server.proxy import find_proxy
+from pbsfs.sources.http.proxy import find_proxy
 
 
 @click.command("login")

@@ -14,9 +14,9 @@ from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret, Ticket
 from pbsfs.formats.keys import Key
-from pbsfs.sources.server.proxy import Proxy
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust
 from tests.support.made import KEY, OTHER_KEY
 
 REPOSITORY = Repository.parse("reader@pbs!laptop@[fd00::1]:8443:store1")

@@ -11,9 +11,9 @@ from pbsfs.access.login import MAX_TRIES, log_in
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import AuthError
 from pbsfs.base.secret import Secret, Ticket
+from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.second_factor import SecondFactorError
-from pbsfs.sources.server.tls import Trust, parse_fingerprint
 from tests.support.server import ReferenceServer
 from tests.support.server.factors import TOTP_LIMIT, Factors
 from tests.support.serving import PASSWORD, STORE, USER

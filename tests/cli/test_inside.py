@@ -18,8 +18,8 @@ from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, named_by, show
 from pbsfs.base.errors import SourceError
 from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret
+from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust
 from tests.support.made import KEY
 from tests.support.mounts import Mounted, mounted
 from tests.support.needs import need_root

@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 
 import trio
 
-from pbsfs.base.errors import NotFoundError, NotPbsError
+from pbsfs.base.errors import NotFoundError, WrongServerError
 from pbsfs.base.secret import Secret
-from pbsfs.sources.server.http1 import Answer, HttpClient, Request
+from pbsfs.sources.http.client import Answer, HttpClient, Request
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.login import Login
-from pbsfs.sources.server.proxy import Proxy
-from pbsfs.sources.server.refusals import CHECK_ADDRESS, Meaning, error_of, meaning_of, meaning_of_file
-from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust
+from pbsfs.sources.server.refusals import Meaning, error_of, meaning_of, meaning_of_file, refusal_of, words_of
+from pbsfs.sources.server.repository import PBS, Repository
 
 R = TypeVar("R")
 
@@ -52,12 +52,12 @@ class Api:
     async def greet(self) -> None:
         """Asks for the version, to learn whether it is a server and accepts the user.
 
-        Raises NotPbsError, AuthError and other SourceErrors.
+        Raises WrongServerError, AuthError and other SourceErrors.
         """
         try:
             await self.get("/version", {})
         except NotFoundError as error:
-            raise NotPbsError(f"{error}; {CHECK_ADDRESS}") from None
+            raise WrongServerError(f"{error}; {PBS.check_address}") from None
 
     async def get(
         self,
@@ -113,14 +113,14 @@ class Api:
         answer = await self._client.request(Request("GET", target, headers, limit))
         if (
             answer.status != 200
-            and answer.meaning is Meaning.NOT_ACCEPTED
+            and refusal_of(answer)[0] is Meaning.NOT_ACCEPTED
             and self.login.forget_ticket(headers)
         ):
             # The ticket has expired, or the server has a new key.
             headers = await self.login.headers()
             answer = await self._client.request(Request("GET", target, headers, limit))
         if answer.status != 200:
-            words = answer.words
+            words = words_of(answer.body, answer.status)
             raise error_of(meaning(answer.status, words), answer.status, words, self.repository)
         return answer
 
@@ -128,11 +128,11 @@ class Api:
 def _parsed(body: bytes, parse: Callable[[Any], R], where: str, max_values: int) -> R:
     # Counted before they are parsed: the shortest value takes two bytes here, and 50 times that as an object.
     if sum(map(body.count, (b",", b"[", b"{"))) > max_values:
-        raise NotPbsError(f"{where} has more than {max_values} values")
+        raise WrongServerError(f"{where} has more than {max_values} values")
     try:
         # The hook changes nothing, but it is Python code: between two calls the trio loop can run, which the
         # parser, written in C, would otherwise delay to its end.
         data = json.loads(body, object_hook=lambda entry: entry)["data"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise NotPbsError(f"{where} makes no sense") from None
+        raise WrongServerError(f"{where} makes no sense") from None
     return parse(data)

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 
 from pbsfs.base.errors import ConnectError, PbsfsError
+from pbsfs.sources.http.tls import Connection
 from pbsfs.sources.server.exchanges import Exchange, Inbox
 from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import ReaderProtocol, RefusedStreamError, Response
-from pbsfs.sources.server.tls import Connection
 
 GATHER = 1 << 20
 """Bytes that the session receives at most before it sends waiting requests: a TLS record has 16 KiB, and a

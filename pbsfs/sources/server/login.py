@@ -17,18 +17,18 @@ import trio
 from pbsfs.base.errors import (
     AuthError,
     DamageError,
-    NotPbsError,
     PbsfsError,
     SourceError,
     UnknownRealmError,
+    WrongServerError,
 )
 from pbsfs.base.secret import Secret, Ticket
 from pbsfs.base.text import first_of, one_line
+from pbsfs.sources.http.client import Answer, HttpClient, Request
 from pbsfs.sources.retry import SharedTry
-from pbsfs.sources.server.http1 import Answer, HttpClient, Request
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
-from pbsfs.sources.server.refusals import CHECK_ADDRESS, Meaning, error_of
-from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.server.refusals import Meaning, error_of, refusal_of
+from pbsfs.sources.server.repository import PBS, Repository
 from pbsfs.sources.server.second_factor import Challenge, SecondFactorError
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Login:
     async def headers(self) -> dict[str, str]:
         """The headers that name the user or token; logs in, or renews the ticket, if that is due.
 
-        Raises AuthError, UnknownRealmError, NotPbsError and other SourceErrors.
+        Raises AuthError, UnknownRealmError, WrongServerError and other SourceErrors.
         """
         if self._repository.token is not None:
             assert self._secret is not None
@@ -79,7 +79,7 @@ class Login:
     async def answer(self, challenge: Challenge, response: Secret) -> Secret | None:
         """The ticket for the answer to a challenge; None if the server does not accept the answer."""
         answer = await self._post_ticket(response, challenge)
-        if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED:
+        if answer.status != 200 and refusal_of(answer)[0] is Meaning.NOT_ACCEPTED:
             return None
         self._check(answer)
         return self._take_ticket(answer)
@@ -121,7 +121,7 @@ class Login:
             answer = await self._post_ticket(self._ticket)
             if answer.status == 200:
                 return self._take_ticket(answer)
-            if self._secret is None and answer.meaning is not Meaning.NOT_ACCEPTED:
+            if self._secret is None and refusal_of(answer)[0] is not Meaning.NOT_ACCEPTED:
                 self._check(answer)  # it may be renewed later
             log.debug("the ticket was not renewed (status %d); logging in again", answer.status)
         if self._secret is None:
@@ -130,16 +130,21 @@ class Login:
                 "run pbsfs login again, and end and start again what uses it"
             )
         answer = await self._post_ticket(self._secret)
-        if answer.status != 200 and answer.meaning is Meaning.NOT_ACCEPTED:
-            raise await self._refused(answer.words)
-        if answer.status in (404, 405):
-            raise NotPbsError(f"{self._repository.address} has no login ({answer.words}); {CHECK_ADDRESS}")
+        if answer.status != 200:
+            meaning, words = refusal_of(answer)
+            if meaning is Meaning.NOT_ACCEPTED:
+                raise await self._refused(words)
+            if answer.status in (404, 405):
+                raise WrongServerError(
+                    f"{self._repository.address} has no login ({words}); {PBS.check_address}"
+                )
         self._check(answer)
         return self._take_ticket(answer)
 
     def _check(self, answer: Answer) -> None:
         if answer.status != 200:
-            raise error_of(answer.meaning, answer.status, answer.words, self._repository)
+            meaning, words = refusal_of(answer)
+            raise error_of(meaning, answer.status, words, self._repository)
 
     async def _post_ticket(self, secret: Secret, challenge: Challenge | None = None) -> Answer:
         values = {"username": self._repository.user, "password": secret.reveal()}
@@ -157,7 +162,7 @@ class Login:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             ticket = None
         if not isinstance(ticket, str) or not ticket:
-            raise NotPbsError(f"{self._repository.address} returned an invalid login ticket")
+            raise WrongServerError(f"{self._repository.address} returned an invalid login ticket")
         challenge = Challenge.of(ticket)
         if challenge is not None:
             raise SecondFactorError.of(self._repository.user, challenge)

@@ -18,20 +18,18 @@ from pbsfs.base.errors import (
     DamageError,
     ForbiddenError,
     NotFoundError,
-    NotPbsError,
     PbsfsError,
     SourceError,
     UnavailableError,
     UnknownDatastoreError,
+    WrongServerError,
 )
 from pbsfs.base.text import one_line
-from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.http.client import Answer
+from pbsfs.sources.server.repository import PBS, Repository
 
 MAX_ERROR_TEXT = 2000
 """Characters that pbsfs shows of an error's text."""
-
-CHECK_ADDRESS = "check that host and port are those of a Proxmox Backup Server"
-"""The action of errors for something that answers as no Proxmox Backup Server does."""
 
 
 class Meaning(enum.Enum):
@@ -87,6 +85,12 @@ def words_of(body: bytes, status: int) -> str:
     """An error answer's text, as one printable line; its status if it has no text."""
     text = one_line(body[: 4 * MAX_ERROR_TEXT].decode(errors="replace"), 4 * MAX_ERROR_TEXT)
     return _DEBUG_DUMP.sub("", text)[:MAX_ERROR_TEXT] or f"status {status}"
+
+
+def refusal_of(answer: Answer) -> tuple[Meaning, str]:
+    """The meaning and the text of an error answer to anything but a download."""
+    words = words_of(answer.body, answer.status)
+    return meaning_of(answer.status, words), words
 
 
 def meaning_of(status: int, words: str) -> Meaning:
@@ -147,7 +151,7 @@ def error_of(meaning: Meaning, status: int, words: str, repository: Repository) 
                 f"{server}: the snapshot is locked by a backup, a removal or another task: {words}"
             )
         case Meaning.NOT_PBS:
-            return NotPbsError(f"{server} answers with status {status} ({words}); {CHECK_ADDRESS}")
+            return WrongServerError(f"{server} answers with status {status} ({words}); {PBS.check_address}")
         case Meaning.PASSING:
             return SourceError(f"{server}: status {status}: {words}", retryable=True)
         case Meaning.DELETING | Meaning.REFUSED:

@@ -12,10 +12,20 @@ from dataclasses import dataclass, replace
 
 from pbsfs.base.errors import UsageError
 from pbsfs.base.text import excerpt
+from pbsfs.sources.http.peer import Kind, address_of
 
 MAX_LENGTH = 512
 """Characters of a repository at most: of a user and token the server takes 64, of a host's name DNS 253, of a
 datastore's name the server 32."""
+
+PBS = Kind(
+    name="a Proxmox Backup Server",
+    named_in="the repository",
+    program="proxmox-backup-proxy",
+    shown_by="the server's dashboard",
+    accept="--fingerprint or PBS_FINGERPRINT",
+)
+"""Words for errors about a server and its address."""
 
 DEFAULT_USER = "root@pam"
 DEFAULT_HOST = "localhost"
@@ -104,7 +114,11 @@ class Repository:
     @property
     def address(self) -> str:
         """`host:port`, with brackets around an IPv6 address."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return address_of(self.host, self.port)
+
+    @property
+    def kind(self) -> Kind:
+        return PBS
 
     @property
     def port_hint(self) -> str:

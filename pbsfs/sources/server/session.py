@@ -27,14 +27,14 @@ import trio
 
 from pbsfs.base.errors import ConnectError, PbsfsError, SourceError
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import Connection, Trust, connect
 from pbsfs.sources.retry import patience_ends
 from pbsfs.sources.server.conversation import Conversation
 from pbsfs.sources.server.exchanges import Exchange, Inbox
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.protocol import Response
-from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Connection, Trust, connect
 from pbsfs.sources.server.upgrade import RefusedError, upgrade
 
 log = logging.getLogger(__name__)

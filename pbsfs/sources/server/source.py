@@ -30,6 +30,8 @@ from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.collection import Collection, parse_collection
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.pacing import DEFAULT_LIMIT
 from pbsfs.sources.retry import Outage, SharedTry, retried
 from pbsfs.sources.server import listing
@@ -37,9 +39,7 @@ from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.opening import snapshot_query
 from pbsfs.sources.server.pool import SessionPool
-from pbsfs.sources.server.proxy import Proxy
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 
 import h11
 
-from pbsfs.base.errors import ConnectError, NotPbsError
-from pbsfs.sources.server.refusals import CHECK_ADDRESS
+from pbsfs.base.errors import ConnectError, WrongServerError
+from pbsfs.sources.server.repository import PBS
 
 PROTOCOL = "proxmox-backup-reader-protocol-v1"
 
@@ -46,7 +46,7 @@ def upgrade(
     `query`: names the snapshot. `headers`: authenticate the user. `receive`: returns the next bytes of the
     socket, which doesn't block then, and b"" at the end of the connection.
 
-    Raises RefusedError, ConnectError if the connection ends, NotPbsError if it is not a server, what
+    Raises RefusedError, ConnectError if the connection ends, WrongServerError if it is not a server, what
     `receive` raises, and OSError.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -80,8 +80,8 @@ def upgrade(
     except h11.RemoteProtocolError as error:
         if "closed" in str(error):  # in the middle of the answer
             raise _closed(address) from None
-        raise NotPbsError(
-            f"{address} does not answer as a Proxmox Backup Server does ({error}); {CHECK_ADDRESS}"
+        raise WrongServerError(
+            f"{address} does not answer as {PBS.name} does ({error}); {PBS.check_address}"
         ) from None
     if not status:
         raise _closed(address)

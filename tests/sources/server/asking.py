@@ -12,10 +12,10 @@ import trio
 
 from pbsfs.base.errors import PbsfsError
 from pbsfs.base.secret import Secret
+from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust, parse_fingerprint
 from tests.sources.server.peers import Peer
 from tests.sources.server.serving import LIMIT, PASSWORD, SECRET, USER
 from tests.support.server import ReferenceServer

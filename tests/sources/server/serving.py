@@ -16,11 +16,11 @@ from pbsfs.formats.keys import Key
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.sources.base import SnapshotInfo
+from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.sources.pacing import Pacing
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
-from pbsfs.sources.server.tls import Trust, parse_fingerprint
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import made
 from tests.support.made import DAY, TIME

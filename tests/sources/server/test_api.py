@@ -13,20 +13,20 @@ from pbsfs.base.errors import (
     ConnectError,
     ForbiddenError,
     NotFoundError,
-    NotPbsError,
     PbsfsError,
     ResolveError,
     SourceError,
     TrustError,
     UnknownDatastoreError,
     UnknownRealmError,
+    WrongServerError,
     exit_status_of,
 )
 from pbsfs.base.secret import Secret
+from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.sources.server.limits import DEFAULT
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
-from pbsfs.sources.server.tls import Trust, parse_fingerprint
 from tests.sources.server.asking import (
     DOMAINS,
     GROUPS,
@@ -78,7 +78,7 @@ def test_a_server_in_trouble_may_get_over_it(server: ReferenceServer, status: in
 @pytest.mark.parametrize("status", [301, 302, 405, 501])
 def test_an_answer_that_only_other_servers_give_is_no_pbs(server: ReferenceServer, status: int) -> None:
     server.faults.add(Status(status=status, text="so be it", match="/version"))
-    with pytest.raises(NotPbsError, match=rf"status {status} \(so be it\)"):
+    with pytest.raises(WrongServerError, match=rf"status {status} \(so be it\)"):
         got(api_of(server, TOKEN))
 
 
@@ -139,7 +139,7 @@ def test_neither_password_nor_ticket_nor_secret_is_logged(
 )
 def test_an_answer_that_is_no_data_makes_no_sense(server: ReferenceServer, body: bytes) -> None:
     server.faults.add(Body(make=lambda _right: body, match="/version"))
-    assert "the answer to /version makes no sense" in failure(api_of(server, TOKEN), NotPbsError)
+    assert "the answer to /version makes no sense" in failure(api_of(server, TOKEN), WrongServerError)
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ def test_an_answer_that_is_no_data_makes_no_sense(server: ReferenceServer, body:
         (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}", ConnectError),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{}", ConnectError),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n{}", ConnectError),
-        (b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n", NotPbsError),
-        (b"\0\0\x12\x04" + bytes(30), NotPbsError),
-        (b"HTTP/1.1 999999 what\r\n\r\n", NotPbsError),
-        (b"HTTP/1.1 abc what\r\n\r\n", NotPbsError),
-        (b"HTTP/1.1 200 " + b"x" * 100_000, NotPbsError),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", NotPbsError),
-        (b"HTTP/1.1 200 OK\r\n\r\n<html>hello</html>", NotPbsError),
-        (b"HTTP/1.1 200 OK\r\nset-cookie: \xff=\xfe;;;\r\nset-cookie: a\x00b\r\n\r\nx", NotPbsError),
-        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 15\r\n\r\n<html>no</html>", NotPbsError),
+        (b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n", WrongServerError),
+        (b"\0\0\x12\x04" + bytes(30), WrongServerError),
+        (b"HTTP/1.1 999999 what\r\n\r\n", WrongServerError),
+        (b"HTTP/1.1 abc what\r\n\r\n", WrongServerError),
+        (b"HTTP/1.1 200 " + b"x" * 100_000, WrongServerError),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", WrongServerError),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>hello</html>", WrongServerError),
+        (b"HTTP/1.1 200 OK\r\nset-cookie: \xff=\xfe;;;\r\nset-cookie: a\x00b\r\n\r\nx", WrongServerError),
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 15\r\n\r\n<html>no</html>", WrongServerError),
     ],
 )
 @pytest.mark.parametrize("token", [True, False])
@@ -224,7 +224,7 @@ def test_everything_that_can_be_wrong_ends_with_its_own_status(
         "fingerprint": (TrustError, 12),
         "name": (ResolveError, 13),
         "port": (ConnectError, 14),
-        "stranger": (NotPbsError, 15),
+        "stranger": (WrongServerError, 15),
         "datastore": (UnknownDatastoreError, 16),
         "realm": (UnknownRealmError, 17),
     }

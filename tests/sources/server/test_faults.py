@@ -22,22 +22,22 @@ from pbsfs.base.errors import (
     DamageError,
     ForbiddenError,
     NotFoundError,
-    NotPbsError,
     PbsfsError,
     SourceError,
+    WrongServerError,
     errno_of,
 )
 from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.base.secret import Secret
 from pbsfs.formats.index import encode_fixed
 from pbsfs.reader.image import Image
+from pbsfs.sources.http.client import HttpClient
+from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.pacing import DEFAULT_PACING, Pacing
 from pbsfs.sources.retry import connecting
-from pbsfs.sources.server.http1 import HttpClient
 from pbsfs.sources.server.limits import ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
-from pbsfs.sources.server.tls import Trust
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.server import serving
 from tests.sources.server.serving import (
@@ -526,7 +526,7 @@ def test_a_list_that_is_no_json_or_cut_is_an_error_or_asked_again(
 def test_a_header_without_an_end_costs_an_error_within_the_limit(server: ReferenceServer, match: str) -> None:
     with pytest.raises(SourceError) as caught:
         read_through(server, EndlessHeaders(match=match, times=None), retry_timeout=0.1)
-    assert isinstance(caught.value, NotPbsError if match == OPEN else ConnectError)
+    assert isinstance(caught.value, WrongServerError if match == OPEN else ConnectError)
 
 
 def test_a_list_with_a_header_without_an_end_costs_an_error(server: ReferenceServer) -> None:

@@ -11,8 +11,8 @@ import trio
 from pbsfs.base.errors import (
     ConnectError,
     DamageError,
-    NotPbsError,
     SourceError,
+    WrongServerError,
 )
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from tests.sources.server.asking import (
@@ -187,7 +187,9 @@ def test_an_endless_error_is_cut(server: ReferenceServer) -> None:
 
 def test_endless_headers_are_refused(server: ReferenceServer) -> None:
     server.faults.add(EndlessHeaders(match="/version"))
-    assert "does not answer as a Proxmox Backup Server does" in failure(api_of(server, TOKEN), NotPbsError)
+    assert "does not answer as a Proxmox Backup Server does" in failure(
+        api_of(server, TOKEN), WrongServerError
+    )
 
 
 @pytest.mark.parametrize("fault", [WrongLength(by=1), WrongLength(by=1 << 40), Truncate(missing=3)])
@@ -204,7 +206,7 @@ def test_an_answer_that_breaks_off_is_a_lost_connection(
 def test_an_answer_that_is_longer_than_announced_is_no_answer(server: ReferenceServer) -> None:
     server.faults.add(WrongLength(by=-1, match="/version"))
     api = api_of(server, TOKEN)
-    assert "makes no sense" in failure(api, NotPbsError)
+    assert "makes no sense" in failure(api, WrongServerError)
     assert got(api)
 
 

@@ -11,18 +11,18 @@ import trio
 
 from pbsfs.base.errors import (
     AuthError,
-    NotPbsError,
     SourceError,
     UnknownRealmError,
+    WrongServerError,
 )
 from pbsfs.base.secret import Secret, Ticket
+from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT
 from pbsfs.sources.server.login import MAX_ANSWER
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.second_factor import Challenge, SecondFactorError
 from pbsfs.sources.server.source import ServerSource
-from pbsfs.sources.server.tls import Trust, parse_fingerprint
 from tests.sources.server.asking import (
     DOMAINS,
     GROUPS,
@@ -358,7 +358,7 @@ def test_a_ticket_that_comes_in_a_cookie_only_is_taken_from_there(datastore: Pat
 )
 def test_a_login_that_gives_no_ticket_is_not_one_of_ours(server: ReferenceServer, answer: str) -> None:
     server.faults.add(Status(status=200, text=answer, match=LOGIN))
-    assert "invalid login ticket" in failure(api_of(server), NotPbsError)
+    assert "invalid login ticket" in failure(api_of(server), WrongServerError)
 
 
 # --- staying logged in

@@ -15,18 +15,18 @@ from pbsfs.base.errors import (
     AuthError,
     ConnectError,
     ForbiddenError,
-    NotPbsError,
     ResolveError,
     SourceError,
     TrustError,
     UsageError,
+    WrongServerError,
 )
 from pbsfs.base.secret import Secret
+from pbsfs.sources.http.proxy import Proxy, find_proxy, is_excepted
+from pbsfs.sources.http.tls import Trust, connect, parse_fingerprint, peek_fingerprint
 from pbsfs.sources.server.limits import ServerLimits
-from pbsfs.sources.server.proxy import Proxy, find_proxy, is_excepted
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSettings, ServerSource
-from pbsfs.sources.server.tls import Trust, connect, parse_fingerprint, peek_fingerprint
 from tests.sources.server.peers import Peer, request_of, to_the_end
 from tests.sources.server.serving import CONTENT, SECRET, TOKEN, image_of, read_all, reading
 from tests.support.proxy import NAME, ConnectProxy
@@ -280,22 +280,22 @@ SAYINGS = [
     (b"HTTP/1.1 503\r\n\r\n", ConnectError, True, r"\(status 503\)"),
     (
         b"HTTP/1.1 405 Not Allowed\n\n",
-        NotPbsError,
+        WrongServerError,
         False,
         r"opens no tunnel .*405 Not Allowed\); check HTTPS_PROXY",
     ),
-    (b"HTTP/1.1 501 What\r\n\r\n", NotPbsError, False, "opens no tunnel"),
-    (b"HTTP/1.1 301 There\r\n\r\n", NotPbsError, False, "opens no tunnel"),
+    (b"HTTP/1.1 501 What\r\n\r\n", WrongServerError, False, "opens no tunnel"),
+    (b"HTTP/1.1 301 There\r\n\r\n", WrongServerError, False, "opens no tunnel"),
     (
         b"SSH-2.0-OpenSSH_9.2p1\r\n",
-        NotPbsError,
+        WrongServerError,
         False,
         "does not answer as an HTTP proxy does; check HTTPS_PROXY",
     ),
-    (b"\x05\xff", NotPbsError, False, "does not answer as an HTTP proxy"),
-    (b"HTTP/1.1 2000 OK\r\n\r\n", NotPbsError, False, "does not answer as an HTTP proxy"),
-    (b"HTTP/1.1 200 OK\r\n\r\nmore", NotPbsError, False, "does not answer as an HTTP proxy"),
-    (b"HTTP/1.1 200 OK\r\n" + b"x" * (70 << 10), NotPbsError, False, "does not answer as an HTTP proxy"),
+    (b"\x05\xff", WrongServerError, False, "does not answer as an HTTP proxy"),
+    (b"HTTP/1.1 2000 OK\r\n\r\n", WrongServerError, False, "does not answer as an HTTP proxy"),
+    (b"HTTP/1.1 200 OK\r\n\r\nmore", WrongServerError, False, "does not answer as an HTTP proxy"),
+    (b"HTTP/1.1 200 OK\r\n" + b"x" * (70 << 10), WrongServerError, False, "does not answer as an HTTP proxy"),
     (b"HTTP/1.1 200 OK\r\n", ConnectError, True, "closed the connection"),
     (b"", ConnectError, True, "closed the connection"),
 ]

@@ -20,9 +20,9 @@ from pbsfs.base.errors import (
     ForbiddenError,
     KeyRequiredError,
     NotFoundError,
-    NotPbsError,
     SourceError,
     UnknownDatastoreError,
+    WrongServerError,
 )
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Group, Namespace
 from pbsfs.base.secret import Secret
@@ -30,10 +30,10 @@ from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.directory.source import DirectorySource
+from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.repository import Repository
 from pbsfs.sources.server.source import ServerSource
-from pbsfs.sources.server.tls import Trust, parse_fingerprint
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import BlobFile, Directory, ImageFile, Tree
 from tests.sources.conformance import SourceConformance
@@ -251,7 +251,7 @@ def test_a_large_list_is_parsed_beside_the_loop_and_one_without_bounds_is_refuse
 
     async def main() -> None:
         assert await ask(DEFAULT) == await ask(ServerLimits(parse_at_once=10))
-        with pytest.raises(NotPbsError, match="more than 3 values"):
+        with pytest.raises(WrongServerError, match="more than 3 values"):
             await ask(ServerLimits(parse_at_once=10, max_values=3))
 
     trio.run(main)

@@ -15,18 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, TrustError, UsageError
-from pbsfs.sources.server import tls
-from pbsfs.sources.server.limits import ServerLimits
-from pbsfs.sources.server.proxy import Proxy
-from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import (
+from pbsfs.base.errors import ConnectError, ResolveError, TrustError, UsageError, WrongServerError
+from pbsfs.sources.http import tls
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import (
     Trust,
     connect,
     parse_fingerprint,
     peek_fingerprint,
     show_fingerprint,
 )
+from pbsfs.sources.server.limits import ServerLimits
+from pbsfs.sources.server.repository import Repository
 from tests.sources.server.peers import Peer, reset
 from tests.support.server import certificate
 from tests.support.server.certificate import Certificate
@@ -228,7 +228,7 @@ def test_what_does_not_speak_tls_is_no_server_of_ours(greeting: bytes) -> None:
         connection.recv(1 << 16)
 
     for trust in (Trust(), Trust(pinned=OTHER)):
-        with Peer(talk=talk) as peer, pytest.raises(NotPbsError, match="does not speak TLS") as caught:
+        with Peer(talk=talk) as peer, pytest.raises(WrongServerError, match="does not speak TLS") as caught:
             connect(peer.repository(), trust)
         assert not caught.value.retryable
         assert f"127.0.0.1:{peer.port}" in str(caught.value)
@@ -387,5 +387,5 @@ def test_versions_of_tls_that_are_broken_are_not_spoken(self_signed: Certificate
         peer._context.set_ciphers("DEFAULT:@SECLEVEL=0")
         with pytest.warns(DeprecationWarning, match="deprecated"):
             peer._context.maximum_version = ssl.TLSVersion.TLSv1_1
-        with pytest.raises(NotPbsError):
+        with pytest.raises(WrongServerError):
             connect(peer.repository(), Trust(pinned=fingerprint_of(self_signed)))

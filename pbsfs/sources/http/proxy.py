@@ -16,11 +16,18 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pbsfs.base.errors import AuthError, ConnectError, ForbiddenError, NotPbsError, SourceError, UsageError
+from pbsfs.base.errors import (
+    AuthError,
+    ConnectError,
+    ForbiddenError,
+    SourceError,
+    UsageError,
+    WrongServerError,
+)
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import one_line
-from pbsfs.sources.server.limits import DEFAULT, ServerLimits
-from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.http.limits import DEFAULT, HttpLimits
+from pbsfs.sources.http.peer import Peer, address_of
 
 VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 EXCEPTIONS = ("no_proxy", "NO_PROXY")
@@ -51,10 +58,10 @@ class Proxy:
     @property
     def address(self) -> str:
         """`host:port`, with brackets around an IPv6 address."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return address_of(self.host, self.port)
 
 
-def find_proxy(repository: Repository, environment: Mapping[str, str]) -> Proxy | None:
+def find_proxy(peer: Peer, environment: Mapping[str, str]) -> Proxy | None:
     """The proxy that the environment names for this server; None to connect directly.
 
     Raises UsageError if pbsfs can't use the proxy. The error does not show the variable's value, which may
@@ -64,7 +71,7 @@ def find_proxy(repository: Repository, environment: Mapping[str, str]) -> Proxy 
     if variable is None:
         return None
     exceptions = next((environment[name] for name in EXCEPTIONS if environment.get(name)), "")
-    if is_excepted(repository.host, exceptions):
+    if is_excepted(peer.host, exceptions):
         return None
     return _parse(variable, environment[variable])
 
@@ -117,15 +124,14 @@ def _parse(variable: str, text: str) -> Proxy:
     return Proxy(host, port, variable, urllib.parse.unquote(parts.username), password)
 
 
-def open_tunnel(
-    connection: socket.socket, proxy: Proxy, repository: Repository, limits: ServerLimits = DEFAULT
-) -> None:
+def open_tunnel(connection: socket.socket, proxy: Proxy, peer: Peer, limits: HttpLimits = DEFAULT) -> None:
     """Makes `connection`, a TCP connection to the proxy, a tunnel to the server.
 
-    Raises ConnectError; AuthError and ForbiddenError if the proxy refuses; NotPbsError if it is not a proxy.
+    Raises ConnectError; AuthError and ForbiddenError if the proxy refuses; WrongServerError if it
+    is not a proxy.
     Source: RFC 9110, 9.3.6 (CONNECT) and 11.7 (Proxy-Authorization); RFC 7617 (Basic).
     """
-    lines = [f"CONNECT {repository.address} HTTP/1.1", f"Host: {repository.address}"]
+    lines = [f"CONNECT {peer.address} HTTP/1.1", f"Host: {peer.address}"]
     if proxy.user is not None and proxy.password is not None:
         pair = f"{proxy.user}:{proxy.password.reveal()}".encode("utf-8", "surrogateescape")
         lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}")
@@ -147,7 +153,7 @@ def open_tunnel(
         raise _no_proxy(proxy)
     status, reason = int(status_line[1]), one_line((status_line[2] or b"").decode(errors="replace"), 200)
     if not 200 <= status < 300:
-        raise _refusal(proxy, repository, status, reason)
+        raise _refusal(proxy, peer, status, reason)
 
 
 def _answer(connection: socket.socket, proxy: Proxy, timeout: float) -> bytes:
@@ -168,14 +174,14 @@ def _answer(connection: socket.socket, proxy: Proxy, timeout: float) -> bytes:
     return received
 
 
-def _no_proxy(proxy: Proxy) -> NotPbsError:
-    return NotPbsError(
+def _no_proxy(proxy: Proxy) -> WrongServerError:
+    return WrongServerError(
         f"{proxy.address} does not answer as an HTTP proxy does; check {proxy.variable}, "
         "or except the server with NO_PROXY"
     )
 
 
-def _refusal(proxy: Proxy, repository: Repository, status: int, reason: str) -> SourceError:
+def _refusal(proxy: Proxy, peer: Peer, status: int, reason: str) -> SourceError:
     said = f"status {status} {reason}".rstrip()
     if status == 407:
         what = (
@@ -187,14 +193,12 @@ def _refusal(proxy: Proxy, repository: Repository, status: int, reason: str) -> 
         )
     if status in (401, 403):
         return ForbiddenError(
-            f"the proxy {proxy.address} refuses connections to {repository.address} ({said}); "
+            f"the proxy {proxy.address} refuses connections to {peer.address} ({said}); "
             "ask its administrator to allow them, or except the server with NO_PROXY"
         )
     if status in (408, 429) or (status >= 500 and status not in (501, 505)):
-        return ConnectError(
-            f"the proxy {proxy.address} can't reach {repository.address} ({said}){repository.port_hint}"
-        )
-    return NotPbsError(
-        f"{proxy.address} opens no tunnel to {repository.address} ({said}); check {proxy.variable}, "
+        return ConnectError(f"the proxy {proxy.address} can't reach {peer.address} ({said}){peer.port_hint}")
+    return WrongServerError(
+        f"{proxy.address} opens no tunnel to {peer.address} ({said}); check {proxy.variable}, "
         "or except the server with NO_PROXY"
     )

@@ -1,8 +1,8 @@
 """Connections to servers that pbsfs trusts. pbsfs sends nothing to a server before it trusts it.
 
 pbsfs trusts a server if its certificate has the configured fingerprint, or if the system's CAs verify the
-certificate and the name. Nothing turns that off. Used by `http1`, `session` and `pbsfs.access.trust`.
-Synchronous; from any thread.
+certificate and the name. Nothing turns that off. Used by `client`, by the sessions of the server source and
+by `pbsfs.access.trust`. Synchronous; from any thread.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ import ssl
 import time
 from dataclasses import dataclass
 
-from pbsfs.base.errors import ConnectError, NotPbsError, ResolveError, SourceError, TrustError, UsageError
+from pbsfs.base.errors import (
+    ConnectError,
+    ResolveError,
+    SourceError,
+    TrustError,
+    UsageError,
+    WrongServerError,
+)
 from pbsfs.base.text import excerpt
-from pbsfs.sources.server.limits import DEFAULT, ServerLimits
-from pbsfs.sources.server.proxy import Proxy, open_tunnel
-from pbsfs.sources.server.refusals import CHECK_ADDRESS
-from pbsfs.sources.server.repository import Repository
+from pbsfs.sources.http.limits import DEFAULT, HttpLimits
+from pbsfs.sources.http.peer import Kind, Peer
+from pbsfs.sources.http.proxy import Proxy, open_tunnel
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HASH_NAME = re.compile(r"sha-?256(?:\s+fingerprint)?\s*[:=]", re.IGNORECASE)
@@ -70,83 +76,75 @@ class Connection:
     round_trip: float
 
 
-def connect(
-    repository: Repository, trust: Trust, proxy: Proxy | None = None, limits: ServerLimits = DEFAULT
-) -> Connection:
+def connect(peer: Peer, trust: Trust, proxy: Proxy | None = None, limits: HttpLimits = DEFAULT) -> Connection:
     """Connects to a server and verifies it, through `proxy` if there is one.
 
-    Raises ResolveError, ConnectError, TrustError, NotPbsError, and what `open_tunnel` raises.
+    Raises ResolveError, ConnectError, TrustError, WrongServerError, and what `open_tunnel` raises.
     """
     accepted = trust.pinned or trust.known
     if accepted is None:
-        return _connect(repository, ssl.create_default_context(cadata=trust.ca), proxy, limits)
-    connection = _connect(repository, _unverified(), proxy, limits)
-    found = _fingerprint_of(connection.socket, repository)
+        return _connect(peer, ssl.create_default_context(cadata=trust.ca), proxy, limits)
+    connection = _connect(peer, _unverified(), proxy, limits)
+    found = _fingerprint_of(connection.socket, peer)
     if found == accepted:
         return connection
     connection.socket.close()
     if trust.pinned is None:
         with contextlib.suppress(TrustError):  # the certificate is new; a CA may verify it
-            return _connect(repository, ssl.create_default_context(cadata=trust.ca), proxy, limits)
+            return _connect(peer, ssl.create_default_context(cadata=trust.ca), proxy, limits)
     raise TrustError(
-        f"{repository.address} shows a certificate that is not the expected one. Expected fingerprint: "
+        f"{peer.address} shows a certificate that is not the expected one. Expected fingerprint: "
         f"{show_fingerprint(accepted)}; found: {show_fingerprint(found)}. If the server's certificate was "
-        "renewed, accept it with --fingerprint or PBS_FINGERPRINT; if not, somebody intercepts the connection"
+        f"renewed, accept it with {peer.kind.accept}; if not, somebody intercepts the connection"
     )
 
 
-def peek_fingerprint(
-    repository: Repository, proxy: Proxy | None = None, limits: ServerLimits = DEFAULT
-) -> str:
+def peek_fingerprint(peer: Peer, proxy: Proxy | None = None, limits: HttpLimits = DEFAULT) -> str:
     """The fingerprint of the certificate that the server shows, trusted or not; sends nothing.
 
     Raises like `connect`.
     """
-    connection = _connect(repository, _unverified(), proxy, limits)
+    connection = _connect(peer, _unverified(), proxy, limits)
     try:
-        return _fingerprint_of(connection.socket, repository)
+        return _fingerprint_of(connection.socket, peer)
     finally:
         connection.socket.close()
 
 
-def _connect(
-    repository: Repository, context: ssl.SSLContext, proxy: Proxy | None, limits: ServerLimits
-) -> Connection:
+def _connect(peer: Peer, context: ssl.SSLContext, proxy: Proxy | None, limits: HttpLimits) -> Connection:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    plain, round_trip = _connect_tcp(repository, proxy, limits)
+    plain, round_trip = _connect_tcp(peer, proxy, limits)
     wrapped: ssl.SSLSocket | None = None
     try:
         # Not in one step: for a connection that is already lost, that would return a socket that was never
         # verified. The time limit is for each message of the server.
-        wrapped = context.wrap_socket(plain, server_hostname=repository.host, do_handshake_on_connect=False)
+        wrapped = context.wrap_socket(plain, server_hostname=peer.host, do_handshake_on_connect=False)
         wrapped.do_handshake()
     except ssl.SSLCertVerificationError as error:
         _close(plain, wrapped)
         raise TrustError(
-            f"{repository.address}: the certificate is not trusted ({error.verify_message}). "
-            f"{_how_to_accept(repository, proxy, limits)}"
+            f"{peer.address}: the certificate is not trusted ({error.verify_message}). "
+            f"{_how_to_accept(peer, proxy, limits)}"
         ) from None
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # it restarts, or the network lost the connection
         _close(plain, wrapped)
         raise ConnectError(
-            f"{repository.address} closed the connection during the TLS handshake{repository.port_hint}"
+            f"{peer.address} closed the connection during the TLS handshake{peer.port_hint}"
         ) from None
     except ssl.SSLError as error:
         _close(plain, wrapped)
-        raise NotPbsError(
-            f"{repository.address} does not speak TLS ({error.reason or error}); "
-            f"{CHECK_ADDRESS}{repository.port_hint}"
+        raise WrongServerError(
+            f"{peer.address} does not speak TLS ({error.reason or error}); "
+            f"{peer.kind.check_address}{peer.port_hint}"
         ) from None
     except OSError as error:
         _close(plain, wrapped)
         raise ConnectError(
-            f"{repository.address}: no TLS connection: {_words(error, limits)}{repository.port_hint}"
+            f"{peer.address}: no TLS connection: {_words(error, limits)}{peer.port_hint}"
         ) from None
     except ValueError as error:  # a name that can't be sent
         _close(plain, wrapped)
-        raise ResolveError(
-            f"'{repository.host}' is not the name of a host: {_words(error, limits)}"
-        ) from None
+        raise ResolveError(f"'{peer.host}' is not the name of a host: {_words(error, limits)}") from None
     return Connection(wrapped, round_trip)
 
 
@@ -156,20 +154,16 @@ def _close(plain: socket.socket, wrapped: ssl.SSLSocket | None) -> None:
         wrapped.close()
 
 
-def _connect_tcp(
-    repository: Repository, proxy: Proxy | None, limits: ServerLimits
-) -> tuple[socket.socket, float]:
+def _connect_tcp(peer: Peer, proxy: Proxy | None, limits: HttpLimits) -> tuple[socket.socket, float]:
     """A TCP connection or a tunnel to the server, and the seconds of the TCP handshake."""
     if proxy is None:
-        return _dial(
-            repository.host, repository.port, "the name", repository.address, repository.port_hint, limits
-        )
+        return _dial(peer.host, peer.port, "the name", peer.address, peer.port_hint, peer.kind, limits)
     check = f"; check {proxy.variable}"
     plain, round_trip = _dial(
-        proxy.host, proxy.port, "the proxy's name", f"the proxy {proxy.address}", check, limits
+        proxy.host, proxy.port, "the proxy's name", f"the proxy {proxy.address}", check, peer.kind, limits
     )
     try:
-        open_tunnel(plain, proxy, repository, limits)
+        open_tunnel(plain, proxy, peer, limits)
         plain.settimeout(limits.connect_timeout)
     except BaseException:
         plain.close()
@@ -178,18 +172,18 @@ def _connect_tcp(
 
 
 def _dial(
-    host: str, port: int, name: str, address: str, advice: str, limits: ServerLimits
+    host: str, port: int, name: str, address: str, advice: str, kind: Kind, limits: HttpLimits
 ) -> tuple[socket.socket, float]:
-    """A TCP connection. `name`, `address`, `advice`: words for errors."""
+    """A TCP connection. `name`, `address`, `advice`, `kind`: words for errors."""
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        advice = advice or "; check the host in the repository, and this computer's network"
+        advice = advice or f"; check the host in {kind.named_in}, and this computer's network"
         raise ResolveError(f"{name} '{host}' does not resolve: {_words(error, limits)}{advice}") from None
     failure: OSError | None = None
-    for family, kind, protocol, _name, place in addresses:
+    for family, type_, protocol, _name, place in addresses:
         try:
-            plain = socket.socket(family, kind, protocol)
+            plain = socket.socket(family, type_, protocol)
         except OSError as error:  # an address family that this system does not have
             failure = error
             continue
@@ -205,14 +199,14 @@ def _dial(
             continue
         return plain, round_trip
     assert failure is not None  # getaddrinfo gives at least one address
-    advice = advice or _advice(failure)
+    advice = advice or _advice(failure, kind)
     raise ConnectError(f"cannot connect to {address}: {_words(failure, limits)}{advice}") from None
 
 
-def _advice(error: OSError) -> str:
+def _advice(error: OSError, kind: Kind) -> str:
     """What to check when a connection to a server fails, for its error."""
     if isinstance(error, ConnectionRefusedError):
-        return "; nothing listens there: check the host and port, and that proxmox-backup-proxy runs on it"
+        return f"; nothing listens there: check the host and port, and that {kind.program} runs on it"
     return "; check the host and port, the network, and the firewalls between"
 
 
@@ -224,25 +218,25 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-def _fingerprint_of(connection: ssl.SSLSocket, repository: Repository) -> str:
+def _fingerprint_of(connection: ssl.SSLSocket, peer: Peer) -> str:
     certificate = connection.getpeercert(binary_form=True)
     if not certificate:
-        raise TrustError(f"{repository.address} shows no certificate; {CHECK_ADDRESS}")
+        raise TrustError(f"{peer.address} shows no certificate; {peer.kind.check_address}")
     return hashlib.sha256(certificate).hexdigest()
 
 
-def _how_to_accept(repository: Repository, proxy: Proxy | None, limits: ServerLimits) -> str:
+def _how_to_accept(peer: Peer, proxy: Proxy | None, limits: HttpLimits) -> str:
     try:
-        found = show_fingerprint(peek_fingerprint(repository, proxy, limits))
+        found = show_fingerprint(peek_fingerprint(peer, proxy, limits))
     except SourceError:
-        return "Give its fingerprint with --fingerprint or PBS_FINGERPRINT"
+        return f"Give its fingerprint with {peer.kind.accept}"
     return (
-        f"Its fingerprint is {found}; if that is what the server's dashboard shows, "
-        f"accept it with --fingerprint or PBS_FINGERPRINT"
+        f"Its fingerprint is {found}; if that is what {peer.kind.shown_by} shows, "
+        f"accept it with {peer.kind.accept}"
     )
 
 
-def _words(error: Exception, limits: ServerLimits) -> str:
+def _words(error: Exception, limits: HttpLimits) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {limits.connect_timeout:.0f} s"
     return str(getattr(error, "strerror", None) or error)

@@ -1,7 +1,7 @@
 """HTTP/1.1 requests to one server, over a few connections that are kept.
 
-Each request runs in a worker thread and blocks only that. Used by `login` and `api`, in tasks of one trio
-loop. Answers are bounded before they are read.
+Each request runs in a worker thread and blocks only that. Used by the sources that are
+servers, in tasks of one trio loop. Answers are bounded before they are read.
 """
 
 from __future__ import annotations
@@ -14,25 +14,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from http.cookies import CookieError, SimpleCookie
 from typing import TypeVar
 
 import trio
 
-from pbsfs.base.errors import ConnectError, DamageError, NotPbsError
+from pbsfs.base.errors import ConnectError, DamageError, WrongServerError
+from pbsfs.sources.http.limits import DEFAULT, HttpLimits
+from pbsfs.sources.http.peer import Peer
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import Trust, connect
 from pbsfs.sources.retry import connecting, patience_ends
-from pbsfs.sources.server.limits import DEFAULT, ServerLimits
-from pbsfs.sources.server.proxy import Proxy
-from pbsfs.sources.server.refusals import CHECK_ADDRESS, MAX_ERROR_TEXT, Meaning, meaning_of, words_of
-from pbsfs.sources.server.repository import Repository
-from pbsfs.sources.server.tls import Trust, connect
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-READ_SIZE = 64 << 10
+READ_SIZE = 256 << 10
 """Bytes to receive at most before the time limit is looked at again."""
+
+MAX_ERROR_BODY = 8000
+"""Bytes of an error's body that pbsfs reads."""
+
+SUCCESSES = (200, 206)
+"""Answers whose body is what was requested, or the part of it that was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +47,18 @@ class Answer:
 
     status: int
     body: bytes
-    cookies: Mapping[str, str]
+    headers: Message
 
     @property
-    def words(self) -> str:
-        """An error's text, as one line that can be shown."""
-        return words_of(self.body, self.status)
-
-    @property
-    def meaning(self) -> Meaning:
-        """What an error answer to anything but a download means."""
-        return meaning_of(self.status, self.words)
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies that it sets: their values by name."""
+        found: dict[str, str] = {}
+        for line in self.headers.get_all("Set-Cookie", []):
+            try:
+                found |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
+            except CookieError:
+                continue
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +77,16 @@ class HttpClient:
 
     def __init__(
         self,
-        repository: Repository,
+        peer: Peer,
         trust: Trust,
         proxy: Proxy | None = None,
-        limits: ServerLimits = DEFAULT,
+        limits: HttpLimits = DEFAULT,
         *,
         threads: trio.CapacityLimiter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`threads`: how many requests run at once. `clock`: seconds."""
-        self._repository = repository
+        self._peer = peer
         self._trust = trust
         self._proxy = proxy
         self._limits = limits
@@ -134,18 +141,17 @@ class HttpClient:
         self, connection: http.client.HTTPConnection | None, request: Request, until: float
     ) -> Answer:
         call = _Call(connection)
-        address = self._repository.address
 
         def exchange() -> tuple[Answer, http.client.HTTPConnection]:
             with call.connection() as used:
-                return _exchange(used, request, address, self._limits, until), used
+                return _exchange(used, request, self._peer, self._limits, until), used
 
         def open_connection() -> None:
             call.open(self._connect)
 
         try:
             if connection is None:
-                with connecting(address):
+                with connecting(self._peer.address):
                     await self._in_thread(open_connection)
             answer, used = await self._in_thread(exchange)
         except BaseException:
@@ -162,8 +168,8 @@ class HttpClient:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
 
     def _connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(self._repository.host, self._repository.port)
-        connection.sock = connect(self._repository, self._trust, self._proxy, self._limits).socket
+        connection = http.client.HTTPConnection(self._peer.host, self._peer.port)
+        connection.sock = connect(self._peer, self._trust, self._proxy, self._limits).socket
         connection.sock.settimeout(self._limits.request_timeout)
         return connection
 
@@ -228,13 +234,14 @@ class _Call:
 
 
 def _exchange(
-    connection: http.client.HTTPConnection, request: Request, address: str, limits: ServerLimits, until: float
+    connection: http.client.HTTPConnection, request: Request, peer: Peer, limits: HttpLimits, until: float
 ) -> Answer:
-    """One request on `connection`. `address`: names the server in errors. `until`: when the limit of its
+    """One request on `connection`. `until`: when the limit of its
     retries ends, from which on the server may be silent for `least_try` seconds only.
 
-    Raises ConnectError, NotPbsError, DamageError (above the limit).
+    Raises ConnectError, WrongServerError, DamageError (above the limit).
     """
+    address = peer.address
     connection.auto_open = 0  # http.client must not open a connection, which would not be verified
     sock = connection.sock
     timeout = limits.request_timeout
@@ -250,7 +257,7 @@ def _exchange(
         connection.request(request.method, request.target, body=request.body, headers=dict(request.headers))
         # Closed in any case: the last answer on a connection owns its socket.
         with connection.getresponse() as response:
-            limit = request.limit if response.status == 200 else 4 * MAX_ERROR_TEXT
+            limit = request.limit if response.status in SUCCESSES else MAX_ERROR_BODY
             data = _read_bounded(response, limit, start_waiting)
     except TimeoutError:
         raise ConnectError(f"{address}: no answer for {timeout:.0f} s") from None
@@ -259,25 +266,25 @@ def _exchange(
     except http.client.BadStatusLine as error:
         if _is_cut(str(error.args[0])):
             raise _cut(address) from None
-        raise NotPbsError(
-            f"{address} does not answer as a Proxmox Backup Server does; {CHECK_ADDRESS}"
+        raise WrongServerError(
+            f"{address} does not answer as {peer.kind.name} does; {peer.kind.check_address}"
         ) from None
     except OSError as error:
         raise ConnectError(f"{address}: the connection was lost: {error.strerror or error}") from None
     except (http.client.HTTPException, ValueError) as error:
-        raise NotPbsError(
-            f"{address} does not answer as a Proxmox Backup Server does ({type(error).__name__}); "
-            f"{CHECK_ADDRESS}"
+        raise WrongServerError(
+            f"{address} does not answer as {peer.kind.name} does ({type(error).__name__}); "
+            f"{peer.kind.check_address}"
         ) from None
-    if response.status == 200 and not data and response.length is None and not response.chunked:
+    if response.status in SUCCESSES and not data and response.length is None and not response.chunked:
         # Servers announce how long an answer is: the headers that do so were cut off.
         raise _cut(address)
-    if len(data) > request.limit and response.status == 200:
+    if len(data) > request.limit and response.status in SUCCESSES:
         del data  # otherwise the error's traceback would hold it
         raise DamageError(f"{address}: the answer has more than {request.limit} bytes")
-    if response.status != 200 or response.will_close:
+    if response.status not in SUCCESSES or response.will_close:
         connection.close()  # its body may not have been read to the end
-    return Answer(response.status, data, _cookies(response))
+    return Answer(response.status, data, response.headers)
 
 
 def _cut(address: str) -> ConnectError:
@@ -291,6 +298,8 @@ def _is_cut(status_line: str) -> bool:
 
 def _read_bounded(response: http.client.HTTPResponse, limit: int, start_waiting: Callable[[], None]) -> bytes:
     """The body, or `limit + 1` bytes of a longer one. Calls `start_waiting` before it receives."""
+    if response.length is not None and response.length <= limit:
+        return _read_announced(response, response.length, start_waiting)
     parts = []
     size = 0
     while size <= limit:
@@ -305,11 +314,17 @@ def _read_bounded(response: http.client.HTTPResponse, limit: int, start_waiting:
     return b"".join(parts)
 
 
-def _cookies(response: http.client.HTTPResponse) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for line in response.headers.get_all("Set-Cookie", []):
-        try:
-            found |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
-        except CookieError:
-            continue
-    return found
+def _read_announced(
+    response: http.client.HTTPResponse, size: int, start_waiting: Callable[[], None]
+) -> bytes:
+    """A body of `size` bytes, received into one buffer."""
+    buffer = bytearray(size)
+    with memoryview(buffer) as view:
+        received = 0
+        while received < size:
+            start_waiting()
+            count = response.readinto(view[received : received + READ_SIZE])
+            if not count:
+                raise http.client.IncompleteRead(b"", size - received)
+            received += count
+    return bytes(buffer)

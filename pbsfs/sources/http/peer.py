@@ -1,0 +1,56 @@
+"""The server at the other end of a connection: where it is, and what errors call it.
+
+`Repository` and `BucketAddress` are peers. Pure; from any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Words for errors about servers of one kind.
+
+    `name`: with its article. `named_in`: what names the host. `program`: what listens on its port.
+    `shown_by`: who shows its fingerprint. `accept`: how to give that.
+    """
+
+    name: str
+    named_in: str
+    program: str
+    shown_by: str
+    accept: str
+
+    @property
+    def check_address(self) -> str:
+        """What to do where another program answers."""
+        return f"check that host and port are those of {self.name}"
+
+
+class Peer(Protocol):
+    """A server. All of it is safe to show."""
+
+    @property
+    def host(self) -> str:
+        """A name or an address, without brackets."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def address(self) -> str:
+        """`host:port`, with brackets around an IPv6 address."""
+
+    @property
+    def port_hint(self) -> str:
+        """For errors: a correction of the port, after `; `. Empty if there is none."""
+
+    @property
+    def kind(self) -> Kind: ...
+
+
+def address_of(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
