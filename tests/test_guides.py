@@ -6,11 +6,15 @@ They read from the reference server, but for those that name the directory of a 
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pbsfs.access.profiles import parse_profile
+from pbsfs.cli.mount_helper import translated
 from tests.support.guides import blocks, commands, follow, furnish, matches, nginx
 from tests.support.masterkeys import CONTENT
 from tests.support.mounts import cleaned_up
@@ -155,6 +159,36 @@ def test_a_guide_does_what_it_says(guide: Path, tmp_path_factory: pytest.TempPat
 
 def test_what_is_checked_afterwards_belongs_to_guides() -> None:
     assert AFTERWARDS.keys() | NEEDS.keys() <= {guide.stem for guide in TYPED}
+
+
+PAGES = sorted((CHECKOUT / "docs").rglob("*.md"))
+
+
+def test_profiles_in_documents_are_as_pbsfs_reads_them() -> None:
+    shortened = re.compile(r"6d:cc:…:b7|<the SHA-256 of the certificate>")
+    profiles = [
+        parse_profile(name, table, page, {"HOME": "/home/jo"})
+        for page in PAGES
+        for block in blocks(page.read_text())
+        if block.language == "toml"
+        for name, table in tomllib.loads(shortened.sub(":".join(["6d"] * 32), block.text))["profiles"].items()
+    ]
+    assert {"default", "home", "prod"} <= {profile.name for profile in profiles}
+
+
+def test_lines_of_fstab_in_documents_have_options_that_the_helper_knows() -> None:
+    lines = [
+        line.split()
+        for page in PAGES
+        for block in blocks(page.read_text())
+        if block.text.startswith("# /etc/fstab\n")
+        for line in block.text.splitlines()[1:]
+    ]
+    assert len(lines) >= 6
+    for source, _place, kind, options, dump, check in lines:
+        assert (kind, dump, check) == ("pbsfs", "0", "0")
+        words, _secrets = translated(source, (options,))
+        assert words
 
 
 def test_guides_mark_their_blocks() -> None:
