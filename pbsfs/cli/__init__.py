@@ -243,6 +243,8 @@ def main(command: click.Command = cli) -> NoReturn:
         what = f"{error.filename}: " if error.filename is not None else ""
         status = exit_status_of(error)
         _tell(f"{what}{error.strerror or error}; --log-level debug shows where", status)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: no traceback while the interpreter ends
     gc.freeze()  # otherwise the interpreter looks through all objects as it ends: a sixth of a short command
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -23,7 +23,7 @@ from pbsfs.access.description import Description, DirectoryAccess
 from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, resolve, shown_source
 from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import parse_cache_size
-from pbsfs.base.errors import MountError, PbsfsError, UsageError, exit_status_of
+from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, MountError, PbsfsError, UsageError, exit_status_of
 from pbsfs.base.names import Namespace
 from pbsfs.cli.options import (
     SECONDS,
@@ -169,6 +169,10 @@ def command(
             raise
         report.failed(error)  # the waiting process prints it
         sys.exit(exit_status_of(error))
+    except KeyboardInterrupt:
+        if ready_fd is None:
+            raise
+        sys.exit(INTERRUPTED_EXIT_STATUS)  # without the empty line, which the waiting process prints
 
 
 def _split(source: SourceOptions, places: tuple[str, ...]) -> tuple[SourceOptions, str, Path]:
