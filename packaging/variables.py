@@ -5,9 +5,6 @@ The names are those of the modules that read them; a test finds a variable that 
 
 from __future__ import annotations
 
-from pbsfs.sources.server.proxy import EXCEPTIONS
-from pbsfs.sources.server.proxy import VARIABLES as PROXIES
-
 from pbsfs.access.credentials import (
     CREDENTIALS_DIRECTORY,
     FORMS,
@@ -24,6 +21,8 @@ from pbsfs.access.options import (
     REPOSITORY_VARIABLE,
 )
 from pbsfs.runtime.logs import FORMAT_VARIABLE
+from pbsfs.sources.http.proxy import EXCEPTIONS
+from pbsfs.sources.http.proxy import VARIABLES as PROXIES
 
 _CLIENT = "proxmox-backup-client"
 _FORMS = f"Also with {', '.join(form for form in FORMS if form)}, and the systemd credential"
