@@ -345,6 +345,13 @@ def test_what_is_wrong_is_named(told: Tells, words: str, reason: str) -> None:
         told(DIRECTORY, *words.split())
 
 
+def test_metrics_are_served_where_a_parameter_says(told: Tells) -> None:
+    assert told(DIRECTORY).metrics is None
+    assert str(told(DIRECTORY, "metrics=127.0.0.1:9100").metrics) == "127.0.0.1:9100"
+    with pytest.raises(UsageError):
+        told(DIRECTORY, "metrics=192.0.2.1:9100")
+
+
 def test_the_format_of_the_log_is_a_parameter_or_a_variable(told: Tells, tmp_path: Path) -> None:
     assert told(DIRECTORY).log_format is None
     assert told(DIRECTORY, PBSFS_LOG_FORMAT="json").log_format == "json"
