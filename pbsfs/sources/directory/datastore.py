@@ -8,21 +8,18 @@ threads; everything blocks, and nothing changes after construction.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from itertools import islice
 from pathlib import Path
 
-from pbsfs.base.errors import DamageError, NotFoundError, SourceError
-from pbsfs.base.names import Group, Namespace
+from pbsfs.base.errors import SourceError
 from pbsfs.base.text import first_of, quoted
 from pbsfs.sources import layout
 from pbsfs.sources.base import Usage
-from pbsfs.sources.collection import Collection, parse_collection
 from pbsfs.sources.directory.limits import DirectoryLimits
 from pbsfs.sources.directory.root import Root
-from pbsfs.sources.layout import Steps
+from pbsfs.sources.listing.store import Store
 
 _MOST_LOOKED_AT = 1000
 """Entries of a directory that is not a datastore in which `Datastore` looks for one."""
@@ -39,7 +36,7 @@ _ACTIONS = {
 """What to do where the directory can't be read."""
 
 
-class Datastore:
+class Datastore(Store):
     """The datastore in the directory `path`: its `chunks`, and its `metadata`, which is everything else.
 
     `is_bucket`: whether this is a copy or mount of a bucket in an object store.
@@ -49,8 +46,8 @@ class Datastore:
         """Raises SourceError if `path` is not a datastore."""
         self.path = path
         self.chunks = Root(str(path / layout.CHUNKS))
-        self.metadata = Root(str(path))
-        self._limits = limits
+        self.metadata: Root = Root(str(path))
+        super().__init__(limits)
         self.check()
         apart = path / layout.METADATA
         self.is_bucket = apart.is_dir()
@@ -93,55 +90,6 @@ class Datastore:
         if not inside:
             return "; name the directory that has it"
         return f"; name a datastore in it: {first_of(map(quoted, inside))}"
-
-    def enter_namespace(self, namespace: Namespace) -> Steps:
-        """The steps to a namespace. Raises NotFoundError if it does not exist, SourceError, OSError."""
-        steps = layout.namespace_steps(namespace)
-        try:
-            self._enter(steps)
-        except (FileNotFoundError, NotADirectoryError):
-            self.check()  # a datastore whose disk is not mounted has no namespaces either
-            raise NotFoundError(f"{self}: there is no namespace '{namespace}'") from None
-        return steps
-
-    def enter_group(self, group: Group) -> Steps:
-        """The steps to a group. Raises FileNotFoundError if there is none, SourceError, other OSErrors."""
-        steps = layout.group_steps(group)
-        self._enter(steps)
-        return steps
-
-    def _enter(self, steps: Steps) -> None:
-        """Checks that a directory exists: one that does not is not empty."""
-        self.metadata.enter(steps)
-        self.check()  # the empty mount point of a disk is not a datastore without backups
-
-    def owner(self, group: Group) -> str | None:
-        """The owner of a group; None if there is no file that says so."""
-        text = self._text((*layout.group_steps(group), layout.OWNER))
-        lines = text.split("\n", 1) if text else []
-        return lines[0].strip() or None if lines else None
-
-    def notes(self, group: Group) -> str | None:
-        """The notes of a group; None if there are none that can be read."""
-        return self._text((*layout.group_steps(group), layout.NOTES))
-
-    def _text(self, steps: Steps) -> str | None:
-        try:
-            content = self.metadata.read_file(steps, self._limits.owner_and_notes)
-        except (OSError, SourceError, DamageError):
-            return None
-        return content.decode(errors="replace")
-
-    def collection(self) -> Collection | None:
-        """The last garbage collection; None if nothing is noted. Raises DamageError, SourceError, OSError."""
-        try:
-            content = self.metadata.read_file((layout.GC_STATUS,), self._limits.owner_and_notes)
-        except FileNotFoundError:
-            return None
-        try:
-            return parse_collection(json.loads(content))
-        except (ValueError, RecursionError):
-            raise DamageError(f"{self.metadata.joined((layout.GC_STATUS,))} is not valid JSON") from None
 
     def usage(self) -> Usage:
         """The space of the file system. Raises SourceError, OSError."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pbsfs.sources.listing.limits import ListingLimits
+
 
 @dataclass(frozen=True, slots=True)
-class DirectoryLimits:
+class DirectoryLimits(ListingLimits):
     """Times are in seconds."""
 
     io_timeout: float = 60.0
@@ -26,16 +28,6 @@ class DirectoryLimits:
     threads: int = 32
     """Threads in file operations at once. Most of them wait for the disk. They are apart from trio's own
     threads, on which decoding depends: stuck operations would use those up."""
-
-    parsed_manifests: int = 20_000
-    """Snapshots whose parsed manifest pbsfs keeps (some 1.5 KiB each), so that listing them again is fast."""
-
-    looks: int = 500
-    """Snapshots in which a listing of groups looks for a manifest, beyond the newest of each group: a disk
-    takes up to 10 ms for each."""
-
-    owner_and_notes: int = 64 << 10
-    """Bytes of the file with a group's owner or notes at most; pbsfs ignores a larger one."""
 
 
 DEFAULT = DirectoryLimits()

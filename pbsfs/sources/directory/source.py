@@ -21,11 +21,11 @@ from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.collection import Collection
 from pbsfs.sources.directory.chunks import ChunkFiles
 from pbsfs.sources.directory.datastore import Datastore
-from pbsfs.sources.directory.groups import GroupListing
 from pbsfs.sources.directory.limits import DEFAULT, DirectoryLimits
-from pbsfs.sources.directory.names import Names
-from pbsfs.sources.directory.snapshots import SnapshotListing
 from pbsfs.sources.directory.workers import Workers
+from pbsfs.sources.listing.groups import GroupListing
+from pbsfs.sources.listing.names import Names
+from pbsfs.sources.listing.snapshots import KeptManifests, SnapshotListing
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class DirectorySource(Source):
         self._reporter = Reporter(log, repeat_after=DAY)
         self._names = Names(self._datastore.metadata, self._reporter)
         self._groups = GroupListing(self._datastore, self._names, self._reporter, limits)
-        self._snapshots = SnapshotListing(self._datastore, self._names, self._reporter, limits)
+        self._kept = KeptManifests(limits.parsed_manifests)
+        self._snapshots = SnapshotListing(self._datastore, self._names, self._reporter, self._kept)
         self._chunks = ChunkFiles(self._datastore)
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ class DirectorySource(Source):
             )
 
     async def aclose(self) -> None:
-        self._snapshots.forget()
+        self._kept.forget()
 
     async def namespaces(self, parent: Namespace) -> list[Namespace]:
         return await self._in_thread(

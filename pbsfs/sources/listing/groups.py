@@ -1,7 +1,7 @@
-"""The groups of a namespace, as a directory has them.
+"""The groups of a namespace, as the directories of a datastore have them.
 
 Looking into each snapshot is what makes a listing slow, so it looks into the newest of each group, and into
-more only up to a limit. Used by the directory source, from worker threads; everything blocks.
+more only up to a limit. Used by sources, from worker threads; everything blocks.
 """
 
 from __future__ import annotations
@@ -14,28 +14,26 @@ from pbsfs.base.names import BACKUP_TYPES, MANIFEST, Group, Namespace, Snapshot
 from pbsfs.runtime.report import Reporter
 from pbsfs.sources import layout
 from pbsfs.sources.base import GroupInfo
-from pbsfs.sources.directory.datastore import Datastore
-from pbsfs.sources.directory.limits import DirectoryLimits
-from pbsfs.sources.directory.names import Names
 from pbsfs.sources.layout import Steps
+from pbsfs.sources.listing.limits import ListingLimits
+from pbsfs.sources.listing.names import Names
+from pbsfs.sources.listing.store import Store
 
 log = logging.getLogger(__name__)
 
 
 class GroupListing:
-    """Lists the groups of `datastore`; problems go to `reporter`."""
+    """Lists the groups of `store`; problems go to `reporter`."""
 
-    def __init__(
-        self, datastore: Datastore, names: Names, reporter: Reporter, limits: DirectoryLimits
-    ) -> None:
-        self._datastore = datastore
+    def __init__(self, store: Store, names: Names, reporter: Reporter, limits: ListingLimits) -> None:
+        self._store = store
         self._names = names
         self._reporter = reporter
         self._limits = limits
 
     def groups(self, namespace: Namespace) -> list[GroupInfo]:
         """The groups in `namespace`, in order. Raises NotFoundError, SourceError, OSError."""
-        steps = self._datastore.enter_namespace(namespace)
+        steps = self._store.enter_namespace(namespace)
         looks = iter(range(self._limits.looks))
         infos = [
             self._info(group, looks)
@@ -60,7 +58,7 @@ class GroupListing:
             pass  # reported already
         except (OSError, SourceError) as error:
             # Listed all the same, as its neighbours are: looking into it fails.
-            self._reporter.report(f"{group}: {self._datastore.metadata.problem(error, steps)}")
+            self._reporter.report(f"{group}: {self._store.metadata.problem(error, steps)}")
         newest: int | None = None
         unfinished = 0
         for time in reversed(times):
@@ -74,8 +72,8 @@ class GroupListing:
             group=group,
             last_backup=newest,
             snapshot_count=len(times) - unfinished,
-            owner=self._datastore.owner(group),
-            notes=self._datastore.notes(group),
+            owner=self._store.owner(group),
+            notes=self._store.notes(group),
         )
 
     def _is_finished(self, snapshot: Snapshot) -> bool:
@@ -84,7 +82,7 @@ class GroupListing:
         One that pbsfs can't look into is listed too, with an error.
         """
         try:
-            has_manifest = self._datastore.metadata.exists(layout.file_steps(snapshot, MANIFEST))
+            has_manifest = self._store.metadata.exists(layout.file_steps(snapshot, MANIFEST))
         except (OSError, SourceError):
             has_manifest = True
         return has_manifest and not self._is_trashed(layout.snapshot_steps(snapshot))
@@ -92,6 +90,6 @@ class GroupListing:
     def _is_trashed(self, steps: Steps) -> bool:
         """Whether a group or snapshot is in the trash. One that pbsfs can't look into is not."""
         try:
-            return self._datastore.metadata.exists((*steps, layout.TRASHED))
+            return self._store.metadata.exists((*steps, layout.TRASHED))
         except (OSError, SourceError):
             return False

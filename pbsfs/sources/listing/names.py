@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import re
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -20,8 +19,8 @@ from pbsfs.base.names import MAX_NAMESPACE_DEPTH, Group, Namespace, parse_time
 from pbsfs.base.text import first_of, quoted
 from pbsfs.runtime.report import Reporter
 from pbsfs.sources import layout
-from pbsfs.sources.directory.root import Root
 from pbsfs.sources.layout import Steps
+from pbsfs.sources.listing.store import Entry, Files
 
 T = TypeVar("T")
 
@@ -35,7 +34,7 @@ _MOST_LOOKED_AT = 100
 class Names:
     """The names below `root`, the root of a datastore's metadata; wrong ones go to `reporter`."""
 
-    def __init__(self, root: Root, reporter: Reporter) -> None:
+    def __init__(self, root: Files, reporter: Reporter) -> None:
         self._root = root
         self._reporter = reporter
 
@@ -119,7 +118,7 @@ def _may_be(kind: Callable[[], bool]) -> bool:
         return True
 
 
-def _may_lead_to_directory(link: os.DirEntry[str]) -> bool:
+def _may_lead_to_directory(link: Entry) -> bool:
     try:
         return link.is_dir()
     except OSError as error:

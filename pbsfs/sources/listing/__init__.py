@@ -1,0 +1,1 @@
+"""Lists a datastore by the names and files of its metadata: the part that directories and buckets share."""
