@@ -1,4 +1,4 @@
-"""The guides in docs/guides, and the README: each command that they print is typed, and does what they say.
+"""The guides, docs/files.md and the README: each command that they print is typed, and does what they say.
 
 They read from the reference server, but for those that name the directory of a datastore.
 """
@@ -23,7 +23,8 @@ from tests.support.program import environment
 from tests.support.serving import SECRET, TOKEN, serving
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-GUIDES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs" / "guides").glob("*.md"))]
+DOCS = CHECKOUT / "docs"
+GUIDES = [CHECKOUT / "README.md", DOCS / "files.md", *sorted((DOCS / "guides").glob("*.md"))]
 
 
 class Afterwards:
@@ -161,7 +162,7 @@ def test_what_is_checked_afterwards_belongs_to_guides() -> None:
     assert AFTERWARDS.keys() | NEEDS.keys() <= {guide.stem for guide in TYPED}
 
 
-PAGES = sorted((CHECKOUT / "docs").rglob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def test_profiles_in_documents_are_as_pbsfs_reads_them() -> None:

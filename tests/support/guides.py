@@ -222,7 +222,7 @@ def root_of(kind: str, night: int) -> Node:
     conf = file("nginx.conf", nginx(PORTS[night]).encode(), today if night == 2 else first)
     return folder(
         "",
-        folder("etc", file("hostname", b"shop\n"), folder("nginx", conf)),
+        folder("etc", file("fstab", b""), file("hostname", b"shop\n"), folder("nginx", conf)),
         folder("home", folder("anna", file("letter.txt", b"Dear Jo\n"))),
         folder("srv", folder("www", file("index.html", b"<html>\n"), folder("upload", *infected))),
     )
