@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,6 +12,7 @@ from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import OutputError, UsageError
 from pbsfs.base.text import first_of
 from pbsfs.cli.export_contents import export_contents
+from pbsfs.cli.export_destination import ARCHIVE_NAMES, COMPRESSED_NAMES, Destination, Mode, meant_by
 from pbsfs.cli.export_image import Copying
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import (
@@ -41,43 +40,10 @@ from pbsfs.tree import (
     Tree,
 )
 
-_ARCHIVE_NAMES = {".tar": "tar", ".tar.zst": "tar --zstd", ".tzst": "tar --zstd", ".zip": "zip"}
-"""How the names of archives end, and the value of --format for them, with what else they require."""
-
-_COMPRESSED_NAMES = {
-    ".tar.gz": "gzip",
-    ".tgz": "gzip",
-    ".tar.xz": "xz",
-    ".txz": "xz",
-    ".tar.bz2": "bzip2",
-    ".tbz2": "bzip2",
-    ".tar.lz4": "lz4",
-}
-"""The same for archives that pbsfs does not compress, and the program that does."""
-
-
-class _Destination(FilePath):
-    """A path as it was typed: a slash at its end says that it is a directory."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        super().convert(value, param, ctx)
-        return value
-
-
-class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
-    """A mode in octal digits, as in chmod(1): 640, 0640."""
-
-    name = "mode"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if not re.fullmatch("0?[0-7]{3}", value):
-            self.fail(f"{value!r} is not a mode; give three octal digits, as 640", param, ctx)
-        return int(value, 8)
-
 
 @click.command("export")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.argument("dest", type=_Destination(allow_dash=True))
+@click.argument("dest", type=Destination(allow_dash=True))
 @click.option(
     "--force",
     is_flag=True,
@@ -97,7 +63,7 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # older clicks take non
 @click.option(
     "--mode",
     metavar="OCTAL",
-    type=_Mode(),
+    type=Mode(),
     help="Give a file this mode (default: 0600, or the mode of the file that is overwritten).",
 )
 @click.option("--progress/--no-progress", default=None, help="Show the progress (default: on a terminal).")
@@ -256,8 +222,8 @@ def command(
         "--ignore-xattrs": ignore_xattrs,
     }
     names_missing_directory = dest.endswith("/") and not os.path.isdir(dest)
-    meant_form = None if os.path.isdir(dest) else _meant_by(dest, _ARCHIVE_NAMES)
-    compressor = None if os.path.isdir(dest) else _meant_by(dest, _COMPRESSED_NAMES)
+    meant_form = None if os.path.isdir(dest) else meant_by(dest, ARCHIVE_NAMES)
+    compressor = None if os.path.isdir(dest) else meant_by(dest, COMPRESSED_NAMES)
 
     async def work(tree: Tree) -> None:
         nodes = [await find(tree, place, source) for place in places]
@@ -323,8 +289,3 @@ async def _files_of(nodes: Sequence[Node]) -> list[ImageFile | BlobFile]:
         else:
             raise UsageError(f"{node}: of several PATHs, each has to be a snapshot or a file of one")
     return files
-
-
-def _meant_by(dest: str, names: Mapping[str, str]) -> str | None:
-    """What one of `names` means, if `dest` ends with it; otherwise None."""
-    return next((meant for end, meant in names.items() if dest.lower().endswith(end)), None)

@@ -1,17 +1,9 @@
-"""`pbsfs mount`: starts a mount, by default in the background.
-
-A mount in the background is a new process (not a fork, as it has threads). It reports one line over a pipe:
-`0` when the mount answers, or the exit status and the reason of a failure. So `pbsfs mount` reports every
-failure.
-"""
+"""`pbsfs mount`: starts a mount, by default in the background (`mount_background`)."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +15,9 @@ from pbsfs.access.description import Description, DirectoryAccess
 from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, resolve, shown_source
 from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import parse_cache_size
-from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, MountError, PbsfsError, UsageError, exit_status_of
+from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, PbsfsError, UsageError, exit_status_of
 from pbsfs.base.names import Namespace
+from pbsfs.cli.mount_background import Report, start_in_background
 from pbsfs.cli.options import (
     SECONDS,
     FilePath,
@@ -34,11 +27,10 @@ from pbsfs.cli.options import (
     logging_options,
     source_options,
 )
-from pbsfs.fuse.mountpoint import check_usable, is_automount
+from pbsfs.fuse.mountpoint import check_usable
 from pbsfs.fuse.options import FuseOptions
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import LogOptions, set_up_logging
-from pbsfs.runtime.process import signals_held_back
 from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
 
 if TYPE_CHECKING:
@@ -154,11 +146,11 @@ def command(
         arguments += [f"--log-format={log.format}"] if log.format is not None else []
         arguments += [f"-o{text}" for text in fuse_options if text]
         described = describe(source, variables, find_terminal(), ask_for_default=True)
-        _start_in_background(arguments, described, place)
+        start_in_background(arguments, described, place)
         return
     set_up_logging(log, background=ready_fd is not None)
     service = ServiceManager(environment().get(NOTIFY_SOCKET) if ready_fd is None else None)
-    report = _Report(ready_fd, service, place)
+    report = Report(ready_fd, service, place)
     try:
         if description is None:
             description = describe(source, variables, find_terminal(), ask_for_default=True)
@@ -211,7 +203,7 @@ def _serve(
     subtree: str,
     zeroed: ZeroedRanges | None,
     metrics: MetricsAddress | None,
-    report: _Report,
+    report: Report,
 ) -> None:
     # Slow to import, and the waiting process does not need them.
     import trio  # noqa: PLC0415
@@ -237,88 +229,3 @@ def _serve(
     )
 
     trio.run(serve, description.open(), mount_options, report.ready, report.stopping)
-
-
-class _Report:
-    """Reports to the service manager or the waiting process, if there is one."""
-
-    def __init__(self, fd: int | None, service: ServiceManager, place: Path) -> None:
-        self._fd = fd
-        self._service = service
-        self._place = place
-
-    def ready(self, source: str) -> None:
-        """The mount of `source` answers.
-
-        A process in the background detaches from the terminal, the caller's pipes and its directory. That of
-        an automount leaves the caller's process group only now: outside of it, the kernel lets it wait.
-        """
-        self._service.ready(f"{source} is mounted at {self._place}")
-        if self._fd is None:
-            return
-        if os.getsid(0) != os.getpid():
-            os.setsid()
-        os.chdir("/")
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
-        self._send("0")
-
-    def stopping(self) -> None:
-        """The mount ends."""
-        self._service.stopping()
-
-    def failed(self, error: PbsfsError) -> None:
-        self._send(f"{exit_status_of(error)} {error}")
-
-    def _send(self, line: str) -> None:
-        if self._fd is not None:
-            os.write(self._fd, line.encode(errors="replace"))
-            os.close(self._fd)
-            self._fd = None
-
-
-class _BackgroundError(PbsfsError):
-    """What the process in the background reported, with the exit status that it gave."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.exit_status = status  # type: ignore[misc]  # the status of the other process's error
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Stopped while it waits for the mount: nothing stays mounted or running."""
-    child.send_signal(signal.SIGTERM)
-    child.wait()
-
-
-def _start_in_background(arguments: list[str], description: Description, place: Path) -> None:
-    reading, writing = os.pipe()
-    # -P: does not import modules from the current directory, which anybody may have written.
-    command_line = [sys.executable, "-P", "-m", "pbsfs", "mount", "--foreground", f"--ready-fd={writing}"]
-    with open(reading, "rb") as pipe, ExitStack() as stack:
-        with description.handed_over() as described, signals_held_back():
-            command_line += [f"--source-fd={described}", *arguments]
-            child = subprocess.Popen(
-                [*command_line, "--", str(place)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[writing, described],
-                start_new_session=not is_automount(place),
-            )
-            stack.push(lambda kind, *_error: None if kind is None else _end(child))
-        os.close(writing)
-        status, _space, text = pipe.read().decode(errors="replace").partition(" ")
-        if status == "0":
-            # The mount is complete: a signal no longer stops it.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            child.returncode = 0  # the process keeps running, so there is nothing to wait for
-            return
-    code = child.wait()
-    if not status:
-        raise MountError(
-            f"{place}: the process of the mount ended with status {code}; "
-            "run it with --foreground --log-level debug"
-        )
-    raise _BackgroundError(text, int(status))
