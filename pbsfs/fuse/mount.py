@@ -219,7 +219,7 @@ async def _serve_until_stopped(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_requests)
         nursery.start_soon(wait_for_unmount)
-        nursery.start_soon(operations.drop_zeros)
+        nursery.start_soon(operations.zeros.run)
         nursery.start_soon(operations.forgetting.run)
         nursery.start_soon(operations.pages.run)
         nursery.start_soon(log_stats)

@@ -33,9 +33,9 @@ from pbsfs.fuse.notices import Notices
 from pbsfs.fuse.pages import Pages
 from pbsfs.fuse.space import Space
 from pbsfs.fuse.watching import WatchDirectory, WatchFile, version
+from pbsfs.fuse.zeros import ZeroPages
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.decode import SMALL
-from pbsfs.reader.image import Image
 from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.runtime.recent import Recent
 from pbsfs.runtime.report import HOUR, Reporter
@@ -64,9 +64,6 @@ log = logging.getLogger(__name__)
 _WATCH_NAME = WATCH_NAME.encode()
 
 SPACE_UNIT = 4096  # the unit in which the file system's size is given
-
-ZEROS_LOOKED_AT = 5.0
-"""Seconds between two looks at what is shown as zeros; only where `--on-damage zero` was asked for."""
 
 
 class Operations(pyfuse3.Operations):
@@ -104,6 +101,7 @@ class Operations(pyfuse3.Operations):
         self._mounted_at = int(time.time()) * 1_000_000_000
         self._files: dict[int, OpenFile] = {}
         self._inode_of: dict[int, Inode] = {}  # of the files that are read through the page cache
+        self.zeros = ZeroPages(tree.reader.zeroed, self._files, self.notices)
         self._listings: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         more = {"open_files": self._files.__len__, "inodes": self.inodes.__len__}
@@ -366,27 +364,6 @@ class Operations(pyfuse3.Operations):
         self._files.pop(fh).close()
         if (inode := self._inode_of.pop(fh, None)) is not None:
             inode.readers -= 1
-
-    async def drop_zeros(self) -> None:
-        """Makes the kernel drop the pages of images that show zeros instead of damaged data, when the chunks
-        are due to be tried again: otherwise a file that stays open would show the zeros for ever."""
-        while self._tree.reader.zeroed is not None:
-            inodes: dict[Image, set[int]] = {}
-            for opened in self._files.values():
-                if not isinstance(opened, OpenBlob):
-                    for image in opened.images:
-                        inodes.setdefault(image, set()).add(opened.inode)
-            for image, numbers in inodes.items():
-                if image.forget_zeros():
-                    for number in numbers:
-                        await self._drop_pages(number)
-            await trio.sleep(ZEROS_LOOKED_AT)
-
-    async def _drop_pages(self, inode: int) -> None:
-        try:
-            await self.notices.send(pyfuse3.invalidate_inode, inode)
-        except OSError as error:  # the kernel has forgotten the inode meanwhile
-            log.debug("inode %d: its pages were not dropped: %s", inode, error.strerror)
 
     def seek(self, inode: int, offset: int, whence: int, fh: int) -> int:
         """SEEK_DATA and SEEK_HOLE, called by the shim; raises OSError."""

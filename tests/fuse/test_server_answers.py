@@ -87,7 +87,7 @@ def test_an_index_that_the_server_can_not_open_for_want_of_descriptors_is_not_mi
 HURRY = """
 import pbsfs.fuse.operations, pbsfs.reader.damage
 pbsfs.reader.damage.ZEROS_LAST = 0.2
-pbsfs.fuse.operations.ZEROS_LOOKED_AT = 0.05
+pbsfs.fuse.zeros.ZEROS_LOOKED_AT = 0.05
 """
 """Runs at the start of each Python: what takes a minute by the clock takes less in this test."""
 
