@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import random
 import signal
 import stat
 import struct
@@ -257,6 +258,37 @@ def test_damage_that_is_skipped_is_zeros(damaged: Path, tmp_path: Path, form: st
         assert len(data[name]) == len(original)
         assert all(a in (0, b) for a, b in zip(data[name], original, strict=True))
     assert data["b"] != made.image(1, "rrrrrrrr", tail=9)
+
+
+def test_of_small_files_just_the_damaged_bytes_are_zeros(tmp_path: Path) -> None:
+    contents = {f"{number:03d}": random.Random(number).randbytes(9_001) for number in range(300)}
+    files = [file(name.encode(), data) for name, data in contents.items()]
+    writer = stored(tmp_path / "store", directory(b"", *files))
+    path = writer.snapshot_path(made.snapshot("pc", type="host")) / "root.ppxar.didx"
+    index = DynamicIndex(path.read_bytes())
+    number = index.find(index.size // 2)
+    start, end = index.span(number)
+    assert 0 < start < end < index.size
+    assert end - start > 50_000
+    writer.chunk_path(index.digest(number)).unlink()
+    arguments = ("--datastore-dir", writer.path, "--on-damage", "skip", "--format", "tar")
+    assert pbsfs("export", *arguments, ROOT, tmp_path / "a").returncode == 20
+    with tarfile.open(tmp_path / "a") as tar:
+        found = {}
+        for info in tar:
+            reader = tar.extractfile(info)
+            found[info.name.removeprefix("./")] = b"" if reader is None else reader.read()
+    assert found.keys() - {"."} == contents.keys()
+    zeroed = 0
+    partly = 0
+    for name, data in contents.items():
+        lost = sum(a != b for a, b in zip(found[name], data, strict=True))
+        zeroed += lost
+        partly += 0 < lost < len(data) * 0.9
+        assert all(a in (0, b) for a, b in zip(found[name], data, strict=True))
+    assert partly <= 2  # those at the ends of the chunk
+    payload = 9_001 / (9_001 + 16)
+    assert abs(zeroed - (end - start) * payload * 255 / 256) < 2_000  # a byte may be a zero anyway
 
 
 def test_what_exists_is_overwritten_only_with_force(store: Path, tmp_path: Path) -> None:
