@@ -16,11 +16,21 @@ import pytest
 from pbsfs.base.errors import DamageError, UnsupportedError
 from pbsfs.contents.base import Entry
 from pbsfs.disks import lz4
+from pbsfs.disks.host import Parser
 from pbsfs.disks.probe import probe
+from pbsfs.disks.remote import RemoteVolume
 from pbsfs.disks.squashfs.compression import decompress
 from pbsfs.disks.squashfs.reader import Squashfs
 from pbsfs.disks.volume import Disk
-from tests.support.disks import FileDisk, MemoryDisk, Patched, check_decoded_from, differences, fields_of
+from tests.support.disks import (
+    FileDisk,
+    MemoryDisk,
+    Patched,
+    check_decoded_from,
+    content_of,
+    differences,
+    fields_of,
+)
 from tests.support.histories import mounted
 from tests.support.hostile import counts, limited
 from tests.support.needs import need, need_loop
@@ -260,3 +270,21 @@ def test_a_directory_that_contains_itself_is_damage(tmp_path: Path) -> None:
         found = list(looped.walk(looped.root))
     assert [path for path, entry in found if isinstance(entry, Entry)] == [b"a"]
     assert any("is in two places" in str(entry) for _path, entry in found if isinstance(entry, DamageError))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lzo", "lz4", "xz", "zstd"])
+def test_the_parser_process_reads_it_without_rights(compression: str, tmp_path: Path) -> None:
+    tree = tree_in(tmp_path / "tree", with_owners=False)
+    disk = FileDisk(packed(tree, tmp_path / "image", "-comp", compression))
+    parser = Parser("vm/1/x", [("scsi0", disk)])
+    try:
+        (volume, *_guest) = parser.volumes()
+        contents = RemoteVolume(parser, volume)
+        assert contents.facts()["compression"] == compression
+        for name in ("text-9", "random-8", "holes"):
+            file = contents.child(contents.root, name.encode())
+            assert file is not None
+            found = b"".join(content_of(contents, [disk], file))
+            assert found == (tree / name).read_bytes()
+    finally:
+        parser.close()
