@@ -30,7 +30,7 @@ IDLE = 60.0
 BLOCK = 256 << 10
 """Bytes that are asked for at once: a part of a chunk, many blocks of a file system."""
 
-KEPT = 64
+KEPT = 48
 """Blocks that are kept."""
 
 LARGE = 1 << 20

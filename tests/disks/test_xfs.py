@@ -21,7 +21,7 @@ from pbsfs.disks.xfs.blocks import Blocks
 from pbsfs.disks.xfs.changes import BufferChange, changed_inode, with_change
 from pbsfs.disks.xfs.extents import extents
 from pbsfs.disks.xfs.inode import decoded
-from pbsfs.disks.xfs.inode_item import InodeItem
+from pbsfs.disks.xfs.inode_item import InodeItem, converted
 from pbsfs.disks.xfs.overlay import Overlay
 from pbsfs.disks.xfs.reader import Xfs
 from pbsfs.disks.xfs.superblock import Superblock
@@ -380,8 +380,9 @@ def test_what_the_log_changes_is_read_when_it_is_wanted(logged: Logged) -> None:
 
 def test_of_the_changes_of_an_inode_each_part_of_it_keeps_its_last() -> None:
     """Attributes that were changed before the data, and of version 4 by the counts of writes."""
-    core = bytearray(176)
+    core = bytearray(range(176))
     core[:2], core[2:4], core[4], core[82] = b"NI", (REGULAR | 0o600).to_bytes(2, "little"), 3, 15
+    core[120:132], core[160:176] = bytes(12), bytes(range(16))
     stored = (b"IN" + bytes(2) + b"\3").ljust(512, b"\0")
 
     def change(fields: int, *forks: bytes) -> InodeItem:
@@ -395,15 +396,16 @@ def test_of_the_changes_of_an_inode_each_part_of_it_keeps_its_last() -> None:
     ):
         changes = with_change(changes, item, lsn, has_checksums=True)
     assert b"old" not in changes
-    found = changed_inode(changes, stored, 133, has_checksums=True)
+    found = changed_inode(changes, stored, 133, bytes(range(16)))
     assert found is not None
+    assert found == converted(change(3, b"new"), found, 12, has_checksums=True)
     assert (found[176:179], found[296:306]) == (b"new", b"attributes")
     later = stored[:112] + (11).to_bytes(8, "big") + stored[120:]
-    found = changed_inode(changes, later, 133, has_checksums=True)
+    found = changed_inode(changes, later, 133, bytes(16))
     assert found is not None
     assert (found[176:179], found[296:306]) == (b"new", bytes(10))
     newer = stored[:112] + (13).to_bytes(8, "big") + stored[120:]
-    assert changed_inode(changes, newer, 133, has_checksums=True) is None
+    assert changed_inode(changes, newer, 133, bytes(16)) is None
 
 
 def test_of_a_buffer_what_the_disk_has_already_is_dropped() -> None:

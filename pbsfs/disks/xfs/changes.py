@@ -35,6 +35,11 @@ FRESH = _PACKED.pack(0, 0, bytes(4), 0, 0, 0)
 """As a change: the inode is new, whatever the disk holds."""
 
 _LEAST_CORE = 96
+_CORE = 176
+_UUID = slice(160, 176)
+_KEPT = (slice(0, 96), slice(104, 112), slice(120, 132), slice(144, 152))
+"""What is kept of the core of an inode: not what is the same in all of them, or set anew."""
+
 _MOST_REGION = 1 << 15
 
 
@@ -129,8 +134,9 @@ def newest(stored: bytes, superblock: Superblock) -> int | None:
 
 def with_change(changes: bytes, item: InodeItem, lsn: int, *, has_checksums: bool) -> bytes:
     """The changes of an inode with one more, without those that it replaces. Raises DamageError."""
-    regions = item.regions[1:]
-    if any(len(region) > _MOST_REGION for region in regions) or len(regions[0]) < _LEAST_CORE:
+    regions = [b"".join(item.regions[1][part] for part in _KEPT), *item.regions[2:]]
+    least = _CORE if has_checksums else _LEAST_CORE
+    if any(len(region) > _MOST_REGION for region in regions) or len(item.regions[1]) < least:
         raise DamageError(f"the log changes inode {item.number} in a form that is unknown")
     sizes = [len(region) for region in regions]
     packed = _PACKED.pack(lsn, item.fields, item.device, *sizes, *[0] * (3 - len(sizes)))
@@ -146,9 +152,11 @@ def with_change(changes: bytes, item: InodeItem, lsn: int, *, has_checksums: boo
     return b"".join((*kept, packed, *regions))
 
 
-def changed_inode(changes: bytes, stored: bytes, number: int, *, has_checksums: bool) -> bytes | None:
-    """The inode after its changes; None where `stored`, on the disk, is newer. Raises DamageError."""
+def changed_inode(changes: bytes, stored: bytes, number: int, uuid: bytes | None) -> bytes | None:
+    """The inode after its changes; None where `stored`, on the disk, is newer. `uuid`: of metadata of version
+    5; None for version 4. Raises DamageError."""
     done = None
+    has_checksums = uuid is not None
     for change in _split(changes):
         if change == FRESH:
             version = 3 if has_checksums else 2
@@ -162,9 +170,24 @@ def changed_inode(changes: bytes, stored: bytes, number: int, *, has_checksums: 
         for size in sizes:
             regions.append(change[at : at + size])
             at += size
+        regions[0] = _core(regions[0], uuid)
         item = InodeItem(fields, number, device, 0, 0, 0, [b"", *filter(None, regions)])
         done = converted(item, before, lsn, has_checksums=has_checksums) or done
     return done
+
+
+def _core(kept: bytes, uuid: bytes | None) -> bytes:
+    """The core of an inode of what is kept of it."""
+    if uuid is None:
+        return kept
+    core = bytearray(_CORE)
+    at = 0
+    for part in _KEPT:
+        size = part.stop - part.start
+        core[part] = kept[at : at + size].ljust(size, b"\0")
+        at += size
+    core[_UUID] = uuid
+    return bytes(core)
 
 
 def _split(changes: bytes) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from pbsfs.disks.xfs.superblock import Superblock
 
 SECTOR = 512
 
-MOST_BYTES = 56 << 20
+MOST_BYTES = 160 << 20
 """Memory for changes."""
 
 _PAGE = 4096
@@ -67,7 +67,9 @@ class Overlay:
         changes = self._inodes.get(offset)
         if changes is None:
             return None
-        return changed_inode(changes, stored, number, has_checksums=self._superblock.has_checksums)
+        superblock = self._superblock
+        uuid = superblock.meta_uuid if superblock.has_checksums else None
+        return changed_inode(changes, stored, number, uuid)
 
     def _buffers_in(self, offset: int, size: int) -> list[BufferChange]:
         found: dict[BufferChange, None] = {}

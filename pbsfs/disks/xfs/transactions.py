@@ -10,7 +10,7 @@ from pbsfs.base.errors import DamageError
 from pbsfs.disks.xfs.log import Log
 from pbsfs.disks.xfs.overlay import TooLargeError
 
-MOST_HELD = 40 << 20
+MOST_HELD = 96 << 20
 """Bytes of transactions that are not yet committed."""
 
 _MOST_REGIONS = 1024
