@@ -23,9 +23,10 @@ class Counts:
     `reads`, `bytes_served`: answers to reads of programs. `cache_hits`: look-ups that the chunk cache
     answered; `cache_misses`: look-ups that waited for a fetch; `chunks_prefetched`: chunks that pbsfs started
     to fetch ahead. `bytes_fetched`: stored bytes of chunks, indexes and blobs from the source. `fetches`,
-    `fetch_seconds`: chunks that the source returned, and the time that all of them took. `retries`: requests
-    sent again; `outages`: faults of the server that a second try met too. `sessions`: reader sessions that
-    are open or being opened; `sessions_opened`: all so far. `errors_…`: operations that failed, by cause.
+    `fetch_seconds`: chunks that the source returned, and the time that all of them took. `requests`: requests
+    to an object store, which may cost money. `retries`: requests sent again; `outages`: faults of the server
+    that a second try met too. `sessions`: reader sessions that are open or being opened; `sessions_opened`:
+    all so far. `errors_…`: operations that failed, by cause.
     `parsers`: processes that read file systems on disks and run now; `parsers_started`, `parsers_failed`: all
     so far, and those that failed.
     """
@@ -48,6 +49,7 @@ class Counts:
         "parsers_failed",
         "parsers_started",
         "reads",
+        "requests",
         "retries",
         "sessions",
         "sessions_opened",
@@ -59,7 +61,7 @@ class Counts:
         self.fetches = self.bytes_fetched = 0
         self.fetch_seconds = 0.0
         self._fetches_by_time = [0] * (len(LIMITS) + 1)
-        self.retries = self.outages = 0
+        self.requests = self.retries = self.outages = 0
         self.sessions = self.sessions_opened = 0
         self.errors_damage = self.errors_source = self.errors_key = self.errors_internal = 0
         self.parsers = self.parsers_started = self.parsers_failed = 0
@@ -92,7 +94,7 @@ class Counts:
             total += count
             yield f"fetches_within_{name}", total
         for name in (
-            *("retries", "outages", "sessions", "sessions_opened"),
+            *("requests", "retries", "outages", "sessions", "sessions_opened"),
             *("errors_damage", "errors_source", "errors_key", "errors_internal"),
             *("parsers", "parsers_started", "parsers_failed"),
         ):

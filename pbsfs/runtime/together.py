@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 import trio
+
+T = TypeVar("T")
 
 
 async def run_together(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
@@ -24,3 +27,14 @@ async def run_together(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
             nursery.start_soon(guarded, task)
     if failure is not None:
         raise failure
+
+
+async def run_for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, at_once: int) -> None:
+    """Calls `work` for each of `items`, for `at_once` side by side. Raises like `run_together`."""
+    left = iter(items)
+
+    async def take() -> None:
+        for item in left:
+            await work(item)
+
+    await run_together([take] * at_once)

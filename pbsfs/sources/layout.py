@@ -23,6 +23,9 @@ CHUNKS = ".chunks"
 METADATA = ".cnt"
 """The directory of everything but the chunks, where a datastore is in an object store."""
 
+IN_USE = ".in-use"
+"""The object beside those two that names the server which uses a datastore in an object store."""
+
 NAMESPACES = "ns"
 """The directory of the namespaces in a namespace."""
 

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from pbsfs.base.errors import UsageError
 from pbsfs.base.text import excerpt
+from pbsfs.sources.http.peer import Kind, address_of
 
 SCHEME = "s3://"
 
@@ -19,6 +20,15 @@ DEFAULT_REGION = "us-east-1"
 
 MAX_LENGTH = 1024
 """Bytes of a key at most, and so of a store's name. Source: AWS, "Naming Amazon S3 objects"."""
+
+OBJECT_STORE = Kind(
+    name="an S3 object store",
+    named_in="the endpoint",
+    program="the object store",
+    shown_by="its administrator",
+    accept="--fingerprint, or name its CA with ca-file in a profile",
+)
+"""Words for errors about the server that an address names."""
 
 _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9.-]{1,61})[a-z0-9]", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+", re.ASCII)
@@ -94,6 +104,20 @@ class BucketAddress:
     def port(self) -> int:
         given = urlsplit(self.endpoint).port if self.endpoint else None
         return given if given is not None else (443 if self.secure else 80)
+
+    @property
+    def address(self) -> str:
+        """`host:port`, with brackets around an IPv6 address."""
+        return address_of(self.host, self.port)
+
+    @property
+    def port_hint(self) -> str:
+        """For errors: no correction of a port."""
+        return ""
+
+    @property
+    def kind(self) -> Kind:
+        return OBJECT_STORE
 
     @property
     def authority(self) -> str:

@@ -24,7 +24,7 @@ from pbsfs.base.errors import ConnectError, DamageError, WrongServerError
 from pbsfs.sources.http.limits import DEFAULT, HttpLimits
 from pbsfs.sources.http.peer import Peer
 from pbsfs.sources.http.proxy import Proxy
-from pbsfs.sources.http.tls import Trust, connect
+from pbsfs.sources.http.tls import Trust, connect, connect_plain
 from pbsfs.sources.retry import connecting, patience_ends
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,10 @@ class HttpClient:
 
     def _connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(self._peer.host, self._peer.port)
-        connection.sock = connect(self._peer, self._trust, self._proxy, self._limits).socket
+        if self._peer.secure:
+            connection.sock = connect(self._peer, self._trust, self._proxy, self._limits).socket
+        else:
+            connection.sock = connect_plain(self._peer, self._proxy, self._limits)
         connection.sock.settimeout(self._limits.request_timeout)
         return connection
 

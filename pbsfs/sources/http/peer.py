@@ -50,6 +50,10 @@ class Peer(Protocol):
     @property
     def kind(self) -> Kind: ...
 
+    @property
+    def secure(self) -> bool:
+        """Whether connections use TLS. Without it, nothing verifies the server, and nothing is encrypted."""
+
 
 def address_of(host: str, port: int) -> str:
     """`host:port`, with brackets around an IPv6 address."""

@@ -1,8 +1,9 @@
 """Connections to servers that pbsfs trusts. pbsfs sends nothing to a server before it trusts it.
 
 pbsfs trusts a server if its certificate has the configured fingerprint, or if the system's CAs verify the
-certificate and the name. Nothing turns that off. Used by `client`, by the sessions of the server source and
-by `pbsfs.access.trust`. Synchronous; from any thread.
+certificate and the name. Nothing turns that off; only for an address that begins with http:// is there no
+TLS. Used by `client`, by the sessions of the server source and by `pbsfs.access.trust`. Synchronous; from any
+thread.
 """
 
 from __future__ import annotations
@@ -97,6 +98,14 @@ def connect(peer: Peer, trust: Trust, proxy: Proxy | None = None, limits: HttpLi
         f"{show_fingerprint(accepted)}; found: {show_fingerprint(found)}. If the server's certificate was "
         f"renewed, accept it with {peer.kind.accept}; if not, somebody intercepts the connection"
     )
+
+
+def connect_plain(peer: Peer, proxy: Proxy | None = None, limits: HttpLimits = DEFAULT) -> socket.socket:
+    """Connects without TLS to a server that the user named as one without.
+
+    Raises ResolveError, ConnectError, and what `open_tunnel` raises.
+    """
+    return _connect_tcp(peer, proxy, limits)[0]
 
 
 def peek_fingerprint(peer: Peer, proxy: Proxy | None = None, limits: HttpLimits = DEFAULT) -> str:

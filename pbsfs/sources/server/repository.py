@@ -121,6 +121,11 @@ class Repository:
         return PBS
 
     @property
+    def secure(self) -> bool:
+        """Servers have no other way."""
+        return True
+
+    @property
     def port_hint(self) -> str:
         """For errors: what to write if the name of the datastore is a port. Empty for other names.
 

@@ -1,0 +1,207 @@
+"""Lists what is below `.cnt` of a datastore in a bucket: namespaces, groups and snapshots.
+
+Fetches the keys of the part that is wanted, and the small files that its listing reads, many at once; then
+the code that all sources share makes lists of them. Nothing but small files and parsed manifests is kept: the
+tree keeps lists, for as long as the user wants. Used by `source`, in tasks of one trio loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from pbsfs.base.errors import DamageError, NotFoundError, SourceError
+from pbsfs.base.names import BACKUP_TYPES, MANIFEST, Group, Namespace
+from pbsfs.formats import blob
+from pbsfs.formats.manifest import MAX_MANIFEST_SIZE
+from pbsfs.runtime.report import DAY, Reporter
+from pbsfs.runtime.together import run_for_each, run_together
+from pbsfs.sources import layout
+from pbsfs.sources.base import GroupInfo, SnapshotInfo
+from pbsfs.sources.bucket.files import KeyFiles
+from pbsfs.sources.bucket.limits import BucketLimits
+from pbsfs.sources.bucket.objects import Objects
+from pbsfs.sources.layout import Steps
+from pbsfs.sources.listing.groups import GroupListing
+from pbsfs.sources.listing.limits import ListingLimits
+from pbsfs.sources.listing.names import Names
+from pbsfs.sources.listing.snapshots import KeptManifests, SnapshotListing
+from pbsfs.sources.listing.store import Store
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+
+class _Listed(Store):
+    """The part of a datastore that was listed."""
+
+    metadata: KeyFiles
+
+    def __init__(self, root: str, name: str, limits: ListingLimits) -> None:
+        super().__init__(limits)
+        self.metadata = KeyFiles(root, name)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+    def check(self) -> None:
+        """An object store that lists keys is there."""
+
+
+class Metadata:
+    """The metadata of the datastore in a bucket."""
+
+    def __init__(self, objects: Objects, limits: BucketLimits) -> None:
+        self._objects = objects
+        self._limits = limits
+        self._reporter = Reporter(log, repeat_after=DAY)
+        self._kept = KeptManifests(limits.listing.parsed_manifests)
+        self._small: OrderedDict[tuple[str, str], bytes] = (
+            OrderedDict()
+        )  # by key and version; latest use last
+        self._small_size = 0
+        self._root = f"{objects.root}{layout.METADATA}/"
+
+    def forget(self) -> None:
+        """Frees what is kept."""
+        self._kept.forget()
+        self._small.clear()
+        self._small_size = 0
+
+    def key(self, steps: Steps) -> str:
+        """The key of a file."""
+        return self._root + "/".join(steps)
+
+    async def namespaces(self, parent: Namespace) -> list[Namespace]:
+        """Like `Source.namespaces`."""
+        listed, steps = self._listed(), layout.namespace_steps(parent)
+        await self._list_below((*steps, layout.NAMESPACES), listed)
+        if parent.parts and not listed.metadata.exists(steps) and not await self._is_there(steps):
+            raise self._no_namespace(parent)
+        names = Names(listed.metadata, self._reporter)
+        return await self._run(lambda: names.namespaces(parent, steps))
+
+    async def groups(self, namespace: Namespace) -> list[GroupInfo]:
+        """Like `Source.groups`."""
+        listed, steps = self._listed(), layout.namespace_steps(namespace)
+        there = True
+
+        async def look() -> None:
+            nonlocal there
+            there = not steps or await self._is_there(steps)
+
+        lists = [partial(self._list_groups, (*steps, backup_type), listed) for backup_type in BACKUP_TYPES]
+        await run_together([look, *lists])
+        if not there:
+            raise self._no_namespace(namespace)
+        listed.metadata.add_directories([self.key(steps)])
+        names = Names(listed.metadata, self._reporter)
+        groups = [
+            group for backup_type in BACKUP_TYPES for group in names.groups(namespace, backup_type, steps)
+        ]
+        await self._fetch(
+            listed,
+            ((*layout.group_steps(group), name) for group in groups for name in (layout.OWNER, layout.NOTES)),
+        )
+        listing = GroupListing(listed, names, self._reporter, self._limits.listing)
+        return await self._run(lambda: listing.groups(namespace))
+
+    async def snapshots(self, group: Group) -> list[SnapshotInfo]:
+        """Like `Source.snapshots`."""
+        listed, steps = self._listed(), layout.group_steps(group)
+        await self._list_all(steps, listed)
+        if not listed.metadata.exists(steps):
+            raise NotFoundError(f"{self._objects.address}: there is no group {group}")
+        await self._fetch(listed, [(*steps, layout.OWNER)])
+        names = Names(listed.metadata, self._reporter)
+        listing = SnapshotListing(listed, names, self._reporter, self._kept)
+        unread = await self._run(lambda: listing.unread(group))
+        await self._fetch(listed, (layout.file_steps(snapshot, MANIFEST) for snapshot in unread))
+        return await self._run(lambda: listing.snapshots(group))
+
+    def _listed(self) -> _Listed:
+        return _Listed(self._root, str(self._objects.address), self._limits.listing)
+
+    def _no_namespace(self, namespace: Namespace) -> NotFoundError:
+        return NotFoundError(f"{self._objects.address}: there is no namespace '{namespace}'")
+
+    async def _list_groups(self, steps: Steps, listed: _Listed) -> None:
+        """Lists all groups of one type, with all that is in them."""
+        prefixes = await self._list_below(steps, listed)
+        names = [prefix.removesuffix("/").rpartition("/")[2] for prefix in prefixes]
+        await run_for_each(
+            names, lambda name: self._list_all((*steps, name), listed), at_once=self._limits.requests
+        )
+
+    async def _list_below(self, steps: Steps, listed: _Listed) -> list[str]:
+        """Lists what is directly below a directory; returns the prefixes of the directories."""
+        objects, prefixes = await self._objects.list(self.key((*steps, "")), delimited=True)
+        listed.metadata.add(objects)
+        listed.metadata.add_directories(prefixes)
+        return prefixes
+
+    async def _list_all(self, steps: Steps, listed: _Listed) -> None:
+        """Lists all that is below a directory."""
+        objects, _prefixes = await self._objects.list(self.key((*steps, "")), delimited=False)
+        listed.metadata.add(objects)
+
+    async def _is_there(self, steps: Steps) -> bool:
+        """Whether anything is below a directory."""
+        return await self._objects.any(self.key((*steps, "")))
+
+    async def _fetch(self, listed: _Listed, files: Iterable[Steps]) -> None:
+        """Fetches those of the files that were listed, for the listing to read."""
+        new: list[Steps] = []
+        for steps in files:
+            found = listed.metadata.object(steps)
+            if found is None:
+                continue
+            known = self._small.get((found.key, found.version))
+            if known is not None:
+                self._small.move_to_end((found.key, found.version))
+                listed.metadata.add_content(steps, known)
+            else:
+                new.append(steps)
+        await run_for_each(new, lambda steps: self._fetch_one(steps, listed), at_once=self._limits.requests)
+
+    async def _fetch_one(self, steps: Steps, listed: _Listed) -> None:
+        found = listed.metadata.object(steps)
+        assert found is not None
+        is_manifest = steps[-1] == MANIFEST.filename
+        limit = blob.stored_limit(MAX_MANIFEST_SIZE) if is_manifest else self._limits.listing.owner_and_notes
+        try:
+            content = await self._objects.get(found.key, limit, listed.metadata.joined(steps))
+        except (NotFoundError, DamageError) as error:
+            listed.metadata.add_content(steps, error)
+            return
+        except SourceError as error:
+            if error.retryable:
+                raise
+            listed.metadata.add_content(steps, error)  # of this file alone, perhaps
+            return
+        listed.metadata.add_content(steps, content)
+        if not is_manifest:  # what they say is kept
+            self._keep(found.key, found.version, content)
+
+    def _keep(self, key: str, version: str, content: bytes) -> None:
+        if (key, version) in self._small:
+            return
+        self._small[key, version] = content
+        self._small_size += len(content)
+        while self._small_size > self._limits.small_files:
+            _version, oldest = self._small.popitem(last=False)
+            self._small_size -= len(oldest)
+
+    async def _run(self, work: Callable[[], R]) -> R:
+        """Runs `work`, which takes the longer the more was listed, in a worker thread."""
+        try:
+            return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{error.filename} does not exist") from None

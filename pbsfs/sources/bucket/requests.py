@@ -1,0 +1,145 @@
+"""Requests for objects and lists of one bucket: signed, bounded, and each answer given its meaning.
+
+Used by the other modules of this folder, in tasks of one trio loop. `retry` is up to the caller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import trio
+
+from pbsfs.base.errors import DamageError, NotFoundError, WrongServerError
+from pbsfs.runtime.stats import COUNTS
+from pbsfs.sources.bucket import signing
+from pbsfs.sources.bucket.address import BucketAddress
+from pbsfs.sources.bucket.credentials import AwsCredentials, CredentialSource
+from pbsfs.sources.bucket.limits import DEFAULT, BucketLimits
+from pbsfs.sources.bucket.pages import Page, parse_page
+from pbsfs.sources.bucket.refusals import Refusal
+from pbsfs.sources.http.client import SUCCESSES, Answer, HttpClient, Request
+from pbsfs.sources.http.proxy import Proxy
+from pbsfs.sources.http.tls import Trust
+
+
+class Requests:
+    """What one bucket answers."""
+
+    def __init__(
+        self,
+        address: BucketAddress,
+        credentials: CredentialSource,
+        trust: Trust,
+        proxy: Proxy | None = None,
+        limits: BucketLimits = DEFAULT,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock`: seconds since 1970, for signatures."""
+        self.address = address
+        self._credentials = credentials
+        self._limits = limits
+        self._clock = clock
+        self._threads = trio.CapacityLimiter(limits.requests)
+        self._client = HttpClient(address, trust, proxy, limits, threads=self._threads)
+        self._key: AwsCredentials | None = None
+        self._has_key = False  # None is an answer too: a public bucket
+
+    async def tidy(self) -> None:
+        """Closes connections that are idle for too long. Runs as long as requests are made."""
+        await self._client.tidy()
+
+    def close(self) -> None:
+        """Closes idle connections."""
+        self._client.close()
+
+    async def get(self, key: str, limit: int, what: str) -> bytes:
+        """All bytes of an object. `what`: names it in errors.
+
+        Raises NotFoundError, DamageError above `limit` bytes, SourceError.
+        """
+        return (await self._send("GET", key, {}, limit, what)).body
+
+    async def exists(self, key: str, what: str) -> bool:
+        """Whether there is an object with this key; fetches none of it. Raises SourceError."""
+        try:
+            await self._send("HEAD", key, {}, 0, what)
+        except NotFoundError:
+            return False
+        return True
+
+    async def page(
+        self, prefix: str, *, delimited: bool, token: str | None = None, most: int | None = None
+    ) -> Page:
+        """One answer of a listing of the keys that begin with `prefix`, `most` or as many as there may be.
+
+        `delimited`: only up to the next `/`. `token`: of the answer before. Raises SourceError.
+        """
+        query = {
+            "list-type": "2",
+            "prefix": prefix,
+            "encoding-type": "url",
+            "max-keys": str(most or self._limits.page),
+        }
+        if delimited:
+            query["delimiter"] = "/"
+        if token is not None:
+            query["continuation-token"] = token
+        try:
+            answer = await self._send("GET", "", query, self._limits.max_page, f"the list of {self.address}")
+            if len(answer.body) <= self._limits.parse_at_once:
+                return parse_page(answer.body, prefix)
+            return await trio.to_thread.run_sync(
+                parse_page, answer.body, prefix, limiter=self._threads, abandon_on_cancel=True
+            )
+        except DamageError as error:
+            raise WrongServerError(
+                f"{self.address.address} does not list as an S3 object store does ({error}); "
+                "check the endpoint"
+            ) from None
+
+    async def _send(self, method: str, key: str, query: Mapping[str, str], limit: int, what: str) -> Answer:
+        """The answer to a request that succeeds."""
+        was_kept = self._has_key
+        answer = await self._try(method, key, query, limit)
+        if answer.status in SUCCESSES:
+            return answer
+        refusal = Refusal.of(answer)
+        if refusal.concerns_key and was_kept:
+            self._has_key = False
+            answer = await self._try(method, key, query, limit)
+            if answer.status in SUCCESSES:
+                return answer
+            refusal = Refusal.of(answer)
+        raise refusal.error(self.address, what)
+
+    async def _try(self, method: str, key: str, query: Mapping[str, str], limit: int) -> Answer:
+        credentials = await self._current()
+        path, text = self.address.path(key), signing.query_of(query)
+        headers = {"host": self.address.authority}
+        if credentials is not None:
+            headers = signing.signed_headers(
+                path,
+                text,
+                headers,
+                credentials,
+                region=self.address.signing_region,
+                now=self._clock(),
+                method=method,
+            )
+        COUNTS.requests += 1
+        return await self._client.request(Request(method, f"{path}?{text}" if text else path, headers, limit))
+
+    async def _current(self) -> AwsCredentials | None:
+        """The key to sign with. Asking for it may take long, so one that stays valid is kept."""
+        key = self._key
+        expires = None if key is None else key.expires
+        if not self._has_key or (
+            expires is not None and self._clock() > expires - self._limits.renewal_margin
+        ):
+            self._key = key = await trio.to_thread.run_sync(
+                self._credentials.current, limiter=self._threads, abandon_on_cancel=True
+            )
+            self._has_key = True
+        return key

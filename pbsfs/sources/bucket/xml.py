@@ -1,0 +1,41 @@
+"""The XML that object stores answer with: lists and errors.
+
+Refuses what such answers never have and what makes parsing dangerous: a document type, and with it entities.
+Pure functions, for any thread. The names of namespaces are left out: object stores differ in them.
+"""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree as ET
+
+from pbsfs.base.errors import DamageError
+
+Element = ET.Element
+
+
+def parse(body: bytes, name: str) -> Element:
+    """The root element, which has this `name`. Raises DamageError if `body` is not such a document."""
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DamageError("the answer is not text") from None
+    if "<!DOCTYPE" in text or "\0" in text:
+        raise DamageError("the answer is not the XML of an object store")
+    try:
+        # As text: what the document says about its encoding does not count, so nothing hides from the check.
+        root = ET.fromstring(text)  # noqa: S314
+    except (ET.ParseError, ValueError):
+        raise DamageError("the answer is not XML") from None
+    if local_name(root) != name:
+        raise DamageError("the answer is another one than was asked for")
+    return root
+
+
+def local_name(element: Element) -> str:
+    """The element's name without its namespace."""
+    return element.tag.rpartition("}")[2]
+
+
+def text_of(element: Element, name: str) -> str:
+    """The text of the first child with this name; empty if there is none."""
+    return next((child.text or "" for child in element if local_name(child) == name), "")
