@@ -45,6 +45,9 @@ OPENERS: Mapping[str, Opener] = MappingProxyType(
 )
 """By kind: the file systems that pbsfs reads."""
 
+ISO_START = 32 << 10
+"""Where an ISO 9660 begins: with boot code and tables of partitions before it."""
+
 ELSEWHERE = "'pbsfs nbd' serves the disk to programs that can read it"
 UNLOCK = "'pbsfs nbd' serves the disk, and cryptsetup-open of guestfish unlocks it (see docs/guides/luks.md)"
 """What to do about a volume that pbsfs does not read."""
@@ -252,8 +255,13 @@ def _volumes(name: str, disk: Volume) -> Iterator[Found]:
         if found is not None:
             yield found
         return
+    hybrid = whole is not None and whole.kind == "iso9660"
     for partition in table:
         found = _partition(name, disk, partition)
+        if found is not None and found.kind == "unknown" and hybrid and partition.start <= ISO_START:
+            # The image of an installer: the table says about itself that it is a partition.
+            found = Found(found.name, disk.size, "iso9660", disk, None, partition.uuid)
+            hybrid = False
         if found is not None:
             yield found
 

@@ -193,6 +193,26 @@ def test_files_of_zisofs_are_listed_with_their_size_and_not_read(tmp_path: Path)
     assert fields_of(system, [disk], plain)["s"] == 5
 
 
+@pytest.mark.parametrize("options", ["", "-appended_part_as_gpt", "-partition_offset 16"])
+def test_an_installer_with_a_table_of_partitions_is_shown(options: str, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_bytes(b"file")
+    efi = bytearray(1 << 20)
+    efi[1080:1082] = b"\x53\xef"  # what is recognised as ext2, in the place of an EFI partition
+    (tmp_path / "efi").write_bytes(efi)
+    form = f"{XORRISO} -R -append_partition 2 0xef {tmp_path / 'efi'} {options}"
+    disk = FileDisk(made(tmp_path / "tree", tmp_path / "image", form))
+    first, second = probe([("scsi0", Disk(disk))])
+    assert [(one.name, one.kind) for one in (first, second)] == [
+        ("scsi0-p1", "iso9660"),
+        ("scsi0-p2", "ext2"),
+    ]
+    system = first.open()
+    file = system.child(system.root, b"file")
+    assert file is not None
+    assert b"".join(content_of(system, [disk], file)) == b"file"
+
+
 def test_times_and_names_without_extensions() -> None:
     assert short_time(bytes((126, 11, 26, 12, 30, 5, 4))) == 1_795_696_205 - 3600
     assert short_time(bytes((126, 11, 26, 12, 30, 5, 100))) == 1_795_696_205  # an impossible zone
