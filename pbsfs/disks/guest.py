@@ -33,6 +33,8 @@ _WINDOWS = (b"Windows", b"System32")
 _LETTERS = "DEFGHIJKLMNOPQRSTUVWXYZ"
 UNIX = {"ext2", "ext3", "ext4", "xfs", "btrfs"}
 DOS = {"ntfs", "vfat", "exfat"}
+UNREADABLE = "unreadable"
+"""The kind of a volume of which damage hides what it is: it may be any."""
 _TOP = MOST - 1  # the number of the directory with drives
 
 
@@ -125,7 +127,7 @@ class Guest(Contents):
 
     def _find_linux(self) -> Entry | None:
         for number, part in enumerate(self._parts):
-            if part.kind not in UNIX:
+            if part.kind not in UNIX | {UNREADABLE}:
                 continue
             for where in _ROOTS if part.kind == "btrfs" else _ROOTS[:1]:
                 above = [step for step in where.split(b"/") if step]
@@ -248,7 +250,7 @@ class Guest(Contents):
         letters = iter(_LETTERS)
         others: list[int] = []
         for number, part in enumerate(self._parts):
-            if part.kind not in DOS:
+            if part.kind not in DOS | {UNREADABLE}:
                 continue
             try:
                 if b"C" not in self._drives and self._at(number, _WINDOWS) is not None:

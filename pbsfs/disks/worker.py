@@ -20,7 +20,7 @@ from pbsfs.base.errors import DamageError, PbsfsError, UnsupportedError
 from pbsfs.contents.base import Contents
 from pbsfs.disks import sandbox, wire
 from pbsfs.disks.filesystem import FileSystem
-from pbsfs.disks.guest import DOS, UNIX, Guest, Part
+from pbsfs.disks.guest import DOS, UNIX, UNREADABLE, Guest, Part
 from pbsfs.disks.probe import Found, probe
 from pbsfs.disks.volume import Disk
 
@@ -39,6 +39,9 @@ LARGE = 1 << 20
 SMALL_MAP = 16
 """Pieces of a map that is sent before it is wanted."""
 
+MOST_DAMAGE = 1000
+"""Reasons that a disk remembers, to tell volumes that damage hides from those that are not supported."""
+
 _CODECS = ("ascii", "utf-8", "utf-16-le", "utf-16-be", "latin-1", "cp437")
 
 
@@ -54,6 +57,7 @@ class RemoteDisk:
         self._number = number
         self.size = size
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self.damage: list[str] = []  # that was met, up to MOST_DAMAGE
 
     def pread(self, offset: int, size: int) -> bytes:
         size = max(0, min(size, self.size - offset))
@@ -91,6 +95,8 @@ class RemoteDisk:
         damage = wire.unpack(data)
         if damage is None:
             raise _RefusedError
+        if len(self.damage) < MOST_DAMAGE:
+            self.damage.append(damage)
         raise DamageError(damage)
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -104,6 +110,10 @@ class RemoteDisk:
         if len(wanted) > 1:
             rows = (wire.RANGE.pack(self._number, number * BLOCK, BLOCK) for number in wanted)
             wire.send(self._sock, wire.AHEAD, b"".join(rows))
+
+
+def _fail(problem: str) -> FileSystem:
+    raise DamageError(problem)
 
 
 class Worker:
@@ -141,11 +151,16 @@ class Worker:
             else:
                 parts = [
                     Part(f.name, f.kind, f.part_uuid, functools.partial(self._system, n))
-                    for n, f in enumerate(found)
                     if f.problem is None
+                    else Part(f.name, UNREADABLE, f.part_uuid, functools.partial(_fail, f.problem))
+                    for n, f in enumerate(found)
+                    if f.problem is None or self._is_damage(f.problem)
                 ]
                 self._open[number] = Guest(parts, self._volumes)
         return self._open[number]
+
+    def _is_damage(self, problem: str) -> bool:
+        return any(reason in problem for _name, disk in self._disks for reason in disk.damage)
 
     def _system(self, number: int) -> FileSystem:
         system = self.contents(number)

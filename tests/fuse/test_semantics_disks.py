@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from tests.cli.test_verify_disks import Damaged
 from tests.disks.test_ext_made import Journaled
 from tests.support import made
 from tests.support.damage import flip_bit
-from tests.support.disks import partitioned
+from tests.support.disks import ext4_of, partitioned
 from tests.support.mounts import Mounted, fails_with
 from tests.support.program import PBSFS, output_of, pbsfs
 from tests.support.serving import access, serving
@@ -88,6 +89,36 @@ def test_a_disk_whose_table_is_damaged_cannot_be_entered(mount: Mount, tmp_path:
         assert "scsi0" in os.listdir(found / SNAPSHOT)
         assert fails_with(errno.EIO, lambda: os.listdir(found / f"{SNAPSHOT}/scsi0"))
         assert found.log_lines()
+
+
+def test_damage_never_makes_the_tree_of_a_machine_look_empty(mount: Mount, tmp_path: Path) -> None:
+    """Of `vm/102`, the root directory of the machine is damaged, and of `vm/103` the volume at its /srv."""
+    place = tmp_path / "two"
+    (place / "root" / "etc").mkdir(parents=True)
+    (place / "root" / "srv").mkdir()
+    (place / "root" / "etc" / "fstab").write_text("LABEL=data /srv ext4 rw 0 2\n")
+    root = ext4_of(place / "root", place / "root.img")
+    (place / "root" / "more").touch()
+    other_root = ext4_of(place / "root", place / "root.img")
+    data = Journaled(place, "-L", "data").image
+    found = re.search(r"at block (\d+)", output_of("debugfs", "-R", "imap <2>", data))
+    assert found is not None
+    writer = DatastoreWriter(tmp_path / "store")
+    for number, first, disk, offset in (
+        ("102", root, "drive-scsi0", root.index(b"lost+found")),
+        ("103", other_root, "drive-scsi1", int(found[1]) * 1024),
+    ):
+        disks: dict[str, bytes | Path] = {"drive-scsi0.img.fidx": first, "drive-scsi1.img.fidx": data}
+        path = writer.add_snapshot(made.snapshot(number), disks, chunk_size=1 << 16)
+        index = FixedIndex((path / f"{disk}.img.fidx").read_bytes())
+        writer.chunk_path(index.digest(index.find(offset))).unlink()
+    with mount() as mounted:
+        root_of, data_of = (mounted / f"{SNAPSHOT}/guest".replace("100", n) for n in ("102", "103"))
+        assert fails_with(errno.EIO, lambda: os.listdir(root_of))
+        assert fails_with(errno.EIO, lambda: os.stat(root_of / "etc"))
+        assert set(os.listdir(data_of)) == {"etc", "lost+found", "more", "srv"}
+        assert fails_with(errno.EIO, lambda: os.listdir(data_of / "srv"))
+        assert mounted.log_lines()
 
 
 def test_commands_find_each_file_of_a_disk_once(mount: Mount, tmp_path: Path) -> None:
