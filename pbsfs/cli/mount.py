@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,23 +16,24 @@ from pbsfs.access.description import Description, DirectoryAccess
 from pbsfs.access.options import SOURCE_ATTRIBUTE, SourceOptions, resolve, shown_source
 from pbsfs.access.resolve import describe
 from pbsfs.access.sizes import parse_cache_size
-from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, PbsfsError, UsageError, exit_status_of
+from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, MountError, PbsfsError, UsageError, exit_status_of
 from pbsfs.base.names import Namespace
 from pbsfs.cli.mount_background import Report, start_in_background
 from pbsfs.cli.options import (
     SECONDS,
-    FilePath,
     damage_option,
     environment,
     find_terminal,
     logging_options,
     source_options,
 )
-from pbsfs.fuse.mountpoint import check_usable
+from pbsfs.fuse.attaching import CONNECTION, attach
+from pbsfs.fuse.mountpoint import check_usable, unmount
+from pbsfs.fuse.mountpoint import resolve as place_of
 from pbsfs.fuse.options import FuseOptions
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import LogOptions, set_up_logging
-from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager
+from pbsfs.runtime.service import NOTIFY_SOCKET, ServiceManager, inherited
 
 if TYPE_CHECKING:
     from pbsfs.tasks.metrics import MetricsAddress
@@ -75,6 +77,7 @@ DEFAULT_REFRESH = 5.0
     metavar="PATH|127.0.0.1:PORT",
     help="Serve what the mount did as OpenMetrics on this Unix socket or loopback port (default: nowhere).",
 )
+@click.option("--attach-for", metavar="USER", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--source-fd", type=int, hidden=True)
 @logging_options
@@ -88,6 +91,7 @@ def command(
     subtree: str,
     on_damage: ZeroedRanges | None,
     metrics: str | None,
+    attach_for: str | None,
     ready_fd: int | None,
     source_fd: int | None,
     log: LogOptions,
@@ -135,7 +139,16 @@ def command(
     else:
         access = description.access
         datastore = access.path if isinstance(access, DirectoryAccess) else None
-    place = check_usable(mountpoint, datastore=_existing(datastore), nonempty=options.nonempty)
+    service = ServiceManager(environment().get(NOTIFY_SOCKET) if ready_fd is None else None)
+    connection = inherited(environment(), CONNECTION)
+    if connection is not None:
+        place = place_of(mountpoint)  # without access: it answers no sooner than this process does
+        service.drop(CONNECTION)  # the mount ends with this process
+    else:
+        place = check_usable(mountpoint, datastore=_existing(datastore), nonempty=options.nonempty)
+    if attach_for is not None:
+        _attach(place, options, places[0], attach_for, service)
+        return
     if not foreground and description is None:
         set_up_logging(log)  # reports a log file that can't be written
         arguments = ["--cache-size", cache_size, "--refresh", str(refresh)]
@@ -149,13 +162,23 @@ def command(
         start_in_background(arguments, described, place)
         return
     set_up_logging(log, background=ready_fd is not None)
-    service = ServiceManager(environment().get(NOTIFY_SOCKET) if ready_fd is None else None)
     report = Report(ready_fd, service, place)
     try:
         if description is None:
             description = describe(source, variables, find_terminal(), ask_for_default=True)
         size = parse_cache_size(cache_size)
-        _serve(description, place, options, size, refresh, subtree, on_damage, metrics_address, report)
+        _serve(
+            description,
+            place,
+            connection,
+            options,
+            size,
+            refresh,
+            subtree,
+            on_damage,
+            metrics_address,
+            report,
+        )
     except PbsfsError as error:
         if ready_fd is None:
             raise
@@ -171,7 +194,9 @@ def _split(source: SourceOptions, places: tuple[str, ...]) -> tuple[SourceOption
     """Of `[SOURCE] MOUNTPOINT`: the source, the path below it, and the mount point."""
     if len(places) > 2:
         raise UsageError(f"{places[2]}: one argument too many; give SOURCE and MOUNTPOINT")
-    mountpoint = FilePath().convert(places[-1], None, None)
+    if not places[-1]:
+        raise click.BadParameter("the path is empty.")
+    mountpoint = Path(places[-1])  # not click's: that asks the mount
     if len(places) == 1:
         return source, "", mountpoint
     if source.names_source():
@@ -194,9 +219,25 @@ def _existing(path: Path | None) -> Path | None:
     return path if path is not None and os.path.isdir(path) else None
 
 
+def _attach(place: Path, options: FuseOptions, name: str, user: str, service: ServiceManager) -> None:
+    """Mounts at `place` for a process of `user` that the service manager starts next."""
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise UsageError(f"--attach-for {user}: there is no such user; name that of the service") from None
+    name = options.fsname or name
+    connection = attach(place, name, options.flags, uid=account.pw_uid, gid=account.pw_gid)
+    try:
+        service.keep(connection, CONNECTION)
+    except MountError:
+        unmount(place, lazy=True)
+        raise
+
+
 def _serve(
     description: Description,
     place: Path,
+    connection: int | None,
     options: FuseOptions,
     cache_size: int,
     refresh: float,
@@ -226,6 +267,7 @@ def _serve(
         subtree=subtree,
         fsname=options.fsname,
         metrics=metrics,
+        connection=connection,
     )
 
     trio.run(serve, description.open(), mount_options, report.ready, report.stopping)

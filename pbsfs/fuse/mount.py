@@ -56,7 +56,8 @@ class MountOptions:
     zeros; None where they fail instead. `attributes`: see `Operations`, by the path of the mount's root in
     the tree. `files`: see `Tree`. `safe_names`: see `Operations`. `subtree`: the place in the tree that the
     mount shows at its root. `fsname`: the source's name in the mount table; None for the name that the source
-    has. `metrics`: where the numbers are served; None for nowhere.
+    has. `metrics`: where the numbers are served; None for nowhere. `connection`: the descriptor of a mount
+    that another process has attached at `mountpoint`, and will detach; None to mount there.
     """
 
     mountpoint: Path
@@ -73,6 +74,7 @@ class MountOptions:
     subtree: str = ""
     fsname: str | None = None
     metrics: MetricsAddress | None = None
+    connection: int | None = None
 
 
 async def serve(
@@ -143,7 +145,14 @@ async def _open_and_serve(
         name = options.fsname or _name(source, root)
         with (
             _listening(options.metrics) as sock,
-            mounted(operations, operations.notices, options.mountpoint, options.flags, name),
+            mounted(
+                operations,
+                operations.notices,
+                options.mountpoint,
+                options.flags,
+                name,
+                connection=options.connection,
+            ),
         ):
             try:
                 await _serve_until_stopped(operations, options.mountpoint, ready, sock)

@@ -27,12 +27,19 @@ NOTICE_PATIENCE = 1.0
 
 @contextmanager
 def mounted(
-    operations: pyfuse3.Operations, notices: Notices, mountpoint: Path, flags: Set[str], name: str
+    operations: pyfuse3.Operations,
+    notices: Notices,
+    mountpoint: Path,
+    flags: Set[str],
+    name: str,
+    *,
+    connection: int | None = None,
 ) -> Iterator[None]:
     """A mount of `operations`, which ends with the context.
 
     `notices`: the calls that it makes. `name`: of the source, in the mount table. `flags`: options for the
-    kernel and libfuse, besides those that every mount has. Raises MountError.
+    kernel and libfuse, besides those that every mount has. `connection`: the descriptor of a mount that
+    another process has attached at `mountpoint`, and will unmount; None to mount there. Raises MountError.
     """
     flags = {
         *flags,
@@ -44,10 +51,12 @@ def mounted(
         f"fsname={_escaped(name)}",
     }
     said: list[str] = []
+    # Libfuse takes such a path for a descriptor: it neither mounts nor unmounts.
+    place = str(mountpoint) if connection is None else f"/dev/fd/{connection}"
     try:
         pbsfs.fuse.shim.check_libfuse()
         with _standard_error_in(said):
-            pyfuse3.init(operations, str(mountpoint), flags)
+            pyfuse3.init(operations, place, flags)
     except RuntimeError as error:
         reason = said[-1] if said else str(error)
         raise MountError(f"cannot mount on {mountpoint}: {reason}") from None
@@ -61,17 +70,20 @@ def mounted(
             raise MountError(f"cannot mount on {mountpoint}: {error}") from None
         yield
     finally:
-        end(notices, mount)
+        end(notices, mount, attached=connection is not None)
 
 
-def end(notices: Notices, mount: Mount | None) -> None:
-    """Closes the session, and unmounts. `mount`: as the mount table has it; None if it is not there."""
+def end(notices: Notices, mount: Mount | None, *, attached: bool = False) -> None:
+    """Closes the session, and unmounts. `mount`: as the mount table has it; None if it is not there.
+
+    `attached`: another process unmounts.
+    """
     if not notices.end(NOTICE_PATIENCE) and mount is not None:
         abort(mount)  # nobody answers the reads any more that the kernel waits for
     if notices.end(NOTICE_PATIENCE):
         pyfuse3.close(unmount=True)
     # libfuse leaves the mount if its connection was aborted; and if not all calls ended, so does pbsfs.
-    if mount is not None and mounted_at(mount.path) == mount:
+    if mount is not None and not attached and mounted_at(mount.path) == mount:
         try:
             unmount(mount.path, lazy=True)
         except MountError as error:

@@ -21,6 +21,11 @@ class Manager:
         """The lines of the next notification; waits for it."""
         return self._listening.recv(4096).decode(errors="surrogateescape").splitlines()
 
+    def given(self) -> tuple[list[str], list[int]]:
+        """The same with the descriptors that come with it, which are the caller's."""
+        text, fds, _flags, _sender = socket.recv_fds(self._listening, 4096, 4)
+        return text.decode(errors="surrogateescape").splitlines(), fds
+
 
 @contextmanager
 def manager(folder: Path, *, abstract: bool = False) -> Iterator[Manager]:
