@@ -122,7 +122,7 @@ class FileTarget(ComparedFile):
             os.close(fd)
 
     def _lock(self, fd: int) -> None:
-        if not lock(fd):
+        if not lock(fd, only_start=True):  # qemu-img may write to the part
             raise self._in_use()
 
     def _in_use(self) -> OutputError:
