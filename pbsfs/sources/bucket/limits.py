@@ -40,7 +40,7 @@ class BucketLimits(HttpLimits):
     small_files: int = 16 << 20
     """Bytes of owners and notes that pbsfs keeps, so that it fetches each once."""
 
-    renewal_margin: float = 300.0
+    renewal_margin: float = 120.0
     """How long before temporary keys expire pbsfs asks for new ones."""
 
     listing: ListingLimits = field(default_factory=lambda: ListingLimits(looks=1 << 30))

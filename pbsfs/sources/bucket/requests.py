@@ -45,6 +45,7 @@ class Requests:
         self._client = HttpClient(address, trust, proxy, limits, threads=self._threads)
         self._key: AwsCredentials | None = None
         self._has_key = False  # None is an answer too: a public bucket
+        self._asking = trio.Lock()
 
     async def tidy(self) -> None:
         """Closes connections that are idle for too long. Runs as long as requests are made."""
@@ -133,13 +134,18 @@ class Requests:
 
     async def _current(self) -> AwsCredentials | None:
         """The key to sign with. Asking for it may take long, so one that stays valid is kept."""
-        key = self._key
-        expires = None if key is None else key.expires
-        if not self._has_key or (
+        if self._is_due():
+            async with self._asking:
+                if self._is_due():
+                    self._key = await trio.to_thread.run_sync(
+                        self._credentials.current, limiter=self._threads, abandon_on_cancel=True
+                    )
+                    self._has_key = True
+        return self._key
+
+    def _is_due(self) -> bool:
+        """Whether the key has to be asked for, as none is known or it expires soon."""
+        expires = None if self._key is None else self._key.expires
+        return not self._has_key or (
             expires is not None and self._clock() > expires - self._limits.renewal_margin
-        ):
-            self._key = key = await trio.to_thread.run_sync(
-                self._credentials.current, limiter=self._threads, abandon_on_cancel=True
-            )
-            self._has_key = True
-        return key
+        )

@@ -88,6 +88,11 @@ class S3Server:
         """The objects stay as they are now: lists cost no look at the disk."""
         self.frozen = objects_of(self._datastore, self._store)
 
+    @property
+    def open_connections(self) -> int:
+        with self._lock:
+            return sum(connection.fileno() >= 0 for connection in self._open)
+
     def drop_connections(self) -> None:
         with self._lock:
             for connection in self._open:

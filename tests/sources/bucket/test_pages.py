@@ -1,0 +1,239 @@
+"""Lists of an object store: what is read from them, and which are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pbsfs.base.errors import DamageError, SourceError, WrongServerError
+from pbsfs.base.names import ROOT_NAMESPACE, Namespace
+from pbsfs.sources.bucket.pages import parse_page
+from pbsfs.sources.bucket.source import BucketSource
+from pbsfs.testing.writer import DatastoreWriter
+from tests.sources.bucket.serving import source_of, use
+from tests.sources.conformance import FIRST, VM, add
+from tests.support import made
+from tests.support.made import TIME
+from tests.support.s3 import Body, S3Server
+from tests.support.server.certificate import Certificate
+
+HEAD = '<?xml version="1.0" encoding="UTF-8"?>'
+
+
+def document(inside: str, *, truncated: str = "false", name: str = "ListBucketResult") -> bytes:
+    return (
+        f'{HEAD}<{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"<IsTruncated>{truncated}</IsTruncated>{inside}</{name}>"
+    ).encode()
+
+
+def contents(key: str, size: str = "5") -> str:
+    return f"<Contents><Key>{key}</Key><Size>{size}</Size><ETag>&quot;e&quot;</ETag></Contents>"
+
+
+def test_a_list_has_objects_and_prefixes_and_where_it_goes_on() -> None:
+    page = parse_page(
+        document(
+            contents("a/b") + contents("a/c&amp;d") + "<CommonPrefixes><Prefix>a/x/</Prefix></CommonPrefixes>"
+            "<NextContinuationToken>t</NextContinuationToken>",
+            truncated="true",
+        ),
+        "a/",
+    )
+    assert [(found.key, found.size) for found in page.objects] == [("a/b", 5), ("a/c&d", 5)]
+    assert page.prefixes == ["a/x/"]
+    assert page.token == "t"
+
+
+def test_encoded_keys_are_decoded_only_where_the_answer_says_so() -> None:
+    page = parse_page(document("<EncodingType>url</EncodingType>" + contents("a%2Fb%20c+d%C3%A9")), "a/")
+    assert [found.key for found in page.objects] == ["a/b c dé"]
+    assert [found.key for found in parse_page(document(contents("a%2Fb")), "").objects] == ["a%2Fb"]
+
+
+def test_a_namespace_of_the_document_means_nothing() -> None:
+    text = f"{HEAD}<ListBucketResult><Contents><Key>k</Key><Size>0</Size></Contents></ListBucketResult>"
+    assert [found.key for found in parse_page(text.encode(), "").objects] == ["k"]
+
+
+WRONG = {
+    "nothing": b"",
+    "no XML": b"<html><p>Hello",
+    "another document": document("", name="ListAllMyBucketsResult"),
+    "an entity": b'<!DOCTYPE a [<!ENTITY x "y">]>' + document(contents("&x;")),
+    "a document type": document("").replace(b"?>", b"?><!DOCTYPE ListBucketResult>"),
+    "another encoding": document("").decode().encode("utf-16"),
+    "another encoding without a mark": document("").decode().encode("utf-16-le"),
+    "a key outside": document(contents("b/x")),
+    "a prefix outside": document("<CommonPrefixes><Prefix>b/</Prefix></CommonPrefixes>"),
+    "no prefix": document("<CommonPrefixes></CommonPrefixes>"),
+    "no key": document("<Contents><Size>1</Size></Contents>"),
+    "no size": document("<Contents><Key>a/</Key></Contents>"),
+    "a size that is none": document(contents("a/b", "-1")),
+    "a size that is no number": document(contents("a/b", "5x")),
+    "a size that is too large": document(contents("a/b", str(1 << 60))),
+    "a size of many digits": document(contents("a/b", "9" * 5000)),
+    "no token": document(contents("a/b"), truncated="true"),
+    "an encoding that is wrong": document("<EncodingType>url</EncodingType>" + contents("a/%FF")),
+}
+
+
+@pytest.mark.parametrize("body", WRONG.values(), ids=WRONG.keys())
+def test_a_list_that_is_none_is_refused(
+    body: bytes, writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    with pytest.raises(DamageError):
+        parse_page(body, "a/")
+    add(writer)
+    server.fail("LIST", Body(body))
+    with pytest.raises(WrongServerError, match="check the endpoint"):
+        use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
+
+
+def test_deep_nesting_takes_no_stack() -> None:
+    parse_page(document("<a>" * 100_000 + "</a>" * 100_000), "")
+
+
+# --- many pages
+
+
+@pytest.fixture
+def paged(writer: DatastoreWriter, certificate: Certificate) -> Iterator[S3Server]:
+    """Three entries in an answer."""
+    with S3Server(writer.path, certificate=certificate, page_size=3) as server:
+        yield server
+
+
+def test_lists_of_many_answers_are_put_together(
+    writer: DatastoreWriter, paged: S3Server, certificate: Certificate
+) -> None:
+    snapshots = [VM.snapshot(TIME + n) for n in range(10)]
+    for snapshot in snapshots:
+        add(writer, snapshot, {"a.conf.blob": b"x", "b.conf.blob": b"y"})
+    for number in range(20):
+        add(writer, made.snapshot(str(number), type="ct"), {})
+        add(writer, made.snapshot(namespace=Namespace((f"n{number}",))), {})
+
+    async def work(source: BucketSource) -> None:
+        assert [info.snapshot for info in await source.snapshots(VM)] == snapshots
+        groups = await source.groups(ROOT_NAMESPACE)
+        assert [info.snapshot_count for info in groups] == [10] + [1] * 20
+        assert len(await source.namespaces(ROOT_NAMESPACE)) == 20
+
+    use(source_of(paged, certificate), work)
+
+
+ENDLESS = {
+    "the same token": [
+        document(
+            contents("store/.cnt/vm/100/a") + "<NextContinuationToken>t</NextContinuationToken>",
+            truncated="true",
+        )
+    ]
+    * 3,
+    "new tokens and nothing new": [
+        document(
+            contents("store/.cnt/vm/100/a") + f"<NextContinuationToken>{n}</NextContinuationToken>",
+            truncated="true",
+        )
+        for n in range(100)
+    ],
+    "new tokens and nothing": [
+        document(f"<NextContinuationToken>{n}</NextContinuationToken>", truncated="true") for n in range(100)
+    ],
+}
+
+
+@pytest.mark.parametrize("answers", ENDLESS.values(), ids=ENDLESS.keys())
+def test_a_list_without_an_end_is_refused(
+    answers: list[bytes], writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    add(writer)
+
+    async def work(source: BucketSource) -> None:
+        server.fail("LIST store/.cnt/vm/100/", *[Body(answer) for answer in answers])
+        with pytest.raises(SourceError, match="does not end"):
+            await source.snapshots(VM)
+
+    use(source_of(server, certificate), work)
+
+
+def test_a_list_that_is_longer_than_asked_for_is_refused(
+    writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    add(writer)
+    server.fail("LIST", Body(b" " * (9 << 20)))
+    with pytest.raises(WrongServerError, match="more than"):
+        use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
+
+
+def test_a_server_that_encodes_no_keys_is_understood(
+    writer: DatastoreWriter, certificate: Certificate
+) -> None:
+    add(writer)
+    with S3Server(writer.path, certificate=certificate, encodes=False) as server:
+        infos = use(source_of(server, certificate), lambda s: s.snapshots(VM))
+    assert [info.snapshot for info in infos] == [FIRST]
+
+
+# --- what a listing costs
+
+
+def test_listing_again_fetches_only_what_is_new(
+    writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    for number in range(5):
+        add(writer, VM.snapshot(TIME + number), {})
+
+    async def work(source: BucketSource) -> None:
+        first = await source.snapshots(VM)
+        assert len([asked for asked in server.requests if asked.startswith("GET")]) == 6  # and the owner
+        server.requests.clear()
+        assert await source.snapshots(VM) == first
+        assert server.requests == ["LIST store/.cnt/vm/100/"]
+        add(writer, VM.snapshot(TIME + 99), {})
+        server.requests.clear()
+        assert len(await source.snapshots(VM)) == 6
+        # `owner` was written again too.
+        assert len([asked for asked in server.requests if "index.json" in asked]) == 1
+
+    use(source_of(server, certificate), work)
+
+
+def test_a_list_of_groups_reads_no_manifest(
+    writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    for number in range(3):
+        add(writer, made.snapshot(str(number)))
+
+    def asked() -> list[str]:
+        return sorted(found for found in server.requests if found.startswith("GET"))
+
+    infos = use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
+    assert [info.snapshot_count for info in infos] == [1, 1, 1]
+    assert asked() == [f"GET store/.cnt/vm/{number}/owner" for number in range(3)]
+
+
+def test_odd_keys_are_left_out(writer: DatastoreWriter, server: S3Server, certificate: Certificate) -> None:
+    add(writer)
+    odd = ["vm/100//x", "vm/100/../101/owner", "vm/100/./owner", "vm/100/", "vm/101/owner/", "vm", "vm/100"]
+    inside = "".join(
+        contents(f"store/.cnt/{key}") for key in [*odd, f"vm/100/{FIRST.time_text}/index.json.blob"]
+    )
+    server.fail(
+        "LIST store/.cnt/vm/",
+        Body(document("<CommonPrefixes><Prefix>store/.cnt/vm/100/</Prefix></CommonPrefixes>")),
+    )
+    server.fail(
+        "LIST store/.cnt/vm/100/",
+        Body(
+            document(
+                inside.replace("store/.cnt/vm<", "store/.cnt/vm/100/y<")
+                .replace("vm/100<", "vm/100/z<")
+                .replace("vm/101/", "vm/100/w/")
+            )
+        ),
+    )
+    infos = use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
+    assert [(str(info.group), info.snapshot_count) for info in infos] == [("vm/100", 1)]
