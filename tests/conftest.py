@@ -52,6 +52,7 @@ LONG = (
     "reader/test_keys.py",
     "reader/test_latency.py",
     "server/",
+    "sources/bucket/test_gateway.py",
     "sources/server/test_random.py",
     "sources/server/test_sessions.py",
     "sources/server/test_source.py",

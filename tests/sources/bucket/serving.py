@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -15,7 +15,7 @@ from pbsfs.sources.bucket.limits import BucketLimits
 from pbsfs.sources.bucket.source import BucketSettings, BucketSource
 from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.sources.pacing import Pacing
-from tests.support.s3 import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.support.s3 import ACCESS_KEY, SECRET_KEY
 from tests.support.server.certificate import Certificate
 
 QUICK = Pacing(first_pause=0.002, longest_pause=0.02)
@@ -43,8 +43,15 @@ class Keys:
         return self._keys.pop(0) if len(self._keys) > 1 else self._keys[0]
 
 
+class Serves(Protocol):
+    """A server with a datastore."""
+
+    @property
+    def address(self) -> BucketAddress: ...
+
+
 def source_of(
-    server: S3Server,
+    server: Serves,
     certificate: Certificate,
     keys: Keys | None = None,
     *,

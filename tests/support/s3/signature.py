@@ -8,12 +8,31 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import time
 from collections.abc import Mapping
 
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(?P<key>[^/]+)/(?P<date>\d{8})/(?P<region>[^/]+)/s3/aws4_request, "
     r"SignedHeaders=(?P<names>[a-z0-9;-]+), Signature=(?P<signature>[0-9a-f]{64})"
 )
+
+
+def signed(
+    method: str, target: str, headers: Mapping[str, str], access_key: str, secret_key: str, region: str
+) -> dict[str, str]:
+    """`headers` and those that sign a request whose body is not signed.
+
+    `target`: encoded, without a query.
+    """
+    date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    found = {**headers, "x-amz-content-sha256": "UNSIGNED-PAYLOAD", "x-amz-date": date}
+    names = ";".join(sorted(found))
+    signature = _signature(method, target, found, names, date[:8], secret_key, region)
+    found["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={access_key}/{date[:8]}/{region}/s3/aws4_request, "
+        f"SignedHeaders={names}, Signature={signature}"
+    )
+    return found
 
 
 def refused(
@@ -30,10 +49,23 @@ def refused(
         return "InvalidAccessKeyId"
     if found["region"] != region:
         return "AuthorizationHeaderMalformed"
-    path, _question, query = target.partition("?")
-    names = found["names"].split(";")
-    if not {"host", "x-amz-content-sha256", "x-amz-date"} <= set(names):
+    if not {"host", "x-amz-content-sha256", "x-amz-date"} <= set(found["names"].split(";")):
         return "AccessDenied"
+    expected = _signature(method, target, headers, found["names"], found["date"], secret_key, region)
+    return None if hmac.compare_digest(expected, found["signature"]) else "SignatureDoesNotMatch"
+
+
+def _signature(
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    signed_names: str,
+    date: str,
+    secret_key: str,
+    region: str,
+) -> str:
+    path, _question, query = target.partition("?")
+    names = signed_names.split(";")
     canonical = "\n".join(
         [
             method,
@@ -43,11 +75,11 @@ def refused(
             else "",
             *(f"{name}:{' '.join(headers.get(name, '').split())}" for name in names),
             "",
-            found["names"],
+            signed_names,
             headers["x-amz-content-sha256"],
         ]
     )
-    scope = f"{found['date']}/{region}/s3/aws4_request"
+    scope = f"{date}/{region}/s3/aws4_request"
     to_sign = "\n".join(
         [
             "AWS4-HMAC-SHA256",
@@ -57,7 +89,6 @@ def refused(
         ]
     )
     key = f"AWS4{secret_key}".encode()
-    for part in (found["date"], region, "s3", "aws4_request"):
+    for part in (date, region, "s3", "aws4_request"):
         key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-    expected = hmac.new(key, to_sign.encode(), hashlib.sha256).hexdigest()
-    return None if hmac.compare_digest(expected, found["signature"]) else "SignatureDoesNotMatch"
+    return hmac.new(key, to_sign.encode(), hashlib.sha256).hexdigest()

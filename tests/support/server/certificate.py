@@ -30,10 +30,15 @@ class Certificate:
         """The server's side of TLS."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory, "server.pem")
-            path.write_bytes(self._key + self._leaf)
-            context.load_cert_chain(path)
+            leaf, key = Path(directory, "leaf.pem"), Path(directory, "key.pem")
+            self.write(leaf, key)
+            context.load_cert_chain(leaf, key)
         return context
+
+    def write(self, leaf: Path, key: Path) -> None:
+        """Writes the certificate and its key as PEM."""
+        leaf.write_bytes(self._leaf)
+        key.write_bytes(self._key)
 
 
 def make(*, ca_signed: bool = False) -> Certificate:
