@@ -6,6 +6,7 @@ Signature Version 4)"; the examples there are the tests.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import time
@@ -51,10 +52,17 @@ def signed_headers(
     request = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{EMPTY}"
     scope = f"{date[:8]}/{region}/s3/aws4_request"
     text = f"{_ALGORITHM}\n{date}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-    key = f"AWS4{credentials.secret_key}".encode()
-    for part in scope.split("/"):
-        key = hmac.digest(key, part.encode(), "sha256")
+    key = _signing_key(credentials.secret_key, scope)
     signature = hmac.digest(key, text.encode(), "sha256").hex()
     who = f"Credential={credentials.access_key}/{scope}"
     found["authorization"] = f"{_ALGORITHM} {who}, SignedHeaders={names}, Signature={signature}"
     return found
+
+
+@functools.lru_cache(maxsize=4)
+def _signing_key(secret_key: str, scope: str) -> bytes:
+    """The key of one day, region and service, made of the secret key."""
+    key = f"AWS4{secret_key}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key

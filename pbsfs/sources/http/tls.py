@@ -9,6 +9,7 @@ thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 import socket
@@ -28,6 +29,10 @@ from pbsfs.base.text import excerpt
 from pbsfs.sources.http.limits import DEFAULT, HttpLimits
 from pbsfs.sources.http.peer import Kind, Peer
 from pbsfs.sources.http.proxy import Proxy, open_tunnel
+
+CAS_KEPT = 60.0
+"""Seconds for which pbsfs keeps the CAs that it has read: the system's take 20 ms, and an object store gets
+64 connections at once."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HASH_NAME = re.compile(r"sha-?256(?:\s+fingerprint)?\s*[:=]", re.IGNORECASE)
@@ -84,7 +89,7 @@ def connect(peer: Peer, trust: Trust, proxy: Proxy | None = None, limits: HttpLi
     """
     accepted = trust.pinned or trust.known
     if accepted is None:
-        return _connect(peer, ssl.create_default_context(cadata=trust.ca), proxy, limits)
+        return _connect(peer, _verifying(trust.ca), proxy, limits)
     connection = _connect(peer, _unverified(), proxy, limits)
     found = _fingerprint_of(connection.socket, peer)
     if found == accepted:
@@ -92,7 +97,7 @@ def connect(peer: Peer, trust: Trust, proxy: Proxy | None = None, limits: HttpLi
     connection.socket.close()
     if trust.pinned is None:
         with contextlib.suppress(TrustError):  # the certificate is new; a CA may verify it
-            return _connect(peer, ssl.create_default_context(cadata=trust.ca), proxy, limits)
+            return _connect(peer, _verifying(trust.ca), proxy, limits)
     raise TrustError(
         f"{peer.address} shows a certificate that is not the expected one. Expected fingerprint: "
         f"{show_fingerprint(accepted)}; found: {show_fingerprint(found)}. If the server's certificate was "
@@ -121,7 +126,6 @@ def peek_fingerprint(peer: Peer, proxy: Proxy | None = None, limits: HttpLimits 
 
 
 def _connect(peer: Peer, context: ssl.SSLContext, proxy: Proxy | None, limits: HttpLimits) -> Connection:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     plain, round_trip = _connect_tcp(peer, proxy, limits)
     wrapped: ssl.SSLSocket | None = None
     try:
@@ -219,9 +223,22 @@ def _advice(error: OSError, kind: Kind) -> str:
     return "; check the host and port, the network, and the firewalls between"
 
 
+def _verifying(ca: str | None) -> ssl.SSLContext:
+    """For connections that CAs verify: those in `ca`, or the system's."""
+    return _read_cas(ca, ssl.get_default_verify_paths(), int(time.monotonic() / CAS_KEPT))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_cas(ca: str | None, _paths: ssl.DefaultVerifyPaths, _period: int) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 def _unverified() -> ssl.SSLContext:
     """For connections whose certificate pbsfs compares by fingerprint before it sends anything."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context

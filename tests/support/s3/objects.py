@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from pathlib import Path
 from urllib.parse import quote_plus
 from xml.sax.saxutils import escape
@@ -29,6 +30,7 @@ def objects_of(datastore: Path, store: str) -> dict[str, Path]:
 
 def page(
     objects: dict[str, Path],
+    keys: list[str],
     *,
     bucket: str,
     prefix: str,
@@ -37,15 +39,21 @@ def page(
     most: int,
     encoded: bool,
 ) -> str:
-    """One answer to ListObjectsV2. `after`: the last key or prefix of the answer before; it is the token."""
+    """One answer to ListObjectsV2. `keys`: of `objects`, sorted. `after`: the last key or prefix of the
+    answer before; it is the token."""
     entries: dict[str, Path | None] = {}
-    for key, path in objects.items():
+    number = bisect_left(keys, max(prefix, after))
+    while number < len(keys) and len(entries) <= most:
+        key = keys[number]
+        number += 1
         if not key.startswith(prefix):
-            continue
+            break
         inside, found, _rest = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
         shown = f"{prefix}{inside}{found}" if found else key
         if shown > after:
-            entries[shown] = None if found else path
+            entries[shown] = None if found else objects[key]
+        if found:  # all others of it come next
+            number = bisect_left(keys, f"{shown}\U0010ffff")
     shown_keys = list(entries)[:most]
     truncated = len(entries) > len(shown_keys)
 

@@ -87,6 +87,7 @@ class S3Server:
     def freeze(self) -> None:
         """The objects stay as they are now: lists cost no look at the disk."""
         self.frozen = objects_of(self._datastore, self._store)
+        self._frozen_keys = list(self.frozen)
 
     @property
     def open_connections(self) -> int:
@@ -212,8 +213,10 @@ class S3Server:
                 return (400 if extra else 403), Status(0, code, extra=extra).body, {}
         objects = self.frozen if self.frozen is not None else objects_of(self._datastore, self._store)
         if "list-type" in values:
+            keys = self._frozen_keys if self.frozen is not None else list(objects)
             text = page(
                 objects,
+                keys,
                 bucket=BUCKET,
                 prefix=values.get("prefix", ""),
                 delimiter=values.get("delimiter", ""),
