@@ -107,6 +107,15 @@ def mounted_at(path: Path) -> Mount | None:
     return next((mount for mount in reversed(list(mounts())) if mount.path == path), None)
 
 
+def is_dead(path: Path) -> bool:
+    """Whether the mount at `path` has lost its process or connection. Waits for the answer of any other."""
+    try:
+        os.statvfs(path)  # the kernel keeps no answer to this
+    except OSError as error:
+        return error.errno in DEAD
+    return False
+
+
 def is_automount(path: Path) -> bool:
     """Whether `path` is an automount that waits for its mount.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyfuse3
 
 from pbsfs.base.errors import MountError
-from pbsfs.fuse.mountpoint import Mount, abort, mounted_at, unmount
+from pbsfs.fuse.mountpoint import Mount, abort, is_dead, mounted_at, unmount
 from pbsfs.fuse.notices import Notices
 
 log = logging.getLogger(__name__)
@@ -78,12 +78,16 @@ def end(notices: Notices, mount: Mount | None, *, attached: bool = False) -> Non
 
     `attached`: another process unmounts.
     """
-    if not notices.end(NOTICE_PATIENCE) and mount is not None:
+    was_connected = pbsfs.fuse.shim.is_connected()
+    # The kernel reuses the number of a connection that has ended: it may be that of another mount by now.
+    if not notices.end(NOTICE_PATIENCE) and mount is not None and pbsfs.fuse.shim.is_connected():
         abort(mount)  # nobody answers the reads any more that the kernel waits for
     if notices.end(NOTICE_PATIENCE):
         pyfuse3.close(unmount=True)
     # libfuse leaves the mount if its connection was aborted; and if not all calls ended, so does pbsfs.
-    if mount is not None and not attached and mounted_at(mount.path) == mount:
+    if mount is None or attached or mounted_at(mount.path) != mount:
+        return
+    if was_connected or is_dead(mount.path):  # else it was unmounted, and this is the next mount there
         try:
             unmount(mount.path, lazy=True)
         except MountError as error:

@@ -13,6 +13,7 @@ Only `pbsfs.fuse` uses it. The handlers are one object per process, like pyfuse3
 import errno
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
@@ -45,6 +46,7 @@ __all__ = [
     "check_libfuse",
     "drop_pages",
     "install",
+    "is_connected",
     "last_request",
     "session_fd",
 ]
@@ -274,6 +276,16 @@ def session_fd() -> int:
     if fd < 0:
         raise RuntimeError(f"pyfuse3 did not call the extension of pbsfs; {_REINSTALL}")
     return fd
+
+
+def is_connected() -> bool:
+    """Whether the kernel uses the connection: False when it was unmounted or aborted, or was never made."""
+    fd = lib.pbsfs_session_fd()
+    if fd < 0:
+        return False
+    ended = select.poll()
+    ended.register(fd, 0)  # errors are always reported
+    return not ended.poll(0)
 
 
 def drop_pages(inode: int, offset: int, length: int) -> None:

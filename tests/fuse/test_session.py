@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pbsfs.fuse.shim  # noqa: F401 - before pyfuse3, see there
+import pbsfs.fuse.shim  # before pyfuse3, see there
 
 import errno
 import os
@@ -44,11 +44,14 @@ async def test_a_call_is_made_in_a_thread_and_waited_for_also_if_its_task_has_en
     assert len(threads) == 1
 
 
-def ended(monkeypatch: pytest.MonkeyPatch, *, is_released: bool) -> list[str]:
+def ended(
+    monkeypatch: pytest.MonkeyPatch, *, is_released: bool = False, is_connected: bool = True
+) -> list[str]:
     """What is done, in order, when a mount ends while the kernel holds a call."""
     notices, gate, done = Notices(), threading.Event(), list[str]()
     running = threading.Thread(target=lambda: trio.run(notices.send, held, gate, done), daemon=True)
     monkeypatch.setattr(session, "NOTICE_PATIENCE", 0.05)
+    monkeypatch.setattr(pbsfs.fuse.shim, "is_connected", lambda: is_connected)
     monkeypatch.setattr(pyfuse3, "close", lambda *, unmount: done.append(f"closed {unmount}"))
 
     def abort(_mount: Mount) -> None:
@@ -76,7 +79,29 @@ def test_the_session_is_closed_after_the_calls_that_use_it(monkeypatch: pytest.M
 
 
 def test_a_session_that_a_call_still_uses_is_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ended(monkeypatch, is_released=False)[:2] == ["held", "aborted"]
+    assert ended(monkeypatch)[:2] == ["held", "aborted"]
+
+
+def test_nothing_is_aborted_by_the_number_of_a_connection_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next mount on the machine gets that number."""
+    assert "aborted" not in ended(monkeypatch, is_connected=False)
+
+
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_a_mount_that_was_aborted_is_detached_and_not_the_next_one_at_its_place(
+    monkeypatch: pytest.MonkeyPatch, is_dead: bool
+) -> None:
+    """After an unmount, the next mount there may look the same in the table, its number too."""
+    detached = list[Path]()
+    monkeypatch.setattr(pbsfs.fuse.shim, "is_connected", lambda: False)
+    monkeypatch.setattr(pyfuse3, "close", lambda *, unmount: None)
+    monkeypatch.setattr(session, "mounted_at", lambda _place: MOUNT)
+    monkeypatch.setattr(session, "is_dead", lambda _place: is_dead)
+    monkeypatch.setattr(session, "unmount", lambda place, **_how: detached.append(place))
+    session.end(Notices(), MOUNT)
+    assert detached == [MOUNT.path] * is_dead
 
 
 @pytest.mark.mount
