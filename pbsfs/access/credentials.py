@@ -23,6 +23,10 @@ from pbsfs.runtime.service import NOTIFY_SOCKET
 PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
 KEY_PASSWORD_VARIABLE = "PBS_ENCRYPTION_PASSWORD"  # noqa: S105 - a name
 MASTER_PASSWORD_VARIABLE = "PBS_MASTER_KEY_PASSWORD"  # noqa: S105 - a name
+ACCESS_KEY_VARIABLE = "AWS_ACCESS_KEY_ID"
+SECRET_KEY_VARIABLE = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
+TOKEN_VARIABLE = "AWS_SESSION_TOKEN"  # noqa: S105 - a name
+CONTAINER_TOKEN_VARIABLE = "AWS_CONTAINER_AUTHORIZATION_TOKEN"  # noqa: S105 - a name
 
 CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
 _CREDENTIAL_PREFIX = "proxmox-backup-client."
@@ -31,14 +35,14 @@ MAX_SECRET = 64 << 10
 """Bytes of a file or of a command's output in which the first line has to end."""
 
 
-def find_secret(variable: str, credential: str, environment: Mapping[str, str]) -> Secret | None:
+def find_secret(variable: str, credential: str | None, environment: Mapping[str, str]) -> Secret | None:
     """The secret that `variable` (`PBS_PASSWORD`) names in one of its forms, or else a systemd credential.
 
-    `credential`: its name there, without the vendor's prefix. Raises UsageError for a place that
-    can't be read; the error names the place and never its content.
+    `credential`: its name there, without the vendor's prefix; None if there is none. Raises UsageError for a
+    place that can't be read; the error names the place and never its content.
     """
     found = _find(variable, environment)
-    if found is None:
+    if found is None and credential is not None:
         found = find_credential(credential, environment)
     return None if found is None else Secret(found)
 
@@ -123,12 +127,22 @@ def _run_shell_words(command: str, environment: Mapping[str, str]) -> bytes:
     return run_command(arguments, environment)
 
 
-def run_command(arguments: Sequence[str], environment: Mapping[str, str]) -> bytes:
-    """What a command prints, at most MAX_SECRET bytes. Raises OSError, SubprocessError."""
+def run_command(
+    arguments: Sequence[str], environment: Mapping[str, str], timeout: float | None = None
+) -> bytes:
+    """What a command prints in `timeout` seconds, at most MAX_SECRET bytes.
+
+    Raises OSError, SubprocessError.
+    """
     inherited = {name: value for name, value in environment.items() if name != NOTIFY_SOCKET}
     # Its standard error is the user's; its output is the secret.
     done = subprocess.run(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, env=inherited
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=True,
+        env=inherited,
+        timeout=timeout,
     )
     return done.stdout[:MAX_SECRET]
 
@@ -144,7 +158,10 @@ _FORMS: dict[str, Callable[[str, Mapping[str, str]], bytes]] = {
 FORMS = tuple(_FORMS)
 """The suffixes of a variable's name."""
 
-SECRETS = (PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE)
+SECRETS = (
+    *(PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE, MASTER_PASSWORD_VARIABLE),
+    *(ACCESS_KEY_VARIABLE, SECRET_KEY_VARIABLE, TOKEN_VARIABLE, CONTAINER_TOKEN_VARIABLE),
+)
 
 
 def take_secrets(environment: MutableMapping[str, str]) -> dict[str, str]:

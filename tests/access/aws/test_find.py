@@ -1,0 +1,221 @@
+"""Which place gives the key: the order of AWS's tools, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pbsfs.access.aws.files import read_profile
+from pbsfs.access.aws.find import find_key
+from pbsfs.access.aws.keys import CommandKey, ContainerKey, GivenKey, InstanceKey, KeySource, WebIdentityKey
+from pbsfs.base.errors import AuthError, PbsfsError, UsageError
+
+KEYS = "aws_access_key_id = {0}\naws_secret_access_key = s3cret\n"
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "AKIAENV", "AWS_SECRET_ACCESS_KEY": "s3cret"}
+IDENTITY = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/token", "AWS_ROLE_ARN": "arn:role"}
+CONTAINER = {"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/x"}
+
+
+class Home:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / ".aws").mkdir()
+
+    def write(self, name: str, text: str, mode: int = 0o600) -> None:
+        (self.path / ".aws" / name).write_text(text)
+        (self.path / ".aws" / name).chmod(mode)
+
+    def find(self, named: str | None = None, region: str | None = None, **environment: str) -> KeySource:
+        given = {"HOME": str(self.path)} | environment
+        return find_key(read_profile(named, given), region, given)
+
+    def refused(
+        self, kind: type[PbsfsError] = UsageError, named: str | None = None, **environment: str
+    ) -> str:
+        with pytest.raises(kind) as caught:
+            self.find(named, **environment)
+        assert "s3cret" not in str(caught.value)
+        return str(caught.value)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def test_the_first_place_that_has_a_key_counts(home: Home) -> None:
+    assert isinstance(home.find(), InstanceKey)
+    assert isinstance(home.find(**CONTAINER), ContainerKey)
+    home.write("config", f"[default]\n{KEYS.format('AKIACONFIG')}")
+    found = home.find(**CONTAINER)
+    assert isinstance(found, GivenKey)
+    assert found.access_key == "AKIACONFIG"
+    home.write("config", f"[default]\n{KEYS.format('AKIACONFIG')}credential_process = print-key\n")
+    found = home.find()
+    assert isinstance(found, CommandKey)
+    assert found.command == "print-key"
+    home.write("credentials", f"[default]\n{KEYS.format('AKIAFILE')}aws_session_token = t\n")
+    found = home.find()
+    assert isinstance(found, GivenKey)
+    assert (found.access_key, found.secret_key, found.token) == ("AKIAFILE", "s3cret", "t")
+    assert found.place == f"AWS profile 'default' in {home.path}/.aws/credentials"
+    assert isinstance(home.find(**IDENTITY), WebIdentityKey)
+    found = home.find(**IDENTITY, **ENVIRONMENT, AWS_SESSION_TOKEN="t0ken")
+    assert isinstance(found, GivenKey)
+    assert (found.place, found.access_key, found.token) == ("the environment", "AKIAENV", "t0ken")
+
+
+def test_a_profile_that_an_option_names_comes_before_the_environment(home: Home) -> None:
+    home.write("credentials", f"[ci]\n{KEYS.format('AKIACI')}[empty]\nregion = x\n")
+    found = home.find("ci", **ENVIRONMENT, **IDENTITY)
+    assert isinstance(found, GivenKey)
+    assert found.access_key == "AKIACI"
+    by_variable = home.find(None, **ENVIRONMENT, AWS_PROFILE="ci")
+    assert isinstance(by_variable, GivenKey)
+    assert by_variable.access_key == "AKIAENV"
+    text = home.refused(AuthError, "empty", **ENVIRONMENT)
+    assert text.startswith(f"AWS profile 'empty': no key in {home.path}/.aws/credentials and ")
+
+
+def test_the_variables_have_the_forms_of_other_secrets(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("AKIAFILE\n")
+    found = home.find(
+        AWS_ACCESS_KEY_ID_FILE=str(tmp_path / "id"), AWS_SECRET_ACCESS_KEY_CMD="echo from a command"
+    )
+    assert isinstance(found, GivenKey)
+    assert (found.access_key, found.secret_key) == ("AKIAFILE", "from a command")
+
+
+def test_half_a_key_is_refused(home: Home) -> None:
+    text = home.refused(AWS_ACCESS_KEY_ID="AKIAENV")
+    assert text == "AWS_ACCESS_KEY_ID: AWS_SECRET_ACCESS_KEY is not set; set both"
+    assert home.refused(AWS_WEB_IDENTITY_TOKEN_FILE="/token").endswith("AWS_ROLE_ARN is not set; set both")
+    home.write("credentials", "[default]\naws_secret_access_key = s3cret\n")
+    assert home.refused().endswith("AWS profile 'default' has no aws_access_key_id; add it")
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("role_arn = arn:x\nsource_profile = default", "source_profile"),
+        ("role_arn = arn:x\ncredential_source = Ec2InstanceMetadata", "credential_source"),
+        ("sso_session = x", "sso_session"),
+        ("sso_start_url = https://x", "sso_start_url"),
+        ("role_arn = arn:x", "role_arn"),
+    ],
+)
+def test_ways_that_take_more_name_the_program_that_has_them(setting: str, named: str, home: Home) -> None:
+    home.write("config", f"[profile ci]\n{setting}\n")
+    assert home.refused(UsageError, "ci") == (
+        f"AWS profile 'ci': pbsfs gets no key by {named}; name a profile with credential_process = "
+        "aws configure export-credentials --profile ci --format process"
+    )
+
+
+def test_a_command_in_a_file_that_others_write_never_runs(home: Home) -> None:
+    home.write("config", "[default]\ncredential_process = print-key\n", 0o646)
+    assert "names a command, and others can write the file" in home.refused()
+
+
+def test_a_file_that_others_read_is_warned_of(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    home.write("credentials", f"[default]\n{KEYS.format('AKIA')}", 0o644)
+    home.find()
+    assert [record.message for record in caplog.records] == [
+        f"{home.path}/.aws/credentials: every user of this machine may read it; run chmod o-r on it"
+    ]
+    caplog.clear()
+
+
+# --- web identity
+
+
+def identity(found: KeySource) -> WebIdentityKey:
+    assert isinstance(found, WebIdentityKey)
+    return found
+
+
+def test_the_address_of_sts_is_that_of_the_region_or_the_one_given(home: Home) -> None:
+    assert identity(home.find(**IDENTITY)).url == "https://sts.amazonaws.com"
+    assert identity(home.find(region="eu-west-1", **IDENTITY)).url == "https://sts.eu-west-1.amazonaws.com"
+    assert identity(home.find(region="cn-north-1", **IDENTITY)).url.endswith("amazonaws.com.cn")
+    given = {"AWS_ENDPOINT_URL": "https://minio", "AWS_ENDPOINT_URL_STS": "https://sts.minio"}
+    assert identity(home.find(**IDENTITY, **given)).url == "https://sts.minio"
+
+
+def test_a_session_has_a_name(home: Home) -> None:
+    assert identity(home.find(**IDENTITY)).session.startswith("pbsfs-")
+    assert identity(home.find(**IDENTITY, AWS_ROLE_SESSION_NAME="me")).session == "me"
+    assert "not a name" in home.refused(UsageError, None, **IDENTITY, AWS_ROLE_SESSION_NAME="a b")
+
+
+def test_a_profile_may_have_a_web_identity(home: Home) -> None:
+    home.write("config", "[profile k8s]\nrole_arn = arn:x\nweb_identity_token_file = /t\n")
+    found = identity(home.find("k8s"))
+    assert (found.role, found.token_file) == ("arn:x", "/t")
+
+
+def test_sts_is_reached_through_the_proxy_of_the_environment(home: Home) -> None:
+    found = identity(home.find(**IDENTITY, https_proxy="http://proxy:3128", OTHER="x"))
+    assert found.proxies == {"https_proxy": "http://proxy:3128"}
+
+
+# --- containers and machines
+
+
+def container(found: KeySource) -> ContainerKey:
+    assert isinstance(found, ContainerKey)
+    return found
+
+
+def test_a_container_is_given_a_path_or_an_address(home: Home) -> None:
+    assert container(home.find(**CONTAINER)).url == "http://169.254.170.2/v2/x"
+    full = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials"}
+    found = container(home.find(**full, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE="/t"))
+    assert (found.url, found.token_file) == ("http://169.254.170.23/v1/credentials", "/t")
+    assert container(home.find(**full, **CONTAINER)).url == "http://169.254.170.2/v2/x"
+
+
+@pytest.mark.parametrize(
+    "host", ["169.254.170.2", "localhost", "127.0.0.1:51679", "[::1]:80", "[fd00:ec2::23]"]
+)
+def test_the_token_of_a_container_goes_to_this_machine(host: str, home: Home) -> None:
+    container(home.find(AWS_CONTAINER_CREDENTIALS_FULL_URI=f"http://{host}/x"))
+
+
+def test_or_to_others_by_tls_only(home: Home) -> None:
+    container(home.find(AWS_CONTAINER_CREDENTIALS_FULL_URI="https://keys.example.com/x"))
+    for url in ("http://keys.example.com/x", "http://192.0.2.1/", "http://169.254.170.2.example.com/"):
+        text = home.refused(AWS_CONTAINER_CREDENTIALS_FULL_URI=url)
+        assert "is not on this machine; such a service needs https://" in text
+    for url in (
+        "keys",
+        "ftp://localhost/",
+        "http://localhost:x/",
+        "http://u@localhost/",
+        "http://localhost/a b",
+    ):
+        assert "is not the address of a service" in home.refused(AWS_CONTAINER_CREDENTIALS_FULL_URI=url)
+
+
+def test_a_machine_is_asked_at_the_usual_address_or_another(home: Home) -> None:
+    def url(**environment: str) -> str:
+        found = home.find(**environment)
+        assert isinstance(found, InstanceKey)
+        return found.url
+
+    assert url() == "http://169.254.169.254"
+    assert url(AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE="IPv6") == "http://[fd00:ec2::254]"
+    assert url(AWS_EC2_METADATA_SERVICE_ENDPOINT="http://127.0.0.1:1338/") == "http://127.0.0.1:1338/"
+    assert "not a mode" in home.refused(AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE="ipv5")
+
+
+def test_without_any_key_the_error_says_where_was_looked(home: Home) -> None:
+    text = home.refused(AuthError, AWS_EC2_METADATA_DISABLED="true")
+    assert text == (
+        "no key for the bucket: AWS_ACCESS_KEY_ID, AWS_WEB_IDENTITY_TOKEN_FILE and "
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI are not set; "
+        f"{home.path}/.aws/credentials and {home.path}/.aws/config have none for profile default; "
+        "AWS_EC2_METADATA_DISABLED is set; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give "
+        "--aws-profile, --s3-config, or --anonymous for a public bucket"
+    )
