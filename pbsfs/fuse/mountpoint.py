@@ -70,14 +70,14 @@ def mounts() -> Iterator[Mount]:
     for line in _MOUNTINFO.read_bytes().splitlines():
         fields = line.split(b" ")
         behind = fields[fields.index(b"-", 6) + 1 :]
-        root, path = (_unescaped(field) for field in fields[3:5])
+        root, path = (Path(_unescaped(field)) for field in fields[3:5])
         owner = _OWNER.search(behind[2])
         uid = None if owner is None else int(owner[1])
-        yield Mount(fields[2].decode(), root, path, os.fsdecode(behind[0]), str(_unescaped(behind[1])), uid)
+        yield Mount(fields[2].decode(), root, path, os.fsdecode(behind[0]), _unescaped(behind[1]), uid)
 
 
-def _unescaped(field: bytes) -> Path:
-    return Path(os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field)))
+def _unescaped(field: bytes) -> str:
+    return os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field))
 
 
 def states(places: Sequence[Path]) -> list[str]:
