@@ -18,8 +18,8 @@ import commands
 from variables import VARIABLES
 
 from pbsfs.access.profiles import KEYS
+from pbsfs.cli.mount_helper import FLAGS, SECRETS
 from pbsfs.cli.mount_helper import OPTIONS as FSTAB
-from pbsfs.cli.mount_helper import SECRETS
 from pbsfs.fuse.options import GENERAL, OPTIONS
 from pbsfs.nbd.parameters import PARAMETERS
 
@@ -124,6 +124,11 @@ def _first_name(names: str) -> str:
 def _mount_options(pbsfs: commands.Command) -> Iterator[str]:
     mount = next(command for command in pbsfs.all() if command.path == "pbsfs mount")
     texts = {_first_name(names): text for names, text in mount.options}
+    flags = [
+        ("`, `".join(found), text)
+        for names, text in mount.options
+        if (found := [name for name in re.findall(r"--([\w-]+)", names) if name in FLAGS])
+    ]
     yield "## Mount options\n"
     yield "Of `pbsfs mount -o` and of fstab:\n"
     yield _list(OPTIONS.items())
@@ -132,7 +137,7 @@ def _mount_options(pbsfs: commands.Command) -> Iterator[str]:
         (f"{name}=", f"Take {variable} from the first line of this file.")
         for name, variable in sorted(SECRETS.items())
     )
-    yield _list([*((f"{name}=", texts[f"--{name}"]) for name in sorted(FSTAB)), *secrets])
+    yield _list([*((f"{name}=", texts[f"--{name}"]) for name in sorted(FSTAB)), *flags, *secrets])
     yield (
         _filled(f"pbsfs also accepts these options of mount(8): {', '.join(f'`{o}`' for o in GENERAL)}.")
         + "\n"
@@ -173,7 +178,7 @@ def _filled(text: str, first: str = "", other: str = "") -> str:
 
 _CODE = re.compile(
     r"--[a-z][a-z-]*"  # an option
-    r"|\bPBS(?:FS)?_[A-Z_]+\b|(?<!\w)_(?:FD|FILE|CMD)\b"  # a variable, or its suffix
+    r"|\b(?:PBS|PBSFS|AWS)_[A-Z0-9_]+\b|(?<!\w)_(?:FD|FILE|CMD)\b"  # a variable, or its suffix
     r"|\[\[user\S*datastore"  # the form of a repository
     r"|\[\"\S.*?\"\]"  # a list
 )

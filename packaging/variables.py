@@ -5,14 +5,38 @@ The names are those of the modules that read them; a test finds a variable that 
 
 from __future__ import annotations
 
+from pbsfs.access.aws.files import CONFIG_VARIABLE, CREDENTIALS_VARIABLE, PROFILE_VARIABLES
+from pbsfs.access.aws.find import (
+    CONTAINER_TOKEN_FILE_VARIABLE,
+    FULL_VARIABLE,
+    INSTANCE_DISABLED_VARIABLE,
+    INSTANCE_MODE_VARIABLE,
+    INSTANCE_VARIABLE,
+    RELATIVE_VARIABLE,
+    ROLE_VARIABLE,
+    SESSION_VARIABLE,
+    STS_VARIABLES,
+    WEB_TOKEN_VARIABLE,
+)
+from pbsfs.access.buckets import (
+    CA_VARIABLE,
+    ENDPOINT_VARIABLES,
+    IGNORE_ENDPOINTS_VARIABLE,
+    REGION_VARIABLES,
+)
 from pbsfs.access.credentials import (
+    ACCESS_KEY_VARIABLE,
+    CONTAINER_TOKEN_VARIABLE,
     CREDENTIALS_DIRECTORY,
     FORMS,
     KEY_PASSWORD_VARIABLE,
     MASTER_PASSWORD_VARIABLE,
     PASSWORD_VARIABLE,
+    SECRET_KEY_VARIABLE,
+    TOKEN_VARIABLE,
 )
 from pbsfs.access.options import (
+    BUCKET_VARIABLE,
     DIRECTORY_VARIABLE,
     FINGERPRINT_VARIABLE,
     NAMESPACE_VARIABLE,
@@ -30,6 +54,7 @@ _FORMS = f"Also with {', '.join(form for form in FORMS if form)}, and the system
 VARIABLES = {
     PROFILE_VARIABLE: "Read from the source of this profile in the configuration.",
     DIRECTORY_VARIABLE: "Read the datastore in this directory, without a server.",
+    BUCKET_VARIABLE: "Read the datastore in this S3 bucket, without a server: s3://BUCKET/DATASTORE.",
     REPOSITORY_VARIABLE: "Read from this server: [[user@realm[!token]@]host[:port]:]datastore. "
     f"{_FORMS} {_CLIENT}.repository.",
     PARTS["server"]: "Read from this server, given by the parts of a repository (default: localhost).",
@@ -46,6 +71,29 @@ VARIABLES = {
     MASTER_PASSWORD_VARIABLE: "The password of a master key, for pbsfs key recover. Also with "
     f"{', '.join(form for form in FORMS if form)} (default: {KEY_PASSWORD_VARIABLE}, or pbsfs asks at a "
     "terminal).",
+    f"{ACCESS_KEY_VARIABLE}, {SECRET_KEY_VARIABLE}, {TOKEN_VARIABLE}": "The access key for a bucket: its ID, "
+    f"its secret, and the token of a temporary one. Also with {', '.join(form for form in FORMS if form)}.",
+    ", ".join(PROFILE_VARIABLES): "Take the access key, endpoint and region of a bucket from this profile in "
+    "the files of AWS's tools (default: default). The first that is set counts.",
+    f"{CREDENTIALS_VARIABLE}, {CONFIG_VARIABLE}": "The files of AWS's tools (default: ~/.aws/credentials and "
+    "~/.aws/config).",
+    ", ".join(ENDPOINT_VARIABLES): "Reach the bucket at this address (default: AWS's of the region). The "
+    "first that is set counts.",
+    IGNORE_ENDPOINTS_VARIABLE: "If true, use no endpoint of variables and of the files of AWS's tools.",
+    ", ".join(REGION_VARIABLES): "Sign requests for this region (default: us-east-1). The first that is set "
+    "counts.",
+    CA_VARIABLE: "Trust only certificates of an object store that a CA in this PEM file signed (default: "
+    "the system's CAs).",
+    f"{WEB_TOKEN_VARIABLE}, {ROLE_VARIABLE}, {SESSION_VARIABLE}": "Get the access key of this role from "
+    "AWS's token service (STS), by the token in this file and under this name.",
+    STS_VARIABLES[0]: "The address of STS (default: AWS's of the region).",
+    f"{RELATIVE_VARIABLE}, {FULL_VARIABLE}": "Get the access key from the service for containers at this "
+    "path or address. AWS sets one of them.",
+    f"{CONTAINER_TOKEN_VARIABLE}, {CONTAINER_TOKEN_FILE_VARIABLE}": "The token for that service, or the file "
+    "that has it. AWS sets one of them.",
+    INSTANCE_DISABLED_VARIABLE: "If true, never ask the metadata service of a machine for an access key.",
+    f"{INSTANCE_VARIABLE}, {INSTANCE_MODE_VARIABLE}": "The address of that service, or ipv4 or ipv6 "
+    "(default: ipv4, 169.254.169.254).",
     CREDENTIALS_DIRECTORY: "The directory of the credentials that systemd gives to a unit.",
     ", ".join(PROXIES): "The HTTP proxy to the server: http://[USER:PASSWORD@]HOST[:PORT]. The first that is "
     "set counts.",

@@ -20,6 +20,8 @@ from tests.support.masterkeys import CONTENT
 from tests.support.mounts import cleaned_up
 from tests.support.needs import need, need_fuse
 from tests.support.program import environment
+from tests.support.s3 import SECRET_KEY, S3Server
+from tests.support.server import certificate as certificates
 from tests.support.serving import SECRET, TOKEN, serving
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -134,8 +136,12 @@ def test_a_guide_does_what_it_says(guide: Path, tmp_path_factory: pytest.TempPat
     place = tmp_path_factory.mktemp("g")  # a short name: paths of sockets have at most 107 bytes
     disks = furnish(place)
     mnt = place / "mnt"
-    with serving(mnt / "store1") as server:
+    certificate = certificates.make(ca_signed=True)
+    (authority := place / "ca.pem").write_text(certificate.ca or "")
+    bucket = S3Server(mnt / "store1", store="store1", certificate=certificate)
+    with serving(mnt / "store1") as server, bucket:
         replaced = {
+            "https://s3.example.com": f"https://localhost:{bucket.port}",
             "reader@pbs!laptop@pbs.example.com:store1": server.repository(TOKEN),
             "<the SHA-256 of the certificate>": server.fingerprint,
             "/dev/pve/vm-100-disk-0": str(place / "today.raw"),
@@ -144,11 +150,15 @@ def test_a_guide_does_what_it_says(guide: Path, tmp_path_factory: pytest.TempPat
         }
         (secret := place / "home/.config/pbsfs/default.secret").write_text(f"{SECRET}\n")
         secret.chmod(0o600)
+        (key := secret.with_name("s3.secret")).write_text(f"{SECRET_KEY}\n")
+        key.chmod(0o600)
         told = environment(
             HOME=str(place / "home"),
             PATH=f"{place / 'bin'}:{os.environ['PATH']}",
             PBS_FINGERPRINT=server.fingerprint,
         )
+        if guide.stem == "bucket":
+            told["SSL_CERT_FILE"] = str(authority)
         if guide.stem != "connect":
             told |= {"PBS_REPOSITORY": server.repository(TOKEN), "PBS_PASSWORD_FILE": str(secret)}
         told.pop("XDG_CONFIG_HOME", None)

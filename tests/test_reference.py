@@ -23,7 +23,7 @@ OF_OTHERS = {
 """Variables that no user sets for pbsfs, and why."""
 
 NAME_OF_VARIABLE = re.compile(
-    r"PBS(FS)?_[A-Z]+(_[A-Z]+)*|XDG_[A-Z]+_[A-Z]+|NO_COLOR|HOME|TMPDIR|VIRTUAL_ENV|CREDENTIALS_DIRECTORY"
+    r"PBS(FS)?_[A-Z]+(_[A-Z]+)*|AWS(_[A-Z0-9]+)+|XDG_[A-Z]+_[A-Z]+|NO_COLOR|HOME|TMPDIR|VIRTUAL_ENV|CREDENTIALS_DIRECTORY"
     r"|(WAYLAND_)?DISPLAY|NOTIFY_SOCKET|LISTEN_[A-Z]+|[a-z]+_proxy|[A-Z]+_PROXY"
 )
 

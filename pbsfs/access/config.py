@@ -37,6 +37,7 @@ from pbsfs.access.profiles import NAME, Profile, check_keys, parse_profile
 from pbsfs.base.errors import UsageError
 from pbsfs.base.text import first_of, one_line, quoted
 from pbsfs.runtime.places import config_home
+from pbsfs.sources.bucket.address import SCHEME
 
 log = logging.getLogger(__name__)
 
@@ -218,9 +219,13 @@ def configure(
 def _completed(options: SourceOptions, profile: Profile, environment: Mapping[str, str]) -> SourceOptions:
     """`options` with the settings of `profile` that neither they nor the environment have."""
     settings = profile.options
-    has_trust = options.fingerprint is not None or names_secret(
-        FINGERPRINT_VARIABLE, "fingerprint", environment
+    # The variable is for servers.
+    has_trust = (
+        options.fingerprint is not None
+        or options.ca_file is not None
+        or (settings.bucket is None and names_secret(FINGERPRINT_VARIABLE, "fingerprint", environment))
     )
+    has_key = bool(options.anonymous or options.aws_profile or options.s3_config)
     has_namespace = options.namespace is not None or bool(environment.get(NAMESPACE_VARIABLE))
     has_keys = bool(options.keyfiles) or options.keyfd is not None
     return replace(
@@ -228,8 +233,17 @@ def _completed(options: SourceOptions, profile: Profile, environment: Mapping[st
         profile=None,
         repository=settings.repository,
         datastore_dir=settings.datastore_dir,
+        bucket=settings.bucket,
         fingerprint=options.fingerprint if has_trust else settings.fingerprint,
-        ca_file=None if has_trust else settings.ca_file,
+        ca_file=options.ca_file if has_trust else settings.ca_file,
+        endpoint=_first(options.endpoint, settings.endpoint),
+        region=_first(options.region, settings.region),
+        path_style=_first(options.path_style, settings.path_style),
+        anonymous=options.anonymous if has_key else settings.anonymous,
+        aws_profile=options.aws_profile if has_key else settings.aws_profile,
+        s3_config=options.s3_config if has_key else settings.s3_config,
+        access_key=None if has_key else settings.access_key,
+        secret_key=None if has_key else settings.secret_key,
         namespace=options.namespace if has_namespace else settings.namespace,
         keyfiles=options.keyfiles if has_keys else settings.keyfiles,
         retry_timeout=_first(options.retry_timeout, settings.retry_timeout),
@@ -261,10 +275,15 @@ def with_secrets(options: SourceOptions, environment: Mapping[str, str]) -> Sour
             log.info("not used: %s", error)
             continue
         found = resolve(profile.options, {})
-        if (found.repository, found.datastore_dir) == (wanted.repository, wanted.datastore_dir):
+        if _place(found) == _place(wanted):
             completed = _completed(options, profile, environment)
             return replace(completed, namespace=options.namespace, repository=wanted.repository)
     return options
+
+
+def _place(options: SourceOptions) -> tuple[str | None, Path | None, str | None]:
+    """What names the source of resolved options."""
+    return options.repository, options.datastore_dir, options.bucket
 
 
 def split_profiles(texts: Sequence[str], environment: Mapping[str, str]) -> list[tuple[str, str] | None]:
@@ -293,18 +312,21 @@ def check_no_profile(texts: Sequence[str], environment: Mapping[str, str]) -> No
 def source_of(text: str, environment: Mapping[str, str]) -> tuple[SourceOptions, str]:
     """The source that `text` names, as the first field of a line in fstab, and the path below it.
 
-    A directory (`/DIR`, `./DIR`), a profile (`NAME:`) or a repository; a path in its tree may follow:
-    `/DIR:PATH`, `NAME:PATH`, `REPOSITORY/PATH`. A profile takes precedence over a host of the same name;
-    `NAME:` is one even if the configuration lacks it. Options go to `configure`. Raises UsageError for an
-    empty text; `resolve` checks the repository.
+    A directory (`/DIR`, `./DIR`), a bucket (`s3://BUCKET/STORE`), a profile (`NAME:`) or a repository; a path
+    in its tree may follow: `/DIR:PATH`, `s3://BUCKET/STORE:PATH`, `NAME:PATH`, `REPOSITORY/PATH`. A profile
+    takes precedence over a host of the same name; `NAME:` is one even if the configuration lacks it. Options
+    go to `configure`. Raises UsageError for an empty text; `resolve` checks the rest.
     """
     if not text:
-        raise UsageError("the source is empty; give a profile (NAME:), a repository or a directory")
+        raise UsageError("the source is empty; give a profile (NAME:), a repository, a directory or a bucket")
     if text.startswith(("/", ".")):
         directory, _colon, path = text.partition(":")
         if os.path.isdir(text):
             directory, path = text, ""
         return SourceOptions(datastore_dir=Path(directory)), path.strip("/")
+    if text.startswith(SCHEME):
+        bucket, _colon, path = text.removeprefix(SCHEME).partition(":")
+        return SourceOptions(bucket=SCHEME + bucket), path.strip("/")
     (found,) = split_profiles([text], environment)
     if found is not None:
         return SourceOptions(profile=found[0]), found[1].strip("/")

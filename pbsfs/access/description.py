@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -23,11 +23,13 @@ from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret, Ticket
+from pbsfs.sources.bucket.address import BucketAddress
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.repository import Repository
 
 if TYPE_CHECKING:
+    from pbsfs.access.aws.keys import KeySource
     from pbsfs.sources.base import Source
 
 Facts = dict[str, Any]
@@ -137,7 +139,65 @@ class ServerAccess(Access):
         return {"repository": str(self.repository), **pinned}
 
 
-KINDS: Mapping[str, type[Access]] = {kind.kind: kind for kind in (DirectoryAccess, ServerAccess)}
+@dataclass(frozen=True, slots=True)
+class BucketAccess(Access):
+    """A datastore in a bucket. `key`: what gives the key that signs requests. Others: as of a server."""
+
+    kind: ClassVar[str] = "bucket"
+    address: BucketAddress
+    key: KeySource
+    trust: Trust
+    proxy: Proxy | None = None
+    retry_timeout: float | None = None
+
+    def open(self) -> Source:
+        from pbsfs.access.aws.renewed import Renewed  # noqa: PLC0415
+        from pbsfs.sources.bucket.source import BucketSettings, BucketSource  # noqa: PLC0415
+        from pbsfs.sources.pacing import DEFAULT_LIMIT  # noqa: PLC0415
+
+        patience = DEFAULT_LIMIT if self.retry_timeout is None else self.retry_timeout
+        settings = BucketSettings(patience)
+        return BucketSource(self.address, Renewed(self.key), self.trust, settings, self.proxy)
+
+    def dump(self) -> Facts:
+        from pbsfs.access.aws.keys import dump_key  # noqa: PLC0415
+
+        return {
+            "address": asdict(self.address),
+            "key": dump_key(self.key),
+            "trust": asdict(self.trust),
+            "proxy": None if self.proxy is None else _dump_proxy(self.proxy),
+            "retry_timeout": self.retry_timeout,
+        }
+
+    @classmethod
+    def load(cls, facts: Facts) -> Self:
+        from pbsfs.access.aws.keys import load_key  # noqa: PLC0415
+
+        return cls(
+            BucketAddress(**facts["address"]),
+            load_key(facts["key"]),
+            Trust(**facts["trust"]),
+            None if facts["proxy"] is None else _load_proxy(facts["proxy"]),
+            facts["retry_timeout"],
+        )
+
+    def public(self) -> dict[str, str]:
+        style = self.address.path_style
+        found = {
+            "bucket": str(self.address),
+            "endpoint": self.address.endpoint,
+            "region": self.address.region,
+            "path_style": None if style is None else str(style).lower(),
+            "fingerprint": self.trust.pinned,
+            "anonymous": "true" if self.key.kind == "none" else None,
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+KINDS: Mapping[str, type[Access]] = {
+    kind.kind: kind for kind in (DirectoryAccess, ServerAccess, BucketAccess)
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from pbsfs.access.credentials import (
 from pbsfs.access.description import Description
 from pbsfs.access.references import Reference
 from pbsfs.base.errors import SourceError, UsageError
+from pbsfs.sources.bucket.address import BucketAddress
 from pbsfs.sources.server.repository import Repository, parse_port
 
 log = logging.getLogger(__name__)
@@ -34,10 +35,17 @@ REPOSITORY_VARIABLE = "PBS_REPOSITORY"
 FINGERPRINT_VARIABLE = "PBS_FINGERPRINT"
 NAMESPACE_VARIABLE = "PBS_NAMESPACE"
 DIRECTORY_VARIABLE = "PBSFS_DATASTORE_DIR"
+BUCKET_VARIABLE = "PBSFS_BUCKET"
 PROFILE_VARIABLE = "PBSFS_PROFILE"
 
 PARTS = {"server": "PBS_SERVER", "port": "PBS_PORT", "datastore": "PBS_DATASTORE", "auth_id": "PBS_AUTH_ID"}
 """The parts of a repository: the fields of `SourceOptions`, and the variables that complete them."""
+
+KEYS_OF_BUCKETS = ("anonymous", "aws_profile", "s3_config", "secret_key")
+"""The fields that say where the key of a bucket comes from."""
+
+OF_BUCKETS = ("endpoint", "region", "path_style", "access_key", *KEYS_OF_BUCKETS)
+"""The fields that are only for a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,9 @@ class SourceOptions:
     `server`, `port`, `datastore`, `auth_id`: the parts of a repository, instead of `repository`.
     `namespace`: the one to start at. `retry_timeout` None: the default of the server source. `limit_rate`:
     the bytes a second that are fetched at most. `profile`: the profile that names the source, until
-    `pbsfs.access.config.configure` has put its settings here. Only profiles set `ca_file` (the CA to trust,
-    instead of the system's), `password` and `key_password`.
+    `pbsfs.access.config.configure` has put its settings here. `ca_file`: the CA to trust, instead of the
+    system's. `bucket`: `s3://BUCKET/STORE`; those in OF_BUCKETS are only for one. Only profiles set
+    `password`, `key_password`, `access_key` and `secret_key`.
     """
 
     repository: str | None = None
@@ -68,6 +77,15 @@ class SourceOptions:
     ca_file: Path | None = None
     password: Reference | None = None
     key_password: Reference | None = None
+    bucket: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool | None = None
+    anonymous: bool | None = None
+    aws_profile: str | None = None
+    s3_config: Path | None = None
+    access_key: str | None = None
+    secret_key: Reference | None = None
 
     def names_source(self) -> bool:
         """Whether these options name a source."""
@@ -75,7 +93,7 @@ class SourceOptions:
 
     def given(self) -> list[str]:
         """The fields that name a source and have a value."""
-        fields = ("profile", "repository", *PARTS, "datastore_dir")
+        fields = ("profile", "repository", *PARTS, "datastore_dir", "bucket")
         return [name for name in fields if getattr(self, name) is not None]
 
 
@@ -85,17 +103,19 @@ def option_of(name: str) -> str:
 
 
 def check_exclusive(options: SourceOptions, option: Callable[[str], str] = option_of) -> None:
-    """Raises UsageError if the options name more than one source."""
+    """Raises UsageError if the options name more than one source, certificate or key of a bucket."""
     kinds = {"parts" if name in PARTS else name: name for name in reversed(options.given())}
-    if len(kinds) > 1:
-        named = " and ".join(map(option, reversed(kinds.values())))
-        raise UsageError(f"{named} exclude each other; give one of them")
+    for names in (list(reversed(kinds.values())), ["fingerprint", "ca_file"], KEYS_OF_BUCKETS):
+        given = [name for name in names if getattr(options, name) not in (None, False)]
+        if len(given) > 1:
+            named = " and ".join(map(option, given))
+            raise UsageError(f"{named} exclude each other; give one of them")
 
 
 def names_source(environment: Mapping[str, str]) -> bool:
     """Whether the environment names a source; reads nothing."""
     repositories = [REPOSITORY_VARIABLE + form for form in FORMS]
-    wanted = (DIRECTORY_VARIABLE, PARTS["datastore"], *repositories)
+    wanted = (DIRECTORY_VARIABLE, BUCKET_VARIABLE, PARTS["datastore"], *repositories)
     return any(environment.get(name) for name in wanted) or has_credential("repository", environment)
 
 
@@ -111,6 +131,7 @@ def names_other_server(repository: Repository, environment: Mapping[str, str]) -
     """
     unused = {
         DIRECTORY_VARIABLE,
+        BUCKET_VARIABLE,
         *(FINGERPRINT_VARIABLE + form for form in FORMS),
     }  # a descriptor is read once
     kept = {name: value for name, value in environment.items() if name not in unused}
@@ -126,7 +147,7 @@ def without_source(environment: Mapping[str, str]) -> Mapping[str, str]:
 
     The password of keys stays, unless it is a systemd credential.
     """
-    names = {DIRECTORY_VARIABLE, NAMESPACE_VARIABLE, CREDENTIALS_DIRECTORY, *PARTS.values()}
+    names = {DIRECTORY_VARIABLE, BUCKET_VARIABLE, NAMESPACE_VARIABLE, CREDENTIALS_DIRECTORY, *PARTS.values()}
     for variable in (REPOSITORY_VARIABLE, FINGERPRINT_VARIABLE, PASSWORD_VARIABLE):
         names |= {variable + form for form in FORMS}
     return {name: value for name, value in environment.items() if name not in names}
@@ -135,17 +156,27 @@ def without_source(environment: Mapping[str, str]) -> Mapping[str, str]:
 def resolve(
     options: SourceOptions, environment: Mapping[str, str], option: Callable[[str], str] = option_of
 ) -> SourceOptions:
-    """`options`, completed from the environment: with `repository` or `datastore_dir`, and `namespace`.
+    """`options`, completed from the environment: with `repository`, `datastore_dir` or `bucket`, and
+    `namespace`.
 
-    The first of these that is given: a directory, a repository or its parts as options (the variables
-    complete the parts); PBSFS_DATASTORE_DIR; PBS_REPOSITORY, or the systemd credential; the parts as
-    variables. The rules for the server are those of proxmox-backup-client 4.1.8. `option`: the caller's
-    name for a field of `SourceOptions`. Raises UsageError.
+    The first of these that is given: a directory, a bucket, a repository or its parts as options (the
+    variables complete the parts); PBSFS_DATASTORE_DIR; PBSFS_BUCKET; PBS_REPOSITORY, or the systemd
+    credential; the parts as variables. The rules for the server are those of proxmox-backup-client 4.1.8.
+    `option`: the caller's name for a field of `SourceOptions`. Raises UsageError.
     """
     given = options.given()
     check_exclusive(options, option)
     if options.namespace is None:
         options = replace(options, namespace=environment.get(NAMESPACE_VARIABLE, ""))
+    if options.datastore_dir is None and (
+        options.bucket is not None
+        or (not given and not environment.get(DIRECTORY_VARIABLE) and environment.get(BUCKET_VARIABLE))
+    ):
+        bucket = environment[BUCKET_VARIABLE] if options.bucket is None else options.bucket
+        return replace(options, bucket=str(BucketAddress.parse(bucket)))
+    for name in OF_BUCKETS:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{option(name)} is for a bucket; leave it out, or give {option('bucket')}")
     if options.datastore_dir is not None:
         return replace(options, datastore_dir=Path(os.path.abspath(options.datastore_dir)))
     if not given and environment.get(DIRECTORY_VARIABLE):
@@ -155,7 +186,7 @@ def resolve(
         text = find_setting(REPOSITORY_VARIABLE, "repository", environment)
     repository = Repository.parse(text) if text is not None else _of_parts(options, environment, option)
     fingerprint = options.fingerprint
-    if fingerprint is None:
+    if fingerprint is None and options.ca_file is None:
         fingerprint = find_setting(FINGERPRINT_VARIABLE, "fingerprint", environment)
     return replace(
         options,
@@ -210,6 +241,7 @@ def _of_parts(
         raise UsageError(
             f"no source: name a server with {option('repository')} or {REPOSITORY_VARIABLE}, "
             f"a datastore's directory with {option('datastore_dir')} or {DIRECTORY_VARIABLE}, "
+            f"a bucket with {option('bucket')} or {BUCKET_VARIABLE}, "
             f"or a profile with {option('profile')} or {PROFILE_VARIABLE}"
         )
     port = parts["port"]
@@ -227,8 +259,8 @@ SOURCE_ATTRIBUTE = "user.pbs.source"
 def shown_source(description: Description, subtree: str = "") -> bytes:
     """What a mount shows of its source: a JSON object without secrets.
 
-    It has `repository` and `fingerprint`, or `datastore_dir`; `namespace`; and `subtree`, the place in the
-    tree that the mount shows at its root.
+    It has `repository` and `fingerprint`, or `datastore_dir`, or `bucket` and what reaches that; `namespace`;
+    and `subtree`, the place in the tree that the mount shows at its root.
     """
     place = {"namespace": str(description.namespace), "subtree": subtree}
     return json.dumps(description.access.public() | place).encode()
@@ -246,6 +278,11 @@ def named_by(shown: bytes) -> tuple[SourceOptions, str]:
             repository=facts.get("repository"),
             datastore_dir=None if directory is None else Path(directory),
             fingerprint=facts.get("fingerprint"),
+            bucket=facts.get("bucket"),
+            endpoint=facts.get("endpoint"),
+            region=facts.get("region"),
+            path_style=None if facts.get("path_style") is None else facts["path_style"] == "true",
+            anonymous=True if facts.get("anonymous") == "true" else None,
             namespace=str(facts.get("namespace", "")),
         )
         if options.names_source():

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbsfs.access.options import SourceOptions
+from pbsfs.access.options import KEYS_OF_BUCKETS, OF_BUCKETS, SourceOptions
 from pbsfs.access.references import parse_path, parse_reference
 from pbsfs.access.sizes import parse_cache_size, parse_rate
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.text import quoted
 from pbsfs.runtime.logs import parse_format
+from pbsfs.sources.bucket.address import BucketAddress
 from pbsfs.sources.http.tls import parse_fingerprint
 from pbsfs.sources.server.repository import Repository
 
@@ -29,7 +30,7 @@ MAX_CONNECTIONS = 16
 MAX_ITEMS = 100
 """Entries of a list."""
 
-SECRETS = ("password", "key-password")
+SECRETS = ("password", "key-password", "secret-key")
 """The keys whose values are references to secrets."""
 
 
@@ -67,10 +68,11 @@ def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, s
             found[key] = parse_reference(setting, value, environment, name)
         else:
             found[key] = KEYS[key].check(setting, value)
-    sources = [key for key in ("repository", "datastore-dir") if key in found]
+    sources = [key for key in SOURCES if key in found]
     if len(sources) != 1:
-        problem = "repository and datastore-dir exclude each other" if sources else "names no source"
-        raise UsageError(f"{label}: {problem}; give repository or datastore-dir")
+        problem = f"{' and '.join(sources)} exclude each other" if sources else "names no source"
+        raise UsageError(f"{label}: {problem}; give repository, datastore-dir or bucket")
+    _check_bucket(label, found)
     if "fingerprint" in found and "ca-file" in found:
         raise UsageError(f"{label}: fingerprint and ca-file exclude each other; give one of them")
     return Profile(
@@ -88,6 +90,15 @@ def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, s
             retry_timeout=found.get("retry-timeout"),
             connections=found.get("connections"),
             limit_rate=found.get("limit-rate"),
+            bucket=found.get("bucket"),
+            endpoint=found.get("endpoint"),
+            region=found.get("region"),
+            path_style=found.get("path-style"),
+            anonymous=found.get("anonymous"),
+            aws_profile=found.get("aws-profile"),
+            s3_config=found.get("s3-config"),
+            access_key=found.get("access-key"),
+            secret_key=found.get("secret-key"),
         ),
         cache_size=found.get("cache-size"),
         refresh=found.get("refresh"),
@@ -102,6 +113,15 @@ def shown_settings(profile: Profile) -> dict[str, str | list[str]]:
     found: dict[str, Any] = {
         "repository": options.repository,
         "datastore-dir": options.datastore_dir,
+        "bucket": options.bucket,
+        "endpoint": options.endpoint,
+        "region": options.region,
+        "path-style": _word(options.path_style),
+        "access-key": options.access_key,
+        "secret-key": options.secret_key,
+        "aws-profile": options.aws_profile,
+        "s3-config": options.s3_config,
+        "anonymous": _word(options.anonymous),
         "namespace": options.namespace,
         "password": options.password,
         "fingerprint": options.fingerprint,
@@ -124,6 +144,31 @@ def shown_settings(profile: Profile) -> dict[str, str | list[str]]:
     }
 
 
+def _word(value: bool | None) -> str | None:
+    """A truth value as TOML writes it."""
+    return None if value is None else str(value).lower()
+
+
+SOURCES = ("repository", "datastore-dir", "bucket")
+"""The keys of which a profile has one."""
+
+
+def _check_bucket(label: str, found: Mapping[str, Any]) -> None:
+    """Raises UsageError if the settings of a bucket do not fit together."""
+    if "bucket" not in found:
+        for key in (name.replace("_", "-") for name in OF_BUCKETS):
+            if key in found:
+                raise UsageError(f"{label}: {key} is for a bucket; leave it out, or give bucket")
+        return
+    if "password" in found:
+        raise UsageError(f"{label}: a bucket has no password; give access-key and secret-key")
+    if ("access-key" in found) != ("secret-key" in found):
+        raise UsageError(f"{label}: access-key and secret-key belong together; give both")
+    ways = [key for key in (name.replace("_", "-") for name in KEYS_OF_BUCKETS) if found.get(key)]
+    if len(ways) > 1:
+        raise UsageError(f"{label}: {' and '.join(ways)} exclude each other; give one of them")
+
+
 def check_keys(label: str, table: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Raises UsageError for a key that is not known; it suggests the one that was probably meant."""
     for key in table:
@@ -142,6 +187,9 @@ _HABITS = {
     "token-secret": "password",
     "encryption-password": "key-password",
     "ca": "ca-file",
+    "endpoint-url": "endpoint",
+    "access-key-id": "access-key",
+    "secret-access-key": "secret-key",
     "cache": "cache-size",
     "rate": "limit-rate",
     "options": "mount-options",
@@ -177,6 +225,23 @@ def _check_repository(text: str) -> None:
     if not text:
         raise UsageError("the repository is empty; give user@realm!token@host:datastore")
     Repository.parse(text)
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: not true or false; give one of them, without quotes")
+    return value
+
+
+def _filled(name: str, value: Any) -> str:
+    text = _text(name, value)
+    if not text:
+        raise UsageError(f"{name}: empty; leave it out, or give a value")
+    return text
+
+
+def _check_endpoint(text: str) -> None:
+    BucketAddress.parse("s3://any/any", endpoint=text)
 
 
 def _several(name: str, value: Any) -> list[Any]:
@@ -226,6 +291,18 @@ KEYS = {
         "The server: [[user@realm[!token]@]host[:port]:]datastore.", _checked(_check_repository)
     ),
     "datastore-dir": Key("The directory of a datastore, instead of repository.", parse_path),
+    "bucket": Key(
+        "The datastore in an S3 bucket, s3://BUCKET/DATASTORE, instead of repository.",
+        _checked(BucketAddress.parse),
+    ),
+    "endpoint": Key("The object store of bucket: https://HOST[:PORT].", _checked(_check_endpoint)),
+    "region": Key("The region of bucket.", _filled),
+    "path-style": Key("Name bucket in the path (true) or in the host's name (false).", _truth),
+    "access-key": Key("The ID of the access key for bucket.", _filled),
+    "secret-key": Key("The secret of access-key: a reference to a secret.", _text),
+    "aws-profile": Key("Take the access key from this profile in the files of AWS's tools.", _filled),
+    "s3-config": Key("Take endpoint and access key from this s3.cfg of a Proxmox Backup Server.", parse_path),
+    "anonymous": Key("Read a public bucket, without an access key.", _truth),
     "namespace": Key("Start at this namespace.", _checked(Namespace.parse)),
     "password": Key("The password, or the secret of an API token: a reference to a secret.", _text),
     "fingerprint": Key("Trust only the server's certificate with this SHA-256.", _checked(parse_fingerprint)),

@@ -7,6 +7,7 @@ is the first line of what the place holds. Synchronous; a command may ask the us
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import shlex
@@ -21,6 +22,8 @@ from pbsfs.access.credentials import CREDENTIALS_DIRECTORY, first_line, read_fil
 from pbsfs.base.errors import UsageError
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import one_line, quoted
+
+log = logging.getLogger(__name__)
 
 FORMS = (
     '{ file = "PATH" }, { command = ["PROGRAM", "ARGUMENT"] }, { credential = "NAME" } or '
@@ -140,6 +143,15 @@ def parse_reference(name: str, value: Any, environment: Mapping[str, str], profi
     directory = environment.get(CREDENTIALS_DIRECTORY)
     # Without a service manager the path does not exist, and reading it fails with the name of the variable.
     return Reference(name, kind, (str(Path(directory or f"${CREDENTIALS_DIRECTORY}") / given),))
+
+
+def read_reference(reference: Reference, environment: Mapping[str, str]) -> Secret:
+    """The secret of a profile; warns about a file that others may read. Raises UsageError."""
+    if reference.readable_by_others():
+        log.warning(
+            "%s: every user of this machine may read %s; run chmod o-r on it", reference.name, reference
+        )
+    return reference.read(environment)
 
 
 def _command_words(name: str, given: Any) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ it may connect to the server.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pbsfs.access.description import Access, Description, DirectoryAccess, Serve
 from pbsfs.access.keyring import KeyRing, read_keys
 from pbsfs.access.login import log_in
 from pbsfs.access.options import SourceOptions
-from pbsfs.access.references import Reference
+from pbsfs.access.references import read_reference
 from pbsfs.access.terminal import Terminal
 from pbsfs.access.tickets import Tickets
 from pbsfs.access.trust import find_trust, read_ca
@@ -27,8 +26,6 @@ from pbsfs.runtime.places import config_home
 from pbsfs.sources.http.proxy import Proxy, find_proxy
 from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.repository import Repository
-
-log = logging.getLogger(__name__)
 
 
 def describe(
@@ -42,12 +39,16 @@ def describe(
     """The source that resolved options name, with its secret and keys.
 
     `secret`: instead of that of the environment or profile. `ask_for_default`: see `open_keys`. Raises
-    UsageError, KeyFileError, PasswordError, and what connecting to the server raises.
+    UsageError, KeyFileError, PasswordError, AuthError, and what connecting to the server raises.
     """
     namespace = Namespace.parse(options.namespace or "")
     access: Access
     if options.datastore_dir is not None:
         access = DirectoryAccess(options.datastore_dir)
+    elif options.bucket is not None:
+        from pbsfs.access.buckets import find_bucket  # noqa: PLC0415 - slow to import, and seldom needed
+
+        access = find_bucket(options, environment, terminal)
     else:
         access = find_access(options, environment, terminal, secret)
     keys = open_keys(options, environment, terminal, ask_for_default=ask_for_default)
@@ -141,15 +142,6 @@ def _no_password(repository: Repository) -> UsageError:
         "PBS_PASSWORD_FD, _FILE, _CMD), or password in a profile; for an API token it is the token's secret; "
         "or run pbsfs login at a terminal"
     )
-
-
-def read_reference(reference: Reference, environment: Mapping[str, str]) -> Secret:
-    """The secret of a profile; warns about a file that others may read. Raises UsageError."""
-    if reference.readable_by_others():
-        log.warning(
-            "%s: every user of this machine may read %s; run chmod o-r on it", reference.name, reference
-        )
-    return reference.read(environment)
 
 
 def open_keys(

@@ -15,6 +15,7 @@ from pbsfs.access.fingerprints import fingerprints_file, known_fingerprint, reme
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import TrustError, UsageError
 from pbsfs.runtime.places import config_home
+from pbsfs.sources.http.peer import Peer
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import (
     Trust,
@@ -23,7 +24,6 @@ from pbsfs.sources.http.tls import (
     peek_fingerprint,
     show_fingerprint,
 )
-from pbsfs.sources.server.repository import Repository
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def read_ca(file: Path) -> str:
         with open(file, "rb") as opened:
             content = opened.read(MAX_CA_SIZE + 1)
     except OSError as error:
-        raise UsageError(f"ca-file {file}: {error.strerror}; check ca-file in the profile") from None
+        raise UsageError(f"ca-file {file}: {error.strerror}; check the path of ca-file") from None
     # Without the text between them, which need not be ASCII.
     found = b"\n".join(_CERTIFICATE.findall(content)) if len(content) <= MAX_CA_SIZE else b""
     try:
@@ -54,7 +54,7 @@ def read_ca(file: Path) -> str:
 
 def find_trust(
     fingerprint: str | None,
-    repository: Repository,
+    peer: Peer,
     proxy: Proxy | None,
     environment: Mapping[str, str],
     terminal: Terminal | None,
@@ -68,24 +68,24 @@ def find_trust(
         return Trust(pinned=parse_fingerprint(fingerprint))
     home = config_home(environment)
     file = None if home is None else fingerprints_file(home)
-    trust = Trust(known=None if file is None else known_fingerprint(file, repository.host))
+    trust = Trust(known=None if file is None else known_fingerprint(file, peer.host))
     if trust.known is not None or terminal is None:
         return trust
     try:
-        connect(repository, trust, proxy).socket.close()
+        connect(peer, trust, proxy).socket.close()
     except TrustError:
-        found = peek_fingerprint(repository, proxy)
+        found = peek_fingerprint(peer, proxy)
         shown = show_fingerprint(found)
         if not terminal.confirm(
-            f"{repository.address} is not known yet. The SHA-256 fingerprint of its certificate is\n"
-            f"{shown}\nIs that what its dashboard shows? Connect, and remember it"
+            f"{peer.address} is not known yet. The SHA-256 fingerprint of its certificate is\n"
+            f"{shown}\nIs that what {peer.kind.shown_by} shows? Connect, and remember it"
         ):
             raise
         try:
             if file is None:
                 raise UsageError("cannot remember the fingerprint: this user has no home directory")
-            remember_fingerprint(file, repository.host, found)
+            remember_fingerprint(file, peer.host, found)
         except UsageError as error:
-            log.warning("%s; give it with --fingerprint or PBS_FINGERPRINT next time", error)
+            log.warning("%s; give it with %s next time", error, peer.kind.accept)
         return Trust(known=found)
     return trust

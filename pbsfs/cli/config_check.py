@@ -10,11 +10,12 @@ import functools
 import os
 import socket
 import stat
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
+from pbsfs.access.buckets import Bucket
 from pbsfs.access.config import Configuration, configure
-from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess
+from pbsfs.access.description import Access, BucketAccess, Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.profiles import Profile
@@ -35,8 +36,9 @@ from pbsfs.base.secret import Ticket
 from pbsfs.base.text import first_of
 from pbsfs.cli.options import run_on_described
 from pbsfs.fuse.options import FuseOptions
-from pbsfs.sources.http.proxy import find_proxy
-from pbsfs.sources.http.tls import connect
+from pbsfs.sources.http.peer import Peer
+from pbsfs.sources.http.proxy import Proxy, find_proxy
+from pbsfs.sources.http.tls import Trust, connect, connect_plain
 from pbsfs.sources.server.repository import Repository
 from pbsfs.tree import Tree
 
@@ -44,7 +46,7 @@ MAX_GROUPS = 50
 """Groups in whose newest snapshot the check looks for the key that it needs."""
 
 _DENIED = {AuthError: "login", UnknownDatastoreError: "datastore"}
-"""Failures of opening a source that have a step of their own."""
+"""Failures of opening a source that have a step of their own. In place of a login, a bucket has a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class ProfileCheck:
         self._environment = environment
         self._terminal = terminal
         self._step = ""
+        self._is_bucket = False
 
     def run(self) -> Iterator[Outcome]:
         """The outcome of each step, as soon as it is known."""
@@ -79,7 +82,7 @@ class ProfileCheck:
             yield from self._steps()
         except PbsfsError as error:
             step = next((step for kind, step in _DENIED.items() if isinstance(error, kind)), self._step)
-            yield Outcome(step, str(error), error)
+            yield Outcome("key" if step == "login" and self._is_bucket else step, str(error), error)
 
     def _steps(self) -> Iterator[Outcome]:
         self._step = "profile"
@@ -94,6 +97,9 @@ class ProfileCheck:
         if options.datastore_dir is not None:
             yield self._found(f"the datastore in {options.datastore_dir}")
             access = DirectoryAccess(options.datastore_dir)
+        elif options.bucket is not None:
+            self._is_bucket = True
+            access = yield from self._bucket(options)
         else:
             access = yield from self._server(options)
         keys = yield from self._keys(options)
@@ -102,6 +108,8 @@ class ProfileCheck:
         outcomes = run_on_described(functools.partial(_look, keys), description)
         if isinstance(access, ServerAccess):
             yield Outcome("login", f"{access.repository.auth_id} is accepted")
+        elif isinstance(access, BucketAccess) and access.key.kind != "none":
+            yield Outcome("key", "it is accepted")
         yield from outcomes
 
     def _found(self, text: str) -> Outcome:
@@ -122,27 +130,12 @@ class ProfileCheck:
         assert options.repository is not None
         repository = Repository.parse(options.repository)
         yield self._found(str(repository))
-        self._step = "name"
         proxy = find_proxy(repository, self._environment)
-        if proxy is None:
-            yield self._found(f"{repository.host} is {_addresses(repository.host, repository.port)}")
-        else:
-            yield self._found(f"the proxy {proxy.host} is {_addresses(proxy.host, proxy.port)}")
-        self._step = "certificate"
-        try:
-            trust = trust_of(options, repository, proxy, self._environment, self._terminal)
-            connection = connect(repository, trust, proxy)
-        except (ConnectError, WrongServerError):
-            self._step = "connection"
-            raise
-        except TrustError as error:
-            raise TrustError(f"{error}, or fingerprint in the profile") from None
-        connection.socket.close()
-        yield Outcome("connection", f"{repository.address} answers in {connection.round_trip * 1000:.0f} ms")
-        if trust.pinned or trust.known:
-            yield self._found("trusted by its fingerprint")
-        else:
-            yield self._found(f"trusted by {'a CA of the system' if trust.ca is None else 'ca-file'}")
+
+        def find_trust() -> Trust:
+            return trust_of(options, repository, proxy, self._environment, self._terminal)
+
+        trust = yield from self._connection(repository, proxy, find_trust)
         self._step = "password"
         if options.password is not None and options.password.readable_by_others():
             text = f"every user of this machine may read {options.password}; run chmod o-r on it"
@@ -157,6 +150,55 @@ class ProfileCheck:
         self._step = "login"
         secret = logged_in(repository, secret, trust, proxy, self._terminal)
         return ServerAccess(repository, secret, trust, proxy, options.retry_timeout, options.connections)
+
+    def _bucket(self, options: SourceOptions) -> Generator[Outcome, None, BucketAccess]:
+        """The steps of a bucket up to its key; returns the access."""
+        bucket = Bucket(options, self._environment)
+        address = bucket.address
+        region = f"the region {address.region}" if address.region else "no region"
+        yield self._found(f"{address} at {address.address}, {region}")
+        proxy = bucket.proxy()
+        trust = yield from self._connection(address, proxy, lambda: bucket.trust(proxy, self._terminal))
+        self._step = "key"
+        if options.secret_key is not None and options.secret_key.readable_by_others():
+            text = f"every user of this machine may read {options.secret_key}; run chmod o-r on it"
+            yield Outcome("key", text, is_warning=True)
+        source = bucket.key()
+        key = source.fetch()
+        until = "" if key is None or key.expires is None else f", valid until {format_time(int(key.expires))}"
+        yield self._found(f"{source}{until}")
+        return BucketAccess(address, source, trust, proxy, options.retry_timeout)
+
+    def _connection(
+        self, peer: Peer, proxy: Proxy | None, find_trust: Callable[[], Trust]
+    ) -> Generator[Outcome, None, Trust]:
+        """The steps from the name of a server to its certificate; returns by what it is trusted."""
+        self._step = "name"
+        if proxy is None:
+            yield self._found(f"{peer.host} is {_addresses(peer.host, peer.port)}")
+        else:
+            yield self._found(f"the proxy {proxy.host} is {_addresses(proxy.host, proxy.port)}")
+        self._step = "certificate"
+        try:
+            trust = find_trust()
+            if not peer.secure:
+                connect_plain(peer, proxy).close()
+                yield Outcome("connection", f"{peer.address} answers")
+                yield Outcome("certificate", "none: others on the network can read along", is_warning=True)
+                return trust
+            connection = connect(peer, trust, proxy)
+        except (ConnectError, WrongServerError):
+            self._step = "connection"
+            raise
+        except TrustError as error:
+            raise TrustError(f"{error}, or fingerprint in the profile") from None
+        connection.socket.close()
+        yield Outcome("connection", f"{peer.address} answers in {connection.round_trip * 1000:.0f} ms")
+        if trust.pinned or trust.known:
+            yield self._found("trusted by its fingerprint")
+        else:
+            yield self._found(f"trusted by {'a CA of the system' if trust.ca is None else 'ca-file'}")
+        return trust
 
     def _keys(self, options: SourceOptions) -> Generator[Outcome, None, KeyRing]:
         """The step of the keys; returns them."""
@@ -178,7 +220,7 @@ def _addresses(host: str, port: int) -> str:
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ResolveError(
-            f"the name '{host}' does not resolve: {reason}; check the host in the repository, or the "
+            f"the name '{host}' does not resolve: {reason}; check the host in the profile, or the "
             "proxy in the environment, and this computer's network"
         ) from None
     return first_of(dict.fromkeys(str(place[0]) for *_kind, place in found))

@@ -20,7 +20,9 @@ from pbsfs.access.references import parse_path
 from pbsfs.access.terminal import Terminal
 from pbsfs.base.errors import OutputError, SourceError, TrustError, UsageError
 from pbsfs.base.secret import Secret
-from pbsfs.sources.http.proxy import find_proxy
+from pbsfs.sources.bucket.address import SCHEME, BucketAddress
+from pbsfs.sources.http.peer import Peer
+from pbsfs.sources.http.proxy import Proxy, find_proxy
 from pbsfs.sources.http.tls import Trust, connect, peek_fingerprint, show_fingerprint
 from pbsfs.sources.server.repository import Repository
 
@@ -31,10 +33,14 @@ asks each time."""
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """`settings`: the lines of the profile. `secret`: what to write into a file of its own, if anything."""
+    """`settings`: the lines of the profile. `secret`: what to write into a file of its own, if anything.
+
+    `secret_key`: the setting that refers to that file.
+    """
 
     settings: Mapping[str, object]
     secret: Secret | None = None
+    secret_key: str = "password"  # noqa: S105 - a name
 
 
 def ask(profile: str, environment: Mapping[str, str], terminal: Terminal) -> Answers:
@@ -42,33 +48,77 @@ def ask(profile: str, environment: Mapping[str, str], terminal: Terminal) -> Ans
     settings: dict[str, object] = {}
     secret = None
     text = _asked(
-        "Repository (user@realm!token@host:datastore), or the directory of a datastore", _source, None
+        "Repository (user@realm!token@host:datastore), the directory of a datastore, or s3://BUCKET/DATASTORE",
+        _source,
+        None,
     )
     if text.startswith(("/", "~")):
         settings["datastore-dir"] = text
+    elif text.startswith(SCHEME):
+        secret = _ask_for_bucket(text, settings, environment, terminal)
     else:
-        settings["repository"] = text
-        repository = Repository.parse(text)
-        fingerprint = _fingerprint(repository, environment, terminal)
-        if fingerprint is not None:
-            settings["fingerprint"] = fingerprint
-        what = "password" if repository.token is None else "token's secret"
-        place = click.prompt(
-            f"Keep the {what} in a file, let a command print it, or ask each time",
-            type=click.Choice(PLACES),
-            default="file",
-            err=True,
-        )
-        if place == "file":
-            secret = terminal.password(f"{what} of {repository.auth_id}")
-        elif place == "command":
-            settings["password"] = {"command": _asked("Command", _command, None)}
+        secret = _ask_for_server(text, settings, environment, terminal)
     if namespace := _asked("Namespace (empty for the root namespace)", str, ""):
         settings["namespace"] = namespace
     if keyfile := _asked("Key file for encrypted backups (empty for none)", _keyfile, ""):
         settings["keyfile"] = keyfile
-    parse_profile(profile, settings, Path("the answers"), environment)
-    return Answers(settings, secret)
+    secret_key = "secret-key" if text.startswith(SCHEME) else "password"
+    complete = settings if secret is None else {**settings, secret_key: {"file": "/written/later"}}
+    parse_profile(profile, complete, Path("the answers"), environment)
+    return Answers(settings, secret, secret_key)
+
+
+def _ask_for_server(
+    text: str, settings: dict[str, object], environment: Mapping[str, str], terminal: Terminal
+) -> Secret | None:
+    """Fills in the settings of a repository; returns the secret for a file."""
+    settings["repository"] = text
+    repository = Repository.parse(text)
+    proxy = find_proxy(repository, environment)
+    fingerprint = _fingerprint(repository, proxy, terminal)
+    if fingerprint is not None:
+        settings["fingerprint"] = fingerprint
+    what = "password" if repository.token is None else "token's secret"
+    place = click.prompt(
+        f"Keep the {what} in a file, let a command print it, or ask each time",
+        type=click.Choice(PLACES),
+        default="file",
+        err=True,
+    )
+    if place == "file":
+        return terminal.password(f"{what} of {repository.auth_id}")
+    if place == "command":
+        settings["password"] = {"command": _asked("Command", _command, None)}
+    return None
+
+
+def _ask_for_bucket(
+    text: str, settings: dict[str, object], environment: Mapping[str, str], terminal: Terminal
+) -> Secret | None:
+    """Fills in the settings of a bucket; returns the secret for a file."""
+    settings["bucket"] = text
+    endpoint = _asked("Endpoint, https://HOST[:PORT] (empty for AWS)", _endpoint, "")
+    if endpoint:
+        settings["endpoint"] = endpoint
+    if region := _asked("Region (empty for that of the environment, or us-east-1)", str, ""):
+        settings["region"] = region
+    address = BucketAddress.parse(text, endpoint=endpoint or None, region=region or None)
+    if address.secure and endpoint:
+        fingerprint = _fingerprint(address, find_proxy(address, environment), terminal)
+        if fingerprint is not None:
+            settings["fingerprint"] = fingerprint
+    if access_key := _asked("Access key ID (empty to find the key as AWS's tools do)", str, ""):
+        settings["access-key"] = access_key
+        place = click.prompt(
+            "Keep the secret key in a file, or let a command print it",
+            type=click.Choice(PLACES[:2]),
+            default="file",
+            err=True,
+        )
+        if place == "file":
+            return terminal.password(f"secret key of {access_key}")
+        settings["secret-key"] = {"command": _asked("Command", _command, None)}
+    return None
 
 
 def _asked(question: str, check: Callable[[str], str], default: str | None) -> str:
@@ -85,7 +135,13 @@ def _source(text: str) -> str:
     if text.startswith(("/", "~")):
         parse_path("the directory", text)
         return text
+    if text.startswith(SCHEME):
+        return str(BucketAddress.parse(text))
     return str(Repository.parse(text))
+
+
+def _endpoint(text: str) -> str:
+    return BucketAddress.parse("s3://any/any", endpoint=text).endpoint or "" if text else ""
 
 
 def _command(text: str) -> str:
@@ -98,14 +154,13 @@ def _keyfile(text: str) -> str:
     return str(parse_path("the key file", text)) if text else ""
 
 
-def _fingerprint(repository: Repository, environment: Mapping[str, str], terminal: Terminal) -> str | None:
+def _fingerprint(peer: Peer, proxy: Proxy | None, terminal: Terminal) -> str | None:
     """The fingerprint to trust; None if a CA of the system signed the certificate, or without a connection.
 
     Raises TrustError if the user does not accept it, and SourceError if they do not continue without.
     """
-    proxy = find_proxy(repository, environment)
     try:
-        connect(repository, Trust(), proxy).socket.close()
+        connect(peer, Trust(), proxy).socket.close()
     except TrustError as error:
         refusal = error
     except SourceError as error:
@@ -115,9 +170,9 @@ def _fingerprint(repository: Repository, environment: Mapping[str, str], termina
         return None
     else:
         return None
-    shown = show_fingerprint(peek_fingerprint(repository, proxy))
-    click.echo(f"The SHA-256 fingerprint of the certificate of {repository.address} is\n{shown}", err=True)
-    if not terminal.confirm("Is that what its dashboard shows? Trust it"):
+    shown = show_fingerprint(peek_fingerprint(peer, proxy))
+    click.echo(f"The SHA-256 fingerprint of the certificate of {peer.address} is\n{shown}", err=True)
+    if not terminal.confirm(f"Is that what {peer.kind.shown_by} shows? Trust it"):
         raise refusal
     return shown
 
@@ -133,7 +188,7 @@ def write(profile: str, answers: Answers, file: Path, terminal: Terminal) -> lis
         directory = file.parent.parent if file.parent.name == "conf.d" else file.parent
         secret_file = directory / f"{profile}.secret"
         _write(secret_file, f"{answers.secret.reveal()}\n", terminal)
-        settings["password"] = {"file": str(secret_file)}
+        settings[answers.secret_key] = {"file": str(secret_file)}
         written.append(secret_file)
     lines = [f"{key} = {_toml(value)}\n" for key, value in settings.items()]
     _write(

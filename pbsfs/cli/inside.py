@@ -30,7 +30,7 @@ from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
 from pbsfs.sources.server.repository import Repository
 from pbsfs.tree import Node, Tree
 
-_NAME_IT = "name the source with --repository, --datastore-dir or --profile"
+_NAME_IT = "name the source with --repository, --datastore-dir, --bucket or --profile"
 
 
 def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOptions, list[str]]:
@@ -71,6 +71,11 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
         source,
         repository=mounted.repository,
         datastore_dir=mounted.datastore_dir,
+        bucket=mounted.bucket,
+        endpoint=mounted.endpoint if source.endpoint is None else source.endpoint,
+        region=mounted.region if source.region is None else source.region,
+        path_style=mounted.path_style if source.path_style is None else source.path_style,
+        anonymous=mounted.anonymous if source.anonymous is None else source.anonymous,
         namespace=mounted.namespace,
         fingerprint=mounted.fingerprint if source.fingerprint is None else source.fingerprint,
     )

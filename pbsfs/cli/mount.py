@@ -98,8 +98,9 @@ def command(
 ) -> None:
     """Show the backups as files at MOUNTPOINT, an empty directory, read-only.
 
-    SOURCE is a profile of the configuration (NAME:), a repository or the directory of a datastore; options
-    may name it instead. A path after it is as with --subtree: NAME:PATH, REPOSITORY/PATH, /DIR:PATH.
+    SOURCE is a profile of the configuration (NAME:), a repository, the directory of a datastore or a bucket
+    (s3://BUCKET/DATASTORE); options may name it instead. A path after it is as with --subtree: NAME:PATH,
+    REPOSITORY/PATH, /DIR:PATH, s3://BUCKET/DATASTORE:PATH.
 
     Files have mode 0440 and belong to the user who mounts; uid=, gid=, umask= and allow_other grant
     access to others.
@@ -203,7 +204,11 @@ def _split(source: SourceOptions, places: tuple[str, ...]) -> tuple[SourceOption
         raise UsageError(f"{places[0]}: an option names the source too; leave one of them out")
     named, path = source_of(places[0], environment())
     source = replace(
-        source, profile=named.profile, repository=named.repository, datastore_dir=named.datastore_dir
+        source,
+        profile=named.profile,
+        repository=named.repository,
+        datastore_dir=named.datastore_dir,
+        bucket=named.bucket,
     )
     return source, path, mountpoint
 

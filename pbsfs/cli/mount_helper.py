@@ -15,7 +15,13 @@ from typing import NoReturn
 import click
 
 from pbsfs.access.config import source_of
-from pbsfs.access.credentials import FORMS, KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE
+from pbsfs.access.credentials import (
+    ACCESS_KEY_VARIABLE,
+    FORMS,
+    KEY_PASSWORD_VARIABLE,
+    PASSWORD_VARIABLE,
+    SECRET_KEY_VARIABLE,
+)
 from pbsfs.access.options import names_server, without_source
 from pbsfs.base.errors import UsageError
 from pbsfs.cli import cli
@@ -25,12 +31,21 @@ from pbsfs.fuse.options import FuseOptions, split_options
 OPTIONS = frozenset(
     (
         *("ns", "keyfile", "fingerprint", "connections", "retry-timeout", "limit-rate"),
+        *("ca-file", "endpoint", "region", "aws-profile", "s3-config"),
         *("cache-size", "refresh", "on-damage", "log-level", "log-file", "log-format", "metrics"),
     )
 )
 """Options of `pbsfs mount` that a line of fstab may have, without their dashes."""
 
-SECRETS = {"password-file": PASSWORD_VARIABLE, "key-password-file": KEY_PASSWORD_VARIABLE}
+FLAGS = frozenset(("path-style", "virtual-host", "anonymous"))
+"""The same, without a value."""
+
+SECRETS = {
+    "password-file": PASSWORD_VARIABLE,
+    "key-password-file": KEY_PASSWORD_VARIABLE,
+    "access-key-file": ACCESS_KEY_VARIABLE,
+    "secret-key-file": SECRET_KEY_VARIABLE,
+}
 """Options that name the file of a secret, and the variable that has the secret."""
 
 _NO_SECRETS = {
@@ -38,6 +53,8 @@ _NO_SECRETS = {
     "secret": "password-file",
     "key-password": "key-password-file",
     "encryption-password": "key-password-file",
+    "access-key": "access-key-file",
+    "secret-key": "secret-key-file",
 }
 """Options that would show a secret to everybody, and those to use instead."""
 
@@ -125,6 +142,8 @@ def translated(source: str, options: tuple[str, ...]) -> tuple[list[str], Mappin
                 words.append(f"--{name}={value}")
             else:
                 files[SECRETS[name]] = value
+        elif name in FLAGS and not value:
+            words.append(f"--{name}")
         elif option != "rw":  # mount(8) adds it where nobody wrote ro
             passed_on.append(option)
     FuseOptions.parse(passed_on)

@@ -149,6 +149,48 @@ def source_options(command: F) -> F:
             help="Retry for this long while the server is unreachable (default: 120).",
         ),
         click.option(
+            "--anonymous",
+            is_flag=True,
+            default=None,
+            help="Read a public bucket, without an access key.",
+        ),
+        click.option(
+            "--s3-config",
+            metavar="FILE",
+            type=FilePath(),
+            help="Take endpoint and access key of the bucket from this s3.cfg of a Proxmox Backup Server.",
+        ),
+        click.option(
+            "--aws-profile",
+            metavar="NAME",
+            help="Take the access key from this profile in the files of AWS's tools (or AWS_PROFILE).",
+        ),
+        click.option(
+            "--path-style/--virtual-host",
+            "path_style",
+            default=None,
+            help="Name the bucket in the path, or in the host's name (default: in the path if there is an "
+            "endpoint that is not AWS's).",
+        ),
+        click.option("--region", metavar="REGION", help="Sign requests for this region (or AWS_REGION)."),
+        click.option(
+            "--endpoint",
+            metavar="URL",
+            help="Reach the bucket at this address, https://HOST[:PORT] (or AWS_ENDPOINT_URL_S3; default: "
+            "AWS's of the region).",
+        ),
+        click.option(
+            "--bucket",
+            metavar="s3://BUCKET/DATASTORE",
+            help="Read the datastore in this S3 bucket, without a server (or PBSFS_BUCKET).",
+        ),
+        click.option(
+            "--ca-file",
+            metavar="FILE",
+            type=FilePath(),
+            help="Trust only certificates that a CA in this PEM file signed (default: the system's CAs).",
+        ),
+        click.option(
             "--fingerprint",
             metavar="FINGERPRINT",
             help="Trust only the server's certificate with this SHA-256 (or PBS_FINGERPRINT).",
@@ -303,7 +345,7 @@ def resolved_user(configured: Configured) -> tuple[SourceOptions, Repository]:
     """The resolved options of a source that a user with a password logs in to. Raises UsageError."""
     options = resolve(configured.options, configured.environment)
     if options.repository is None:
-        raise UsageError(f"{options.datastore_dir}: a directory needs no login; name a server")
+        raise UsageError(f"{options.datastore_dir or options.bucket}: no server to log in to; name one")
     repository = Repository.parse(options.repository)
     if repository.token is not None:
         raise UsageError(

@@ -23,7 +23,7 @@ OPTIONS = {
     "nonempty": "Mount over a directory that is not empty.",
     "nofiles": "Leave out files/, which shows the files in archives.",
     "safe_names": "Write the times of snapshots without colons: 2023-11-14T22-13-20Z.",
-    "fsname=": "Show this source in the mount table (default: the repository or directory).",
+    "fsname=": "Show this source in the mount table (default: the repository, directory or bucket).",
     "ignore_permissions": "Give files in archives the owner and mode of all other files (default, "
     "except for root).",
     "noignore_permissions": "Give files in archives the owner and mode that are stored with them (default "

@@ -46,6 +46,17 @@ PARAMETERS = {
     "works with a warning: every user can see it in the list of processes.",
     "fingerprint": "Trust only the server's certificate with this SHA-256 (or PBS_FINGERPRINT; default: the "
     "client's file of known fingerprints).",
+    "ca_file": "Trust only certificates that a CA in this PEM file signed (default: the system's CAs).",
+    "bucket": "Read the datastore in this S3 bucket, s3://BUCKET/DATASTORE, without a server (or "
+    "PBSFS_BUCKET).",
+    "endpoint": "Reach the bucket at this address, https://HOST[:PORT] (or AWS_ENDPOINT_URL_S3; default: "
+    "AWS's of the region).",
+    "region": "Sign requests for this region (or AWS_REGION).",
+    "path_style": "Name the bucket in the path (true), or in the host's name (false) (default: true if there "
+    "is an endpoint that is not AWS's).",
+    "aws_profile": "Take the access key from this profile in the files of AWS's tools (or AWS_PROFILE).",
+    "s3_config": "Take endpoint and access key of the bucket from this s3.cfg of a Proxmox Backup Server.",
+    "anonymous": "Read a public bucket, without an access key (true or false; default: false).",
     "namespace": "Start at this namespace (or PBS_NAMESPACE).",
     "datastore_dir": "Read the datastore in this directory, without a server (or PBSFS_DATASTORE_DIR).",
     "keyfile": "Decrypt with this key file, or those in this directory; may be repeated.",
@@ -189,6 +200,14 @@ class Parameters:
             datastore=given.get("datastore") or None,
             auth_id=given.get("auth_id") or None,
             profile=given.get("profile") or None,
+            ca_file=self._file("ca_file"),
+            bucket=given.get("bucket") or None,
+            endpoint=given.get("endpoint") or None,
+            region=given.get("region") or None,
+            path_style=self._truth("path_style"),
+            anonymous=self._truth("anonymous"),
+            aws_profile=given.get("aws_profile") or None,
+            s3_config=self._file("s3_config"),
         )
         configured = configure(options, self._environment, _parameter)
         options = resolve(configured.options, configured.environment, _parameter)
@@ -231,6 +250,17 @@ class Parameters:
             raise UsageError("datastore_dir=: empty; give the directory of a datastore")
         # nbdkit changes its directory when it daemonizes
         return Path(os.path.abspath(self._given["datastore_dir"]))
+
+    def _file(self, name: str) -> Path | None:
+        return Path(os.path.abspath(self._given[name])) if self._given.get(name) else None
+
+    def _truth(self, name: str) -> bool | None:
+        text = self._given.get(name)
+        if not text:
+            return None
+        if text not in ("true", "false"):
+            raise UsageError(f"{name}={text}: not true or false")
+        return text == "true"
 
     def _secret(self, options: SourceOptions, environment: Mapping[str, str]) -> Secret | None:
         """The password parameter; None to use the environment or profile.

@@ -311,7 +311,9 @@ def test_what_makes_no_sense_is_refused_by_its_name(files: Files, line: str, pro
 def test_a_profile_that_is_not_valid_does_not_hinder_others(files: Files) -> None:
     files.write('[profiles.bad]\n[profiles.worse]\nrepository = "a b"\n' + directory_profile("home", "/srv"))
     assert files.options(SourceOptions(profile="home")).datastore_dir == Path("/srv")
-    assert files.refused("bad").endswith("profiles.bad: names no source; give repository or datastore-dir")
+    assert files.refused("bad").endswith(
+        "profiles.bad: names no source; give repository, datastore-dir or bucket"
+    )
     assert "profiles.worse.repository: 'a b' is not a repository" in files.refused("worse")
 
 

@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.access.description import KINDS, Access, Description, DirectoryAccess, ServerAccess
+from pbsfs.access.aws.keys import GivenKey, NoKey
+from pbsfs.access.description import (
+    KINDS,
+    Access,
+    BucketAccess,
+    Description,
+    DirectoryAccess,
+    ServerAccess,
+)
 from pbsfs.access.keyring import MAX_KEYS, KeyRing
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret, Ticket
 from pbsfs.formats.keys import Key
+from pbsfs.sources.bucket.address import BucketAddress
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.server.repository import Repository
@@ -22,12 +31,16 @@ from tests.support.made import KEY, OTHER_KEY
 REPOSITORY = Repository.parse("reader@pbs!laptop@[fd00::1]:8443:store1")
 SECRET = Secret('geh€im: p"a%s\n\udcff')
 PROXY = Proxy("proxy", 3128, "HTTPS_PROXY", "user", Secret("gehe1m"))
+ADDRESS = BucketAddress("b", "a/store", "https://s3:9000", "garage", True)
+KEY_OF_BUCKET = GivenKey("here", "AKIDEXAMPLE", SECRET.reveal(), "t0ken")
 
 ACCESSES = [
     DirectoryAccess(Path(os.fsdecode(b"/\xff/\xe2\x98\x83"))),
     ServerAccess(REPOSITORY, SECRET, Trust()),
     ServerAccess(REPOSITORY, SECRET, Trust(pinned="ab" * 32), PROXY, 2.5, 4),
     ServerAccess(REPOSITORY, SECRET, Trust(known="ab" * 32), Proxy("proxy", 1080, "all_proxy"), 0.0, 1),
+    BucketAccess(BucketAddress("b", "store"), NoKey(), Trust()),
+    BucketAccess(ADDRESS, KEY_OF_BUCKET, Trust(pinned="ab" * 32), PROXY, 2.5),
 ]
 
 

@@ -239,7 +239,7 @@ def test_check_warns_of_what_others_may_read_and_of_an_empty_namespace(
         ("fingerprint =", "mount-options = 'rw'\nfingerprint =", "mount", 2, "mounted read-only"),
         ("@127.0.0.1:", "@nowhere.invalid:", "name", 13, "the name 'nowhere.invalid' does not resolve"),
         (":store1", ":store2", "datastore", 16, "'store2'"),
-        ("fingerprint =", "ca-file = '/nowhere'\n#", "certificate", 2, "check ca-file in the profile"),
+        ("fingerprint =", "ca-file = '/nowhere'\n#", "certificate", 2, "check the path of ca-file"),
         ("fingerprint =", "#", "certificate", 12, "or fingerprint in the profile"),
         ("~/secret", "/nowhere", "password", 2, "No such file or directory; check the name"),
         ('{ file = "~/secret" }', '{ command = "echo wrong" }', "login", 10, "does not accept"),
@@ -293,7 +293,9 @@ def test_show_prints_settings_and_no_secret(server: ReferenceServer, user: User)
 
 # --- pbsfs config init
 
-REPOSITORY = "Repository (user@realm!token@host:datastore), or the directory of a datastore: "
+REPOSITORY = (
+    "Repository (user@realm!token@host:datastore), the directory of a datastore, or s3://BUCKET/DATASTORE: "
+)
 KEEP = "ask each time (file, command, ask) [file]: "
 REST = [("Namespace (empty for the root namespace): ", ""), ("Key file for encrypted backups", "")]
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pbsfs.access.description import Description, DirectoryAccess, ServerAccess
+from pbsfs.access.description import BucketAccess, Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import KeyFileError, UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.formats.keys import Key
 from pbsfs.nbd.parameters import PARAMETERS, Parameters, Settings, filters_of
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
+from pbsfs.sources.bucket.address import BucketAddress
 from tests.support import made
 from tests.support.keyfiles import key_file
 
@@ -88,6 +89,29 @@ def test_a_profile_names_the_source_with_its_password_and_keys(told: Tells, tmp_
     assert told("profile=home", "cache_size=128M").cache_size == 128 << 20
     with pytest.raises(UsageError, match=r"^profile= and repo(sitory)?= exclude each other"):
         told("profile=home", f"repo={REPOSITORY}")
+
+
+def test_a_bucket_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": PASSWORD.replace("€", "")}
+    words = ["bucket=s3://backups/store1", "endpoint=https://s3:9000", "region=garage", "path_style=false"]
+    access = told(*words, f"fingerprint={FINGERPRINT}", **keys).source.access
+    assert isinstance(access, BucketAccess)
+    assert access.address == BucketAddress("backups", "store1", "https://s3:9000", "garage", False)
+    assert str(access.key) == "AKIDEXAMPLE of the environment"
+    assert access.trust.pinned == FINGERPRINT.replace(":", "").lower()
+    access = told("anonymous=true", PBSFS_BUCKET="s3://backups/store1").source.access
+    assert isinstance(access, BucketAccess)
+    assert access.key.kind == "none"
+    for words, said in (
+        (["bucket=s3://backups/s", "aws_profile=ci"], "AWS profile 'ci': neither in"),
+        (["bucket=s3://backups/s", f"s3_config={tmp_path}/s3.cfg"], "s3.cfg: No such file"),
+        (["bucket=s3://backups/s", f"ca_file={tmp_path}/ca"], "ca: No such file"),
+        (["bucket=s3://backups/s", "path_style=yes"], "path_style=yes: not true or false"),
+        (["region=x", DIRECTORY], "region= is for a bucket; leave it out, or give bucket="),
+    ):
+        with pytest.raises(UsageError) as caught:
+            told(*words, **keys)
+        assert said in str(caught.value)
 
 
 def test_a_directory_stays_where_it_is_when_the_working_directory_is_another(

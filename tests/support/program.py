@@ -18,7 +18,7 @@ TIMEOUT = 60.0
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment of the tests, without what would change how pbsfs behaves."""
-    ours = ("PBS_", "PBSFS_", "_PBSFS")
+    ours = ("PBS_", "PBSFS_", "_PBSFS", "AWS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"LC_ALL": "C.UTF-8", "COLUMNS": "120"} | changes
 

@@ -26,7 +26,7 @@ OBJECT_STORE = Kind(
     named_in="the endpoint",
     program="the object store",
     shown_by="its administrator",
-    accept="--fingerprint, or name its CA with ca-file in a profile",
+    accept="--fingerprint, or name its CA with --ca-file",
 )
 """Words for errors about the server that an address names."""
 

@@ -1,0 +1,133 @@
+"""From resolved options to the access to a bucket: its address, certificate and key.
+
+What neither options nor profile say comes from the variables and files of AWS's tools. Called by
+`pbsfs.access.resolve`. Synchronous; it may connect to the object store to look at its certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pbsfs.access.aws.files import AwsProfile, read_profile
+from pbsfs.access.aws.find import find_key
+from pbsfs.access.aws.keys import GivenKey, KeySource, NoKey
+from pbsfs.access.aws.s3cfg import S3Endpoint, read_endpoint
+from pbsfs.access.description import BucketAccess
+from pbsfs.access.options import SourceOptions
+from pbsfs.access.references import read_reference
+from pbsfs.access.terminal import Terminal
+from pbsfs.access.trust import find_trust, read_ca
+from pbsfs.base.errors import UsageError
+from pbsfs.sources.bucket.address import BucketAddress
+from pbsfs.sources.http.proxy import Proxy, find_proxy
+from pbsfs.sources.http.tls import Trust, parse_fingerprint
+
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+IGNORE_ENDPOINTS_VARIABLE = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"
+REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+CA_VARIABLE = "AWS_CA_BUNDLE"
+
+
+class Bucket:
+    """What names the bucket of resolved options, found out step by step; `config check` shows the steps."""
+
+    def __init__(self, options: SourceOptions, environment: Mapping[str, str]) -> None:
+        """Reads the files of AWS's tools, or a server's `s3.cfg`. Raises UsageError."""
+        assert options.bucket is not None
+        self._options = options
+        self._environment = environment
+        named = BucketAddress.parse(options.bucket)
+        found: tuple[str | None, str | None, bool | None]
+        self._server: S3Endpoint | None = None
+        self._profile: AwsProfile | None = None
+        if options.s3_config is not None:
+            self._server = read_endpoint(options.s3_config, named.bucket, named.store)
+            found = (self._server.endpoint, self._server.region, self._server.path_style)
+        else:
+            self._profile = profile = read_profile(options.aws_profile, environment)
+            found = (self._endpoint(profile), self._region(profile), _path_style(profile))
+        endpoint, region, path_style = found
+        self.address = BucketAddress.parse(
+            options.bucket,
+            endpoint=options.endpoint or endpoint,
+            region=options.region or region,
+            path_style=path_style if options.path_style is None else options.path_style,
+        )
+
+    def _endpoint(self, profile: AwsProfile) -> str | None:
+        """Source: AWS, "Service-specific endpoints" of the SDKs and tools reference."""
+        ignored = self._environment.get(IGNORE_ENDPOINTS_VARIABLE) or profile.setting(
+            "ignore_configured_endpoint_urls"
+        )
+        if (ignored or "").lower() == "true":
+            return None
+        found = _first_set(ENDPOINT_VARIABLES, self._environment)
+        return found or profile.services.get("s3.endpoint_url") or profile.setting("endpoint_url")
+
+    def _region(self, profile: AwsProfile) -> str | None:
+        return _first_set(REGION_VARIABLES, self._environment) or profile.setting("region")
+
+    def proxy(self) -> Proxy | None:
+        """The proxy to the object store. Raises UsageError."""
+        return find_proxy(self.address, self._environment) if self.address.secure else None
+
+    def trust(self, proxy: Proxy | None, terminal: Terminal | None) -> Trust:
+        """By what the object store is trusted. Raises UsageError, and what connecting raises."""
+        options, server = self._options, self._server
+        fingerprint = options.fingerprint
+        if not fingerprint and options.ca_file is None and options.endpoint is None and server is not None:
+            fingerprint = server.fingerprint
+        if not self.address.secure:
+            if fingerprint or options.ca_file is not None:
+                raise UsageError(
+                    f"{self.address.endpoint}: an http:// endpoint has no certificate; write https://, or "
+                    "leave out its fingerprint and CA"
+                )
+            return Trust()
+        if fingerprint:
+            return Trust(pinned=parse_fingerprint(fingerprint))
+        bundle = self._environment.get(CA_VARIABLE)
+        if bundle is None and self._profile is not None:
+            bundle = self._profile.setting("ca_bundle")
+        if options.ca_file is not None or bundle:
+            return Trust(ca=read_ca(options.ca_file or Path(bundle or "")))
+        if self.address.endpoint is None:
+            return Trust()  # AWS's own: a CA of the system has signed its certificate
+        return find_trust(None, self.address, proxy, self._environment, terminal)
+
+    def key(self) -> KeySource:
+        """Where the key comes from; reads the secret of a profile. Raises UsageError, AuthError."""
+        options = self._options
+        if options.anonymous:
+            return NoKey()
+        if options.access_key is not None and options.secret_key is not None:
+            secret = read_reference(options.secret_key, self._environment)
+            return GivenKey(str(options.secret_key), options.access_key, secret.reveal())
+        if self._server is not None:
+            return GivenKey(self._server.place, self._server.access_key, self._server.secret_key)
+        assert self._profile is not None
+        return find_key(self._profile, self.address.region, self._environment)
+
+
+def find_bucket(
+    options: SourceOptions, environment: Mapping[str, str], terminal: Terminal | None
+) -> BucketAccess:
+    """How to get at the bucket of resolved options.
+
+    Raises UsageError, AuthError if there is no key, and what connecting raises.
+    """
+    bucket = Bucket(options, environment)
+    proxy = bucket.proxy()
+    trust = bucket.trust(proxy, terminal)
+    return BucketAccess(bucket.address, bucket.key(), trust, proxy, options.retry_timeout)
+
+
+def _first_set(variables: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
+    return next((environment[each] for each in variables if environment.get(each)), None)
+
+
+def _path_style(profile: AwsProfile) -> bool | None:
+    """Source: AWS CLI, "S3 configuration": addressing_style."""
+    style = profile.setting("s3.addressing_style")
+    return {"path": True, "virtual": False}.get(style or "")
