@@ -12,8 +12,8 @@ from urllib.parse import unquote_plus
 from pbsfs.base.errors import DamageError
 from pbsfs.sources.bucket import xml
 
-_MAX_SIZE = 1 << 50
-"""Bytes of an object at most: real object stores have 50 TB."""
+_MOST_DIGITS = 15
+"""Digits of an object's size in bytes at most: object stores have up to 50 TB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +40,27 @@ def parse_page(body: bytes, prefix: str) -> Page:
     root = xml.parse(body, "ListBucketResult")
     encoded = xml.text_of(root, "EncodingType") == "url"
     objects: list[StoredObject] = []
-    prefixes: list[str] = []
 
     def checked(key: str) -> str:
-        key = unquote_plus(key, errors="strict") if encoded else key
+        try:
+            key = unquote_plus(key, errors="strict") if encoded else key
+        except UnicodeDecodeError:
+            raise DamageError("it lists a key that is not text") from None
         if not key.startswith(prefix):
             raise DamageError("it lists keys that were not asked for")
         return key
 
-    try:
-        for element in root:
-            name = xml.local_name(element)
-            if name == "Contents":
-                fields = {xml.local_name(child): child.text or "" for child in element}
-                size = int(fields["Size"])
-                if not 0 <= size <= _MAX_SIZE:
-                    raise DamageError("it lists an object of an impossible size")
-                version = f"{fields.get('ETag', '')} {fields.get('LastModified', '')}"
-                objects.append(StoredObject(checked(fields["Key"]), size, version))
-            elif name == "CommonPrefixes":
-                prefixes.append(checked(xml.text_of(element, "Prefix")))
-    except (KeyError, ValueError):
-        raise DamageError("it lists an object without a key or size") from None
+    space = xml.namespace(root)
+    for element in root.iterfind(f"{space}Contents"):
+        key, size = element.findtext(f"{space}Key"), element.findtext(f"{space}Size") or ""
+        if not key or not (size.isascii() and size.isdigit() and len(size) <= _MOST_DIGITS):
+            raise DamageError("it lists an object without a key or size")
+        tag, time = element.findtext(f"{space}ETag"), element.findtext(f"{space}LastModified")
+        objects.append(StoredObject(checked(key), int(size), f"{tag} {time}"))
+    prefixes = [
+        checked(element.findtext(f"{space}Prefix") or "")
+        for element in root.iterfind(f"{space}CommonPrefixes")
+    ]
     token = xml.text_of(root, "NextContinuationToken") or None
     if xml.text_of(root, "IsTruncated") == "true":
         if token is None:

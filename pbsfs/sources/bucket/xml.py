@@ -1,7 +1,8 @@
 """The XML that object stores answer with: lists and errors.
 
 Refuses what such answers never have and what makes parsing dangerous: a document type, and with it entities.
-Pure functions, for any thread. The names of namespaces are left out: object stores differ in them.
+Object stores differ in the namespace of the elements, so it means nothing here. Pure functions, for any
+thread.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ def parse(body: bytes, name: str) -> Element:
 def local_name(element: Element) -> str:
     """The element's name without its namespace."""
     return element.tag.rpartition("}")[2]
+
+
+def namespace(element: Element) -> str:
+    """The namespace of the element's name, as `find` takes it before a name; empty if it has none."""
+    return element.tag[: -len(local_name(element))]
 
 
 def text_of(element: Element, name: str) -> str:
