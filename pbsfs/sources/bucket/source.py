@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from pbsfs.base.errors import DamageError, NotFoundError, SourceError, UnavailableError, UnknownDatastoreError
-from pbsfs.base.names import Archive, Group, Namespace, Snapshot
+from pbsfs.base.names import MANIFEST, Archive, Group, Namespace, Snapshot
 from pbsfs.base.text import first_of
 from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.together import run_for_each
@@ -146,7 +146,12 @@ class BucketSource(Source):
         try:
             return await self._objects.get(key, limit, f"chunk {digest.hex()}")
         except NotFoundError:
-            raise await self._absent(digest, key) from None
+            error = await self._absent(digest, key)
+            manifest = self._metadata.key(layout.file_steps(snapshot, MANIFEST))
+            if isinstance(error, DamageError) and not await self._objects.any(manifest):
+                # A server prunes a snapshot, and then removes its chunks: nothing is damaged.
+                error = SourceError(f"{snapshot} was removed while it was read; chunk {digest.hex()} is gone")
+            raise error from None
 
     async def missing_chunks(self, digests: Sequence[bytes]) -> list[int]:
         missing: list[int] = []

@@ -33,6 +33,7 @@ from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.bucket.serving import KEY, LIMITS, QUICK, Keys, source_of, use
 from tests.sources.conformance import CONFIG, FIRST, IMAGE, VM, add, chunks_of, stored
+from tests.support.made import TIME
 from tests.support.proxy import ConnectProxy
 from tests.support.s3 import BUCKET, SECRET_KEY, Body, Cut, Fault, Reset, S3Server, Stall, Status
 from tests.support.server.certificate import Certificate
@@ -249,6 +250,23 @@ def test_a_snapshot_that_is_removed_under_a_reader_is_said_not_to_exist(
         shutil.rmtree(writer.snapshot_path(FIRST))
         with pytest.raises(NotFoundError, match=re.escape(f"{FIRST}/{CONFIG} does not exist")):
             await source.fetch_file(FIRST, CONFIG, MOST)
+
+    use(source_of(server, certificate), work)
+
+
+def test_a_chunk_that_goes_with_its_snapshot_is_no_damage(
+    chunk: tuple[bytes, bytes], writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    other = VM.snapshot(TIME + 1)
+    add(writer, other)
+
+    async def work(source: BucketSource) -> None:
+        shutil.rmtree(writer.snapshot_path(FIRST))
+        writer.chunk_path(chunk[0]).unlink()
+        with pytest.raises(SourceError, match=f"{FIRST} was removed while it was read"):
+            await source.fetch_chunk(FIRST, IMAGE, chunk[0], MOST)
+        with pytest.raises(DamageError, match=f"chunk {chunk[0].hex()} in .*: missing"):
+            await source.fetch_chunk(other, IMAGE, chunk[0], MOST)
 
     use(source_of(server, certificate), work)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from pbsfs.base.errors import ConnectError, NotFoundError, PbsfsError, SourceError
+from pbsfs.base.errors import ConnectError, DamageError, NotFoundError, SourceError
 from pbsfs.base.names import MANIFEST, ROOT_NAMESPACE, Group, Namespace
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import open_reader
@@ -138,8 +138,10 @@ def test_a_snapshot_that_is_pruned_under_a_reader_is_an_error_of_that_read(
             assert [info.snapshot.time for info in await source.snapshots(VM)] == [TIME + 1]
             with pytest.raises(NotFoundError, match=f"{FIRST}/{CONFIG} does not exist"):
                 await source.fetch_file(FIRST, CONFIG, MOST)
-            with pytest.raises(PbsfsError, match=f"chunk {digests[0].hex()} .*: missing"):
+            with pytest.raises(SourceError, match=f"{FIRST} was removed while it was read"):
                 await source.fetch_chunk(FIRST, IMAGE, digests[0], MOST)
+            with pytest.raises(DamageError, match=f"chunk {digests[0].hex()} .*: missing"):
+                await source.fetch_chunk(VM.snapshot(TIME + 1), IMAGE, digests[0], MOST)
             assert await source.missing_chunks(digests) == [0]
             assert await source.fetch_file(VM.snapshot(TIME + 1), CONFIG, MOST)
 

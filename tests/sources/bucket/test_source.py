@@ -10,8 +10,8 @@ import pytest
 
 from pbsfs.sources.base import Source
 from pbsfs.testing.writer import DatastoreWriter
-from tests.sources.bucket.serving import opened, source_of
-from tests.sources.conformance import SourceConformance
+from tests.sources.bucket.serving import opened, source_of, use
+from tests.sources.conformance import FIRST, VM, SourceConformance, add
 from tests.support.s3 import S3Server
 from tests.support.server.certificate import Certificate
 
@@ -31,3 +31,13 @@ class TestBucketSource(SourceConformance):
 
     def test_the_space_is_that_of_the_file_system_below(self, writer: DatastoreWriter) -> None:
         assert self.use(writer, lambda s: s.usage()) is None  # an object store has no end
+
+
+@pytest.mark.parametrize("store", ["", "a/b/store", "with space+and%40"])
+def test_a_datastore_may_be_anywhere_in_its_bucket(
+    store: str, writer: DatastoreWriter, certificate: Certificate
+) -> None:
+    add(writer)
+    with S3Server(writer.path, store=store, certificate=certificate) as server:
+        infos = use(source_of(server, certificate), lambda s: s.snapshots(VM))
+    assert [info.snapshot for info in infos] == [FIRST]
