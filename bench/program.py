@@ -16,6 +16,7 @@ from bench.data import IMAGE, Data
 from bench.limits import key_of
 from bench.measures import BenchError, Sample, Watched, command, stop
 from bench.serving import CHECKOUT, Access, RunningServer
+from bench.store import BucketAccess
 from pbsfs.base.names import Snapshot
 from pbsfs.fuse.mountpoint import mounted_at
 
@@ -25,8 +26,8 @@ BRIDGE = CHECKOUT / "nbd_bridge.py"
 PATIENCE = 60.0
 """Seconds for something to start."""
 
-Source = RunningServer | Access | Path
-"""A server, or a datastore's directory."""
+Source = RunningServer | Access | BucketAccess | Path
+"""A server, a bucket, or a datastore's directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,14 @@ class Pbsfs:
     home: Path
 
     def environment(self, source: Source) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PBS_", "XDG_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PBS_", "PBSFS_", "AWS_", "XDG_"))
+        }
         kept |= {"HOME": str(self.home), "LC_ALL": "C.UTF-8"}
         access = source.access if isinstance(source, RunningServer) else source
-        return kept | access.environment() if isinstance(access, Access) else kept
+        return kept if isinstance(access, Path) else kept | access.environment()
 
     def options(self, source: Source, data: Data, *, encrypted: bool = False) -> list[str]:
         found = ["--datastore-dir", str(source)] if isinstance(source, Path) else []
@@ -64,7 +69,7 @@ class Pbsfs:
             *self.options(source, data, encrypted=encrypted),
         ]
         words += [f"{snapshot}/{IMAGE}", dest]
-        server = source.pid if isinstance(source, RunningServer) else None
+        server = source.pid if isinstance(source, RunningServer | BucketAccess) else None
         environment = self.environment(source) | {"PYTHONPATH": str(CHECKOUT)}
         return command(words, size=data.data_bytes, environment=environment, server=server)
 
@@ -83,7 +88,7 @@ class Pbsfs:
         process = started(words, self.environment(source))
         try:
             wait_for(lambda: mounted_at(place) is not None, process, f"{place} is mounted")
-            server = source.pid if isinstance(source, RunningServer) else None
+            server = source.pid if isinstance(source, RunningServer | BucketAccess) else None
             yield Mount(place, process.pid, Watched((process.pid,), server))
         finally:
             stop(process)
@@ -98,7 +103,7 @@ class Pbsfs:
         words = ["python", str(python), f"path={snapshot}/{IMAGE}"]
         words += [f"datastore_dir={source}"] if isinstance(source, Path) else []
         words += [f"keyfile={data.keyfile}"] if key_of(snapshot) is not None else []
-        server = source.pid if isinstance(source, RunningServer) else None
+        server = source.pid if isinstance(source, RunningServer | BucketAccess) else None
         with self.nbdkit([*words, *options], self.environment(source), server) as nbd:
             yield nbd
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.cases import (
+    bucket,
     directory,
     disks,
     export,
@@ -31,6 +32,7 @@ ALL: tuple[Case, ...] = (
     *random_reads.CASES,
     *sharing.CASES,
     *slow_link.CASES,
+    *bucket.CASES,
     *start.CASES,
     *memory.CASES,
     *growth.CASES,

@@ -81,7 +81,7 @@ def _large_store(directory: Path) -> Path:
     return store
 
 
-def _many_store(directory: Path, each: int) -> Path:
+def many_store(directory: Path, each: int) -> Path:
     """A datastore with `GROUPS` groups of `each` snapshots, with nothing in them but a tiny blob."""
     store = directory / f"many-{each}-1"
     if not (store / "made").exists():
@@ -207,7 +207,7 @@ def _handles(bench: Bench, stack: ExitStack) -> Plan:
 def _snapshots(bench: Bench, _stack: ExitStack) -> Plan:
     data, pbsfs = bench.data, bench.pbsfs
     each = EACH // 50 if bench.quick else EACH
-    store = _many_store(bench.data_directory, each)
+    store = many_store(bench.data_directory, each)
 
     def listed() -> Sample:
         started = time.perf_counter()

@@ -14,13 +14,14 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote
 
+from pbsfs.base.names import MANIFEST
 from pbsfs.sources.bucket.address import BucketAddress
 from tests.support.s3 import signature
 from tests.support.s3.faults import Body, Cut, Fault, Reset, Stall, Status
@@ -84,9 +85,15 @@ class S3Server:
         with self._lock:
             self._faults += [(match, fault) for fault in faults]
 
-    def freeze(self) -> None:
-        """The objects stay as they are now: lists cost no look at the disk."""
-        self.frozen = objects_of(self._datastore, self._store)
+    def freeze(self, more: Sequence[str] = ()) -> None:
+        """The objects stay as they are now: lists cost no look at the disk. `more`: names of further files in
+        each snapshot."""
+        found = objects_of(self._datastore, self._store)
+        for key, path in list(found.items()):
+            above, _slash, name = key.rpartition("/")
+            if name == MANIFEST.filename:
+                found.update((f"{above}/{other}", path) for other in more)
+        self.frozen = dict(sorted(found.items()))
         self._frozen_keys = list(self.frozen)
 
     @property
