@@ -48,6 +48,7 @@ class Pbsfs:
 
     def options(self, source: Source, data: Data, *, encrypted: bool = False) -> list[str]:
         found = ["--datastore-dir", str(source)] if isinstance(source, Path) else []
+        found += ["--fingerprint", source.fingerprint] if isinstance(source, BucketAccess) else []
         return found + (["--keyfile", str(data.keyfile)] if encrypted else [])
 
     def export(

@@ -3,8 +3,8 @@
     python -m bench.store DIR [--round-trip SECONDS --bandwidth BYTES] [--more FILES]
 
 prints one line of JSON that says where it is, and ends at the end of its standard input. It looks once at
-what is in DIR. With a round trip or a bandwidth it is behind a simulated link. `--more`: so many more files in
-each snapshot, whose names are listed only.
+what is in DIR. With a round trip or a bandwidth it is behind a simulated link. `--more`: so many more files
+in each snapshot, whose names are listed only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class BucketAccess:
     def environment(self) -> dict[str, str]:
         return {
             "PBSFS_BUCKET": f"s3://{BUCKET}/{STORE}",
-            "PBS_FINGERPRINT": self.fingerprint,
             "AWS_ENDPOINT_URL_S3": f"https://127.0.0.1:{self.port}",
             "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,

@@ -73,7 +73,11 @@ def _list(bench: Bench, stack: ExitStack) -> Plan:
     environment = pbsfs.environment(store)
 
     def listed(*words: str) -> Sample:
-        return command([PBSFS, "ls", *words], environment=environment, server=store.pid)
+        return command(
+            [PBSFS, "ls", "--fingerprint", store.fingerprint, *words],
+            environment=environment,
+            server=store.pid,
+        )
 
     return Plan(
         {LIST: lambda: listed("vm"), f"{LIST}, one group": lambda: listed("vm/100")},

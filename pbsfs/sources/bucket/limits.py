@@ -43,8 +43,8 @@ class BucketLimits(HttpLimits):
     renewal_margin: float = 120.0
     """How long before temporary keys expire pbsfs asks for new ones."""
 
-    listing: ListingLimits = field(default_factory=lambda: ListingLimits(looks=1 << 30))
-    """A listing of groups has the names of all files, so it looks into every snapshot."""
+    listing: ListingLimits = field(default_factory=lambda: ListingLimits(looks=0))
+    """A listing of groups has no more than the newest snapshot of each."""
 
 
 DEFAULT = BucketLimits()

@@ -26,6 +26,7 @@ from pbsfs.sources.base import GroupInfo, SnapshotInfo
 from pbsfs.sources.bucket.files import KeyFiles
 from pbsfs.sources.bucket.limits import BucketLimits
 from pbsfs.sources.bucket.objects import Objects
+from pbsfs.sources.bucket.pages import StoredObject
 from pbsfs.sources.layout import Steps
 from pbsfs.sources.listing.groups import GroupListing
 from pbsfs.sources.listing.limits import ListingLimits
@@ -89,27 +90,26 @@ class Metadata:
         return await self._run(lambda: names.namespaces(parent, steps))
 
     async def groups(self, namespace: Namespace) -> list[GroupInfo]:
-        """Like `Source.groups`."""
+        """Like `Source.groups`: of each group, only whether the newest snapshot is finished."""
         listed, steps = self._listed(), layout.namespace_steps(namespace)
+        names = Names(listed.metadata, self._reporter)
         there = True
 
         async def look() -> None:
             nonlocal there
             there = not steps or await self._is_there(steps)
 
-        lists = [partial(self._list_groups, (*steps, backup_type), listed) for backup_type in BACKUP_TYPES]
-        await run_together([look, *lists])
+        async def list_type(backup_type: str) -> None:
+            await self._list_below((*steps, backup_type), listed)
+            groups = names.groups(namespace, backup_type, steps)
+            await run_for_each(
+                groups, lambda group: self._learn(group, names, listed), at_once=self._limits.requests
+            )
+
+        await run_together([look, *(partial(list_type, backup_type) for backup_type in BACKUP_TYPES)])
         if not there:
             raise self._no_namespace(namespace)
         listed.metadata.add_directories([self.key(steps)])
-        names = Names(listed.metadata, self._reporter)
-        groups = [
-            group for backup_type in BACKUP_TYPES for group in names.groups(namespace, backup_type, steps)
-        ]
-        await self._fetch(
-            listed,
-            ((*layout.group_steps(group), name) for group in groups for name in (layout.OWNER, layout.NOTES)),
-        )
         listing = GroupListing(listed, names, self._reporter, self._limits.listing)
         return await self._run(lambda: listing.groups(namespace))
 
@@ -132,13 +132,30 @@ class Metadata:
     def _no_namespace(self, namespace: Namespace) -> NotFoundError:
         return NotFoundError(f"{self._objects.address}: there is no namespace '{namespace}'")
 
-    async def _list_groups(self, steps: Steps, listed: _Listed) -> None:
-        """Lists all groups of one type, with all that is in them."""
-        prefixes = await self._list_below(steps, listed)
-        names = [prefix.removesuffix("/").rpartition("/")[2] for prefix in prefixes]
-        await run_for_each(
-            names, lambda name: self._list_all((*steps, name), listed), at_once=self._limits.requests
+    async def _learn(self, group: Group, names: Names, listed: _Listed) -> None:
+        """Lists a group without what is in its snapshots, and fetches what a list of groups reads of it."""
+        steps = layout.group_steps(group)
+        await self._list_below(steps, listed)
+        await run_together(
+            [
+                partial(self._find_newest, group, names, listed),
+                partial(self._fetch, listed, [(*steps, name) for name in (layout.OWNER, layout.NOTES)]),
+            ]
         )
+
+    async def _find_newest(self, group: Group, names: Names, listed: _Listed) -> None:
+        """Looks for the manifest of the newest snapshot; lists all that is in the group if there is none."""
+        try:
+            times = names.times(group)
+        except DamageError:  # reported
+            return
+        if not times:
+            return
+        newest = layout.file_steps(group.snapshot(times[-1]), MANIFEST)
+        if await self._objects.exists(self.key(newest), listed.metadata.joined(newest)):
+            listed.metadata.add([StoredObject(self.key(newest), 0, "")])
+        else:
+            await self._list_all(layout.group_steps(group), listed)
 
     async def _list_below(self, steps: Steps, listed: _Listed) -> list[str]:
         """Lists what is directly below a directory; returns the prefixes of the directories."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pbsfs.base.errors import DamageError, SourceError, WrongServerError
-from pbsfs.base.names import ROOT_NAMESPACE, Namespace
+from pbsfs.base.names import BACKUP_TYPES, MANIFEST, ROOT_NAMESPACE, Namespace
 from pbsfs.sources.bucket.pages import parse_page
 from pbsfs.sources.bucket.source import BucketSource
 from pbsfs.testing.writer import DatastoreWriter
@@ -213,6 +213,19 @@ def test_a_list_of_groups_reads_no_manifest(
     infos = use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
     assert [info.snapshot_count for info in infos] == [1, 1, 1]
     assert asked() == [f"GET store/.cnt/vm/{number}/owner" for number in range(3)]
+    lists = [found for found in server.requests if found.startswith("LIST")]
+    assert len(lists) == 1 + len(BACKUP_TYPES) + 3  # of the opening, of each type, of each group
+
+
+def test_a_newest_backup_that_is_unfinished_is_neither_counted_nor_the_last(
+    writer: DatastoreWriter, server: S3Server, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        add(writer, VM.snapshot(TIME + number))
+    (writer.snapshot_path(VM.snapshot(TIME + 2)) / MANIFEST.filename).unlink()
+    (info,) = use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
+    assert (info.last_backup, info.snapshot_count) == (TIME + 1, 2)
+    caplog.clear()
 
 
 def test_odd_keys_are_left_out(writer: DatastoreWriter, server: S3Server, certificate: Certificate) -> None:
