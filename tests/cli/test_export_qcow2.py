@@ -94,6 +94,8 @@ def test_a_signal_ends_it_and_leaves_no_part(
             try:
                 hold.wait()
                 assert (tmp_path / "drive-scsi0.qcow2.part").exists()
+                other = export(stocked, "--force", IMAGE, tmp_path)
+                assert "another export is writing it" in error_of(other, 8)
                 process.send_signal(number)
                 _output, errors = process.communicate(timeout=TIMEOUT)
             finally:
