@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import fields
@@ -24,6 +23,7 @@ from pbsfs.base.text import excerpt
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import FORMAT_VARIABLE, FORMATS, LogOptions
 from pbsfs.runtime.memory import COMMAND_OPEN_LIMIT
+from pbsfs.runtime.process import ending_signals
 from pbsfs.sources.server.repository import Repository
 
 if TYPE_CHECKING:
@@ -325,7 +325,8 @@ def run_on_tree(
 
     `reads_much`: whether to ask for the password of a default key.
 
-    SIGINT, SIGTERM and SIGHUP cancel `work`, so that it cleans up, and end in `click.exceptions.Exit`.
+    SIGINT, SIGTERM and SIGHUP (unless it is ignored) cancel `work`, so that it cleans up, and end in
+    `click.exceptions.Exit`.
     """
     return run_on_described(work, described(source, reads_much=reads_much), zeroed=zeroed)
 
@@ -397,7 +398,7 @@ async def _until_signalled(work: Callable[[], Awaitable[R]]) -> R:
     # An exception raised by a signal handler could interrupt trio's own code.
     stopped_by: int | None = None
     outcome: R | Exception | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
 
             async def wait_for_signal() -> None:

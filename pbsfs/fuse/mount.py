@@ -1,8 +1,8 @@
 """A mount, from start to end: set up, serve until told to stop, clean up.
 
 Runs in the process that serves the mount (`pbsfs mount` starts one of its own for the background).
-The mount ends on SIGTERM, SIGINT and SIGHUP, on any kind of umount, and when serving fails. Reads of open
-files then fail, and the mount point is free.
+The mount ends on SIGTERM, SIGINT and SIGHUP (unless it is ignored), on any kind of umount, and when serving
+fails. Reads of open files then fail, and the mount point is free.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pbsfs.fuse.operations import Operations
 from pbsfs.fuse.session import mounted
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
+from pbsfs.runtime.process import ending_signals
 from pbsfs.runtime.recent import Recent
 from pbsfs.sources.base import Source
 from pbsfs.tasks.metrics import MetricsAddress, listening, serve_metrics
@@ -97,7 +98,7 @@ async def serve(
         ready(str(source))
 
     # pbsfs catches signals before the mount exists, so that none of them can leave it behind.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
 
             async def wait_for_signal() -> None:

@@ -36,6 +36,12 @@ def keep_memory_private() -> None:
         prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def ending_signals() -> list[signal.Signals]:
+    """The signals that end this program: SIGINT, SIGTERM, and SIGHUP unless it is ignored, as by nohup."""
+    ending = [signal.SIGINT, signal.SIGTERM]
+    return ending if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*ending, signal.SIGHUP]
+
+
 @contextmanager
 def signals_held_back() -> Iterator[None]:
     """Lets signals that end the program wait until the end of the block.

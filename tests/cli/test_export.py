@@ -214,6 +214,25 @@ def test_a_signal_ends_it_and_leaves_no_part(large: Path, tmp_path: Path, number
     assert not list(tmp_path.iterdir())
 
 
+def test_nohup_lets_it_go_on_when_the_terminal_is_closed(large: Path, tmp_path: Path) -> None:
+    part = tmp_path / "copy.part"
+    command = ["nohup", PBSFS, "export", "--datastore-dir", str(large), "vm/100/latest/drive-scsi0.img"]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "copy")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        wait_until(part.exists, "it writes")
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+        assert ignored & 1 << signal.SIGHUP - 1
+        process.send_signal(signal.SIGTERM)
+        _output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (128 + signal.SIGTERM, b"")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_while_nobody_reads_its_pipe(large: Path, number: signal.Signals) -> None:
     command = [PBSFS, "export", "--datastore-dir", str(large), "vm/100/latest/drive-scsi0.img", "-"]
