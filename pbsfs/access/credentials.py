@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
@@ -130,21 +132,42 @@ def _run_shell_words(command: str, environment: Mapping[str, str]) -> bytes:
 def run_command(
     arguments: Sequence[str], environment: Mapping[str, str], timeout: float | None = None
 ) -> bytes:
-    """What a command prints in `timeout` seconds, at most MAX_SECRET bytes.
+    """What a command prints in `timeout` seconds. After MAX_SECRET bytes, it is killed: it may never end.
 
     Raises OSError, SubprocessError.
     """
     inherited = {name: value for name, value in environment.items() if name != NOTIFY_SOCKET}
+    end = None if timeout is None else time.monotonic() + timeout
     # Its standard error is the user's; its output is the secret.
-    done = subprocess.run(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        check=True,
-        env=inherited,
-        timeout=timeout,
-    )
-    return done.stdout[:MAX_SECRET]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=inherited
+    ) as process:
+        assert process.stdout is not None
+        try:
+            output = b""
+            while more := _read_until(process.stdout.fileno(), end):
+                output += more
+                if len(output) >= MAX_SECRET:
+                    process.kill()
+                    return output[:MAX_SECRET]
+            process.wait(None if end is None else max(0, end - time.monotonic()))
+        except BaseException as error:
+            process.kill()
+            if isinstance(error, TimeoutError):
+                raise subprocess.TimeoutExpired(arguments, timeout or 0) from None
+            raise
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, arguments)
+    return output
+
+
+def _read_until(fd: int, end: float | None) -> bytes:
+    """What can be read next from a pipe. Raises TimeoutError at the `end`, on the monotonic clock."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if not poll.poll(None if end is None else max(0, 1000 * (end - time.monotonic()))):
+        raise TimeoutError
+    return os.read(fd, MAX_SECRET)
 
 
 _FORMS: dict[str, Callable[[str, Mapping[str, str]], bytes]] = {
@@ -178,6 +201,13 @@ def take_secrets(environment: MutableMapping[str, str]) -> dict[str, str]:
     return before
 
 
+def ended(error: subprocess.CalledProcessError) -> str:
+    """How a command ended."""
+    if error.returncode < 0:
+        return f"was ended by signal {-error.returncode}"
+    return f"ended with status {error.returncode}"
+
+
 def first_line(data: bytes) -> str:
     """The first line as text, without its end. Raises ValueError."""
     line = data.split(b"\n", 1)[0].removesuffix(b"\r")
@@ -191,7 +221,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     if isinstance(error, subprocess.CalledProcessError):
-        return f"the command ended with status {error.returncode}"
+        return f"the command {ended(error)}"
     if str(error) == "is not UTF-8 text":
         return str(error)
     return "does not name a descriptor or command"

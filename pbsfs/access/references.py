@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbsfs.access.credentials import CREDENTIALS_DIRECTORY, first_line, read_file, run_command, take_secrets
+from pbsfs.access.credentials import (
+    CREDENTIALS_DIRECTORY,
+    ended,
+    first_line,
+    read_file,
+    run_command,
+    take_secrets,
+)
 from pbsfs.base.errors import UsageError
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import one_line, quoted
@@ -63,7 +70,7 @@ class Reference:
                 return Secret(self._checked(first_line(run_command(self.words, variables))))
             return Secret(self._checked(first_line(read_file(self.words[0]))))
         except subprocess.CalledProcessError as error:
-            problem = f"it ended with status {error.returncode}; run it in a shell to see why"
+            problem = f"it {ended(error)}; run it in a shell to see why"
         except OSError as error:
             problem = f"{error.strerror}; check the name and who may use it"
         except ValueError as error:

@@ -191,6 +191,18 @@ def test_a_command_that_fails_is_told_of_by_its_status() -> None:
     assert refusal(PBS_PASSWORD_CMD=failing) == "PBS_PASSWORD_CMD: the command ended with status 7"
 
 
+def test_a_command_that_a_signal_ends_is_told_of() -> None:
+    assert (
+        refusal(PBS_PASSWORD_CMD="sh -c 'kill -9 $$'")
+        == "PBS_PASSWORD_CMD: the command was ended by signal 9"
+    )
+
+
+def test_a_command_that_prints_without_end_is_killed() -> None:
+    script = f"import signal; print('first', '.' * {MAX_SECRET}, sep='\\n', flush=True); signal.pause()"
+    assert found(PBS_PASSWORD_CMD=shlex.join([sys.executable, "-c", script])) == "first"
+
+
 def test_a_command_that_is_not_there_is_named() -> None:
     assert (
         refusal(PBS_PASSWORD_CMD="no-such-command --secret")
