@@ -100,7 +100,7 @@ def read_configuration(environment: Mapping[str, str]) -> Configuration:
     tables: dict[str, tuple[Path, Any]] = {}
     for directory in directories(environment):
         found: dict[str, tuple[Path, Any]] = {}
-        for file in [directory / "config.toml", *_drop_ins(directory / "conf.d")]:
+        for file in [directory / "config.toml", *_drop_ins(directory / "conf.d", skipped)]:
             try:
                 text = _read(file)
             except FileNotFoundError:
@@ -124,11 +124,18 @@ def read_configuration(environment: Mapping[str, str]) -> Configuration:
     return Configuration(tuple(files), tuple(skipped), environment, tables)
 
 
-def _drop_ins(directory: Path) -> list[Path]:
+def _drop_ins(directory: Path, skipped: list[Path]) -> list[Path]:
+    """The files in a `conf.d`. The system's may be closed to this user: it is `skipped` then."""
     try:
         found = sorted(entry for entry in directory.iterdir() if entry.suffix == ".toml")
-    except (FileNotFoundError, PermissionError):
+    except FileNotFoundError:
         return []
+    except PermissionError as error:
+        if directory.parent == SYSTEM_DIRECTORY:
+            log.info("not used: %s: %s", directory, error.strerror)
+            skipped.append(directory)
+            return []
+        raise UsageError(f"{directory}: {error.strerror}; make it readable with chmod u+rx") from None
     except OSError as error:
         raise UsageError(f"{directory}: {error.strerror}; repair or remove it") from None
     if len(found) > MAX_FILES:

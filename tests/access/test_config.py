@@ -260,6 +260,21 @@ def test_a_file_that_is_not_text_or_no_file_is_refused(files: Files) -> None:
     assert files.refused() == f"{file}: not a regular file; remove it"
 
 
+def test_a_directory_of_files_that_is_closed_to_its_user_is_refused(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users, system = (files.write(HOME, "conf.d/home.toml", system=system).parent for system in (False, True))
+
+    def refuse(path: Path) -> list[Path]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert files.refused() == f"{users}: Permission denied; make it readable with chmod u+rx"
+    files.environment = {"XDG_CONFIG_HOME": "/nonexistent"}
+    monkeypatch.setattr(config, "directories", lambda _environment: [files.system])
+    assert read_configuration(files.environment).skipped == (system,)
+
+
 def test_a_file_that_others_control_is_refused(files: Files) -> None:
     need_root("chown")
     file = files.write(HOME)
