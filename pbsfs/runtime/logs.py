@@ -5,6 +5,7 @@ Called by commands and by nbdkit's plugin, from one thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -94,6 +95,30 @@ def _json_escape(c: str) -> str:
     return f"\\\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else json.dumps(c)[1:-1]
 
 
+class _File(logging.FileHandler):
+    """A log file. The first message that it does not take is reported on standard error; the program goes
+    on."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")
+        self._is_reported = False
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # it was reported
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_reported:
+            self._is_reported = True
+            text = f"{self.baseFilename}: {error.strerror}; free some space, or name another file"
+            if sys.stderr is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write(f"pbsfs: cannot write the log file {escaped(text)}\n")
+
+
 def set_up_logging(options: LogOptions, *, background: bool = False) -> None:
     """Sends the log to the file, or to standard error, or from the background to the system's log.
 
@@ -151,7 +176,7 @@ def _is_missed(record: logging.LogRecord) -> bool:
 
 
 def _file_handler(file: Path) -> logging.Handler:
-    return logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    return _File(file)
 
 
 def _background_handler() -> logging.Handler:

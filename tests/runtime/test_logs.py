@@ -49,6 +49,14 @@ def test_what_is_not_to_be_shown_is_escaped(text: str, line: str, tmp_path: Path
     assert (tmp_path / "log").read_text(encoding="utf-8").endswith(f" ERROR {line}\n")
 
 
+def test_a_file_that_takes_no_more_is_reported_once(capfd: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(LogOptions(file=Path("/dev/full")))
+    for number in range(3):
+        logging.getLogger("pbsfs.test").error("message %d", number)
+    problem = "No space left on device; free some space, or name another file"
+    assert capfd.readouterr().err == f"pbsfs: cannot write the log file /dev/full: {problem}\n"
+
+
 def test_replies_that_nobody_waits_for_are_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
     set_up_logging(LogOptions())
     pyfuse3 = logging.getLogger("pyfuse3")
