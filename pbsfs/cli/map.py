@@ -80,6 +80,8 @@ def command(
     if as_table + as_json + bool(svg_file or png_file) > 1:
         raise UsageError("--table, --json and pictures exclude each other; choose one of them")
     files = [file for file in (svg_file, png_file) if file is not None]
+    if svg_file is not None and svg_file == png_file:
+        raise UsageError(f"--svg and --png both name {svg_file}; name two files")
     for file in () if force else files:
         refuse_existing(file)
     paths = [path] if since is None or "/" not in since else [path, since]
@@ -217,7 +219,13 @@ def _about_damage(found: ImageMap, verify_state: str | None) -> Iterator[str]:
 def _write(path: Path, content: bytes, *, force: bool) -> None:
     try:
         with open(path, "wb" if force else "xb") as file:
-            file.write(content)
+            try:
+                file.write(content)
+                file.flush()
+            except OSError:
+                if not force:  # it is new
+                    path.unlink(missing_ok=True)
+                raise
     except FileExistsError:
         raise OutputError(exists(path)) from None
     except OSError as error:

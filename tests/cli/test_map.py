@@ -17,7 +17,7 @@ import pytest
 from pbsfs.formats.index import FixedIndex, encode_fixed
 from pbsfs.tasks.mapping import CHANGED, HOLE, ImageMap
 from pbsfs.testing.writer import DatastoreWriter
-from tests.support import golden, made
+from tests.support import golden, made, program
 from tests.support.mounts import mounted
 from tests.support.needs import need
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
@@ -183,6 +183,17 @@ def test_pictures_go_to_files(tmp_path: Path) -> None:
     assert output_of(PBSFS, *words, "--force", "--svg", out[0]) == ""
     text = error_of(pbsfs(*words, "--png", tmp_path / "none" / "a.png"), 8)
     assert text.startswith(f"cannot write {tmp_path / 'none' / 'a.png'}: No such file or directory; ")
+    text = error_of(pbsfs(*words, "--svg", out[0], "--png", out[0]), 2)
+    assert text == f"--svg and --png both name {out[0]}; name two files"
+
+
+def test_a_picture_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
+    writer = nights(tmp_path / "store")
+    out = tmp_path / "a.svg"
+    no_room = ("sh", "-c", 'ulimit -f 0 && exec "$@"', "sh")
+    done = program.run([*no_room, PBSFS, "map", "--datastore-dir", writer.path, DISK, "--svg", out])
+    assert error_of(done, 8).startswith(f"cannot write {out}: File too large; ")
+    assert not out.exists()
 
 
 def pixels(image: bytes) -> list[list[int]]:
