@@ -18,6 +18,7 @@ from pbsfs.cli.output import standard_output
 from pbsfs.tasks.cat import write_file
 from pbsfs.tasks.extract.extract import Restored
 from pbsfs.tasks.extract.run import Advance, Options, pack, restore
+from pbsfs.tasks.image.refusals import refusal
 from pbsfs.tree import ContentsFile, ContentsNode
 
 
@@ -101,7 +102,7 @@ def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> I
             f"cannot write {part}: it exists; remove what is left of an earlier export"
         ) from None
     except OSError as error:
-        raise OutputError(f"cannot write {part}: {error.strerror}") from None
+        raise OutputError(refusal(part, error)) from None
     try:
         try:
             with open(fd, "wb") as file:
@@ -112,7 +113,7 @@ def _archive_file(dest: Path, *, force: bool, mode: int | None, zstd: bool) -> I
                 os.fsync(fd)
             os.rename(part, dest)
         except OSError as error:
-            raise OutputError(f"cannot write {dest}: {error.strerror}") from None
+            raise OutputError(refusal(dest, error)) from None
     except BaseException:
         part.unlink(missing_ok=True)
         raise

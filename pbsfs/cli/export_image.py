@@ -110,7 +110,7 @@ class Copying:
 
     async def _check_all(self, files: Sequence[ImageFile | BlobFile]) -> None:
         """Raises an error if several `files` can't all be turned into theirs in place; writes nothing."""
-        if not self.dest.is_dir():
+        if not self._is_directory():
             raise UsageError(f"{self.dest}: several images require a directory; name one, or give one image")
         for file in files:
             if not isinstance(file, ImageFile):
@@ -128,8 +128,7 @@ class Copying:
         data = await file.read()
         if self.in_place:
             raise UsageError(f"{file}: --in-place is for images; leave it out")
-        place = self.dest / name if self.dest.is_dir() else self.dest
-        if self.resume and place.is_file() and place.read_bytes() == data:
+        if self.resume and _holds(self._place_of(name), data):
             return
         with open_target(self.dest, name, len(data), force=self.force, mode=self.mode) as target:
             await copy_blob(data, target)
@@ -151,8 +150,8 @@ class Copying:
         return place
 
     async def _resume(self, image: Image, name: str) -> Path | None:
-        file = self.dest / name if self.dest.is_dir() else self.dest
-        if not self.force and file.is_file() and await self._is_complete(image, file, name):
+        file = self._place_of(name)
+        if not self.force and _is_file(file) and await self._is_complete(image, file, name):
             return None
         amounts = Amounts()
         with (
@@ -187,11 +186,29 @@ class Copying:
             click.echo(_report(amounts, image, target, dry_run=self.dry_run))
         return place
 
+    def _is_directory(self) -> bool:
+        return os.path.isdir(self.dest)  # unlike Path.is_dir, False for a place that the system refuses
+
+    def _place_of(self, name: str) -> Path:
+        return self.dest / name if self._is_directory() else self.dest
+
     def _place_of_map(self, target: Target) -> Path | None:
         place = (self.map_file or target.map_file) if self.zeroed is not None else None
         if place is not None:
             check_map_file(place, target, force=self.force)
         return place
+
+
+def _is_file(place: Path) -> bool:
+    return os.path.isfile(place)  # as for `_is_directory`
+
+
+def _holds(place: Path, data: bytes) -> bool:
+    """Whether a file has exactly this content; False for what can't be read."""
+    try:
+        return place.stat().st_size == len(data) and place.read_bytes() == data
+    except OSError:
+        return False
 
 
 def _details(amounts: Amounts) -> str:

@@ -49,7 +49,7 @@ def export_qcow2(
         await node.open()
         return os.fsdecode(node.path), os.fsdecode(node.name)
 
-    if str(dest) == "-" or (dest.exists() and not (dest.is_file() or dest.is_dir())):
+    if str(dest) == "-" or (os.path.exists(dest) and not (os.path.isfile(dest) or os.path.isdir(dest))):
         raise UsageError(f"{dest}: --format qcow2 requires a file; name one")
     if shutil.which("qemu-img") is None:
         raise HelperError("qemu-img is not installed: apt install qemu-utils")

@@ -214,6 +214,20 @@ def test_a_signal_ends_it_and_leaves_no_part(large: Path, tmp_path: Path, number
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--resume"], ["--in-place"], ["--format", "qcow2"], ["--on-damage", "zero", "--map-file"]],
+)
+def test_a_name_that_the_system_refuses_is_named(
+    stocked: Stocked, tmp_path: Path, options: list[str]
+) -> None:
+    name = tmp_path / ("x" * 300)
+    dest: list[str | Path] = [name, IMAGE, tmp_path / "copy"] if "--map-file" in options else [IMAGE, name]
+    text = refused(stocked, 8, *options, *dest)
+    assert text == f"cannot write {name}: File name too long; give it a shorter name"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nohup_lets_it_go_on_when_the_terminal_is_closed(large: Path, tmp_path: Path) -> None:
     part = tmp_path / "copy.part"
     command = ["nohup", PBSFS, "export", "--datastore-dir", str(large), "vm/100/latest/drive-scsi0.img"]

@@ -19,6 +19,7 @@ from pbsfs.contents.base import Entry
 from pbsfs.tasks.extract.attributes import Attributes, Kept, Unset
 from pbsfs.tasks.extract.destination import Destination
 from pbsfs.tasks.extract.extract import OnDamage, Restore, Restored
+from pbsfs.tasks.image.refusals import refusal
 from pbsfs.tasks.pack import Packing, write_zip
 from pbsfs.tasks.patterns import Selection
 from pbsfs.tasks.tar import write_tar
@@ -100,11 +101,8 @@ def _where(entry: Entry, name: bytes, place: Path) -> tuple[Path, bytes]:
     if not os.path.lexists(place):
         try:
             place.mkdir(mode=0o700)
-        except FileNotFoundError as error:
-            advice = f"there is no directory {place.parent}: create it with mkdir"
-            raise OutputError(f"cannot write {place}: {error.strerror}; {advice}") from None
         except OSError as error:
-            raise OutputError(f"cannot write {place}: {error.strerror}") from None
+            raise OutputError(refusal(place, error)) from None
     return place, b""
 
 

@@ -22,8 +22,15 @@ def check_map_file(path: Path, target: Target, *, force: bool) -> None:
         raise OutputError(f"{path} can't be both the copy and its map; name another file for the map")
     if not force:
         refuse_existing(path)
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        reason = errno.EACCES if path.parent.is_dir() else errno.ENOENT
+    place = path
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        place = path.parent
+    except OSError as error:
+        raise OutputError(refusal(path, error)) from None
+    if not os.access(place, os.W_OK):
+        reason = errno.EACCES if os.path.isdir(path.parent) else errno.ENOENT
         raise OutputError(refusal(path, OSError(reason, os.strerror(reason))))
 
 

@@ -15,6 +15,9 @@ _ACTIONS = {
     errno.EACCES: "name another place, or run pbsfs as a user with write access to it",
     errno.EPERM: "name another place, or run pbsfs as a user with write access to it",
     errno.EROFS: "name a place on a file system that is mounted for writing",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ENOTDIR: "name a place in a directory",
+    errno.ETXTBSY: "end the program that uses it, or name another place",
     errno.EISDIR: "remove it, or name another file",
     errno.ENOSPC: "free some space, or name another place",
     errno.EDQUOT: "free some space, or name another place",
@@ -28,7 +31,7 @@ def refusal(place: Path | str, error: OSError) -> str:
     """The text of an OutputError for `place`: the system's error, and what to do."""
     action = _ACTIONS.get(error.errno or 0)
     parent = Path(str(place)).parent
-    if error.errno == errno.ENOENT and not parent.exists():
+    if error.errno == errno.ENOENT and not os.path.exists(parent):
         action = f"there is no directory {parent}: create it with mkdir"
     return f"cannot write {place}: {error.strerror}" + (f"; {action}" if action else "")
 
