@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from pbsfs.base.errors import DamageError, UnsupportedError
+from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import DECODED, Piece
 from pbsfs.disks.btrfs.chunks import Chunks
 from pbsfs.disks.btrfs.compression import MOST, decompress
 from pbsfs.disks.btrfs.items import EXTENT_CSUM, EXTENT_DATA, Extent, extent_in
 from pbsfs.disks.btrfs.superblock import Superblock
 from pbsfs.disks.btrfs.trees import Tree
+from pbsfs.disks.pieces import append
 
 _CHECKSUMS = (1 << 64) - 10
 """The object that all checksums of data belong to."""
@@ -23,7 +24,6 @@ _CHECKSUMS = (1 << 64) - 10
 _KEPT = 16
 """Decoded extents, of up to 128 KiB, that are kept."""
 
-_MOST_PIECES = 400_000
 _STEP = 1 << 20
 
 
@@ -56,20 +56,20 @@ class Data:
         at = 0
         for extent in self.extents(tree, number, 0, size):
             if extent.start > at:
-                _add(pieces, Piece(None, 0, extent.start - at))
+                append(pieces, Piece(None, 0, extent.start - at))
             length = min(extent.end, size) - extent.start
             if extent.inline is not None or extent.compression:
-                _add(pieces, Piece(DECODED, extent.start, length))
+                append(pieces, Piece(DECODED, extent.start, length))
             elif not extent.address:
-                _add(pieces, Piece(None, 0, length))
+                append(pieces, Piece(None, 0, length))
             elif self._chunks.striped(extent.address):
-                _add(pieces, Piece(DECODED, extent.start, length))
+                append(pieces, Piece(DECODED, extent.start, length))
             else:
                 for piece in self._chunks.pieces(extent.address + extent.skip, length):
-                    _add(pieces, piece)
+                    append(pieces, piece)
             at = extent.start + length
         if at < size:
-            _add(pieces, Piece(None, 0, size - at))
+            append(pieces, Piece(None, 0, size - at))
         return pieces
 
     def stored(self, tree: Tree, number: int, size: int, *, checked: bool) -> list[Piece]:
@@ -89,7 +89,7 @@ class Data:
                 self._sums(address, length)
             for copy in range(self._chunks.copies(address)):
                 for piece in self._chunks.pieces(address, length, copy):
-                    _add(pieces, piece)
+                    append(pieces, piece)
         return pieces
 
     def read(self, tree: Tree, number: int, offset: int, size: int, *, checked: bool) -> bytes:
@@ -177,15 +177,3 @@ class Data:
         if at < end:
             raise DamageError(f"the data at the address {at} has no checksum")
         return b"".join(parts)
-
-
-def _add(pieces: list[Piece], piece: Piece) -> None:
-    """Adds a piece, to the last one where it goes on there."""
-    if pieces:
-        last = pieces[-1]
-        if last.stream == piece.stream and (last.stream is None or last.offset + last.length == piece.offset):
-            pieces[-1] = Piece(last.stream, last.offset, last.length + piece.length)
-            return
-    if len(pieces) >= _MOST_PIECES:
-        raise UnsupportedError(f"a file in more than {_MOST_PIECES} parts is not supported")
-    pieces.append(piece)

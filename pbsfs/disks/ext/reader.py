@@ -30,10 +30,8 @@ from pbsfs.disks.ext.journal import Journal, Replay
 from pbsfs.disks.ext.mapping import Mapping, Run
 from pbsfs.disks.ext.superblock import HAS_JOURNAL, RECOVER
 from pbsfs.disks.filesystem import FileSystem
+from pbsfs.disks.pieces import append
 from pbsfs.disks.volume import Volume
-
-MOST_PIECES: Final = 400_000
-"""Places of one file that are known at once: some 50 MB."""
 
 MOST_DIRECTORY: Final = 4 << 30
 """Bytes of a directory."""
@@ -170,29 +168,27 @@ class Ext(FileSystem):
         pieces: list[Piece] = []
         if inode.flags & INLINE:
             stored = len(self._inline(inode))
-            _add(pieces, Piece(DECODED, 0, stored))
-            _add(pieces, Piece(None, 0, inode.size - stored))
+            append(pieces, Piece(DECODED, 0, stored))
+            append(pieces, Piece(None, 0, inode.size - stored))
             return pieces
         size = self._blocks.size
         at = 0
         for run in self._until(inode, -(-inode.size // size)):
             start = run.logical * size
-            _add(pieces, Piece(None, 0, start - at))
+            append(pieces, Piece(None, 0, start - at))
             at = min(start + run.count * size, inode.size)
             if run.block is None:
-                _add(pieces, Piece(None, 0, at - start))
+                append(pieces, Piece(None, 0, at - start))
                 continue
             for first, count, copied in self._blocks.stretches(run.block, run.count):
                 offset = start + (first - run.block) * size
                 length = min(count * size, inode.size - offset)
                 if copied:
-                    _add(pieces, Piece(DECODED, offset, length))
+                    append(pieces, Piece(DECODED, offset, length))
                 else:
                     for piece in self.volume.pieces(first * size, length):
-                        _add(pieces, piece)
-            if len(pieces) > MOST_PIECES:
-                raise UnsupportedError(f"inode {inode.number}: a file in so many parts is not supported")
-        _add(pieces, Piece(None, 0, inode.size - at))
+                        append(pieces, piece)
+        append(pieces, Piece(None, 0, inode.size - at))
         return pieces
 
     def read(self, file: Entry, offset: int, size: int) -> bytes:
@@ -297,15 +293,3 @@ class Ext(FileSystem):
         blocks = Blocks(self.volume, self._blocks.size, done.copies)
         number, offset = divmod(superblocks.OFFSET, blocks.size)
         self._open(blocks, blocks.read(number)[offset : offset + superblocks.SIZE])
-
-
-def _add(pieces: list[Piece], piece: Piece) -> None:
-    """Adds a piece to a list, as part of the last one where it goes on there."""
-    if piece.length <= 0:
-        return
-    if pieces and pieces[-1].stream == piece.stream:
-        last = pieces[-1]
-        if piece.stream is None or last.offset + last.length == piece.offset:
-            pieces[-1] = Piece(last.stream, last.offset, last.length + piece.length)
-            return
-    pieces.append(piece)

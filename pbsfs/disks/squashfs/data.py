@@ -9,8 +9,9 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pbsfs.base.errors import DamageError, UnsupportedError
+from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import DECODED, Piece
+from pbsfs.disks.pieces import append
 from pbsfs.disks.squashfs.compression import decompress
 from pbsfs.disks.squashfs.inode import Inode, block_sizes
 from pbsfs.disks.squashfs.metadata import Metadata
@@ -23,7 +24,6 @@ _KEPT = 8 << 20
 """Bytes of decoded blocks that are kept."""
 
 _KEPT_FILES = 2
-_MOST_PIECES = 400_000
 
 
 class _Block(NamedTuple):
@@ -96,12 +96,12 @@ class Data:
         at = 0
         for block in self._blocks(inode):
             if not block.stored:
-                _add(pieces, Piece(None, 0, block.length))
+                append(pieces, Piece(None, 0, block.length))
             elif block.is_plain:
                 for piece in self._volume.pieces(block.place + block.skip, block.length):
-                    _add(pieces, piece)
+                    append(pieces, piece)
             else:
-                _add(pieces, Piece(DECODED, at, block.length))
+                append(pieces, Piece(DECODED, at, block.length))
             at += block.length
         return pieces
 
@@ -111,7 +111,7 @@ class Data:
         for block in self._blocks(inode):
             if block.stored and not block.is_plain:
                 for piece in self._volume.pieces(block.place, block.stored):
-                    _add(pieces, piece)
+                    append(pieces, piece)
         return pieces
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
@@ -143,15 +143,3 @@ class Data:
             return decompress(self._compressor, self._volume.read(place, stored), self._size)
         except DamageError as error:
             raise DamageError(f"the block at byte {place}: {error}") from None
-
-
-def _add(pieces: list[Piece], piece: Piece) -> None:
-    """Appends a piece, as one with the last where it goes on there."""
-    if pieces:
-        last = pieces[-1]
-        if last.stream == piece.stream and (last.stream is None or last.offset + last.length == piece.offset):
-            pieces[-1] = Piece(last.stream, last.offset, last.length + piece.length)
-            return
-    if len(pieces) >= _MOST_PIECES:
-        raise UnsupportedError(f"a file in more than {_MOST_PIECES} parts is not supported")
-    pieces.append(piece)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pbsfs.base.errors import DamageError, UnsupportedError
 from pbsfs.contents.base import Entry, Piece
 from pbsfs.disks.filesystem import FileSystem
+from pbsfs.disks.pieces import append
 from pbsfs.disks.volume import Volume, part_of
 from pbsfs.disks.xfs import attributes, directory, extents
 from pbsfs.disks.xfs.blocks import REMOTE, Blocks
@@ -208,27 +209,17 @@ class Xfs(FileSystem):
             if start >= size:
                 continue  # space that was set aside
             if start > at:
-                _add(found, Piece(None, 0, start - at))
+                append(found, Piece(None, 0, start - at))
             length = min(extent.length * block_size, size - start)
             at = start + length
             if extent.unwritten:
-                _add(found, Piece(None, 0, length))
+                append(found, Piece(None, 0, length))
             else:
                 for piece in self.volume.pieces(extent.offset, length):
-                    _add(found, piece)
+                    append(found, piece)
         if at < size:
-            _add(found, Piece(None, 0, size - at))
+            append(found, Piece(None, 0, size - at))
         return found
-
-
-def _add(pieces: list[Piece], piece: Piece) -> None:
-    """Appends a piece, as one with the last where it goes on there."""
-    if pieces:
-        last = pieces[-1]
-        if last.stream == piece.stream and (last.stream is None or last.offset + last.length == piece.offset):
-            pieces[-1] = Piece(last.stream, last.offset, last.length + piece.length)
-            return
-    pieces.append(piece)
 
 
 def _about(number: int, error: DamageError) -> DamageError:
