@@ -19,6 +19,14 @@ MAX_PATH = 64 << 10
 """Bytes of a path that `walk` follows: far more than programs can open, and few enough to be built anew for
 each entry."""
 
+FILE_TYPES = frozenset(
+    (
+        *(stat_bits.S_IFREG, stat_bits.S_IFDIR, stat_bits.S_IFLNK, stat_bits.S_IFCHR),
+        *(stat_bits.S_IFBLK, stat_bits.S_IFIFO, stat_bits.S_IFSOCK),
+    )
+)
+"""The types that an entry may have, as in st_mode."""
+
 
 class Stream(Protocol):
     """The bytes that a reader of contents reads: an archive, or a disk. `size`: in bytes."""

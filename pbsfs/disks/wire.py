@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import socket
-import stat as stat_bits
 import struct
 from collections.abc import Sequence
 from typing import Any
 
 from pbsfs.base.errors import DamageError
-from pbsfs.contents.base import DECODED, Entry, Piece
+from pbsfs.contents.base import DECODED, FILE_TYPES, Entry, Piece
 
 ASK = ord("Q")  # parent: a method and its arguments
 DATA, REFUSED = ord("D"), ord("E")  # parent: bytes that were read; why they could not be
@@ -34,15 +33,6 @@ MOST_RANGES = 10_000
 GUEST = "guest"
 """The name and kind of the machine's own tree."""
 
-_KINDS = {
-    stat_bits.S_IFREG,
-    stat_bits.S_IFDIR,
-    stat_bits.S_IFLNK,
-    stat_bits.S_IFCHR,
-    stat_bits.S_IFBLK,
-    stat_bits.S_IFIFO,
-    stat_bits.S_IFSOCK,
-}
 _BIG = 1 << 63
 _TARGET = Entry._fields.index("target")
 
@@ -137,7 +127,7 @@ def entry_of(row: Any, *, root: bool = False) -> Entry:
     if (root and name) or (not root and (not name or b"/" in name or b"\0" in name or name in {b".", b".."})):
         raise WireError("a name that no file can have")
     if (
-        mode & 0o170000 not in _KINDS
+        mode & 0o170000 not in FILE_TYPES
         or not 0 <= mode <= 0o177777
         or not (0 <= uid < 1 << 32 and 0 <= gid < 1 << 32)
         or not -_BIG <= mtime < _BIG

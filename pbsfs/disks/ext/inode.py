@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pbsfs.base.errors import DamageError
+from pbsfs.contents.base import FILE_TYPES
 from pbsfs.disks.ext.superblock import IS_64BIT, LARGE_DIR, Superblock, kernel_crc
 
 ROOT: Final = 2
@@ -30,13 +31,6 @@ GENERATION: Final = 100
 
 CHECKSUM: Final = (124, 125, 130, 131)
 """Where the bytes of the checksum are, the lowest first."""
-
-_TYPES: Final = frozenset(
-    (
-        *(stat_bits.S_IFDIR, stat_bits.S_IFREG, stat_bits.S_IFLNK, stat_bits.S_IFCHR),
-        *(stat_bits.S_IFBLK, stat_bits.S_IFIFO, stat_bits.S_IFSOCK),
-    )
-)
 
 
 @dataclass(slots=True)
@@ -120,7 +114,7 @@ def check_named(superblock: Superblock, inode: Inode) -> None:
     """Raises DamageError where `inode` cannot be what a name stands for."""
     if inode.number < superblock.first_inode and inode.number != ROOT:
         raise DamageError(f"inode {inode.number}: it is reserved, but has a name")
-    if not inode.links or stat_bits.S_IFMT(inode.mode) not in _TYPES:
+    if not inode.links or stat_bits.S_IFMT(inode.mode) not in FILE_TYPES:
         raise DamageError(f"inode {inode.number}: it is not in use, but has a name")
     if inode.size >= 1 << 63:
         raise DamageError(f"inode {inode.number}: its size is not valid")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError, UnsupportedError
-from pbsfs.contents.base import Entry, Piece
+from pbsfs.contents.base import FILE_TYPES, Entry, Piece
 from pbsfs.contents.faults import Faults
 from pbsfs.disks.filesystem import FileSystem
 from pbsfs.disks.iso.descriptors import FIRST, MAGIC, descriptors
@@ -28,15 +28,6 @@ _MOST_SECTIONS = 1000
 _MOST_SIZE = 256 << 20
 """Bytes of a directory."""
 
-_KINDS = {
-    stat_bits.S_IFREG,
-    stat_bits.S_IFDIR,
-    stat_bits.S_IFLNK,
-    stat_bits.S_IFCHR,
-    stat_bits.S_IFBLK,
-    stat_bits.S_IFIFO,
-    stat_bits.S_IFSOCK,
-}
 _KEPT = 4096
 _KEPT_BLOCKS = 64
 
@@ -190,7 +181,7 @@ class Iso(FileSystem):
     def _made(self, number: int, record: Record, found: Attributes) -> _File:
         mode = (_DIRECTORY if record.is_directory else _FILE) if found.mode is None else found.mode & 0xFFFF
         kind = stat_bits.S_IFMT(mode)
-        if kind not in _KINDS or (kind == stat_bits.S_IFDIR) != record.is_directory:
+        if kind not in FILE_TYPES or (kind == stat_bits.S_IFDIR) != record.is_directory:
             raise DamageError("its type is wrong")
         if record.is_directory and record.name != b"\0":
             raise DamageError("its directory does not begin with itself")

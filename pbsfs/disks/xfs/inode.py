@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import os
-import stat as stat_bits
 import struct
 from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError
+from pbsfs.contents.base import FILE_TYPES
 
 DEVICE, LOCAL, LIST, TREE = 0, 1, 2, 3
 """Formats of a fork: a device number, bytes, a list of extents, a tree of extents."""
 
 _CORE = struct.Struct(">2xHBBHIII4xQ8xiI8xQ12xIHBB6xH")
 _LEGACY_EPOCH = 1 << 31
-_TYPES = {
-    stat_bits.S_IFREG,
-    stat_bits.S_IFDIR,
-    stat_bits.S_IFLNK,
-    stat_bits.S_IFCHR,
-    stat_bits.S_IFBLK,
-    stat_bits.S_IFIFO,
-    stat_bits.S_IFSOCK,
-}
 _REALTIME = 1
 _BIGTIME, _LARGE_COUNTS = 8, 16
 
@@ -73,7 +64,7 @@ def decoded(number: int, raw: bytes) -> Inode:
         other_form,
         flags,
     ) = _CORE.unpack_from(raw)
-    if mode & 0xF000 not in _TYPES:
+    if mode & 0xF000 not in FILE_TYPES:
         raise DamageError("it is free" if not mode else f"it has the unknown mode {mode:#o}")
     core, flags2 = 100, 0
     if version == 3:
