@@ -25,7 +25,6 @@ INDEX_ROOT = 0x90
 INDEX_ALLOCATION = 0xA0
 BITMAP = 0xB0
 REPARSE_POINT = 0xC0
-EXTENDED_ATTRIBUTES = 0xE0
 
 NUMBER = (1 << 48) - 1
 """Of a reference: the bits of the record's number; those above are its sequence number."""

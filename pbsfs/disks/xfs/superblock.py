@@ -46,7 +46,6 @@ class Superblock:
     has_types: bool
     log_is_v2: bool
     needs_repair: bool
-    realtime_blocks: int
     log_features: int
 
     @property
@@ -101,7 +100,6 @@ class Superblock:
             bool(incompatible & _FTYPE if version == 5 else versions & 0x8000 and features2 & 0x200),
             version == 5 or bool(versions & 0x400),
             bool(incompatible & _NEEDSREPAIR),
-            int.from_bytes(data[16:24], "big"),
             log_features,
         )
         found._check(block_bits, inode_log)
