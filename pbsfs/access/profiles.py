@@ -240,6 +240,10 @@ def _filled(name: str, value: Any) -> str:
     return text
 
 
+def _check_region(text: str) -> None:
+    BucketAddress.parse("s3://any/any", region=text)
+
+
 def _check_endpoint(text: str) -> None:
     BucketAddress.parse("s3://any/any", endpoint=text)
 
@@ -296,7 +300,7 @@ KEYS = {
         _checked(BucketAddress.parse),
     ),
     "endpoint": Key("The object store of bucket: https://HOST[:PORT].", _checked(_check_endpoint)),
-    "region": Key("The region of bucket.", _filled),
+    "region": Key("The region of bucket.", _checked(_check_region)),
     "path-style": Key("Name bucket in the path (true) or in the host's name (false).", _truth),
     "access-key": Key("The ID of the access key for bucket.", _filled),
     "secret-key": Key("The secret of access-key: a reference to a secret.", _text),

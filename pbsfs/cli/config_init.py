@@ -100,7 +100,7 @@ def _ask_for_bucket(
     endpoint = _asked("Endpoint, https://HOST[:PORT] (empty for AWS)", _endpoint, "")
     if endpoint:
         settings["endpoint"] = endpoint
-    if region := _asked("Region (empty for that of the environment, or us-east-1)", str, ""):
+    if region := _asked("Region (empty for that of the environment, or us-east-1)", _region, ""):
         settings["region"] = region
     address = BucketAddress.parse(text, endpoint=endpoint or None, region=region or None)
     if address.secure and endpoint:
@@ -142,6 +142,12 @@ def _source(text: str) -> str:
 
 def _endpoint(text: str) -> str:
     return BucketAddress.parse("s3://any/any", endpoint=text).endpoint or "" if text else ""
+
+
+def _region(text: str) -> str:
+    if text:
+        BucketAddress.parse("s3://any/any", region=text)
+    return text
 
 
 def _command(text: str) -> str:

@@ -346,7 +346,8 @@ def resolved_user(configured: Configured) -> tuple[SourceOptions, Repository]:
     """The resolved options of a source that a user with a password logs in to. Raises UsageError."""
     options = resolve(configured.options, configured.environment)
     if options.repository is None:
-        raise UsageError(f"{options.datastore_dir or options.bucket}: no server to log in to; name one")
+        kind = "directory" if options.bucket is None else "bucket"
+        raise UsageError(f"{options.bucket or options.datastore_dir}: a {kind} needs no login; name a server")
     repository = Repository.parse(options.repository)
     if repository.token is not None:
         raise UsageError(

@@ -258,7 +258,7 @@ def test_options_come_before_a_profile(profile: Files) -> None:
         ('access-key = "AKIAPROFILE"\n', "", "access-key and secret-key belong together; give both"),
         ("path-style = false", "anonymous = true", "anonymous and secret-key exclude each other"),
         ("path-style = false", "endpoint-url = 'x'", "unknown key 'endpoint-url'; did you mean endpoint?"),
-        ('region = "garage"', 'region = ""', "profiles.home.region: empty"),
+        ('region = "garage"', 'region = ""', "profiles.home.region: '' is not the name of a region"),
         ("path-style = false", "password = { file = '/x' }", "a bucket has no password"),
     ],
 )

@@ -303,6 +303,18 @@ def test_init_asks_for_a_bucket(cloud: Cloud) -> None:
     lists("cloud:", env=env)
 
 
+def test_an_object_store_with_a_certificate_of_its_own_is_asked_about_once(cloud: Cloud) -> None:
+    env = cloud.with_key()
+    del env["SSL_CERT_FILE"]
+    question = "Is that what its administrator shows? Connect, and remember it [y/N]: "
+    status, shown = at_a_terminal([PBSFS, "ls"], [(question, "y")], env)
+    assert (status, shown.split()[-4:]) == (0, SHOWN)
+    assert cloud.fingerprint.upper() in shown.upper()
+    lists(env=env)
+    cloud.server.drop_connections()
+    assert "certificate is not trusted" in fails(env=env | {"HOME": "/nowhere"}, status=12)
+
+
 # --- rights
 
 

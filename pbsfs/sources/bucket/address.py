@@ -32,6 +32,7 @@ OBJECT_STORE = Kind(
 
 _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9.-]{1,61})[a-z0-9]", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+", re.ASCII)
+_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _FORM = "write s3://BUCKET/DATASTORE"
 
 
@@ -71,6 +72,10 @@ class BucketAddress:
             raise UsageError(f"'{excerpt(store)}' is not the name of a datastore: {_FORM}")
         if store and any(step in ("", ".", "..") for step in steps):
             raise UsageError(f"'{excerpt(store)}' is not the name of a datastore: {_FORM}")
+        if region is not None and not _REGION.fullmatch(region):  # it is a part of names and signatures
+            raise UsageError(
+                f"'{excerpt(region)}' is not the name of a region; write one such as eu-central-1"
+            )
         return cls(bucket, store, _endpoint(endpoint), region, path_style)
 
     @property
@@ -94,9 +99,7 @@ class BucketAddress:
     @property
     def host(self) -> str:
         """The name or address to connect to, without a port and brackets."""
-        name = (
-            urlsplit(self.endpoint).hostname if self.endpoint else f"s3.{self.signing_region}.amazonaws.com"
-        )
+        name = urlsplit(self.endpoint).hostname if self.endpoint else _of_aws(self.signing_region)
         assert name is not None  # `_endpoint` has checked it
         return name if self.has_path_style else f"{self.bucket}.{name}"
 
@@ -132,6 +135,11 @@ class BucketAddress:
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.bucket}/{self.store}" if self.store else f"{SCHEME}{self.bucket}"
+
+
+def _of_aws(region: str) -> str:
+    """Source: AWS, "Amazon S3 endpoints and quotas", and "Endpoints" of AWS in China."""
+    return f"s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
 
 
 def _is_aws(endpoint: str) -> bool:

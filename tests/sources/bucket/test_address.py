@@ -71,3 +71,14 @@ def test_a_secret_in_an_endpoint_is_not_shown() -> None:
     with pytest.raises(UsageError) as caught:
         BucketAddress.parse("s3://bucket/s", endpoint="https://key:geheim@a")
     assert "geheim" not in str(caught.value)
+
+
+def test_a_region_in_china_has_addresses_of_its_own() -> None:
+    address = BucketAddress.parse("s3://backups/store1", region="cn-north-1")
+    assert address.authority == "backups.s3.cn-north-1.amazonaws.com.cn"
+
+
+@pytest.mark.parametrize("region", ["", "eu/central", "a b", ".example.com", "x\r\ny", "x" * 64])
+def test_what_is_not_a_region_is_refused(region: str) -> None:
+    with pytest.raises(UsageError, match="is not the name of a region"):
+        BucketAddress.parse("s3://backups/store1", region=region)
