@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def main(
     limit: float,
 ) -> None:
     """Run the checks whose names match PATTERNS (default: all) with the Debian package PACKAGE."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with nothing left behind
     failed = total = 0
     try:
         for result in check(
@@ -103,8 +105,7 @@ def check(
         payload = work / "payload"
         make_datastore(payload / "datastore", disks)
         shutil.copy(package, payload)
-        for name in ("run", "checks"):
-            shutil.copy(GUEST / name, payload)
+        shutil.copytree(GUEST, payload, dirs_exist_ok=True)
         if golden is not None:
             shutil.copytree(golden / "datastore", payload / "golden/datastore")
         (payload / "patterns").write_text("".join(f"{pattern}\n" for pattern in patterns))

@@ -102,6 +102,8 @@ def _qemu(base: Base, disk: Path, payload: Path, log: Path, memory: int) -> list
         "serial": ["chardev:console", "stdio"],
     }
     return [
+        # Killed with the process that started it, however that ends.
+        *("setpriv", "--pdeathsig", "KILL"),
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(memory)),
         *("-kernel", str(base.kernel), "-initrd", str(base.initrd)),

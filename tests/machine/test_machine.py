@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.machine import base
-from tests.machine.__main__ import check, default_cache
+from tests.machine.__main__ import GUEST, check, default_cache
 from tests.machine.base import MachineError, base_of, release_of
 from tests.machine.machine import SHUTDOWN_LIMIT, Result, results
 from tests.support import golden
@@ -87,6 +93,72 @@ def test_only_root_can_make_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(MachineError, match="only root can make it"):
         base_of("bookworm", tmp_path)
+
+
+def test_each_check_belongs_to_a_boot() -> None:
+    topics = "".join(topic.read_text() for topic in sorted((GUEST / "topics").glob("*.sh")))
+    program = (GUEST / "checks").read_text()
+    listed = " ".join(re.findall(r'_boot\+?="([^"]*)"', program)).split()
+    assert sorted(listed) == sorted(re.findall(r"^check_(\w+)\(\)", topics, re.MULTILINE))
+
+
+PROGRAM = """
+import signal
+from pathlib import Path
+from tests.machine import __main__ as machine
+from tests.machine.base import Base
+
+machine.base_of = lambda release, cache: Base(cache)
+machine.release_of = lambda package: "bookworm"
+machine.make_disks = lambda work: [Path("/dev/null")]
+machine.make_datastore = lambda place, disks: place.mkdir(parents=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
+machine.main()
+"""
+"""The program, with a base that does not exist, and an empty datastore."""
+
+QEMU = """#!/bin/sh
+echo $$ >"$0.pid"
+echo pass start
+exec sleep 600
+"""
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+)
+def test_the_machine_ends_with_the_program(tmp_path: Path, number: signal.Signals) -> None:
+    need("mke2fs", "setpriv")
+    programs, cache, package = tmp_path / "bin", tmp_path / "cache", tmp_path / "pbsfs.deb"
+    programs.mkdir()
+    cache.mkdir()
+    package.touch()
+    for name, text in (("qemu-system-x86_64", QEMU), ("qemu-img", "#!/bin/sh\n")):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "--cache", cache, package],
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stdout.readline().startswith("ok     start")
+            pid = int((programs / "qemu-system-x86_64.pid").read_text())
+            with open(os.pidfd_open(pid)) as qemu:
+                try:
+                    program.send_signal(number)
+                    assert select.select([qemu], [], [], 60)[0]
+                finally:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(qemu.fileno(), signal.SIGKILL)
+            assert program.wait(60) != 0
+        finally:
+            program.kill()
+    if number != signal.SIGKILL:
+        assert list(cache.iterdir()) == []
 
 
 @pytest.mark.long
