@@ -242,7 +242,7 @@ def _of_parts(
             f"no source: name a server with {option('repository')} or {REPOSITORY_VARIABLE}, "
             f"a datastore's directory with {option('datastore_dir')} or {DIRECTORY_VARIABLE}, "
             f"a bucket with {option('bucket')} or {BUCKET_VARIABLE}, "
-            f"or a profile with {option('profile')} or {PROFILE_VARIABLE}"
+            f"or a profile with {option('profile')} or {PROFILE_VARIABLE}, which pbsfs config init writes"
         )
     port = parts["port"]
     try:

@@ -116,9 +116,11 @@ def _print(outcome: Outcome) -> None:
 
 
 @command.command("init", short_help="Ask for a source, and write a profile.")
-@click.argument("profile", default="home")
+@click.argument("profile", default="default")
 def init(profile: str) -> None:
-    """Ask for the settings of a source, and write them as PROFILE (default: home).
+    """Ask for the settings of a source, and write them as PROFILE.
+
+    Without PROFILE, it is the one named default: commands that name no other source use that.
 
     The first profile goes to config.toml in your directory of settings, another one to a file of its own
     beside it, in conf.d. Only you can read the files. pbsfs asks before it replaces a file.

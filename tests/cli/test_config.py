@@ -314,12 +314,12 @@ def test_init_writes_a_profile_that_works(server: ReferenceServer, user: User) -
     assert "'no repository' is not a repository" in shown
     assert server.fingerprint.upper() in shown.upper()
     assert SECRET not in shown
-    secret = user.file.with_name("home.secret")
+    secret = user.file.with_name("default.secret")
     for file in (user.file, secret):
         assert file.stat().st_mode & 0o777 == 0o600
     assert SECRET not in user.file.read_text()
-    assert sorted(path.name for path in user.file.parent.iterdir()) == ["config.toml", "home.secret"]
-    assert output_of(PBSFS, "ls", "home:", env=user.env()).split() == ["vm", "ct", "ns", "files"]
+    assert sorted(path.name for path in user.file.parent.iterdir()) == ["config.toml", "default.secret"]
+    assert output_of(PBSFS, "ls", env=user.env()).split() == ["vm", "ct", "ns", "files"]
 
     assert "exists in" in at_a_terminal([PBSFS, "config", "init"], [], user.env())[1]
     answers = [*answers[1:3], (KEEP, "command"), ("Command: ", f"cat {secret}"), *REST]
@@ -331,7 +331,7 @@ def test_init_writes_a_profile_that_works(server: ReferenceServer, user: User) -
 
 def test_init_replaces_a_file_only_if_the_user_agrees(stocked: Stocked, user: User) -> None:
     user.write("")
-    (drop_in := user.file.parent / "conf.d" / "home.toml").parent.mkdir()
+    (drop_in := user.file.parent / "conf.d" / "default.toml").parent.mkdir()
     drop_in.write_text("# mine\n")
     answers = [(REPOSITORY, str(stocked.path)), *REST]
     command = [PBSFS, "config", "init"]
@@ -340,7 +340,7 @@ def test_init_replaces_a_file_only_if_the_user_agrees(stocked: Stocked, user: Us
     assert list(drop_in.parent.iterdir()) == [drop_in]
     status, _shown = at_a_terminal(command, [*answers, ("Replace it [y/N]: ", "y")], user.env())
     assert status == 0
-    assert output_of(PBSFS, "ls", "home:", env=user.env()).split() == ["vm", "ct", "ns", "files"]
+    assert output_of(PBSFS, "ls", env=user.env()).split() == ["vm", "ct", "ns", "files"]
 
 
 def test_init_writes_nothing_for_a_server_that_the_user_does_not_trust(
