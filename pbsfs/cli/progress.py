@@ -56,16 +56,19 @@ def shown_entries(
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.table import Column  # noqa: PLC0415
 
     files = [TextColumn("{task.fields[entries]}")] if count_entries else []
     more = [TextColumn("{task.fields[details]}")] if details is not None else []
+    # A line of 80 characters has room for one of the two. Only the bar becomes shorter.
+    speed = [TransferSpeedColumn(table_column=Column(no_wrap=True))] if details is None else []
     now = details or str
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         *files,
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        DownloadColumn(binary_units=True, table_column=Column(no_wrap=True)),
+        *speed,
         TimeRemainingColumn(),
         *more,
         console=Console(stderr=True),

@@ -258,8 +258,8 @@ def test_progress_counts_all_of_the_image(tmp_path: Path) -> None:
         if options == ("--in-place",):
             dest.write_bytes(content[: 2 << 20])
         source = ("--datastore-dir", tmp_path / "datastore")
-        wide = environment(COLUMNS="200")
-        done = pbsfs("export", *options, "--progress", *source, IMAGE, dest, env=wide)
+        terminal = environment(COLUMNS="80")
+        done = pbsfs("export", *options, "--progress", *source, IMAGE, dest, env=terminal)
         assert done.returncode == 0
         assert "4.0/4.0 MiB" in done.stderr
         assert bar in done.stderr
