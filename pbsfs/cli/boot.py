@@ -14,6 +14,7 @@ import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import HelperError, UsageError
+from pbsfs.base.text import counted
 from pbsfs.boot import machine as machines
 from pbsfs.boot import qemu as qemus
 from pbsfs.boot.backup import Backup, find_backup
@@ -155,5 +156,5 @@ def _summary(backup: Backup, machine: Machine, keep: Path | None, screen: Path |
     shown = f"; its screen: vncviewer {screen}" if screen is not None else ""
     return (
         f"Booting {backup.snapshot}: {', '.join(machine.disks)}; {machine.memory} MiB, "
-        f"{machine.cores} cores, {firmware}, no network; {kept}{shown}"
+        f"{counted(machine.cores, 'core')}, {firmware}, no network; {kept}{shown}"
     )

@@ -42,8 +42,8 @@ from pbsfs.tree import (
 
 
 @click.command("export")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.argument("dest", type=Destination(allow_dash=True))
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.argument("dest", type=Destination(allow_dash=True, readable=False))
 @click.option(
     "--force",
     is_flag=True,
@@ -164,6 +164,8 @@ def command(
       pbsfs export ct/200/latest/root.pxar - | pxar list
     """
     set_up_logging(log)
+    if not paths:
+        raise click.UsageError("Missing argument 'DEST', the place to copy to", click.get_current_context())
     source, places = from_mounts(source, paths)
     zeroed = None if on_damage == "fail" else ZeroedRanges()
     options = Options(

@@ -80,7 +80,7 @@ class FuseOptions:
         elif option == "nonempty":
             self.nonempty = True
         elif option in ("rw", "remount"):
-            raise UsageError(f"mount option {option}: backups are mounted read-only")
+            raise UsageError(f"mount option {option}: backups are mounted read-only; leave it out")
         elif option in ("suid", "dev"):
             raise UsageError(f"mount option {option}: files in backups get no privileges; leave it out")
         elif option in ("files", "nofiles"):

@@ -184,13 +184,10 @@ class Manifests:
         """The error for a file whose key, with this fingerprint, was not given."""
         done = "signed" if file.crypt_mode is CryptMode.SIGN_ONLY else "encrypted"
         named = one_line(fingerprint, 100) if fingerprint else "(the manifest does not name it)"
-        given = (
-            f"; given: {first_of(self._keys)}"
-            if self._keys
-            else "; give its key file (--keyfile, or keyfile= of nbdkit)"
-        )
+        given = f" (given: {first_of(self._keys)})" if self._keys else ""
         return KeyRequiredError(
-            f"{snapshot}/{file.archive.name} is {done} with the key {named}, which was not given{given}",
+            f"{snapshot}/{file.archive.name} is {done} with the key {named}, which was not given{given}; "
+            "give its key file (--keyfile, or keyfile= of nbdkit)",
             fingerprint=one_line(fingerprint, 100) if fingerprint else None,
         )
 

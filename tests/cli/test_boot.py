@@ -123,7 +123,7 @@ def test_a_backup_without_a_configuration_boots_too(writer: DatastoreWriter, dis
         assert command.ended() == 0
         assert disk.found(1) in command.output()
         assert command.errors() == [
-            f"Booting vm/100/{FIRST}: scsi0; 64 MiB, 1 cores, BIOS, no network; changes are discarded"
+            f"Booting vm/100/{FIRST}: scsi0; 64 MiB, 1 core, BIOS, no network; changes are discarded"
         ]
 
 
@@ -362,7 +362,7 @@ def test_uefi_firmware_starts(writer: DatastoreWriter, variables: str) -> None:
         wait_until(
             lambda: "BdsDxe: " in command.output(), "the firmware looks for something to boot", limit=40
         )
-        assert "128 MiB, 1 cores, UEFI" in command.errors()[-1]
+        assert "128 MiB, 1 core, UEFI" in command.errors()[-1]
         assert len(command.errors()) == (2 if variables == "of an odd size" else 1)
         assert command.stop() == 128 + signal.SIGTERM
     assert files_of(writer.path) == before

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import mounted
-from tests.support.program import environment, error_of, pbsfs
+from tests.support.needs import need
+from tests.support.program import PBSFS, environment, error_of, pbsfs, run
 from tests.support.stocked import Stocked, stock
 
 IMAGE = "vm/100/latest/drive-scsi0.img"
@@ -48,6 +49,31 @@ def test_wrong_usage_is_one_line_too() -> None:
     assert text == (
         "Missing argument '[SOURCE] MOUNTPOINT'. Usage: pbsfs mount [OPTIONS] [SOURCE] MOUNTPOINT"
     )
+
+
+def test_an_export_with_one_path_misses_the_place_and_not_the_path() -> None:
+    text = error_of(pbsfs("export", "--datastore-dir", "/nowhere", IMAGE), 2)
+    assert text.startswith("Missing argument 'DEST', the place to copy to. Usage: pbsfs export ")
+
+
+def test_an_export_to_a_file_of_others_is_refused_for_what_it_writes(
+    stocked: Stocked, tmp_path: Path
+) -> None:
+    need("setpriv")
+    (dest := tmp_path / "disk.img").write_bytes(b"theirs")
+    dest.chmod(0)
+    words: list[str | Path] = [PBSFS, "export", "--datastore-dir", stocked.path, IMAGE, dest]
+    # Root may read it without these two.
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    assert error_of(run([*drop, *words]), 8).endswith(
+        "disk.img exists; remove it, or overwrite it with --force"
+    )
+
+
+def test_without_a_source_the_error_names_the_ways_to_one() -> None:
+    text = error_of(pbsfs("ls"), 2)
+    assert text.startswith("no source: name a server with --repository or PBS_REPOSITORY")
+    assert text.endswith("or a profile with --profile or PBSFS_PROFILE, which pbsfs config init writes")
 
 
 @pytest.mark.parametrize(

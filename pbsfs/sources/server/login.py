@@ -184,7 +184,10 @@ class Login:
                 f"{server} has no realm '{self._repository.realm}' (of {user}); "
                 f"its realms are {known}: {words}"
             )
-        return AuthError(f"{server} does not accept {user} and this password: {words}")
+        return AuthError(
+            f"{server} does not accept {user} and this password: {words}; "
+            "check the name, the realm and the password"
+        )
 
 
 def _cookie(ticket: Secret) -> dict[str, str]:
