@@ -45,7 +45,7 @@ class Gateway:
         if not JUICEFS.exists():
             pytest.fail(f"{JUICEFS} is missing; run scripts/setup dev")
         directory.mkdir()
-        self._directory = directory
+        self.directory = directory
         self._is_secure = certificate is not None
         self._meta = f"sqlite3://{directory}/meta.db"
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,11 +77,11 @@ class Gateway:
     def start(self) -> None:
         """Returns when it answers."""
         command = [str(JUICEFS), "gateway", "--no-usage-report", "--no-bgjob", "--no-banner", "--keep-etag"]
-        command += ["--log", f"{self._directory}/log", "--cache-dir", f"{self._directory}/cache"]
+        command += ["--log", f"{self.directory}/log", "--cache-dir", f"{self.directory}/cache"]
         # What tests change through S3 is seen at once, and nothing is answered from memory.
         command += ["--attr-cache", "0", "--entry-cache", "0", "--dir-entry-cache", "0"]
         command += ["--metrics", "127.0.0.1:0", self._meta, f"127.0.0.1:{self.port}"]
-        with (self._directory / "out").open("ab") as out:
+        with (self.directory / "out").open("ab") as out:
             self._process = subprocess.Popen(
                 command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
@@ -146,7 +146,7 @@ class Gateway:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, (self._directory / "out").read_text()[-2000:]
+        assert self._process.poll() is None, (self.directory / "out").read_text()[-2000:]
         connection = self._connection()
         try:
             connection.request("GET", "/minio/health/live")
@@ -166,5 +166,5 @@ class Gateway:
     def _environment(self) -> dict[str, str]:
         # It looks for certificates in the home directory.
         return environment(
-            HOME=str(self._directory), MINIO_ROOT_USER=ACCESS_KEY, MINIO_ROOT_PASSWORD=SECRET_KEY
+            HOME=str(self.directory), MINIO_ROOT_USER=ACCESS_KEY, MINIO_ROOT_PASSWORD=SECRET_KEY
         )
