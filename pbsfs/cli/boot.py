@@ -22,16 +22,9 @@ from pbsfs.boot.firmware import fits, uefi_arguments
 from pbsfs.boot.machine import Machine
 from pbsfs.boot.overlay import Drives
 from pbsfs.cli.inside import from_mounts
-from pbsfs.cli.options import (
-    FilePath,
-    PassingOn,
-    Whole,
-    described,
-    log_format_option,
-    passed_on,
-    run_on_described,
-    source_options,
-)
+from pbsfs.cli.options import log_format_option, source_options
+from pbsfs.cli.parameters import FilePath, PassingOn, Whole, passed_on
+from pbsfs.cli.running import described, run_on_described
 from pbsfs.nbd import launch
 from pbsfs.nbd.launch import Address
 from pbsfs.nbd.serving import serving

@@ -6,8 +6,9 @@ import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, source_options
 from pbsfs.cli.output import standard_output
+from pbsfs.cli.running import run_on_tree
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.cat import write_file
 from pbsfs.tree import Tree

@@ -15,7 +15,7 @@ from pbsfs.base.errors import PbsfsError, UsageError, exit_status_of
 from pbsfs.base.text import one_line, printable, quoted
 from pbsfs.cli.config_check import Outcome, ProfileCheck
 from pbsfs.cli.config_init import ask, write
-from pbsfs.cli.options import environment, find_terminal
+from pbsfs.cli.running import environment, find_terminal
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 
 

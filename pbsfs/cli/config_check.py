@@ -34,7 +34,7 @@ from pbsfs.base.errors import (
 from pbsfs.base.names import Namespace, format_time
 from pbsfs.base.secret import Ticket
 from pbsfs.base.text import first_of
-from pbsfs.cli.options import run_on_described
+from pbsfs.cli.running import run_on_described
 from pbsfs.fuse.options import FuseOptions
 from pbsfs.sources.http.peer import Peer
 from pbsfs.sources.http.proxy import Proxy, find_proxy

@@ -13,7 +13,8 @@ from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import exit_status_of
 from pbsfs.base.text import counted, one_line, printable
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, source_options
+from pbsfs.cli.running import run_on_tree
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.attributes import mode_text, time_text, type_text
 from pbsfs.tasks.diff import ADDED, CHANGED, REMOVED, TYPE_CHANGED, Change, Comparison

@@ -15,14 +15,10 @@ from pbsfs.cli.export_contents import export_contents
 from pbsfs.cli.export_destination import ARCHIVE_NAMES, COMPRESSED_NAMES, Destination, Mode, meant_by
 from pbsfs.cli.export_image import Copying
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import (
-    FilePath,
-    described,
-    logging_options,
-    run_on_tree,
-    source_options,
-)
+from pbsfs.cli.options import logging_options, source_options
+from pbsfs.cli.parameters import FilePath
 from pbsfs.cli.progress import is_shown, shown_entries
+from pbsfs.cli.running import described, run_on_tree
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.extract.attributes import Kept

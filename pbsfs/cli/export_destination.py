@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pbsfs.cli.options import FilePath
+from pbsfs.cli.parameters import FilePath
 
 ARCHIVE_NAMES = {".tar": "tar", ".tar.zst": "tar --zstd", ".tzst": "tar --zstd", ".zip": "zip"}
 """How the names of archives end, and the value of --format for them, with what else they require."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from pbsfs.access.description import Description
 from pbsfs.base.errors import HelperError, OutputError, UsageError
 from pbsfs.base.text import printable
-from pbsfs.cli.options import run_on_described
 from pbsfs.cli.progress import is_shown
+from pbsfs.cli.running import run_on_described
 from pbsfs.nbd import launch
 from pbsfs.nbd.serving import serving
 from pbsfs.runtime.process import signals_held_back

@@ -18,8 +18,9 @@ from pbsfs.access.sizes import parse_size
 from pbsfs.base.errors import UsageError, exit_status_of
 from pbsfs.base.text import counted, one_line, printable, quoted
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, source_options
 from pbsfs.cli.progress import Status
+from pbsfs.cli.running import run_on_tree
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.find import TYPES, Condition, Match, Search
 from pbsfs.tasks.patterns import name_pattern

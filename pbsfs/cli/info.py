@@ -11,7 +11,8 @@ from pbsfs.access.options import SourceOptions
 from pbsfs.base.names import parse_time
 from pbsfs.base.text import printable, size_text
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, source_options
+from pbsfs.cli.running import run_on_tree
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.attributes import span_text
 from pbsfs.tasks.facts import VERIFIED, Facts, facts_of

@@ -25,7 +25,7 @@ from pbsfs.access.options import (
     names_source,
 )
 from pbsfs.base.errors import NotFoundError, SourceError, UsageError
-from pbsfs.cli.options import environment, ignore_source
+from pbsfs.cli.running import environment, ignore_source
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
 from pbsfs.sources.server.repository import Repository
 from pbsfs.tree import Node, Tree

@@ -13,14 +13,9 @@ from pbsfs.base.errors import DamageError, KeyFileError, OutputError, PasswordEr
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import printable
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import (
-    FilePath,
-    environment,
-    find_terminal,
-    logging_options,
-    run_on_tree,
-    source_options,
-)
+from pbsfs.cli.options import logging_options, source_options
+from pbsfs.cli.parameters import FilePath
+from pbsfs.cli.running import environment, find_terminal, run_on_tree
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.keys import MAX_PEM_SIZE, decrypt, fingerprint_of, read, sealed_key, write

@@ -9,13 +9,8 @@ from pbsfs.access.login import log_in
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.resolve import ask_password, given_password, trust_of
 from pbsfs.access.tickets import Tickets
-from pbsfs.cli.options import (
-    environment,
-    find_terminal,
-    logging_options,
-    resolved_user,
-    source_options,
-)
+from pbsfs.cli.options import logging_options, source_options
+from pbsfs.cli.running import environment, find_terminal, resolved_user
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.sources.http.proxy import find_proxy
 

@@ -7,7 +7,8 @@ import click
 from pbsfs.access.config import configure
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.tickets import Tickets
-from pbsfs.cli.options import environment, logging_options, resolved_user, source_options
+from pbsfs.cli.options import logging_options, source_options
+from pbsfs.cli.running import environment, resolved_user
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 
 

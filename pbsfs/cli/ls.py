@@ -14,7 +14,9 @@ from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import PbsfsError, UsageError, exit_status_of
 from pbsfs.base.text import one_line, printable
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import Whole, logging_options, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, source_options
+from pbsfs.cli.parameters import Whole
+from pbsfs.cli.running import run_on_tree
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.listing import COLUMNS, HIDDEN, WIDTHS, Lister, Row, line_of
 from pbsfs.tree import Directory, Tree

@@ -18,8 +18,10 @@ from pbsfs.base.errors import DamageError, OutputError, UsageError, exit_status_
 from pbsfs.base.text import counted, one_line, printable, size_text
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.map_pictures import KINDS, Kind, cell_size, kind_of, png, svg
-from pbsfs.cli.options import FilePath, logging_options, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, source_options
+from pbsfs.cli.parameters import FilePath
 from pbsfs.cli.progress import shown
+from pbsfs.cli.running import run_on_tree
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.facts import VERIFIED
 from pbsfs.tasks.image.refusals import exists, refusal, refuse_existing

@@ -19,14 +19,9 @@ from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, MountError, PbsfsError, UsageError, exit_status_of
 from pbsfs.base.names import Namespace
 from pbsfs.cli.mount_background import Report, start_in_background
-from pbsfs.cli.options import (
-    SECONDS,
-    damage_option,
-    environment,
-    find_terminal,
-    logging_options,
-    source_options,
-)
+from pbsfs.cli.options import damage_option, logging_options, source_options
+from pbsfs.cli.parameters import SECONDS
+from pbsfs.cli.running import environment, find_terminal
 from pbsfs.fuse.attaching import CONNECTION, attach
 from pbsfs.fuse.mountpoint import check_usable, unmount
 from pbsfs.fuse.mountpoint import resolve as place_of

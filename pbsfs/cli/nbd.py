@@ -16,17 +16,9 @@ from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_cache_size
 from pbsfs.base.errors import UsageError
 from pbsfs.cli.inside import from_mounts
-from pbsfs.cli.options import (
-    FilePath,
-    PassingOn,
-    damage_option,
-    described_by,
-    environment,
-    log_format_option,
-    passed_on,
-    run_on_described,
-    source_options,
-)
+from pbsfs.cli.options import damage_option, log_format_option, source_options
+from pbsfs.cli.parameters import FilePath, PassingOn, passed_on
+from pbsfs.cli.running import described_by, environment, run_on_described
 from pbsfs.nbd import launch
 from pbsfs.nbd.launch import Address
 from pbsfs.nbd.naming import choose

@@ -1,105 +1,23 @@
-"""What commands share: the options for the source and the log, and running on the tree of a source."""
+"""The options that commands share: for the source, for damage and for the log."""
 
 from __future__ import annotations
 
 import functools
-import math
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 
-from pbsfs.access.config import Configured, configure
-from pbsfs.access.options import SourceOptions, resolve, without_source
-from pbsfs.access.resolve import describe
+from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_rate
-from pbsfs.access.terminal import Terminal
-from pbsfs.base.errors import UsageError
-from pbsfs.base.secret import Secret
 from pbsfs.base.text import excerpt
+from pbsfs.cli.parameters import SECONDS, FilePath, Whole
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import FORMAT_VARIABLE, FORMATS, LogOptions
-from pbsfs.runtime.memory import COMMAND_OPEN_LIMIT
-from pbsfs.runtime.process import ending_signals
-from pbsfs.sources.server.repository import Repository
-
-if TYPE_CHECKING:
-    from pbsfs.access.description import Description
-    from pbsfs.tree import Tree
 
 F = TypeVar("F", bound=Callable[..., Any])
-R = TypeVar("R")
-
-
-class FilePath(click.Path):
-    """A path that is not empty: an unset variable must not mean the current directory."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(path_type=Path, **options)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("the path is empty.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-_HIDDEN = "\0"
-
-
-class PassingOn(click.Command):
-    """A command that passes unknown options to another program, unchanged and in their order.
-
-    click would split words like `-nographic` into letters.
-    """
-
-    ignore_unknown_options = True
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words = (f"{_HIDDEN}{w}" if w[:1] == "-" != w[1:2] and w not in ("-", "-h") else w for w in args)
-        return super().parse_args(ctx, list(words))
-
-
-def passed_on(words: Sequence[str]) -> list[str]:
-    """The words that the command passes on, as they were given."""
-    return [word.removeprefix(_HIDDEN) for word in words]
-
-
-class Seconds(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
-    """A number of seconds: finite and not negative."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
-        if not 0 <= seconds < math.inf:
-            self.fail(f"{value} is not a number of seconds; give one from 0 on.", param, ctx)
-        return seconds
-
-
-class Whole(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
-    """A whole number from `least` to `most`. Unlike those of click, its range is not in the help text."""
-
-    name = "number"
-
-    def __init__(self, least: int, most: int) -> None:
-        self._least = least
-        self._most = most
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value)
-        number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
-        if not self._least <= number <= self._most:
-            self.fail(f"{value} is not a whole number from {self._least} to {self._most}.", param, ctx)
-        return number
-
-
-SECONDS = Seconds()
 
 
 def source_options(command: F) -> F:
@@ -297,125 +215,3 @@ def log_format_option(command: F) -> F:
         envvar=FORMAT_VARIABLE,
         help="Log lines of text, or one JSON object per line (or PBSFS_LOG_FORMAT; default: text).",
     )(command)
-
-
-def environment() -> Mapping[str, str]:
-    """The environment of this command with its secrets, which `os.environ` lacks.
-
-    Only within a command; see `take_secrets`.
-    """
-    found: Mapping[str, str] = click.get_current_context().find_root().obj
-    return found
-
-
-def ignore_source() -> None:
-    """From now on, this command's environment lacks the source that it names, and the secrets for that."""
-    root = click.get_current_context().find_root()
-    root.obj = without_source(root.obj)
-
-
-def run_on_tree(
-    work: Callable[[Tree], Awaitable[R]],
-    *,
-    source: SourceOptions,
-    zeroed: ZeroedRanges | None = None,
-    reads_much: bool = False,
-) -> R:
-    """Opens the source that the options name, and runs `work` on its tree.
-
-    `reads_much`: whether to ask for the password of a default key.
-
-    SIGINT, SIGTERM and SIGHUP (unless it is ignored) cancel `work`, so that it cleans up, and end in
-    `click.exceptions.Exit`.
-    """
-    return run_on_described(work, described(source, reads_much=reads_much), zeroed=zeroed)
-
-
-def described(source: SourceOptions, *, reads_much: bool) -> Description:
-    """The source that the options name. `reads_much`: as for `run_on_tree`."""
-    return described_by(configure(source, environment()), reads_much=reads_much)
-
-
-def described_by(configured: Configured, *, reads_much: bool) -> Description:
-    """The same, where the caller has put a profile's settings into the options."""
-    resolved = resolve(configured.options, configured.environment)
-    return describe(resolved, configured.environment, find_terminal(), ask_for_default=reads_much)
-
-
-def resolved_user(configured: Configured) -> tuple[SourceOptions, Repository]:
-    """The resolved options of a source that a user with a password logs in to. Raises UsageError."""
-    options = resolve(configured.options, configured.environment)
-    if options.repository is None:
-        kind = "directory" if options.bucket is None else "bucket"
-        raise UsageError(f"{options.bucket or options.datastore_dir}: a {kind} needs no login; name a server")
-    repository = Repository.parse(options.repository)
-    if repository.token is not None:
-        raise UsageError(
-            f"{repository.auth_id}: an API token needs no login; give its secret to each command, or "
-            "name a user"
-        )
-    return options, repository
-
-
-def run_on_described(
-    work: Callable[[Tree], Awaitable[R]], description: Description, *, zeroed: ZeroedRanges | None = None
-) -> R:
-    """Runs `work` on the tree of a source; see `run_on_tree`."""
-    # Slow to import, and `mount`, which uses this module, does not need them.
-    import trio  # noqa: PLC0415
-
-    from pbsfs.reader.reader import open_reader  # noqa: PLC0415
-    from pbsfs.tree import Tree  # noqa: PLC0415
-
-    source = description.open()
-
-    async def run() -> R:
-        async with open_reader(
-            source, open_limit=COMMAND_OPEN_LIMIT, keys=description.keys, zeroed=zeroed
-        ) as reader:
-            return await work(Tree(reader, description.namespace, files=True))
-
-    return trio.run(_until_signalled, run)
-
-
-class _ClickTerminal(Terminal):
-    """The terminal of this process."""
-
-    def password(self, text: str) -> Secret:
-        return Secret(click.prompt(text, hide_input=True, err=True))
-
-    def confirm(self, text: str) -> bool:
-        return click.confirm(text, err=True)
-
-
-def find_terminal() -> Terminal | None:
-    """The terminal for questions; None if standard input is not a terminal."""
-    return _ClickTerminal() if sys.stdin is not None and sys.stdin.isatty() else None
-
-
-async def _until_signalled(work: Callable[[], Awaitable[R]]) -> R:
-    import trio  # noqa: PLC0415
-
-    # An exception raised by a signal handler could interrupt trio's own code.
-    stopped_by: int | None = None
-    outcome: R | Exception | None = None
-    with trio.open_signal_receiver(*ending_signals()) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def wait_for_signal() -> None:
-                nonlocal stopped_by
-                async for number in signals:
-                    stopped_by = stopped_by or number
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(wait_for_signal)
-            try:
-                outcome = await work()
-            except Exception as error:  # raised outside, so that the nursery does not wrap it in a group
-                outcome = error
-            nursery.cancel_scope.cancel()
-    if stopped_by is not None:
-        raise click.exceptions.Exit(128 + stopped_by)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome

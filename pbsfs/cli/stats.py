@@ -11,7 +11,7 @@ import click
 
 from pbsfs.base.errors import HelperError, MountError
 from pbsfs.base.text import first_of, quoted, size_text
-from pbsfs.cli.options import FilePath
+from pbsfs.cli.parameters import FilePath
 from pbsfs.fuse.mountpoint import ADVICE, ANSWERS, STATS_NAME, WATCH_NAME, mount_of_ours, states
 from pbsfs.nbd import watching
 from pbsfs.nbd.servers import servers

@@ -11,7 +11,7 @@ import click
 from pbsfs.access.tickets import Tickets
 from pbsfs.base.errors import MountError
 from pbsfs.base.text import first_of, printable
-from pbsfs.cli.options import environment
+from pbsfs.cli.running import environment
 from pbsfs.fuse.mountpoint import ADVICE, FS_TYPE, mounts, states
 from pbsfs.nbd.servers import servers
 

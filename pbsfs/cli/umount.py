@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pbsfs.cli.options import FilePath
+from pbsfs.cli.parameters import FilePath
 from pbsfs.fuse.mountpoint import unmount
 
 

@@ -9,8 +9,9 @@ import click
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, exit_status_of
 from pbsfs.cli.inside import find, from_mounts
-from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, source_options
 from pbsfs.cli.progress import shown
+from pbsfs.cli.running import run_on_tree
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.report import Report
 from pbsfs.tasks.verify import Verification

@@ -14,8 +14,9 @@ from pbsfs.base.errors import exit_status_of
 from pbsfs.base.names import format_time
 from pbsfs.base.text import counted, one_line, printable
 from pbsfs.cli.inside import from_mounts
-from pbsfs.cli.options import logging_options, run_on_tree, source_options
+from pbsfs.cli.options import logging_options, source_options
 from pbsfs.cli.progress import Status
+from pbsfs.cli.running import run_on_tree
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.attributes import time_text
 from pbsfs.tasks.versions import Version, Versions, versions_of
