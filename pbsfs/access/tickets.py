@@ -149,8 +149,16 @@ class Tickets:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not creating:
                 raise
-            place = error.filename if isinstance(error.filename, str) else self._path
-            raise UsageError(f"{place}: {error.strerror}; remove it, or set XDG_RUNTIME_DIR") from None
+            if self._path is None or not isinstance(error.filename, str):
+                place = self._path
+            else:
+                place = self._path / error.filename  # names in the directory are relative to it
+            if isinstance(error, FileNotFoundError) and self._path is not None:
+                place = self._path.parent
+                action = "create it with mkdir -m 700"
+            else:
+                action = "remove it"
+            raise UsageError(f"{place}: {error.strerror}; {action}, or set XDG_RUNTIME_DIR") from None
 
     def _read(self, directory: int, name: str) -> StoredLogin | None:
         """A file's login; None if it does not count any more. Raises OSError, UsageError."""
@@ -167,6 +175,8 @@ class Tickets:
             facts = json.loads(data)
             user, address, ticket = (str(facts[key]) for key in ("user", "address", "ticket"))
             until = float(facts["time"]) + LIFETIME
+            if not (ticket and ticket.isascii() and ticket.isprintable()):
+                raise ValueError
         except (ValueError, TypeError, KeyError, RecursionError):
             raise UsageError(f"{path}: damaged; run pbsfs login again") from None
         # Also not after the clock was set back: the ticket may be older than it seems.

@@ -14,6 +14,7 @@ from pbsfs.base.text import first_of, printable
 from pbsfs.cli.running import environment
 from pbsfs.fuse.mountpoint import ADVICE, FS_TYPE, mounts, states
 from pbsfs.nbd.servers import servers
+from pbsfs.runtime.logs import LogOptions, set_up_logging
 
 _HEADINGS = ("KIND", "PLACE", "SOURCE", "STATE")
 
@@ -32,6 +33,7 @@ def command(as_json: bool) -> None:
       pbsfs status
       pbsfs status --json
     """
+    set_up_logging(LogOptions())
     user = os.geteuid()
     ours = [mount for mount in mounts() if mount.type == FS_TYPE and user in (0, mount.owner)]
     found: list[dict[str, Any]] = [
