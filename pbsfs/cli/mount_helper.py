@@ -50,7 +50,10 @@ SECRETS = {
 
 _NO_SECRETS = {
     "password": "password-file",
+    "passwd": "password-file",
+    "pass": "password-file",
     "secret": "password-file",
+    "token-secret": "password-file",
     "key-password": "key-password-file",
     "encryption-password": "key-password-file",
     "access-key": "access-key-file",
@@ -126,14 +129,14 @@ def translated(source: str, options: tuple[str, ...]) -> tuple[list[str], Mappin
     mount table: mount(8) compares that with fstab. Raises UsageError.
     """
     words, files = [], {}
-    passed_on = ["fsname=" + source.replace("\\", "\\\\").replace(",", "\\,")]
+    passed_on = ["fsname=" + source.replace("\\", "\\\\").replace(",", "\\,")] if source else []
     for option in split_options(options):
         given, _equals, value = option.partition("=")
         name = given.replace("_", "-")
-        if name in _NO_SECRETS:
+        if name.lower() in _NO_SECRETS:
             raise UsageError(
                 f"mount option {given}=: other users can read it; give the file that holds the secret "
-                f"with {_NO_SECRETS[name]}="
+                f"with {_NO_SECRETS[name.lower()]}="
             )
         if name in OPTIONS or name in SECRETS:
             if not value:

@@ -96,8 +96,9 @@ class FuseOptions:
         elif name == "umask":
             self.umask = _number(option, value, 8, 0o777)
         elif option not in _FULFILLED | _FULFILLED_ALSO and not name.startswith(("x-", "X-", "comment")):
+            shown = f"{name}=…" if value else option  # the value may be a secret
             raise UsageError(
-                f"mount option '{option}' is not known; there are {', '.join(OPTIONS)}, "
+                f"mount option '{shown}' is not known; there are {', '.join(OPTIONS)}, "
                 "and the general ones of mount(8)"
             )
 

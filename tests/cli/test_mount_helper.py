@@ -65,15 +65,23 @@ def test_options_of_a_bucket_are_among_them() -> None:
 
 @pytest.mark.parametrize("option", ["fancy", "cache=1G", "datastore-dir=/x", "foreground", "subtree=x"])
 def test_an_unknown_option_is_refused_by_name(option: str) -> None:
-    with pytest.raises(UsageError, match=f"'{option}' is not known"):
+    name, _equals, value = option.partition("=")
+    shown = f"{name}=…" if value else option
+    with pytest.raises(UsageError, match=f"'{shown}' is not known"):
         translated("home:", (f"rw,{option}",))
 
 
-@pytest.mark.parametrize("name", ["password", "secret", "key-password", "key_password", "secret-key"])
+@pytest.mark.parametrize(
+    "name", ["password", "secret", "key-password", "key_password", "secret-key", "PassWord", "token_secret"]
+)
 def test_a_secret_among_the_options_is_refused_and_not_shown(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name}=: other users can read it; .* with .*-file=") as error:
         translated("home:", (f"{name}=geheim",))
     assert "geheim" not in str(error.value)
+
+
+def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+    assert error_of(run([*HELPER, "", tmp_path]), 1).startswith("the source is empty; give a profile")
 
 
 def test_an_option_needs_its_value() -> None:
@@ -99,7 +107,7 @@ def test_both_names_of_the_helper_are_programs_of_the_package() -> None:
         (["-N", "/proc/1/ns/mnt"], "-N: not supported; enter the namespace with nsenter"),
         (["-t", "ext4"], "-t ext4: not a type of pbsfs"),
         (["-x"], "No such option"),
-        (["-o", "refresh=soon"], "'soon' is not a valid"),
+        (["-o", "refresh=soon"], "soon is not a number of seconds"),
     ],
 )
 def test_wrong_usage_is_status_1(stocked: Stocked, tmp_path: Path, words: list[str], reason: str) -> None:
