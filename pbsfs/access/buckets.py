@@ -1,7 +1,8 @@
 """From resolved options to the access to a bucket: its address, certificate and key.
 
-What neither options nor profile say comes from the variables and files of AWS's tools. Called by
-`pbsfs.access.resolve`. Synchronous; it may connect to the object store to look at its certificate.
+What neither options nor profile say comes from the variables of AWS's tools, and if the key is looked for
+there, from their files. A profile with a key of its own is complete. Called by `pbsfs.access.resolve` and by
+`config check`. Synchronous; it may connect to the object store to look at its certificate.
 """
 
 from __future__ import annotations
@@ -38,16 +39,18 @@ class Bucket:
         self._options = options
         self._environment = environment
         named = BucketAddress.parse(options.bucket)
-        found: tuple[str | None, str | None, bool | None]
+        endpoint: str | None = None
+        region: str | None = None
+        path_style: bool | None = None
         self._server: S3Endpoint | None = None
         self._profile: AwsProfile | None = None
         if options.s3_config is not None:
-            self._server = read_endpoint(options.s3_config, named.bucket, named.store)
-            found = (self._server.endpoint, self._server.region, self._server.path_style)
-        else:
-            self._profile = profile = read_profile(options.aws_profile, environment)
-            found = (self._endpoint(profile), self._region(profile), _path_style(profile))
-        endpoint, region, path_style = found
+            self._server = server = read_endpoint(options.s3_config, named.bucket, named.store)
+            endpoint, region, path_style = server.endpoint, server.region, server.path_style
+        elif options.access_key is None:
+            if not options.anonymous:
+                self._profile = read_profile(options.aws_profile, environment)
+            endpoint, region, path_style = self._endpoint(), self._region(), self._path_style()
         self.address = BucketAddress.parse(
             options.bucket,
             endpoint=options.endpoint or endpoint,
@@ -55,18 +58,26 @@ class Bucket:
             path_style=path_style if options.path_style is None else options.path_style,
         )
 
-    def _endpoint(self, profile: AwsProfile) -> str | None:
+    def _setting(self, key: str) -> str | None:
+        return None if self._profile is None else self._profile.setting(key)
+
+    def _endpoint(self) -> str | None:
         """Source: AWS, "Service-specific endpoints" of the SDKs and tools reference."""
-        ignored = self._environment.get(IGNORE_ENDPOINTS_VARIABLE) or profile.setting(
-            "ignore_configured_endpoint_urls"
-        )
-        if (ignored or "").lower() == "true":
+        ignored = self._environment.get(IGNORE_ENDPOINTS_VARIABLE)
+        ignored = ignored or self._setting("ignore_configured_endpoint_urls") or ""
+        if ignored.lower() == "true":
             return None
         found = _first_set(ENDPOINT_VARIABLES, self._environment)
-        return found or profile.services.get("s3.endpoint_url") or profile.setting("endpoint_url")
+        if found is None and self._profile is not None:
+            found = self._profile.services.get("s3.endpoint_url")
+        return found or self._setting("endpoint_url")
 
-    def _region(self, profile: AwsProfile) -> str | None:
-        return _first_set(REGION_VARIABLES, self._environment) or profile.setting("region")
+    def _region(self) -> str | None:
+        return _first_set(REGION_VARIABLES, self._environment) or self._setting("region")
+
+    def _path_style(self) -> bool | None:
+        """Source: AWS CLI, "S3 configuration": addressing_style."""
+        return {"path": True, "virtual": False}.get(self._setting("s3.addressing_style") or "")
 
     def proxy(self) -> Proxy | None:
         """The proxy to the object store. Raises UsageError."""
@@ -87,12 +98,10 @@ class Bucket:
             return Trust()
         if fingerprint:
             return Trust(pinned=parse_fingerprint(fingerprint))
-        bundle = self._environment.get(CA_VARIABLE)
-        if bundle is None and self._profile is not None:
-            bundle = self._profile.setting("ca_bundle")
+        bundle = self._environment.get(CA_VARIABLE) or self._setting("ca_bundle")
         if options.ca_file is not None or bundle:
             return Trust(ca=read_ca(options.ca_file or Path(bundle or "")))
-        if self.address.endpoint is None:
+        if self.address.is_aws:
             return Trust()  # AWS's own: a CA of the system has signed its certificate
         return find_trust(None, self.address, proxy, self._environment, terminal)
 
@@ -125,9 +134,3 @@ def find_bucket(
 
 def _first_set(variables: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
     return next((environment[each] for each in variables if environment.get(each)), None)
-
-
-def _path_style(profile: AwsProfile) -> bool | None:
-    """Source: AWS CLI, "S3 configuration": addressing_style."""
-    style = profile.setting("s3.addressing_style")
-    return {"path": True, "virtual": False}.get(style or "")

@@ -183,12 +183,12 @@ class BucketAccess(Access):
         )
 
     def public(self) -> dict[str, str]:
-        style = self.address.path_style
+        # All of the address: what has a default may come from a variable or file, which others lack.
         found = {
             "bucket": str(self.address),
-            "endpoint": self.address.endpoint,
-            "region": self.address.region,
-            "path_style": None if style is None else str(style).lower(),
+            "endpoint": self.address.url,
+            "region": self.address.signing_region,
+            "path_style": str(self.address.has_path_style).lower(),
             "fingerprint": self.trust.pinned,
             "anonymous": "true" if self.key.kind == "none" else None,
         }

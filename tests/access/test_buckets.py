@@ -240,6 +240,20 @@ def test_a_profile_has_all_of_it_and_comes_before_variables_of_other_tools(profi
     assert (found.key.access_key, found.key.secret_key) == ("AKIAPROFILE", "of a profile")
 
 
+def test_a_profile_with_a_key_is_complete_without_variables_and_files_of_other_tools(
+    profile: Files, tmp_path: Path
+) -> None:
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/config").write_text("this is not a file of AWS's tools")
+    text = (profile.user / "config.toml").read_text()
+    profile.write(text.replace('endpoint = "https://s3.example.com"\nregion = "garage"\n', ""))
+    found = of_profile(profile, AWS_ENDPOINT_URL="https://other", AWS_REGION="other", AWS_PROFILE="none")
+    assert (found.address.url, found.address.region) == ("https://s3.us-east-1.amazonaws.com", None)
+    with pytest.raises(UsageError, match=r"line 1 is in no \[profile\]"):
+        access(tmp_path)
+    assert access(tmp_path, {"AWS_REGION": "r"}, anonymous=True).address.region == "r"
+
+
 def test_options_come_before_a_profile(profile: Files) -> None:
     given = SourceOptions(profile="home", endpoint="https://here", path_style=True, anonymous=True)
     found = of_profile(profile, given)
@@ -299,6 +313,17 @@ def test_a_mount_names_its_bucket_without_secrets(tmp_path: Path) -> None:
     )
     anonymous = described(tmp_path, bucket=BUCKET, anonymous=True)
     assert named_by(shown_source(anonymous))[0].anonymous
+
+
+def test_a_mount_of_a_bucket_of_aws_names_all_of_its_address(tmp_path: Path) -> None:
+    described_first = described(tmp_path, bucket=BUCKET, region="eu-central-1")
+    options = named_by(shown_source(described_first))[0]
+    variables = {"AWS_ENDPOINT_URL_S3": "https://elsewhere", "AWS_REGION": "elsewhere"}
+    given = {"HOME": str(tmp_path)} | KEYS | variables
+    found = describe(resolve(options, given), given, None).access
+    assert isinstance(found, BucketAccess)
+    assert found.address.authority == "backups.s3.eu-central-1.amazonaws.com"
+    assert found.address.signing_region == "eu-central-1"
 
 
 def test_a_path_in_a_mount_gets_the_key_of_the_profile_with_its_bucket(profile: Files) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pbsfs.fuse.mountpoint import mounted_at
 from tests.support.guides import blocks
 from tests.support.keyservice import KEY_JSON, key_service
 from tests.support.messages import is_documented
-from tests.support.mounts import mounted
+from tests.support.mounts import cleaned_up, mounted
 from tests.support.needs import need, need_fuse
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, STORE, S3Server, Status
@@ -113,10 +116,8 @@ def test_a_profile_names_all_of_it(cloud: Cloud) -> None:
         f'[profiles.cloud]\nbucket = "{NAME}"\nendpoint = "{cloud.endpoint}"\n'
         f'access-key = "{ACCESS_KEY}"\nsecret-key = {{ file = "{secret}" }}\n',
     )
-    env = cloud.env(PBSFS_BUCKET="s3://another/one", AWS_REGION="elsewhere")
-    del env["AWS_ENDPOINT_URL_S3"]
-    assert "elsewhere" in fails("cloud:", env=env, status=4)
-    del env["AWS_REGION"]
+    elsewhere = {"AWS_REGION": "elsewhere", "AWS_ENDPOINT_URL_S3": "https://nowhere.invalid"}
+    env = cloud.env(PBSFS_BUCKET="s3://another/one", AWS_PROFILE="none", **elsewhere)
     lists("cloud:", env=env)
     shown = output_of(PBSFS, "config", "show", "cloud", env=env)
     assert SECRET_KEY not in shown
@@ -127,6 +128,11 @@ def test_a_missing_datastore_is_told_with_those_that_are_there(cloud: Cloud) -> 
     there = f"there is: {NAME}"
     assert there in fails("--bucket", f"s3://{BUCKET}", env=cloud.with_key(), status=16)
     assert there in fails("--bucket", f"s3://{BUCKET}/stroe", env=cloud.with_key(), status=16)
+
+
+def test_a_wrong_region_is_told_with_the_right_one(cloud: Cloud) -> None:
+    text = fails("--region", "elsewhere", env=cloud.with_key(), status=4)
+    assert "is in the region us-east-1, not in elsewhere; give --region us-east-1" in text
 
 
 # --- the key
@@ -229,7 +235,15 @@ def test_a_mount_has_the_key_and_its_paths_name_the_bucket(cloud: Cloud) -> None
         for name in ("cmdline", "environ"):
             assert SECRET_KEY.encode() not in Path(f"/proc/{mount.pid}/{name}").read_bytes()
         named = json.loads(output_of("getfattr", "--only-values", "-n", "user.pbs.source", place))
-        assert named == {"bucket": NAME, "endpoint": cloud.endpoint, "namespace": "", "subtree": ""}
+        assert named == {
+            "bucket": NAME,
+            "endpoint": cloud.endpoint,
+            "region": "us-east-1",
+            "path_style": "true",
+            "namespace": "",
+            "subtree": "",
+        }
+        assert os.statvfs(place).f_blocks == 0
         env = cloud.with_key()
         for name in ("PBSFS_BUCKET", "AWS_ENDPOINT_URL_S3"):
             del env[name]
@@ -248,6 +262,27 @@ def test_nbdkit_reads_from_it(cloud: Cloud) -> None:
     plugin = Path(__file__).parents[2] / "nbd_bridge.py"
     command = ["nbdkit", "-U", "-", "python", str(plugin), *words, "--run", "nbdinfo --size $uri"]
     assert int(output_of(*command, env=env)) > 0
+
+
+@pytest.mark.mount
+def test_a_line_of_fstab_has_all_that_a_bucket_needs(cloud: Cloud) -> None:
+    need_fuse()
+    files = {name: cloud.write(name, f"{text}\n") for name, text in (("i", ACCESS_KEY), ("s", SECRET_KEY))}
+    options = f"rw,endpoint={cloud.endpoint},region=us-east-1,path-style,ca-file={cloud.home}/ca.pem"
+    options += f",access-key-file={files['i']},secret-key-file={files['s']}"
+    env = cloud.env(PBSFS_BUCKET="s3://another/one", AWS_ENDPOINT_URL_S3="https://nowhere.invalid")
+    del env["SSL_CERT_FILE"]
+    (place := cloud.home / "m").mkdir()
+    helper = [sys.executable, "-c", "from pbsfs.cli.mount_helper import main; main()"]
+    with cleaned_up(place):
+        done = run([*helper, f"{NAME}:vm", place, "-o", options], env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert {path.name for path in place.iterdir()} == {
+            path.name for path in cloud.stocked.path.glob("vm/*")
+        }
+        mount = mounted_at(place)
+        assert mount is not None
+        assert mount.source == f"{NAME}:vm"
 
 
 # --- config
@@ -281,6 +316,20 @@ def test_check_goes_through_the_steps_of_a_bucket(cloud: Cloud) -> None:
         done = pbsfs("config", "check", "cloud", env=cloud.env())
         assert done.returncode == status, done.stdout
         assert done.stdout.splitlines()[-1].split()[:2] == ["FAILED", f"{step}:"]
+
+
+def test_check_warns_of_a_bucket_without_tls(stocked: Stocked, tmp_path: Path) -> None:
+    (file := tmp_path / ".config/pbsfs/config.toml").parent.mkdir(parents=True)
+    with S3Server(stocked.path, public=True) as server:
+        file.write_text(
+            f'[profiles.default]\nbucket = "{NAME}"\nendpoint = "http://127.0.0.1:{server.port}"\n'
+            "anonymous = true\n"
+        )
+        env = environment(HOME=str(tmp_path))
+        env.pop("XDG_CONFIG_HOME", None)
+        shown = output_of(PBSFS, "config", "check", env=env)
+    assert "\nwarning certificate:  none: others on the network can read along\n" in shown
+    assert "\nok      key:          not needed: requests are anonymous\n" in shown
 
 
 def test_init_asks_for_a_bucket(cloud: Cloud) -> None:

@@ -84,7 +84,17 @@ class BucketAddress:
         if self.path_style is not None:
             return self.path_style
         # A certificate for *.s3.REGION.amazonaws.com covers no bucket whose name has a dot.
-        return "." in self.bucket or (self.endpoint is not None and not _is_aws(self.endpoint))
+        return "." in self.bucket or not self.is_aws
+
+    @property
+    def url(self) -> str:
+        """The endpoint, also where it is AWS's own of the region."""
+        return self.endpoint or f"https://{_of_aws(self.signing_region)}"
+
+    @property
+    def is_aws(self) -> bool:
+        """Whether the object store is AWS's own."""
+        return _is_aws(self.url)
 
     @property
     def signing_region(self) -> str:
@@ -94,12 +104,12 @@ class BucketAddress:
     @property
     def secure(self) -> bool:
         """Whether connections use TLS."""
-        return self.endpoint is None or self.endpoint.startswith("https://")
+        return self.url.startswith("https://")
 
     @property
     def host(self) -> str:
         """The name or address to connect to, without a port and brackets."""
-        name = urlsplit(self.endpoint).hostname if self.endpoint else _of_aws(self.signing_region)
+        name = urlsplit(self.url).hostname
         assert name is not None  # `_endpoint` has checked it
         return name if self.has_path_style else f"{self.bucket}.{name}"
 
