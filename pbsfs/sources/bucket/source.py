@@ -13,7 +13,14 @@ from dataclasses import dataclass
 
 import trio
 
-from pbsfs.base.errors import DamageError, NotFoundError, SourceError, UnavailableError, UnknownDatastoreError
+from pbsfs.base.errors import (
+    DamageError,
+    ForbiddenError,
+    NotFoundError,
+    SourceError,
+    UnavailableError,
+    UnknownDatastoreError,
+)
 from pbsfs.base.names import MANIFEST, Archive, Group, Namespace, Snapshot
 from pbsfs.base.text import first_of
 from pbsfs.runtime.logs import STARTING
@@ -99,7 +106,7 @@ class BucketSource(Source):
     async def _check(self) -> None:
         """Raises UnknownDatastoreError if the datastore is not in the bucket, and other SourceErrors."""
         root = self._objects.root
-        page = await self._requests.page(root, delimited=True, most=10)
+        page = await self._requests.page(root, delimited=True)
         parts = {f"{root}{name}/" for name in (layout.CHUNKS, layout.METADATA)}
         if parts & set(page.prefixes) or any(found.key == f"{root}{layout.IN_USE}" for found in page.objects):
             return
@@ -107,10 +114,12 @@ class BucketSource(Source):
 
     async def _nearby(self) -> str:
         """The datastores beside or in the place that has none, for an error."""
-        above = self._objects.root
-        found = await self._stores_in(above)
-        if not found and above:
-            found = await self._stores_in(above[:-1].rpartition("/")[0] + "/" if "/" in above[:-1] else "")
+        root = self._objects.root
+        above = f"{root[:-1].rpartition('/')[0]}/".lstrip("/")
+        try:
+            found = await self._stores_in(root) or (await self._stores_in(above) if root else [])
+        except ForbiddenError:  # a key for one datastore
+            found = []
         if not found:
             return "; check the names of the bucket and the datastore"
         return f"; there is: {first_of(f's3://{self.address.bucket}/{name}' for name in found)}"

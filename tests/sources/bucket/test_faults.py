@@ -41,6 +41,8 @@ from tests.support.waiting import wait_until
 
 MOST = 1 << 30
 
+NOTHING = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+
 T = TypeVar("T")
 
 
@@ -240,6 +242,16 @@ def test_a_missing_bucket_and_a_missing_datastore_are_named(
         with pytest.raises(UnknownDatastoreError, match=rf"no datastore at s3://{BUCKET}.*") as caught:
             use(source_of(server, certificate, address=address), fetch(chunk[0]))
         assert (f"there is: s3://{BUCKET}/store" in str(caught.value)) is (wrong in ("stor", ""))
+
+
+def test_a_key_that_may_not_list_the_bucket_hears_of_a_missing_datastore(
+    chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
+) -> None:
+    server.fail("LIST stor/", Body(NOTHING), Body(NOTHING))
+    server.fail("LIST ", Status(403, "AccessDenied"))
+    address = replace(server.address, store="stor")
+    with pytest.raises(UnknownDatastoreError, match=r"no datastore at .*; check the names"):
+        use(source_of(server, certificate, address=address), fetch(chunk[0]))
 
 
 def test_a_snapshot_that_is_removed_under_a_reader_is_said_not_to_exist(
