@@ -52,22 +52,29 @@ class KeyFiles:
     """The objects whose keys begin with `root`, which ends with `/` or is empty. `name`: of it, in
     messages."""
 
-    def __init__(self, root: str, name: str) -> None:
+    def __init__(self, root: str, name: str, most: int) -> None:
+        """`most`: how many objects and directories there may be."""
         self.root = root
         self._name = name
+        self._left = self._most = most
         self._tree: _Directory = {}
         self._contents: dict[Steps, bytes | PbsfsError] = {}
 
     def add(self, objects: Iterable[StoredObject]) -> None:
-        """Adds what a listing found. Leaves out keys that are the path of no file."""
+        """Adds what a listing found. Leaves out keys that are the path of no file.
+
+        Raises SourceError if there are too many.
+        """
         for found in objects:
+            self._count()
             *above, name = found.key.removeprefix(self.root).split("/")
             if (directory := self._directory(above)) is not None and _is_name(name):
                 directory.setdefault(name, found)
 
     def add_directories(self, prefixes: Iterable[str]) -> None:
-        """Adds what a delimited listing found, without what is in it."""
+        """Adds what a delimited listing found, without what is in it. Raises like `add`."""
         for prefix in prefixes:
+            self._count()
             self._directory(prefix.removeprefix(self.root).rstrip("/").split("/"))
 
     def add_content(self, steps: Steps, content: bytes | PbsfsError) -> None:
@@ -112,6 +119,11 @@ class KeyFiles:
     def enter(self, steps: Steps) -> None:
         if not isinstance(self._node(steps), dict):
             raise self._missing(steps)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise SourceError(f"{self._name}: more than {self._most} names in one list")
 
     def _node(self, steps: Steps) -> _Directory | StoredObject | None:
         node: _Directory | StoredObject | None = self._tree

@@ -27,8 +27,8 @@ class BucketLimits(HttpLimits):
     max_page: int = 8 << 20
     """Bytes of such an answer at most: 1000 keys of 1024 bytes, with escapes."""
 
-    max_keys: int = 4 << 20
-    """Keys of one listing at most: some 700,000 snapshots of one group."""
+    max_keys: int = 1 << 20
+    """Keys of one listing at most: some 170,000 snapshots of one group, or the names of that many in all."""
 
     idle_pages: int = 16
     """Answers in a row without a key that is new, after which a listing does not end by itself."""

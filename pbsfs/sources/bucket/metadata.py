@@ -29,7 +29,6 @@ from pbsfs.sources.bucket.objects import Objects
 from pbsfs.sources.bucket.pages import StoredObject
 from pbsfs.sources.layout import Steps
 from pbsfs.sources.listing.groups import GroupListing
-from pbsfs.sources.listing.limits import ListingLimits
 from pbsfs.sources.listing.names import Names
 from pbsfs.sources.listing.snapshots import KeptManifests, SnapshotListing
 from pbsfs.sources.listing.store import Store
@@ -44,9 +43,9 @@ class _Listed(Store):
 
     metadata: KeyFiles
 
-    def __init__(self, root: str, name: str, limits: ListingLimits) -> None:
-        super().__init__(limits)
-        self.metadata = KeyFiles(root, name)
+    def __init__(self, root: str, name: str, limits: BucketLimits) -> None:
+        super().__init__(limits.listing)
+        self.metadata = KeyFiles(root, name, limits.max_keys)
         self._name = name
 
     def __str__(self) -> str:
@@ -127,7 +126,7 @@ class Metadata:
         return await self._run(lambda: listing.snapshots(group))
 
     def _listed(self) -> _Listed:
-        return _Listed(self._root, str(self._objects.address), self._limits.listing)
+        return _Listed(self._root, str(self._objects.address), self._limits)
 
     def _no_namespace(self, namespace: Namespace) -> NotFoundError:
         return NotFoundError(f"{self._objects.address}: there is no namespace '{namespace}'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from pbsfs.base.names import BACKUP_TYPES, MANIFEST, ROOT_NAMESPACE, Namespace
 from pbsfs.sources.bucket.pages import parse_page
 from pbsfs.sources.bucket.source import BucketSource
 from pbsfs.testing.writer import DatastoreWriter
-from tests.sources.bucket.serving import source_of, use
+from tests.sources.bucket.serving import LIMITS, source_of, use
 from tests.sources.conformance import FIRST, VM, add
 from tests.support import made
 from tests.support.made import TIME
@@ -166,6 +167,23 @@ def test_a_list_that_is_longer_than_asked_for_is_refused(
     server.fail("LIST", Body(b" " * (9 << 20)))
     with pytest.raises(WrongServerError, match="more than"):
         use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
+
+
+@pytest.mark.parametrize("what", ["groups", "snapshots"])
+def test_more_names_than_fit_in_memory_are_refused(
+    what: str, writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    """However many lists they come in."""
+    for number in range(10):
+        add(writer, made.snapshot(str(number)))
+        add(writer, VM.snapshot(TIME + number))
+
+    async def work(source: BucketSource) -> object:
+        return await (source.groups(ROOT_NAMESPACE) if what == "groups" else source.snapshots(VM))
+
+    assert use(source_of(server, certificate, limits=replace(LIMITS, max_keys=100)), work)
+    with pytest.raises(SourceError, match=r"more than 25 names in one list|does not end"):
+        use(source_of(server, certificate, limits=replace(LIMITS, max_keys=25)), work)
 
 
 def test_a_server_that_encodes_no_keys_is_understood(
