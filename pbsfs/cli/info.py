@@ -43,7 +43,7 @@ def command(path: str, states: bool, as_json: bool, log: LogOptions, source: Sou
       pbsfs info --datastore-dir /srv/store1
       pbsfs info --datastore-dir /srv/store1 vm/100
       pbsfs info --datastore-dir /srv/store1 vm/100/latest
-      pbsfs info --datastore-dir /srv/store1 --json vm/100/latest/drive-scsi0.img
+      pbsfs info --datastore-dir /srv/store1 --json vm/100/latest
       pbsfs info files/ct/210/latest/root/etc/fstab
     """
     set_up_logging(log)

@@ -106,7 +106,7 @@ def command(
       pbsfs mount --repository reader@pbs@pbs.example.com:store1 /mnt/pbs
       pbsfs mount --datastore-dir /srv/store1 /mnt/pbs
       pbsfs mount --ns prod -o allow_other,gid=100 home: /mnt/pbs
-      pbsfs mount --datastore-dir /srv/store1 --subtree files/host/web1 /mnt/web1
+      pbsfs mount --subtree files/host/web1 home: /mnt/web1
       pbsfs umount /mnt/pbs
     """
     source, below, mountpoint = _split(source, places)

@@ -85,7 +85,8 @@ def command(
     Examples:
       pbsfs nbd --datastore-dir /srv/store1 vm/100/latest/drive-scsi0.img
       pbsfs nbd --listen :10809 --all
-      pbsfs nbd --cow vm/100/latest/drive-scsi0.img --filter=partition partition=1
+      pbsfs nbd --cow vm/100/latest/drive-scsi0.img \\
+          --filter=partition partition=1
       pbsfs nbd vm/100/latest/drive-scsi0.img \\
           --run 'qemu-img convert "$uri" -O qcow2 disk.qcow2'
     """

@@ -257,7 +257,7 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     before = sum(other.path == mount.path for other in mounts())
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1].rstrip(".")
         busy = "; close what is open there, or use --lazy" if "busy" in reason else ""
         raise MountError(f"cannot unmount {mount.path}: {reason}{busy}")
     limit = time.monotonic() + UNMOUNT_PATIENCE

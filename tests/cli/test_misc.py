@@ -50,6 +50,8 @@ def test_help_names_every_command_and_every_exit_status() -> None:
 def test_help_fits_a_terminal_of_80_columns(words: str) -> None:
     lines = output_of(PBSFS, *words.split(), "--help").splitlines()
     assert max(map(len, lines)) <= 80
+    # A manual page indents the examples by three more.
+    assert all(len(line) <= 77 for line in lines if re.match(r" {4,}pbsfs ", line))
     assert not [line for line in lines[1:] if line.endswith("...")]  # a summary that click shortened
     assert not re.search("x[<>]=?[0-9]", "\n".join(lines))  # nobody but programmers writes ranges so
 

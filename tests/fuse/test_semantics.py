@@ -1135,7 +1135,7 @@ def test_umount_tells_how_it_went(own: Stocked, tmp_path: Path) -> None:
     with mounted(own.path, tmp_path / "m") as mount:
         with (mount / IMAGE).open("rb"):
             text = error_of(pbsfs("umount", mount.place), 7)
-            assert "busy" in text
+            assert "busy; close what is open there, or use --lazy" in text
             assert "--lazy" in text
             assert mount.is_mounted()
         done = pbsfs("umount", mount.place)
