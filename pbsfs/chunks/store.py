@@ -232,6 +232,9 @@ class ChunkStore:
             raise DamageError(f"chunk {chunk.digest.hex()}: {error}") from None
 
     async def _fetch_stored(self, chunk: Chunk, fetch: Fetch) -> bytes:
+        kept = await self._source.kept_chunk(chunk.digest, blob.stored_limit(chunk.length))
+        if kept is not None:
+            return kept
         if self._source.rate is None:
             return await self._fetch_now(chunk)
         async with self._source.rate.turn(chunk.length, lambda: fetch.is_awaited) as turn:

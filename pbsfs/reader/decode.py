@@ -51,13 +51,21 @@ R = TypeVar("R")
 async def fetch_stored(source: Source, snapshot: Snapshot, file: FileInfo, limit: int) -> bytes:
     """The stored bytes of a file, at most `limit`. Raises DamageError (not naming it), SourceError."""
     try:
-        return await fetch_raw(source, snapshot, file.archive, limit)
+        return await fetch_raw(source, snapshot, file.archive, limit, file.csum)
     except NotFoundError:
         raise DamageError("listed in the snapshot, but missing") from None
 
 
-async def fetch_raw(source: Source, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
-    """The same, but raises NotFoundError if there is no such file."""
+async def fetch_raw(
+    source: Source, snapshot: Snapshot, archive: Archive, limit: int, csum: bytes | None = None
+) -> bytes:
+    """The same, but raises NotFoundError if there is no such file.
+
+    `csum`: that of the manifest; a cache may have the file, or keep it, by that.
+    """
+    kept = None if csum is None else await source.kept_file(csum, limit)
+    if kept is not None:
+        return kept
     if source.rate is None:
         raw = await source.fetch_file(snapshot, archive, limit)
     else:
@@ -65,6 +73,8 @@ async def fetch_raw(source: Source, snapshot: Snapshot, archive: Archive, limit:
         async with source.rate.turn(0) as turn:
             raw = await source.fetch_file(snapshot, archive, limit)
             turn.size = len(raw)
+    if csum is not None:
+        source.keep_file(csum, raw)
     COUNTS.bytes_fetched += len(raw)
     return raw
 

@@ -201,7 +201,7 @@ class Reader:
 
         async def fetch() -> bytes:
             try:
-                return await fetch_raw(self.source, snapshot, archive, index.stored_size)
+                return await fetch_raw(self.source, snapshot, archive, index.stored_size, index.csum)
             except NotFoundError:  # a forgotten snapshot is not damage
                 raise SourceError(
                     f"{snapshot}/{archive}: the index is missing, the snapshot may have been forgotten; "

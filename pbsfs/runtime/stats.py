@@ -23,10 +23,12 @@ class Counts:
     `reads`, `bytes_served`: answers to reads of programs. `cache_hits`: look-ups that the chunk cache
     answered; `cache_misses`: look-ups that waited for a fetch; `chunks_prefetched`: chunks that pbsfs started
     to fetch ahead. `bytes_fetched`: stored bytes of chunks, indexes and blobs from the source. `fetches`,
-    `fetch_seconds`: chunks that the source returned, and the time that all of them took. `requests`: requests
-    to an object store, which may cost money. `retries`: requests sent again; `outages`: faults of the server
-    that a second try met too. `sessions`: reader sessions that are open or being opened; `sessions_opened`:
-    all so far. `errors_…`: operations that failed, by cause.
+    `fetch_seconds`: chunks that the source returned, and the time that all of them took. `disk_cache_hits`,
+    `disk_cache_misses`: chunks, indexes and blobs that the cache on disk had, and lacked; `disk_cache_read`,
+    `disk_cache_written`: bytes that came from it, and that went there. `requests`: requests to an object
+    store, which may cost money. `retries`: requests sent again; `outages`: faults of the server that a second
+    try met too. `sessions`: reader sessions that are open or being opened; `sessions_opened`: all so far.
+    `errors_…`: operations that failed, by cause.
     `parsers`: processes that read file systems on disks and run now; `parsers_started`, `parsers_failed`: all
     so far, and those that failed.
     """
@@ -38,6 +40,10 @@ class Counts:
         "cache_hits",
         "cache_misses",
         "chunks_prefetched",
+        "disk_cache_hits",
+        "disk_cache_misses",
+        "disk_cache_read",
+        "disk_cache_written",
         "errors_damage",
         "errors_internal",
         "errors_key",
@@ -60,6 +66,8 @@ class Counts:
         self.cache_hits = self.cache_misses = self.chunks_prefetched = 0
         self.fetches = self.bytes_fetched = 0
         self.fetch_seconds = 0.0
+        self.disk_cache_hits = self.disk_cache_misses = 0
+        self.disk_cache_read = self.disk_cache_written = 0
         self._fetches_by_time = [0] * (len(LIMITS) + 1)
         self.requests = self.retries = self.outages = 0
         self.sessions = self.sessions_opened = 0
@@ -94,6 +102,7 @@ class Counts:
             total += count
             yield f"fetches_within_{name}", total
         for name in (
+            *("disk_cache_hits", "disk_cache_misses", "disk_cache_read", "disk_cache_written"),
             *("requests", "retries", "outages", "sessions", "sessions_opened"),
             *("errors_damage", "errors_source", "errors_key", "errors_internal"),
             *("parsers", "parsers_started", "parsers_failed"),

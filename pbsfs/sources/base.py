@@ -123,6 +123,20 @@ class Source(abc.ABC):
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         """The stored blob of a chunk that the index `archive` names; DamageError above `limit` bytes."""
 
+    async def kept_chunk(self, digest: bytes, limit: int) -> bytes | None:
+        """The stored blob of a chunk, of at most `limit` bytes, if a cache in front of the source has it.
+
+        It costs the source nothing, so it needs no turn of `rate`. Not verified either.
+        """
+        return None
+
+    async def kept_file(self, csum: bytes, limit: int) -> bytes | None:
+        """The same for an index or blob, by its checksum in the manifest."""
+        return None
+
+    def keep_file(self, csum: bytes, data: bytes) -> None:  # noqa: B027 - most have no cache
+        """Has that cache keep an index or blob, if the work of `confirmed` that fetched it accepts it."""
+
     async def missing_chunks(self, digests: Sequence[bytes]) -> list[int] | None:
         """Which of these chunks are not stored, by their places in `digests`; reads none of them.
 

@@ -46,11 +46,7 @@ class Root:
         Raises DamageError if it has more than `limit` bytes or is of another kind, SourceError for a symbolic
         link, OSError.
         """
-        file = self._open(steps, _FILE)
-        try:
-            found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode):  # exchanged since `_open` looked at it
-                raise DamageError(f"{self.joined(steps)} is not a regular file")
+        with self.opened(steps) as (file, found):
             if found.st_size > limit:
                 raise DamageError(f"{self.joined(steps)} has {found.st_size} bytes where {limit} is the most")
             data = os.read(file, found.st_size)
@@ -60,6 +56,19 @@ class Root:
                     raise DamageError(f"{self.joined(steps)} became shorter while pbsfs read it")
                 data += more
             return data
+
+    @contextmanager
+    def opened(self, steps: Steps) -> Iterator[tuple[int, os.stat_result]]:
+        """A descriptor of a regular file, and what fstat(2) says of it, until the context ends.
+
+        Raises DamageError if it is of another kind, SourceError for a symbolic link, OSError.
+        """
+        file = self._open(steps, _FILE)
+        try:
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode):  # exchanged since `_open` looked at it
+                raise DamageError(f"{self.joined(steps)} is not a regular file")
+            yield file, found
         except OSError as error:
             error.filename = self.joined(steps)  # read(2) does not know it
             raise

@@ -1,0 +1,1 @@
+"""A cache on disk in front of any source: stored bytes as they were fetched, shared by all processes."""

@@ -1,0 +1,263 @@
+"""The files of a cache on disk: one for each entry, in 256 directories by the first byte of its name.
+
+`DIR/pbsfs-1/ab/ab12…` holds a chunk, `….file` an index or blob, `….list` a record. The modification time is
+the time of use. A file is written under another name and then renamed, so that an entry is complete or does
+not exist, whatever ends the process; after a power failure it may be empty or cut short, which reading it
+shows. Nothing here is trusted: links are not followed, nothing but regular files is opened, sizes are checked
+before reading, and no path comes from contents.
+
+Only the group of the cache's directory may get access besides the owner, if the directory's mode says so.
+Synchronous; from any thread of any number of processes.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pbsfs.base.errors import DamageError, SourceError
+from pbsfs.sources.cached.limits import CacheLimits
+from pbsfs.sources.directory.root import Root
+
+INNER = "pbsfs-1"
+"""The directory below that of the user, with the number of this layout: other files there are not touched."""
+
+SHARDS = 256
+
+_BLOCK = 4096
+_ENTRY = re.compile(r"[0-9a-f]{64}(\.file|\.list)?", re.ASCII)
+_UNFINISHED_END = ".new"
+_UNFINISHED = re.compile(r"[0-9a-f]{64}(\.file|\.list)?\.[0-9a-f]{8}\.new", re.ASCII)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_STATE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A cache of pbsfs: see https://bford.info/cachedir/\n"
+
+
+class Kind(enum.Enum):
+    """What an entry holds; the value ends its file's name."""
+
+    CHUNK = ""
+    FILE = ".file"
+    RECORD = ".list"
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The name of an entry: 32 bytes, and what it holds."""
+
+    digest: bytes
+    kind: Kind
+
+    @property
+    def shard(self) -> int:
+        return self.digest[0]
+
+    def __str__(self) -> str:
+        return self.digest.hex() + self.kind.value
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Found:
+    """A file in a shard: when it was used (nanoseconds), its size on disk in bytes, and its name."""
+
+    used: int
+    size: int
+    name: str
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a process writes it, or was killed meanwhile."""
+        return self.name.endswith(_UNFINISHED_END)
+
+
+def size_on_disk(size: int) -> int:
+    """The bytes that a file of `size` bytes counts as."""
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def shard_name(shard: int) -> str:
+    return f"{shard:02x}"
+
+
+class CacheFiles:
+    """The files below `directory`."""
+
+    def __init__(self, directory: Path, limits: CacheLimits) -> None:
+        self.directory = directory
+        self._limits = limits
+        self._inner = os.path.join(directory, INNER)
+        self._root = Root(str(directory))
+
+    def prepare(self) -> None:
+        """Makes the directories that are missing. Raises OSError."""
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        mode = os.stat(self.directory).st_mode & 0o2770 | 0o700
+        with suppress(FileExistsError):
+            os.mkdir(self._inner, 0o700)
+            with self._opened_inner() as inner:
+                _let_in(inner, mode)
+            with suppress(FileExistsError), open(os.path.join(self.directory, "CACHEDIR.TAG"), "xb") as file:
+                file.write(_TAG)
+
+    def exists(self) -> bool:
+        """Whether `prepare` was called here before."""
+        return os.path.isdir(self._inner)
+
+    def is_writable(self) -> bool:
+        """Whether this user may make files here."""
+        return os.access(self._inner, os.W_OK | os.X_OK)
+
+    def state_file(self, name: str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+        """A descriptor of a file beside the shards, which all that may write the cache may write.
+
+        Raises OSError.
+        """
+        with self._opened_inner() as inner:
+            file = os.open(name, flags | _STATE, 0o600, dir_fd=inner)
+            try:
+                found, mode = os.fstat(file), os.fstat(inner).st_mode
+                if not stat.S_ISREG(found.st_mode):
+                    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+                if found.st_uid == os.geteuid() and found.st_mode & 0o777 != mode & 0o660:
+                    os.fchmod(file, mode & 0o660)
+            except BaseException:
+                os.close(file)
+                raise
+        return file
+
+    @contextmanager
+    def _opened_inner(self) -> Iterator[int]:
+        inner = os.open(self._inner, _FOLDER)
+        try:
+            yield inner
+        finally:
+            os.close(inner)
+
+    def read(self, name: Name, limit: int, *, own: bool = False) -> bytes | None:
+        """The bytes of an entry, of at most `limit`; None if it is missing or can't be used.
+
+        `own`: only if this user or root wrote it, and nobody else may. Raises DamageError if something else
+        is in its place, OSError.
+        """
+        try:
+            with self._root.opened((INNER, shard_name(name.shard), str(name))) as (file, found):
+                if found.st_size > limit or not found.st_size:
+                    raise DamageError(f"{name} has {found.st_size} bytes")
+                if own and (found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022):
+                    return None
+                data = _read(file, found.st_size)
+                if time.time() - found.st_mtime > self._limits.touch_after:
+                    with suppress(OSError):  # another user's, or the disk can't be written
+                        os.utime(file)
+                return data
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except SourceError as error:  # a link
+            raise DamageError(str(error)) from None
+
+    def size_of(self, name: Name) -> int | None:
+        """The bytes on disk of an entry; None if there is none. Raises OSError."""
+        try:
+            with self._shard(name.shard) as (folder, _mode):
+                return size_on_disk(os.stat(str(name), dir_fd=folder, follow_symlinks=False).st_size)
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: Name, data: bytes) -> None:
+        """Writes an entry, in the place of the one that may exist. Raises OSError."""
+        unfinished = f"{name}.{secrets.token_hex(4)}{_UNFINISHED_END}"
+        with self._shard(name.shard, make=True) as (folder, mode):
+            allowed = 0o640 if name.kind is Kind.RECORD else 0o660
+            file = os.open(unfinished, _NEW, 0o600, dir_fd=folder)
+            try:
+                try:
+                    if mode & 0o070:
+                        os.fchmod(file, mode & allowed | 0o600)
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(file, view) :]
+                finally:
+                    os.close(file)
+                os.rename(unfinished, str(name), src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(unfinished, dir_fd=folder)
+                raise
+
+    def remove(self, shard: int, name: str) -> bool:
+        """Removes a file; whether it was there. Raises OSError."""
+        try:
+            with self._shard(shard) as (folder, _mode):
+                os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def scan(self, shard: int) -> list[Found]:
+        """The entries of a shard; removes unfinished files that are old. Raises OSError."""
+        entries: list[Found] = []
+        try:
+            with self._shard(shard) as (folder, _mode), os.scandir(folder) as names:
+                for number, each in enumerate(names):
+                    if number >= self._limits.most_names:
+                        break
+                    with suppress(FileNotFoundError):
+                        self._look_at(each, folder, entries)
+        except FileNotFoundError:
+            return []
+        return entries
+
+    def _look_at(self, each: os.DirEntry[str], folder: int, entries: list[Found]) -> None:
+        is_entry = _ENTRY.fullmatch(each.name) is not None
+        if not is_entry and _UNFINISHED.fullmatch(each.name) is None:
+            return
+        found = each.stat(follow_symlinks=False)
+        if not is_entry and time.time() - found.st_mtime > self._limits.left_after:
+            with suppress(PermissionError):  # another user's, in a directory with the sticky bit
+                os.unlink(each.name, dir_fd=folder)
+                return
+        entries.append(Found(found.st_mtime_ns, size_on_disk(found.st_size), each.name))
+
+    @contextmanager
+    def _shard(self, shard: int, *, make: bool = False) -> Iterator[tuple[int, int]]:
+        """A descriptor of a shard's directory, and its mode. Raises OSError."""
+        with self._opened_inner() as inner:
+            name = shard_name(shard)
+            made = False
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=inner)
+                    made = True
+            folder = os.open(name, _FOLDER, dir_fd=inner)
+            try:
+                if made:
+                    _let_in(folder, os.fstat(inner).st_mode & 0o2770 | 0o700)
+                yield folder, os.fstat(folder).st_mode
+            finally:
+                os.close(folder)
+
+
+def _let_in(folder: int, mode: int) -> None:
+    """Gives a directory that this process made its mode, whatever the umask says."""
+    if os.fstat(folder).st_uid == os.geteuid():
+        os.fchmod(folder, mode)
+
+
+def _read(file: int, size: int) -> bytes:
+    data = os.read(file, size)
+    while len(data) < size:
+        more = os.read(file, size - len(data))
+        if not more:
+            raise DamageError("it became shorter while pbsfs read it")
+        data += more
+    return data

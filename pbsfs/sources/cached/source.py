@@ -1,0 +1,318 @@
+"""A source in front of which is a cache on disk.
+
+What is read by a digest or checksum comes from the cache if it is there; the reader verifies it, as it
+verifies what the source returns. `confirmed` notices what proved wrong: then the entry is dropped, and the
+work is done again with the source's bytes. What the reader accepted is kept. Listings, manifests and logs
+always come from the source, since they may change; their newest answers are kept for `--offline`.
+
+Used from tasks of one trio loop. All file work runs in worker threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import trio
+
+from pbsfs.base.errors import DamageError, SourceError
+from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
+from pbsfs.formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, HEADER_SIZE
+from pbsfs.runtime.stats import COUNTS
+from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
+from pbsfs.sources.cached import records
+from pbsfs.sources.cached.files import Kind, Name
+from pbsfs.sources.cached.keeper import Item, Keeper
+from pbsfs.sources.cached.limits import DEFAULT, CacheLimits
+from pbsfs.sources.cached.records import Place
+from pbsfs.sources.cached.store import DiskCache
+from pbsfs.sources.collection import Collection
+from pbsfs.sources.directory.limits import DirectoryLimits
+from pbsfs.sources.directory.workers import Workers
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+_MOST_WRONG = 10_000
+"""Entries that proved wrong and could not be removed, which are remembered."""
+
+_RECORD_AGAIN = 600
+"""Seconds after which a listing that has not changed is kept with its new time."""
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One run of work that fetches and checks: what the cache gave, what came from the source, what of that
+    no other process fetches meanwhile."""
+
+    given: list[Name] = field(default_factory=list)
+    fetched: list[Item] = field(default_factory=list)
+    claimed: list[Name] = field(default_factory=list)
+
+
+_trial: ContextVar[_Trial | None] = ContextVar("trial", default=None)
+"""The work that the task does; tasks that it starts have it too."""
+
+
+class CachedSource(Source):
+    """`source` behind `cache`."""
+
+    def __init__(
+        self, source: Source, cache: DiskCache, identity: str | None, limits: CacheLimits = DEFAULT
+    ) -> None:
+        """`identity`: names the source and its user, for the records; None if `source` is offline."""
+        self.source = source
+        self.cache = cache
+        self.cheap_files = source.cheap_files
+        self.doubts = source.doubts
+        self.rate = source.rate
+        self.keeps_all = False
+        """Whether reading waits for the cache to write, so that all of it is kept."""
+        self._identity = identity
+        self._limits = limits
+        self._keeper = Keeper(cache, limits)
+        self._workers = Workers(str(cache), DirectoryLimits(io_timeout=limits.io_timeout))
+        self._wrong: dict[Name, None] = {}
+        self._recorded: dict[Name, tuple[bytes, float]] = {}
+        self._claims_used_from = -math.inf if identity is not None else math.inf  # by trio's clock
+        self._nursery: trio.Nursery | None = None
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+    async def open(self, nursery: trio.Nursery) -> None:
+        await self.source.open(nursery)
+        try:
+            await self._workers.run(self.cache.prepare)
+        except (OSError, SourceError) as error:
+            self._keeper.report(getattr(error, "strerror", None) or str(error))
+        self._nursery = nursery
+        nursery.start_soon(self._keeper.run)
+
+    async def aclose(self) -> None:
+        await self._keeper.aclose()
+        self.cache.claims.close()
+        await self.source.aclose()
+
+    async def settled(self) -> tuple[int, int]:
+        """Waits until nothing waits to be written; returns the bytes that were, and how many entries were
+        not."""
+        await self._keeper.wait_until_empty()
+        return self._keeper.written, self._keeper.lost
+
+    # --- what is found by a digest or checksum
+
+    async def kept_chunk(self, digest: bytes, limit: int) -> bytes | None:
+        name = Name(digest, Kind.CHUNK)
+        found, is_claimed = await self._look(name, limit, claim=True)
+        if found is None and not is_claimed:
+            found = await self._wait_for_other(name, limit)
+        return self._counted(name, found)
+
+    async def kept_file(self, csum: bytes, limit: int) -> bytes | None:
+        name = Name(csum, Kind.FILE)
+        found, _is_claimed = await self._look(name, limit, claim=False)
+        return self._counted(name, found)
+
+    def keep_file(self, csum: bytes, data: bytes) -> None:
+        self._note(Item(Name(csum, Kind.FILE), data))
+
+    def _counted(self, name: Name, found: bytes | None) -> bytes | None:
+        if found is None:
+            COUNTS.disk_cache_misses += 1
+            return None
+        COUNTS.disk_cache_hits += 1
+        COUNTS.disk_cache_read += len(found)
+        trial = _trial.get()
+        if trial is not None:
+            trial.given.append(name)
+        return found
+
+    async def _look(self, name: Name, limit: int, *, claim: bool) -> tuple[bytes | None, bool]:
+        """The entry, or None and whether this process should fetch it."""
+        trial = _trial.get()
+        claim = claim and trial is not None and trial.claimed.count(name) == 0
+        claim = claim and trio.current_time() >= self._claims_used_from and not self._keeper.is_paused
+        usable = name not in self._wrong
+
+        def get() -> bytes | None:
+            found = self.cache.get(name, limit) if usable else None
+            if found is not None and name.kind is Kind.FILE and not _is_file_of(found, name.digest):
+                self.cache.drop(name)
+                return None
+            return found
+
+        def look() -> tuple[bytes | None, bool, bool]:
+            found = get()
+            if found is not None or not claim:
+                return found, True, False
+            try:
+                if not self.cache.claims.take(name):
+                    return None, False, False
+            except OSError:  # this user may only read the cache
+                return None, True, False
+            # Between the look and the claim, another process may have written it.
+            return get(), True, True
+
+        try:
+            found, is_mine, is_taken = await self._workers.run(look)
+        except OSError as error:
+            log.debug("%s: %s", self.cache, error)
+            return None, True
+        except SourceError as error:  # stuck
+            self._keeper.report(str(error))
+            return None, True
+        if is_taken and trial is not None:
+            trial.claimed.append(name)
+        return found, is_mine
+
+    async def _wait_for_other(self, name: Name, limit: int) -> bytes | None:
+        """The chunk as another process fetches it; None if that one has given up, or takes too long."""
+        pause, longest = self._limits.claim_pauses
+        with trio.move_on_after(self._limits.claim_patience):
+            while True:
+                await trio.sleep(pause)
+                found, is_mine = await self._look(name, limit, claim=True)
+                if found is not None or is_mine:
+                    return found
+                pause = min(2 * pause, longest)
+        # Another user may hold a claim for ever.
+        self._claims_used_from = trio.current_time() + self._limits.pause
+        return None
+
+    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+        data = await self.source.fetch_chunk(snapshot, archive, digest, limit)
+        self._note(Item(Name(digest, Kind.CHUNK), data))
+        return data
+
+    def _note(self, item: Item) -> None:
+        trial = _trial.get()
+        if trial is not None:
+            trial.fetched.append(item)
+
+    async def confirmed(self, work: Callable[[], Awaitable[R]]) -> R:
+        async def tried() -> R:
+            try:
+                return await self._tried(work)
+            except DamageError as error:
+                # Also if nothing came from the cache for this task: work may be shared with another task.
+                log.debug("%s: %s; fetching it from the source", self.cache, error)
+            return await self._tried(work)
+
+        return await self.source.confirmed(tried)
+
+    async def _tried(self, work: Callable[[], Awaitable[R]]) -> R:
+        trial = _Trial()
+        before = _trial.set(trial)
+        try:
+            result = await work()
+        except DamageError:
+            _trial.reset(before)
+            for name in trial.given:
+                await self._drop(name)
+            raise
+        except BaseException:
+            _trial.reset(before)
+            raise
+        else:
+            _trial.reset(before)
+            await self._keep(trial)
+            return result
+        finally:
+            if trial.claimed and self._nursery is not None:
+                self._nursery.start_soon(self._give_back, trial.claimed)
+
+    async def _keep(self, trial: _Trial) -> None:
+        for item in trial.fetched:
+            if self.keeps_all:
+                await self._keeper.wait_for_room(len(item.data))
+            if self._keeper.offer(item):
+                self._wrong.pop(item.name, None)
+                with suppress(ValueError):
+                    trial.claimed.remove(item.name)  # it ends when the item is written
+
+    async def _drop(self, name: Name) -> None:
+        if len(self._wrong) >= _MOST_WRONG:
+            self._wrong.clear()
+        self._wrong[name] = None
+        with suppress(OSError, SourceError):
+            await self._workers.run(lambda: self.cache.drop(name))
+            del self._wrong[name]
+
+    async def _give_back(self, names: Sequence[Name]) -> None:
+        def give_back() -> None:
+            for name in names:
+                self.cache.claims.give_back(name)
+
+        with suppress(OSError, SourceError):
+            await self._workers.run(give_back)
+
+    # --- what may change, and is kept for --offline
+
+    async def namespaces(self, parent: Namespace) -> list[Namespace]:
+        found = await self.source.namespaces(parent)
+        await self._record("namespaces", str(parent), lambda: records.pack_namespaces(found))
+        return found
+
+    async def groups(self, namespace: Namespace) -> list[GroupInfo]:
+        found = await self.source.groups(namespace)
+        await self._record("groups", str(namespace), lambda: records.pack_groups(found))
+        return found
+
+    async def snapshots(self, group: Group) -> list[SnapshotInfo]:
+        found = await self.source.snapshots(group)
+        await self._record("snapshots", str(group), lambda: records.pack_snapshots(found))
+        return found
+
+    async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
+        data = await self.source.fetch_file(snapshot, archive, limit)
+        if archive in (MANIFEST, CLIENT_LOG):
+            await self._record("file", f"{snapshot}/{archive.filename}", lambda: data)
+        return data
+
+    async def _record(self, what: str, of: str, pack: Callable[[], bytes]) -> None:
+        if self._identity is None:
+            return
+        place = Place(self._identity, what, of)
+
+        def packed() -> tuple[Name, bytes, bytes]:
+            body = pack()
+            return place.name, hashlib.sha256(body).digest(), place.pack(body)
+
+        name, digest, record = await trio.to_thread.run_sync(packed)
+        known, when = self._recorded.get(name, (b"", 0.0))
+        now = trio.current_time()
+        if known == digest and now - when < _RECORD_AGAIN:
+            return
+        if self.keeps_all:
+            await self._keeper.wait_for_room(len(record))
+        if self._keeper.offer(Item(name, record, replace=True)):
+            if len(self._recorded) >= _MOST_WRONG:
+                self._recorded.clear()
+            self._recorded[name] = digest, now
+
+    # --- what the cache has no part in
+
+    async def missing_chunks(self, digests: Sequence[bytes]) -> list[int] | None:
+        return await self.source.missing_chunks(digests)
+
+    async def usage(self) -> Usage | None:
+        return await self.source.usage()
+
+    async def collection(self) -> Collection | None:
+        return await self.source.collection()
+
+
+def _is_file_of(data: bytes, csum: bytes) -> bool:
+    """Whether an index or blob has this checksum: not all readers check that of a blob whose key is
+    missing."""
+    if data[:8] in (FIXED_MAGIC, DYNAMIC_MAGIC):
+        return hashlib.sha256(memoryview(data)[HEADER_SIZE:]).digest() == csum
+    return hashlib.sha256(data).digest() == csum
