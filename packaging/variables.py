@@ -24,6 +24,7 @@ from pbsfs.access.buckets import (
     IGNORE_ENDPOINTS_VARIABLE,
     REGION_VARIABLES,
 )
+from pbsfs.access.caching import CACHE_VARIABLE, SIZE_VARIABLE
 from pbsfs.access.credentials import (
     ACCESS_KEY_VARIABLE,
     CONTAINER_TOKEN_VARIABLE,
@@ -98,6 +99,8 @@ VARIABLES = {
     ", ".join(PROXIES): "The HTTP proxy to the server: http://[USER:PASSWORD@]HOST[:PORT]. The first that is "
     "set counts.",
     ", ".join(EXCEPTIONS): "Servers that pbsfs reaches without the proxy: names, addresses, networks, or *.",
+    CACHE_VARIABLE: "Keep what was fetched from a server in this directory.",
+    SIZE_VARIABLE: "Use at most this much of the disk for it (default: 50G).",
     FORMAT_VARIABLE: "Log lines of text (text), or one JSON object per line (json) (default: text).",
     "XDG_CONFIG_HOME": "The directory of the user's configuration, pbsfs/config.toml (default: ~/.config).",
     "XDG_STATE_HOME": "The directory of the log of a background mount, if there is no syslog (default: "

@@ -127,6 +127,8 @@ def find_bucket(
     Raises UsageError, AuthError if there is no key, and what connecting raises.
     """
     bucket = Bucket(options, environment)
+    if options.offline:
+        return BucketAccess(bucket.address, NoKey(), Trust())  # it is not asked
     proxy = bucket.proxy()
     trust = bucket.trust(proxy, terminal)
     return BucketAccess(bucket.address, bucket.key(), trust, proxy, options.retry_timeout)

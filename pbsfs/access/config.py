@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pbsfs.access.caching import CACHE_VARIABLE, SIZE_VARIABLE
 from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, names_secret
 from pbsfs.access.options import (
     FINGERPRINT_VARIABLE,
@@ -234,6 +235,8 @@ def _completed(options: SourceOptions, profile: Profile, environment: Mapping[st
     )
     has_key = bool(options.anonymous or options.aws_profile or options.s3_config)
     has_namespace = options.namespace is not None or bool(environment.get(NAMESPACE_VARIABLE))
+    has_cache = options.cache_dir is not None or bool(environment.get(CACHE_VARIABLE))
+    has_size = bool(environment.get(SIZE_VARIABLE))
     has_keys = bool(options.keyfiles) or options.keyfd is not None
     return replace(
         options,
@@ -256,6 +259,8 @@ def _completed(options: SourceOptions, profile: Profile, environment: Mapping[st
         retry_timeout=_first(options.retry_timeout, settings.retry_timeout),
         connections=_first(options.connections, settings.connections),
         limit_rate=_first(options.limit_rate, settings.limit_rate),
+        cache_dir=options.cache_dir if has_cache else settings.cache_dir,
+        cache_disk_size=_first(options.cache_disk_size, None if has_size else settings.cache_disk_size),
         password=None if names_secret(PASSWORD_VARIABLE, "password", environment) else settings.password,
         key_password=None
         if names_secret(KEY_PASSWORD_VARIABLE, "encryption-password", environment)

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from pbsfs.access.caching import CacheAccess
 from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import Namespace
@@ -204,16 +205,25 @@ KINDS: Mapping[str, type[Access]] = {
 class Description:
     """A source with what is read of it: from `namespace` on, with `keys`.
 
-    `limit_rate`: the bytes a second that are fetched at most; None for no limit.
+    `limit_rate`: the bytes a second that are fetched at most; None for no limit. `cache`: the cache on disk
+    in front of the source; None for none.
     """
 
     access: Access
     namespace: Namespace
     keys: KeyRing = field(repr=False)
     limit_rate: int | None = None
+    cache: CacheAccess | None = None
 
     def open(self) -> Source:
-        """A source of its own each time, with the limit. Raises SourceError."""
+        """A source of its own each time, with the limit, behind the cache. Raises SourceError."""
+        if self.cache is None:
+            return self._open()
+        public = {name: value for name, value in self.access.public().items() if name != "fingerprint"}
+        identity = json.dumps([self.access.kind, public], sort_keys=True)
+        return self.cache.open(self._open, " ".join(public.values()), identity)
+
+    def _open(self) -> Source:
         from pbsfs.sources.rate import Rate  # noqa: PLC0415
 
         source = self.access.open()
@@ -227,6 +237,7 @@ class Description:
             "namespace": str(self.namespace),
             "keys": self.keys.dump().decode(),
             "limit_rate": self.limit_rate,
+            "cache": None if self.cache is None else self.cache.dump(),
         }
         return json.dumps(facts | {"access": self.access.dump()}).encode()
 
@@ -236,7 +247,8 @@ class Description:
         facts = json.loads(data)
         access = KINDS[facts["kind"]].load(facts["access"])
         keys = KeyRing.load(facts["keys"].encode())
-        return cls(access, Namespace.parse(facts["namespace"]), keys, facts["limit_rate"])
+        cache = None if facts["cache"] is None else CacheAccess.load(facts["cache"])
+        return cls(access, Namespace.parse(facts["namespace"]), keys, facts["limit_rate"], cache)
 
     @contextlib.contextmanager
     def handed_over(self) -> Iterator[int]:

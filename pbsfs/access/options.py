@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pbsfs.access.caching import CacheAccess, find_cache
 from pbsfs.access.credentials import (
     CREDENTIALS_DIRECTORY,
     FORMS,
@@ -54,10 +55,11 @@ class SourceOptions:
 
     `server`, `port`, `datastore`, `auth_id`: the parts of a repository, instead of `repository`.
     `namespace`: the one to start at. `retry_timeout` None: the default of the server source. `limit_rate`:
-    the bytes a second that are fetched at most. `profile`: the profile that names the source, until
-    `pbsfs.access.config.configure` has put its settings here. `ca_file`: the CA to trust, instead of the
-    system's. `bucket`: `s3://BUCKET/STORE`; those in OF_BUCKETS are only for one. Only profiles set
-    `password`, `key_password`, `access_key` and `secret_key`.
+    the bytes a second that are fetched at most. `cache_dir`, `cache_disk_size` (bytes), `offline`: the cache
+    on disk; `cache`: what `resolve` makes of them and the environment. `profile`: the profile that names the
+    source, until `pbsfs.access.config.configure` has put its settings here. `ca_file`: the CA to trust,
+    instead of the system's. `bucket`: `s3://BUCKET/STORE`; those in OF_BUCKETS are only for one. Only
+    profiles set `password`, `key_password`, `access_key` and `secret_key`.
     """
 
     repository: str | None = None
@@ -66,6 +68,10 @@ class SourceOptions:
     retry_timeout: float | None = None
     connections: int | None = None
     limit_rate: int | None = None
+    cache_dir: Path | None = None
+    cache_disk_size: int | None = None
+    offline: bool = False
+    cache: CacheAccess | None = None
     keyfiles: tuple[Path, ...] = ()
     keyfd: int | None = None
     server: str | None = None
@@ -163,7 +169,18 @@ def resolve(
     variables complete the parts); PBSFS_DATASTORE_DIR; PBSFS_BUCKET; PBS_REPOSITORY, or the systemd
     credential; the parts as variables. The rules for the server are those of proxmox-backup-client 4.1.8.
     `option`: the caller's name for a field of `SourceOptions`. Raises UsageError.
+
+    The variables of a cache on disk are not for directories, which are seldom slower than it.
     """
+    resolved = _resolve(options, environment, option)
+    variables = environment if resolved.datastore_dir is None or options.offline else {}
+    cache = find_cache(options.cache_dir, options.cache_disk_size, options.offline, variables, option)
+    return replace(resolved, cache=cache)
+
+
+def _resolve(
+    options: SourceOptions, environment: Mapping[str, str], option: Callable[[str], str]
+) -> SourceOptions:
     given = options.given()
     check_exclusive(options, option)
     if options.namespace is None:

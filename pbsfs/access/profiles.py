@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pbsfs.access.caching import parse_disk_size
 from pbsfs.access.options import KEYS_OF_BUCKETS, OF_BUCKETS, SourceOptions
 from pbsfs.access.references import parse_path, parse_reference
 from pbsfs.access.sizes import parse_cache_size, parse_rate
@@ -99,6 +100,8 @@ def parse_profile(name: str, table: Any, file: Path, environment: Mapping[str, s
             s3_config=found.get("s3-config"),
             access_key=found.get("access-key"),
             secret_key=found.get("secret-key"),
+            cache_dir=found.get("cache-dir"),
+            cache_disk_size=found.get("cache-disk-size"),
         ),
         cache_size=found.get("cache-size"),
         refresh=found.get("refresh"),
@@ -131,6 +134,8 @@ def shown_settings(profile: Profile) -> dict[str, str | list[str]]:
         "cache-size": profile.cache_size,
         "connections": options.connections,
         "limit-rate": options.limit_rate,
+        "cache-dir": options.cache_dir,
+        "cache-disk-size": options.cache_disk_size,
         "retry-timeout": options.retry_timeout,
         "refresh": profile.refresh,
         "mount-options": profile.mount_options,
@@ -279,6 +284,10 @@ def _rate(name: str, value: Any) -> int:
     return parse_rate(_checked(parse_rate)(name, value))
 
 
+def _disk_size(name: str, value: Any) -> int:
+    return parse_disk_size(_checked(parse_disk_size)(name, value))
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """A key of a profile. `meaning`: for users. `check`: converts the value (name, value); raises UsageError.
@@ -320,6 +329,8 @@ KEYS = {
         _checked(parse_cache_size),
     ),
     "connections": Key("Open this many connections to the server for each snapshot, 1 to 16.", _connections),
+    "cache-dir": Key("Keep what was fetched in this directory.", parse_path),
+    "cache-disk-size": Key('Use at most this much of the disk for cache-dir, such as "50G".', _disk_size),
     "limit-rate": Key('Fetch at most this much in a second from the source, such as "50M".', _rate),
     "retry-timeout": Key("Retry for this many seconds while the server is unreachable.", _seconds),
     "refresh": Key("Look for new backups of a mount after this many seconds.", _seconds),

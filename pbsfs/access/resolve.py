@@ -49,10 +49,13 @@ def describe(
         from pbsfs.access.buckets import find_bucket  # noqa: PLC0415 - slow to import, and seldom needed
 
         access = find_bucket(options, environment, terminal)
+    elif options.offline:
+        assert options.repository is not None
+        access = ServerAccess(Repository.parse(options.repository), Secret(""), Trust())  # it is not asked
     else:
         access = find_access(options, environment, terminal, secret)
     keys = open_keys(options, environment, terminal, ask_for_default=ask_for_default)
-    return Description(access, namespace, keys, options.limit_rate)
+    return Description(access, namespace, keys, options.limit_rate, options.cache)
 
 
 def find_access(

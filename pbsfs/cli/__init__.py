@@ -46,6 +46,7 @@ _COMMANDS = {
     "nbd": "Serve images as network block devices.",
     "boot": "Boot a backup in QEMU, without restoring it.",
     "verify": "Read and check everything; report what is damaged.",
+    "cache": "Look at the cache on disk, prune it, or fill it ahead.",
     "key": "Look at key files; recover a key with a master key.",
     "login": "Keep a login at a server for two hours.",
     "logout": "Remove a login that is kept.",

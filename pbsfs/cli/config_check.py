@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 from pbsfs.access.buckets import Bucket
+from pbsfs.access.caching import look_at
 from pbsfs.access.config import Configuration, configure
 from pbsfs.access.description import Access, BucketAccess, Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing
@@ -102,6 +103,9 @@ class ProfileCheck:
             access = yield from self._bucket(options)
         else:
             access = yield from self._server(options)
+        if options.cache is not None:
+            text, is_warning = look_at(options.cache)
+            yield Outcome("disk cache", text, is_warning=is_warning)
         keys = yield from self._keys(options)
         self._step = "backups"
         description = Description(access, Namespace.parse(options.namespace or ""), keys)

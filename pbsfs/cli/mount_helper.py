@@ -32,6 +32,7 @@ OPTIONS = frozenset(
     (
         *("ns", "keyfile", "fingerprint", "connections", "retry-timeout", "limit-rate"),
         *("ca-file", "endpoint", "region", "aws-profile", "s3-config"),
+        *("cache-dir", "cache-disk-size"),
         *("cache-size", "refresh", "on-damage", "log-level", "log-file", "log-format", "metrics"),
     )
 )

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from pbsfs.access.caching import parse_disk_size
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_rate
 from pbsfs.base.text import excerpt
@@ -46,6 +47,24 @@ def source_options(command: F) -> F:
             multiple=True,
             help="Decrypt with this key file, or those in this directory; may be repeated (default: the key "
             "of proxmox-backup-client, and those of Proxmox VE and Proxmox Backup Server on this machine).",
+        ),
+        click.option(
+            "--offline",
+            is_flag=True,
+            help="Do not ask the source: read only what --cache-dir holds.",
+        ),
+        click.option(
+            "--cache-disk-size",
+            metavar="SIZE",
+            callback=lambda _context, _parameter, value: None if value is None else parse_disk_size(value),
+            help="Use at most SIZE of the disk for --cache-dir (or PBSFS_CACHE_DISK_SIZE; default: 50G).",
+        ),
+        click.option(
+            "--cache-dir",
+            metavar="DIR",
+            type=FilePath(),
+            help="Keep what was fetched in this directory, which several programs may share (or "
+            "PBSFS_CACHE_DIR; default: nowhere).",
         ),
         click.option(
             "--limit-rate",

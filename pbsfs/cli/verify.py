@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, exit_status_of
+from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, UsageError, exit_status_of
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, source_options
 from pbsfs.cli.progress import shown
-from pbsfs.cli.running import run_on_tree
+from pbsfs.cli.running import described, run_on_described
 from pbsfs.runtime.logs import LogOptions, set_up_logging
 from pbsfs.tasks.report import Report
 from pbsfs.tasks.verify import Verification
@@ -34,8 +35,8 @@ def command(
     """Read and check everything at and below each PATH (default: the whole tree).
 
     pbsfs reads each chunk once, regardless of how many images share it, and lists damaged files with their
-    damaged ranges. Exit status 6: damage was found; 5: none was found, but a required key is missing; 3: the
-    datastore holds no backups.
+    damaged ranges. It does not use the cache on disk. Exit status 6: damage was found; 5: none was found, but
+    a required key is missing; 3: the datastore holds no backups.
 
     \b
     Examples:
@@ -45,6 +46,8 @@ def command(
     """
     set_up_logging(log)
     source, places = from_mounts(source, paths or ("",))
+    if source.offline:
+        raise UsageError("--offline: verify reads what is stored in the source; leave it out")
 
     async def work(tree: Tree) -> Report:
         files: dict[bytes, File | ContentsNode] = {}
@@ -62,7 +65,9 @@ def command(
         with shown(progress, "verify", total) as advance:
             return await verification.run(list(files.values()), advance)
 
-    report = run_on_tree(work, reads_much=True, source=source)
+    # What a cache on disk holds would say nothing of what is stored.
+    description = replace(described(source, reads_much=True), cache=None)
+    report = run_on_described(work, description)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     if report.damaged:
         raise click.exceptions.Exit(exit_status_of(DamageError("")))

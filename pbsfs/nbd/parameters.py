@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from pbsfs.access.caching import parse_disk_size
 from pbsfs.access.config import configure
 from pbsfs.access.credentials import MAX_SECRET, PASSWORD_VARIABLE, names_secret
 from pbsfs.access.description import Description
@@ -69,6 +70,11 @@ PARAMETERS = {
     "of vmid=, type=, id=, timestamp= and image=.",
     "cache_size": "Keep decoded chunks in this much memory (default: 256M).",
     "limit_rate": "Fetch at most this much in a second from the source, such as 50M (default: no limit).",
+    "cache_dir": "Keep what was fetched in this directory, which several programs may share (or "
+    "PBSFS_CACHE_DIR; default: nowhere).",
+    "cache_disk_size": "Use at most this much of the disk for cache_dir= (or PBSFS_CACHE_DISK_SIZE; default: "
+    "50G).",
+    "offline": "Do not ask the source: read only what cache_dir= holds (true or false; default: false).",
     "connections": "Open this many connections to the server for each snapshot, 1 to 16 (default: by the "
     "round trip).",
     "nbd_connections": "Serve at most this many connections of NBD clients at once, 1 to 10000 (default: "
@@ -188,11 +194,14 @@ class Parameters:
         given = self._given
         options = SourceOptions(
             repository=given.get("repo") or None,
-            datastore_dir=self._directory(),
+            datastore_dir=self._directory("datastore_dir"),
             fingerprint=given.get("fingerprint") or None,
             retry_timeout=self._number("retry_timeout", 0, 1e9),
             connections=self._whole("connections", 1, 16),
             limit_rate=parse_rate(given["limit_rate"]) if "limit_rate" in given else None,
+            cache_dir=self._directory("cache_dir"),
+            cache_disk_size=parse_disk_size(given["cache_disk_size"]) if "cache_disk_size" in given else None,
+            offline=self._offline(),
             keyfiles=tuple(self._keyfiles),
             port=self._whole("port", 1, 65535),
             namespace=given.get("namespace"),
@@ -243,13 +252,20 @@ class Parameters:
             steps.append(given[name])
         return "/".join(steps), None
 
-    def _directory(self) -> Path | None:
-        if "datastore_dir" not in self._given:
+    def _directory(self, name: str) -> Path | None:
+        if name not in self._given:
             return None
-        if not self._given["datastore_dir"]:
-            raise UsageError("datastore_dir=: empty; give the directory of a datastore")
+        if not self._given[name]:
+            what = "the directory of a datastore" if name == "datastore_dir" else "a directory"
+            raise UsageError(f"{name}=: empty; give {what}")
         # nbdkit changes its directory when it daemonizes
-        return Path(os.path.abspath(self._given["datastore_dir"]))
+        return Path(os.path.abspath(self._given[name]))
+
+    def _offline(self) -> bool:
+        text = self._given.get("offline", "false")
+        if text not in ("true", "false"):
+            raise UsageError(f"offline={text}: unknown; use true or false")
+        return text == "true"
 
     def _file(self, name: str) -> Path | None:
         return Path(os.path.abspath(self._given[name])) if self._given.get(name) else None
@@ -267,7 +283,7 @@ class Parameters:
 
         Raises UsageError if none of them has a password.
         """
-        if options.repository is None or self._password is not None:
+        if options.repository is None or self._password is not None or options.offline:
             return self._password
         if (
             options.password is None

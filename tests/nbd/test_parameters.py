@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pbsfs.access.caching import CacheAccess
 from pbsfs.access.description import BucketAccess, Description, DirectoryAccess, ServerAccess
 from pbsfs.access.keyring import KeyRing
 from pbsfs.base.errors import KeyFileError, UsageError
@@ -140,6 +142,26 @@ def test_a_server_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> No
     assert settings.source.limit_rate == 5 << 20
     assert settings.nbd_connections == 7
     assert password_of(settings) == PASSWORD
+
+
+def test_a_cache_on_disk(told: Tells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = (f"repo={REPOSITORY}", "fingerprint=" + FINGERPRINT)
+    cache = told(*server, "cache_dir=c", "cache_disk_size=2G", PBS_PASSWORD=PASSWORD).source.cache
+    assert cache == CacheAccess(tmp_path / "c", 2 << 30)
+    variables = {"PBSFS_CACHE_DIR": "/c", "PBSFS_CACHE_DISK_SIZE": "1G"}
+    cache = told(*server, "offline=true", **variables).source.cache
+    assert cache == CacheAccess(Path("/c"), 1 << 30, offline=True)
+    assert told(DIRECTORY, **variables).source.cache is None
+    assert told(DIRECTORY, "cache_dir=c", **variables).source.cache == CacheAccess(tmp_path / "c", 50 << 30)
+    for word, error in (
+        ("offline=yes", "offline=yes: unknown; use true or false"),
+        ("offline=true", "offline=: no cache on disk is named; name it with cache_dir= or PBSFS_CACHE_DIR"),
+        ("cache_dir=", "cache_dir=: empty; give a directory"),
+        ("cache_disk_size=1", "a cache on disk of 1 is too small; the least is 64M"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(error)):
+            told(*server, word, PBS_PASSWORD=PASSWORD)
 
 
 def test_a_server_is_named_part_by_part(told: Tells) -> None:
