@@ -21,7 +21,7 @@ from pbsfs.disks.iso.rockridge import attributes
 from pbsfs.disks.probe import probe
 from pbsfs.disks.volume import Disk
 from tests.support.disks import FileDisk, MemoryDisk, Patched, content_of, differences, fields_of
-from tests.support.hostile import counts, limited
+from tests.support.hostile import counts, limited, mutate
 from tests.support.needs import need
 from tests.support.truth import fields_at, names_below
 
@@ -286,10 +286,7 @@ def test_mutated_disks_raise_nothing_but_damage(count: int, form: str, tmp_path:
     some = random.Random(count)
     opened_ = 0
     for _ in range(count):
-        disk.changes = {}
-        for _ in range(some.choice((1, 1, 2, 5, 20))):
-            place = some.choice(sectors) * 2048 + some.randrange(some.choice((200, 2048)))
-            disk.changes[place] = bytes([some.choice((0, 1, 128, 255, some.randrange(256)))])
+        mutate(disk, lambda: some.choice(sectors) * 2048 + some.randrange(some.choice((200, 2048))), some)
         with limited():
             try:
                 system = Iso(Disk(disk))

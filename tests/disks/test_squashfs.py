@@ -32,7 +32,7 @@ from tests.support.disks import (
     fields_of,
 )
 from tests.support.histories import mounted
-from tests.support.hostile import counts, limited
+from tests.support.hostile import counts, limited, mutate
 from tests.support.needs import need, need_loop
 from tests.support.truth import fields_at, names_below
 
@@ -239,12 +239,13 @@ def test_mutated_disks_raise_nothing_but_damage(count: int, form: str, tmp_path:
     some = random.Random(count)
     opened_ = 0
     for _ in range(count):
-        disk.changes = {}
-        for _ in range(some.choice((1, 1, 2, 5, 20))):
-            place = some.choice(
+        mutate(
+            disk,
+            lambda: some.choice(
                 (some.randrange(96), some.randrange(inodes, size), some.randrange(inodes, size))
-            )
-            disk.changes[place] = bytes([some.choice((0, 1, 128, 255, some.randrange(256)))])
+            ),
+            some,
+        )
         with limited():
             try:
                 system = Squashfs(Disk(disk))

@@ -36,7 +36,7 @@ from tests.support.disks import (
     image_from,
     lines_of,
 )
-from tests.support.hostile import counts, limited
+from tests.support.hostile import counts, limited, mutate
 from tests.support.needs import need
 
 VAR = 253_755_392
@@ -493,11 +493,8 @@ def metadata_of(disk: Patched) -> list[int]:
     ]
 
 
-def mutate(disk: Patched, sectors: Sequence[int], some: random.Random) -> None:
-    disk.changes = {}
-    for _ in range(some.choice((1, 1, 2, 5, 20))):
-        place = some.choice(sectors) * 512 + some.randrange(some.choice((120, 512)))
-        disk.changes[place] = bytes([some.choice((0, 1, 128, 255, some.randrange(256)))])
+def mutate_sectors(disk: Patched, sectors: Sequence[int], some: random.Random) -> None:
+    mutate(disk, lambda: some.choice(sectors) * 512 + some.randrange(some.choice((120, 512))), some)
 
 
 @pytest.mark.parametrize("count", counts(30, 260))
@@ -513,7 +510,7 @@ def test_mutated_disks_raise_nothing_but_damage(
     some = random.Random(count)
     opened = 0
     for _ in range(count):
-        mutate(disk, sectors, some)
+        mutate_sectors(disk, sectors, some)
         with limited():
             try:
                 xfs = Xfs(Disk(disk))
@@ -541,7 +538,7 @@ def test_mutated_changes_in_a_log_raise_nothing_but_damage(count: int, logged: L
     some = random.Random(count)
     replayed = 0
     for _ in range(count):
-        mutate(disk, range(start + first, start + logged.written.at), some)
+        mutate_sectors(disk, range(start + first, start + logged.written.at), some)
         with limited():
             xfs = Xfs(Disk(disk))
             replayed += xfs.facts()["journal"].startswith("replayed")
@@ -565,7 +562,7 @@ def test_mutated_logs_raise_nothing_but_damage(count: int) -> None:
     start = superblock.offset_of(superblock.log_start) // 512
     some = random.Random(13)
     for _ in range(count):
-        mutate(disk, range(start, start + 2400), some)
+        mutate_sectors(disk, range(start, start + 2400), some)
         with limited():
             xfs = Xfs(Disk(disk))
             assert xfs.facts()["journal"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pbsfs.disks import sandbox
+from tests.support.disks import Patched
 
 MEMORY = sandbox.MEMORY - (100 << 20)
 """Bytes of address space for one disk: what the parser's process has, without the interpreter's own."""
@@ -25,6 +27,14 @@ def counts(quick: int, long: int) -> list[Any]:
     """Values of a parameter: how many mutations the quick run takes, and how many the long one takes beyond
     these."""
     return [quick, pytest.param(long, marks=pytest.mark.long)]
+
+
+def mutate(disk: Patched, place: Callable[[], int], some: random.Random) -> None:
+    """Replaces the changes of a disk by others: some bytes, at what `place` returns for each."""
+    disk.changes = {}
+    for _ in range(some.choice((1, 1, 2, 5, 20))):
+        at = place()
+        disk.changes[at] = bytes([some.choice((0, 1, 128, 255, some.randrange(256)))])
 
 
 @contextmanager
