@@ -207,7 +207,7 @@ def test_guides_mark_their_blocks() -> None:
     for guide in GUIDES:
         for block in blocks(guide.read_text()):
             where = f"{guide.name}:{block.line}"
-            assert block.language in ("sh", "console", "toml", "ini", "text"), where
+            assert block.language in ("sh", "console", "toml", "ini", "text", "json"), where
             assert block.note in ("", "in the background") or block.status or not block.is_run, where
 
 
