@@ -31,12 +31,35 @@ check_service_closed() {
     same "secret in cmdline" 0 "$(grep --count --text --fixed-strings --file=/payload/secret "/proc/$pid/cmdline" || true)"
     fails denied as jo cat /run/credentials/pbsfs@home.service/proxmox-backup-client.password
     local unit most number
-    for unit in pbsfs@home.service:3.0 pbsfs-nbd@home.service:1.5; do
+    for unit in pbsfs@home.service:2.0 pbsfs-nbd@home.service:1.5; do
         most=${unit#*:}
         number=$(systemd-analyze security --no-pager "${unit%:*}" | grep -oP 'exposure level for \S+: \K[0-9.]+')
         echo "$unit: $number"
         awk "BEGIN { exit !($number < $most) }"
     done
+}
+
+# With the drop-in of docs/guides/fstab.md.
+check_service_elsewhere() {
+    local drop_in=/etc/systemd/system/pbsfs@home.service.d
+    mkdir -p /mnt/other $drop_in
+    cat >$drop_in/override.conf <<'UNIT'
+[Service]
+ExecStartPre=
+ExecStartPre=+/usr/bin/nsenter --target=1 --mount /usr/bin/pbsfs mount --attach-for pbsfs -o allow_other home: /mnt/other
+ExecStart=
+ExecStart=/usr/bin/pbsfs mount --foreground -o allow_other home: /mnt/other
+ExecStopPost=
+ExecStopPost=-+/usr/bin/nsenter --target=1 --mount /bin/umount --lazy --quiet /mnt/other
+UNIT
+    systemctl daemon-reload
+    systemctl restart pbsfs@home.service
+    same file "$hello_text" "$(as jo cat /mnt/other/files/$hello)"
+    same "usual place" none "$(type_of /run/pbsfs/home)"
+    systemctl stop pbsfs@home.service
+    same stopped none "$(type_of /mnt/other)"
+    rm -r $drop_in
+    systemctl daemon-reload
 }
 
 # Kills the process of the service; returns when the next one serves.
