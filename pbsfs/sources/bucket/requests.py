@@ -103,20 +103,28 @@ class Requests:
     async def _send(self, method: str, key: str, query: Mapping[str, str], limit: int, what: str) -> Answer:
         """The answer to a request that succeeds."""
         was_kept = self._has_key
-        answer = await self._try(method, key, query, limit)
+        credentials = await self._current()
+        answer = await self._try(method, key, query, limit, credentials)
         if answer.status in SUCCESSES:
             return answer
         refusal = Refusal.of(answer)
         if refusal.concerns_key and was_kept:
-            self._has_key = False
-            answer = await self._try(method, key, query, limit)
+            if self._key is credentials:  # not yet exchanged for another request
+                self._has_key = False
+            answer = await self._try(method, key, query, limit, await self._current())
             if answer.status in SUCCESSES:
                 return answer
             refusal = Refusal.of(answer)
         raise refusal.error(self.address, what)
 
-    async def _try(self, method: str, key: str, query: Mapping[str, str], limit: int) -> Answer:
-        credentials = await self._current()
+    async def _try(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        limit: int,
+        credentials: AwsCredentials | None,
+    ) -> Answer:
         path, text = self.address.path(key), signing.query_of(query)
         headers = {"host": self.address.authority}
         if credentials is not None:
@@ -130,7 +138,8 @@ class Requests:
                 method=method,
             )
         COUNTS.requests += 1
-        return await self._client.request(Request(method, f"{path}?{text}" if text else path, headers, limit))
+        target = f"{path}?{text}" if text else path
+        return await self._client.request(Request(method, target, headers, limit))
 
     async def _current(self) -> AwsCredentials | None:
         """The key to sign with. Asking for it may take long, so one that stays valid is kept."""

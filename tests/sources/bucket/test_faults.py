@@ -403,6 +403,28 @@ def test_a_key_that_was_exchanged_is_asked_for_again_once(
     assert use(source_of(server, certificate, keys), work) == chunk[1]
 
 
+def test_many_requests_that_meet_an_exchanged_key_ask_once_for_another(
+    chunk: tuple[bytes, bytes], writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    keys = Keys(KEY, AwsCredentials("AKIDNEW", SECRET_KEY))
+    chunks = chunks_of(writer, IMAGE)
+    found: dict[bytes, bytes] = {}
+
+    async def work(source: BucketSource) -> None:
+        server.access_key = "AKIDNEW"
+
+        async def one(digest: bytes) -> None:
+            found[digest] = await source.fetch_chunk(FIRST, IMAGE, digest, MOST)
+
+        async with trio.open_nursery() as nursery:
+            for digest in chunks:
+                nursery.start_soon(one, digest)
+
+    use(source_of(server, certificate, keys), work)
+    assert found == chunks
+    assert keys.asked == 2
+
+
 def test_a_temporary_key_is_renewed_before_it_expires(
     chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
 ) -> None:

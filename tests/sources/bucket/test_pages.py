@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pbsfs.base.errors import DamageError, SourceError, WrongServerError
 from pbsfs.base.names import BACKUP_TYPES, MANIFEST, ROOT_NAMESPACE, Namespace
@@ -90,6 +92,19 @@ def test_a_list_that_is_none_is_refused(
     server.fail("LIST", Body(body))
     with pytest.raises(WrongServerError, match="check the endpoint"):
         use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
+
+
+@given(st.data())
+def test_whatever_is_in_a_list_is_read_or_refused(data: st.DataObject) -> None:
+    body = bytearray(document("<EncodingType>url</EncodingType>" + contents("a/b%20c") * 3))
+    for _change in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(body) - 1))
+        body[place : place + data.draw(st.integers(0, 20))] = data.draw(st.binary(max_size=8))
+    try:
+        page = parse_page(bytes(body), "a/")
+    except DamageError:
+        return
+    assert all(found.key.startswith("a/") and found.size >= 0 for found in page.objects)
 
 
 def test_deep_nesting_takes_no_stack() -> None:
@@ -217,6 +232,28 @@ def test_listing_again_fetches_only_what_is_new(
         assert len([asked for asked in server.requests if "index.json" in asked]) == 1
 
     use(source_of(server, certificate), work)
+
+
+@pytest.mark.parametrize("tag", ["", "<ETag>&quot;same&quot;</ETag>", "<ETag>&quot;{}&quot;</ETag>"])
+def test_tags_that_are_missing_or_wrong_change_no_list(
+    tag: str, writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    """They only say what to fetch again."""
+    manifest = add(writer, files={}) / MANIFEST.filename
+    size = manifest.stat().st_size
+    key = f"store/.cnt/{FIRST}/{MANIFEST.filename}"
+
+    async def work(source: BucketSource) -> None:
+        for number in range(3):
+            entry = f"<Contents><Key>{key}</Key><Size>{size}</Size>{tag.format(number)}</Contents>"
+            server.fail("LIST store/.cnt/vm/100/", Body(document(entry)))
+            (info,) = await source.snapshots(VM)
+            assert (info.snapshot, info.error) == (FIRST, None)
+            assert len(info.files) == 1
+
+    use(source_of(server, certificate), work)
+    fetched = [asked for asked in server.requests if asked == f"GET {key}"]
+    assert len(fetched) == (3 if "{}" in tag else 1)
 
 
 def test_a_list_of_groups_reads_no_manifest(
