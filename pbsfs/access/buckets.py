@@ -98,12 +98,18 @@ class Bucket:
             return Trust()
         if fingerprint:
             return Trust(pinned=parse_fingerprint(fingerprint))
-        bundle = self._environment.get(CA_VARIABLE) or self._setting("ca_bundle")
-        if options.ca_file is not None or bundle:
-            return Trust(ca=read_ca(options.ca_file or Path(bundle or "")))
+        if options.ca_file is not None:
+            return Trust(ca=read_ca(options.ca_file))
+        if (bundle := self._bundle()) is not None:
+            return Trust(ca=bundle)
         if self.address.is_aws:
             return Trust()  # AWS's own: a CA of the system has signed its certificate
         return find_trust(None, self.address, proxy, self._environment, terminal)
+
+    def _bundle(self) -> str | None:
+        """The CAs that AWS's tools trust, if others than the system's are named. Raises UsageError."""
+        file = self._environment.get(CA_VARIABLE) or self._setting("ca_bundle")
+        return read_ca(Path(file)) if file else None
 
     def key(self) -> KeySource:
         """Where the key comes from; reads the secret of a profile. Raises UsageError, AuthError."""
@@ -116,7 +122,7 @@ class Bucket:
         if self._server is not None:
             return GivenKey(self._server.place, self._server.access_key, self._server.secret_key)
         assert self._profile is not None
-        return find_key(self._profile, self.address.region, self._environment)
+        return find_key(self._profile, self.address.region, self._environment, self._bundle())
 
 
 def find_bucket(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pbsfs.access.aws.keys import GivenKey
+from pbsfs.access.aws.keys import GivenKey, WebIdentityKey
 from pbsfs.access.config import configure, source_of, with_secrets
 from pbsfs.access.credentials import take_secrets
 from pbsfs.access.description import BucketAccess, Description, ServerAccess
@@ -145,7 +145,12 @@ def test_a_fingerprint_or_a_ca_is_trusted(tmp_path: Path) -> None:
     assert access(tmp_path, fingerprint=PINNED).trust == Trust(pinned=PINNED)
     trusted = Trust(ca=ca.read_text().strip())
     assert access(tmp_path, ca_file=ca).trust == trusted
-    assert access(tmp_path, {"AWS_CA_BUNDLE": str(ca)}).trust == trusted
+    bundle = {"AWS_CA_BUNDLE": str(ca)}
+    assert access(tmp_path, bundle).trust == trusted
+    identity = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_ROLE_ARN": "r", "AWS_ACCESS_KEY_ID": ""}
+    key = access(tmp_path, bundle | identity).key
+    assert isinstance(key, WebIdentityKey)
+    assert key.ca == trusted.ca
     assert access(tmp_path, {"AWS_CA_BUNDLE": str(ca)}, fingerprint=PINNED).trust == Trust(pinned=PINNED)
     assert access(tmp_path, {"PBS_FINGERPRINT": PINNED}).trust == Trust(), "it is a server's"
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.support.server.certificate import Certificate
+
 KEY_JSON = b"""{
   "Code": "Success", "Version": 1, "AccessKeyId": "ASIAEXAMPLE", "SecretAccessKey": "secret/of+it",
   "Token": "token==", "SessionToken": "token==", "Expiration": "2199-01-01T00:00:00Z"
@@ -43,7 +45,11 @@ class KeyService:
 
 
 @contextlib.contextmanager
-def key_service(answers: dict[tuple[str, str], tuple[int, bytes]]) -> Iterator[KeyService]:
+def key_service(
+    answers: dict[tuple[str, str], tuple[int, bytes]], certificate: Certificate | None = None
+) -> Iterator[KeyService]:
+    """`certificate`: for a service with TLS, at `localhost`."""
+
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
@@ -62,6 +68,9 @@ def key_service(answers: dict[tuple[str, str], tuple[int, bytes]]) -> Iterator[K
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         service = KeyService(f"http://127.0.0.1:{server.server_port}", answers)
+        if certificate is not None:
+            server.socket = certificate.context().wrap_socket(server.socket, server_side=True)
+            service.url = f"https://localhost:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:

@@ -69,6 +69,12 @@ class Service:
         return address_of(self.host, self.port)
 
     @property
+    def authority(self) -> str:
+        """The same without the port if it is the scheme's: the `Host` header."""
+        usual = self.port == (443 if self.secure else 80)
+        return self.address.rpartition(":")[0] if usual else self.address
+
+    @property
     def port_hint(self) -> str:
         return ""
 
@@ -93,19 +99,20 @@ def ask(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     proxies: Mapping[str, str] | None = None,
+    ca: str | None = None,
 ) -> Reply:
     """The answer of a service, whatever its status.
 
     `timeout`: seconds for all of it. `proxies`: the environment that may name a proxy; None to connect
-    directly, as metadata services are only there for this machine. Raises ConnectError, TrustError,
-    ResolveError, and WrongServerError for what is not an answer of such a service.
+    directly, as metadata services are only there for this machine. `ca`: as for `Trust`. Raises
+    ConnectError, TrustError, ResolveError, and WrongServerError for what is not an answer of such a service.
     """
     deadline = time.monotonic() + timeout
     request = h11.Request(
         method=method,
         target=service.target,
         headers=[
-            ("Host", service.address),
+            ("Host", service.authority),
             ("Accept", "*/*"),
             ("Connection", "close"),
             *(headers or {}).items(),
@@ -114,7 +121,7 @@ def ask(
     )
     proxy = find_proxy(service, proxies) if proxies is not None and service.secure else None
     try:
-        with contextlib.closing(_connected(service, timeout, proxy)) as connection:
+        with contextlib.closing(_connected(service, timeout, proxy, ca)) as connection:
             return _exchanged(connection, request, body, deadline)
     except h11.RemoteProtocolError:
         raise WrongServerError(f"{service.address}: not an answer of {_SERVICE.name}") from None
@@ -124,10 +131,10 @@ def ask(
         raise ConnectError(f"{service.address}: {error.strerror or error}") from None
 
 
-def _connected(service: Service, timeout: float, proxy: Proxy | None) -> socket.socket:
+def _connected(service: Service, timeout: float, proxy: Proxy | None, ca: str | None) -> socket.socket:
     if service.secure:
         limits = HttpLimits(connect_timeout=timeout, tunnel_timeout=timeout)
-        return connect(service, Trust(), proxy, limits).socket
+        return connect(service, Trust(ca=ca), proxy, limits).socket
     return socket.create_connection((service.host, service.port), timeout)
 
 

@@ -26,7 +26,6 @@ from pbsfs.access.aws.keys import (
 from pbsfs.access.credentials import (
     ACCESS_KEY_VARIABLE,
     CONTAINER_TOKEN_VARIABLE,
-    FORMS,
     SECRET_KEY_VARIABLE,
     TOKEN_VARIABLE,
     find_secret,
@@ -60,18 +59,19 @@ _OTHER_WAYS = ("source_profile", "credential_source", "sso_session", "sso_start_
 """Settings of profiles whose key takes more than pbsfs does: AWS's own program gives it."""
 
 
-def find_key(profile: AwsProfile, region: str | None, environment: Mapping[str, str]) -> KeySource:
-    """The place of the key. `region`: of the requests to STS.
+def find_key(
+    profile: AwsProfile, region: str | None, environment: Mapping[str, str], ca: str | None = None
+) -> KeySource:
+    """The place of the key. `region`, `ca`: of the requests to STS.
 
     Raises UsageError for a setting that makes no sense, and AuthError if there is no place.
     """
     if not profile.is_named:
-        found = _of_environment(environment) or _of_web_identity(
-            profile, environment.get(WEB_TOKEN_VARIABLE), environment.get(ROLE_VARIABLE), region, environment
-        )
+        named = environment.get(WEB_TOKEN_VARIABLE), environment.get(ROLE_VARIABLE)
+        found = _of_environment(environment) or _of_web_identity(profile, *named, region, environment, ca)
         if found is not None:
             return found
-    found = _of_profile(profile, region, environment)
+    found = _of_profile(profile, region, environment, ca)
     if found is not None:
         return found
     if profile.is_named:
@@ -80,11 +80,6 @@ def find_key(profile: AwsProfile, region: str | None, environment: Mapping[str, 
             "aws_secret_access_key, or credential_process"
         )
     return _of_container(environment) or _of_instance(profile, environment)
-
-
-def names_key(environment: Mapping[str, str]) -> bool:
-    """Whether a variable has the key itself; reads nothing."""
-    return any(environment.get(ACCESS_KEY_VARIABLE + form) for form in FORMS)
 
 
 def _of_environment(environment: Mapping[str, str]) -> KeySource | None:
@@ -99,12 +94,14 @@ def _of_environment(environment: Mapping[str, str]) -> KeySource | None:
     return GivenKey("the environment", access.reveal(), secret.reveal(), token.reveal() if token else None)
 
 
-def _of_profile(profile: AwsProfile, region: str | None, environment: Mapping[str, str]) -> KeySource | None:
+def _of_profile(
+    profile: AwsProfile, region: str | None, environment: Mapping[str, str], ca: str | None
+) -> KeySource | None:
     """The key of the profile in AWS's files."""
     name = f"AWS profile {quoted(profile.name)}"
     token_file, role = profile.setting("web_identity_token_file"), profile.setting("role_arn")
     if token_file and role:
-        return _of_web_identity(profile, token_file, role, region, environment)
+        return _of_web_identity(profile, token_file, role, region, environment, ca)
     other = next((each for each in _OTHER_WAYS if profile.setting(each)), None)
     if role is not None or other is not None:
         raise UsageError(
@@ -150,6 +147,7 @@ def _of_web_identity(
     role: str | None,
     region: str | None,
     environment: Mapping[str, str],
+    ca: str | None,
 ) -> KeySource | None:
     if not token_file:
         return None
@@ -163,7 +161,7 @@ def _of_web_identity(
     url = url or profile.setting("endpoint_url") or _sts_of(region)
     Service.parse(url, STS_VARIABLES[0])
     proxies = {each: environment[each] for each in (*VARIABLES, *EXCEPTIONS) if environment.get(each)}
-    return WebIdentityKey(url, role, token_file, session, proxies)
+    return WebIdentityKey(url, role, token_file, session, proxies, ca)
 
 
 def _sts_of(region: str | None) -> str:

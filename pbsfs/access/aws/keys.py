@@ -134,7 +134,8 @@ class CommandKey(KeySource):
 class WebIdentityKey(KeySource):
     """STS gives a key for a role to those who have a token in a file: in Kubernetes, for example.
 
-    `url`: of STS. `proxies`: the variables of proxies. Source: AWS, "AssumeRoleWithWebIdentity".
+    `url`: of STS. `proxies`: the variables of proxies. `ca`: certificates that count instead of the system's
+    CAs. Source: AWS, "AssumeRoleWithWebIdentity".
     """
 
     kind: ClassVar[str] = "web-identity"
@@ -143,6 +144,7 @@ class WebIdentityKey(KeySource):
     token_file: str
     session: str
     proxies: Mapping[str, str]
+    ca: str | None = None
 
     def fetch(self) -> AwsCredentials:
         token = _token_in(self.token_file)
@@ -161,6 +163,7 @@ class WebIdentityKey(KeySource):
             headers={"Content-Type": "application/x-www-form-urlencoded"},
             body=urlencode(parameters).encode(),
             proxies=self.proxies,
+            ca=self.ca,
         )
         found = _elements(reply.body)
         if reply.status != 200:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pbsfs.access.aws import files
 from pbsfs.access.aws.files import read_profile
@@ -141,3 +143,33 @@ def test_who_may_write_and_read_a_file_is_known(home: Path) -> None:
     assert not found.config.may_name_commands
     assert found.credentials.may_name_commands
     assert not found.credentials.readable_by_others
+
+
+PIECES = st.sampled_from(
+    [
+        *"[]= \n\t:#;\0'\"",
+        "[default]",
+        "[profile x]",
+        "key",
+        "s3 =\n",
+        "  a = b\n",
+        "services",
+        "\r",
+        "\x85",
+        "\u2028",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=30).map("".join))
+def test_any_text_is_settings_or_an_error_for_users(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    home = tmp_path_factory.getbasetemp()
+    (home / "any").write_text(text, newline="")
+    environment = {"AWS_CONFIG_FILE": str(home / "any"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "any")}
+    try:
+        found = read_profile(None, environment)
+    except UsageError:
+        return
+    assert all(isinstance(value, str) for value in found.config.profile("default").values())

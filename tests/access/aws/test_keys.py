@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from pbsfs.access.aws import keys
+from pbsfs.access.aws.ask import Service
 from pbsfs.access.aws.keys import (
     KINDS,
     CommandKey,
@@ -25,9 +26,17 @@ from pbsfs.access.aws.keys import (
     load_key,
 )
 from pbsfs.access.aws.renewed import Renewed
-from pbsfs.base.errors import AuthError, ConnectError, SourceError, WrongServerError
+from pbsfs.base.errors import (
+    AuthError,
+    ConnectError,
+    ForbiddenError,
+    SourceError,
+    TrustError,
+    WrongServerError,
+)
 from pbsfs.sources.bucket.credentials import AwsCredentials
 from tests.support.keyservice import KEY_JSON, STS_XML, key_service, raw_service
+from tests.support.server import certificate as certificates
 
 END = 7226582400.0
 """2199-01-01."""
@@ -185,6 +194,21 @@ def test_sts_gives_the_key_of_a_role_for_a_token(token: Path) -> None:
     ]
 
 
+def test_sts_is_verified_by_the_ca_that_was_named(token: Path) -> None:
+    certificate = certificates.make(ca_signed=True)
+    with key_service({("POST", "/"): (200, STS_XML)}, certificate) as service:
+        source = WebIdentityKey(f"{service.url}/", ROLE, str(token), "me", {}, certificate.ca)
+        assert source.fetch() == KEY
+        assert "certificate is not trusted" in refused(identity(service.url, token), TrustError)
+    assert len(service.asked) == 1, "no token goes to a service that is not trusted"
+
+
+def test_sts_is_asked_through_the_proxy_of_the_environment(token: Path) -> None:
+    with raw_service(b"HTTP/1.1 403 Forbidden\r\n\r\n") as url:
+        text = refused(identity("https://sts.example.com", token, https_proxy=url), ForbiddenError)
+    assert "refuses connections to sts.example.com:443" in text
+
+
 def test_a_refusal_of_sts_is_told_with_its_words(token: Path) -> None:
     body = b"<E><Error><Code>AccessDenied</Code><Message>Not\nauthorized</Message></Error></E>"
     with key_service({("POST", "/"): (403, body)}) as service:
@@ -296,6 +320,19 @@ def test_metadata_services_are_never_asked_through_a_proxy(monkeypatch: pytest.M
     with key_service(instance() | {("GET", "/c"): (200, KEY_JSON)}) as service:
         assert InstanceKey(service.url, "").fetch() == KEY
         assert ContainerKey(f"{service.url}/c").fetch() == KEY
+
+
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [
+        ("http://169.254.169.254/x", "169.254.169.254"),
+        ("http://[fd00:ec2::254]/", "[fd00:ec2::254]"),
+        ("https://sts.example.com:443", "sts.example.com"),
+        ("https://sts.example.com:80", "sts.example.com:80"),
+    ],
+)
+def test_the_host_is_named_as_the_service_expects(url: str, authority: str) -> None:
+    assert Service.parse(url, "x").authority == authority
 
 
 # --- answers that are none
