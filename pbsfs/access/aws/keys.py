@@ -132,7 +132,7 @@ class CommandKey(KeySource):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class WebIdentityKey(KeySource):
-    """STS gives a key for a role to those who have a token in a file: in Kubernetes, for example.
+    """STS exchanges a token in a file for the key of a role: in Kubernetes, for example.
 
     `url`: of STS. `proxies`: the variables of proxies. `ca`: certificates that count instead of the system's
     CAs. Source: AWS, "AssumeRoleWithWebIdentity".
