@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.cases import (
     bucket,
     directory,
+    disk_cache,
     disks,
     export,
     files,
@@ -29,6 +30,7 @@ ALL: tuple[Case, ...] = (
     *files.CASES,
     *disks.CASES,
     *directory.CASES,
+    *disk_cache.CASES,
     *random_reads.CASES,
     *sharing.CASES,
     *slow_link.CASES,
