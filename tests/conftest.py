@@ -40,6 +40,7 @@ LONG = (
     "fuse/test_mount.py",
     "fuse/test_mountpoint.py",
     "fuse/test_semantics.py",
+    "fuse/test_semantics_cache.py",
     "fuse/test_server_mount.py",
     "fuse/test_shim.py",
     "fuse/test_space.py",

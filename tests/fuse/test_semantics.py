@@ -32,7 +32,12 @@ from pbsfs.formats.manifest import CryptMode
 from pbsfs.fuse.mountpoint import mounted_at
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree.tree import DEFAULT_REFRESH
-from tests.fuse import test_semantics_disks, test_semantics_files, test_semantics_restore
+from tests.fuse import (
+    test_semantics_cache,
+    test_semantics_disks,
+    test_semantics_files,
+    test_semantics_restore,
+)
 from tests.support import damage, made, mounts
 from tests.support.handles import FileHandle, drop_caches
 from tests.support.keyfiles import PASSWORD, key_file
@@ -95,10 +100,11 @@ def test_promises_and_tests_have_the_same_names() -> None:
         *vars(test_semantics_files),
         *vars(test_semantics_disks),
         *vars(test_semantics_restore),
+        *vars(test_semantics_cache),
     ]
     tests = [name.removeprefix("test_") for name in names if name.startswith("test_")]
     tests.remove("promises_and_tests_have_the_same_names")
-    for module in ("semantics_files", "semantics_disks", "semantics_restore"):
+    for module in ("semantics_cache", "semantics_files", "semantics_disks", "semantics_restore"):
         tests.remove(module)
     assert len(promises) == len(set(promises)) > 0
     assert sorted(promises) == sorted(tests)
