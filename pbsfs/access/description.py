@@ -201,6 +201,10 @@ KINDS: Mapping[str, type[Access]] = {
 }
 
 
+_NAMES = ("repository", "datastore_dir", "bucket", "endpoint")
+"""Of what `Access.public` has, that which says which datastore it is, and which user reads it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """A source with what is read of it: from `namespace` on, with `keys`.
@@ -219,9 +223,9 @@ class Description:
         """A source of its own each time, with the limit, behind the cache. Raises SourceError."""
         if self.cache is None:
             return self._open()
-        public = {name: value for name, value in self.access.public().items() if name != "fingerprint"}
-        identity = json.dumps([self.access.kind, public], sort_keys=True)
-        return self.cache.open(self._open, " ".join(public.values()), identity)
+        public = self.access.public()
+        named = [public[name] for name in _NAMES if name in public]
+        return self.cache.open(self._open, named[0], json.dumps([self.access.kind, *named]))
 
     def _open(self) -> Source:
         from pbsfs.sources.rate import Rate  # noqa: PLC0415

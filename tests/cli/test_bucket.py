@@ -405,3 +405,21 @@ def test_what_a_key_may_not_read_is_told_with_the_rights_it_needs(cloud: Cloud) 
     cloud.server.fail("LIST", *[Status(403, "AccessDenied")] * 20)
     text = fails(env=cloud.with_key(), status=11)
     assert f"allow the access key s3:ListBucket on the bucket '{BUCKET}' and s3:GetObject" in text
+
+
+# --- a cache on disk
+
+
+def test_a_cache_on_disk_stands_in_front_of_a_bucket(cloud: Cloud, stocked: Stocked, tmp_path: Path) -> None:
+    env = cloud.with_key() | {"PBSFS_CACHE_DIR": str(tmp_path / "cache")}
+    output_of(PBSFS, "cache", "warm", FIRST, env=env)
+    fetched = [what for what in cloud.server.requests if "/.chunks/" in what]
+    assert len(fetched) == len(set(fetched)) > 1
+    output_of(PBSFS, "export", IMAGE, tmp_path / "first", env=env)
+    assert [what for what in cloud.server.requests if "/.chunks/" in what] == fetched
+    asked = len(cloud.server.requests)
+    keyless = {name: value for name, value in env.items() if "KEY" not in name}
+    output_of(PBSFS, "export", "--offline", IMAGE, tmp_path / "second", env=keyless)
+    assert len(cloud.server.requests) == asked
+    for name in ("first", "second"):
+        assert (tmp_path / name).read_bytes() == stocked.contents[IMAGE]

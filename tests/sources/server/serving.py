@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -15,7 +16,7 @@ from pbsfs.base.secret import Secret
 from pbsfs.formats.keys import Key
 from pbsfs.reader.image import Image
 from pbsfs.reader.reader import Reader, open_reader
-from pbsfs.sources.base import SnapshotInfo
+from pbsfs.sources.base import SnapshotInfo, Source
 from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.sources.pacing import Pacing
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
@@ -25,6 +26,8 @@ from pbsfs.testing.writer import DatastoreWriter
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.server import ReferenceServer
+
+S = TypeVar("S", bound=Source)
 
 USER = "reader@pbs"
 TOKEN = "reader@pbs!viewer"
@@ -109,7 +112,7 @@ def source_of(
 
 
 @asynccontextmanager
-async def opened(source: ServerSource) -> AsyncIterator[ServerSource]:
+async def opened(source: S) -> AsyncIterator[S]:
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
