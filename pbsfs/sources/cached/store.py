@@ -197,10 +197,10 @@ class DiskCache:
 
     def _counted(self, shards: range | list[int]) -> Iterator[tuple[int, list[Found]]]:
         """Each shard and its entries; corrects the number of the shard."""
-        before = self._usage.numbers()
         for shard in shards:
+            before = self._usage.numbers()[shard]  # as late as possible: others add to it meanwhile
             entries = self._files.scan(shard)
-            wrong = sum(entry.size for entry in entries) - before[shard]
+            wrong = sum(entry.size for entry in entries) - before
             if wrong:
                 with suppress(OSError):  # a reader without write permission
                     self._usage.add(shard, wrong)

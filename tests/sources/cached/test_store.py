@@ -174,8 +174,7 @@ def test_links_instead_of_directories_are_not_followed(tmp_path: Path, inner: bo
     ):
         with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
             work()
-    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
-        cache.get(name_of(1), LIMIT)
+    assert cache.get(name_of(1), LIMIT) is None
     assert sorted(other.rglob("*")) == before
     assert theirs.get(name_of(1), LIMIT) == b"theirs"
 
