@@ -213,7 +213,7 @@ class CacheFiles:
                         break
                     with suppress(FileNotFoundError):
                         self._look_at(each, folder, entries)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # also a link, which another user has put there
             return []
         return entries
 

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 """A cache that this user may only read: the administrator's choice, so not a warning."""
 
+_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY)
+"""Something else is in the place of one entry or shard: the others can still be written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -115,7 +118,10 @@ class Keeper:
                 self.lost += 1
         except OSError as error:
             self.lost += 1
-            self._pause(error.strerror or str(error), is_expected=error.errno in _READ_ONLY)
+            if error.errno in _IN_THE_WAY:
+                log.debug("%s: %s: %s", self._cache, item.name, error)
+            else:
+                self._pause(error.strerror or str(error), is_expected=error.errno in _READ_ONLY)
         except SourceError as error:
             self.lost += 1
             self._pause(str(error))

@@ -167,6 +167,23 @@ async def test_bad_entries_that_cannot_be_removed_are_not_damage_either(
 
 
 @in_trio
+async def test_what_is_in_the_way_of_an_entry_stops_only_that_one(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    await read_once(machine)
+    first, second, *rest = machine.entries()
+    for path in (first, second, *rest):
+        path.unlink()
+    first.mkdir()
+    (first / "x").touch()
+    if second.parent != first.parent:
+        second.parent.rmdir()
+        second.parent.symlink_to(tmp_path)
+    for _ in range(2):
+        assert await read_once(machine) == CONTENT
+    assert {path.name for path in machine.entries() if path.is_file()} >= {path.name for path in rest}
+
+
+@in_trio
 async def test_damage_of_the_source_is_damage_and_not_kept(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     digests = [digest for digest, raw in machine.source.chunks.items() if raw]
