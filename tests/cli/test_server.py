@@ -299,7 +299,7 @@ def another_tls_server(server: ReferenceServer, answer: bytes) -> Iterator[dict[
         yield at(server, port, PBS_FINGERPRINT=made.fingerprint)
 
 
-@failure("does not answer as a Proxmox Backup Server does", 15)
+@failure("does not answer as", 15)
 def tls_without_http(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
     with another_tls_server(server, b"220 mail.example ESMTP\r\n") as told:
         yield [], told
@@ -313,7 +313,7 @@ def answers_of_another_service(server: ReferenceServer, _stocked: Stocked, _path
         yield [], told | {"PBS_REPOSITORY": repository, "PBS_PASSWORD": SECRET}
 
 
-@failure("are those of a Proxmox Backup Server", 15, "404 Not Found")
+@failure("check that host and port are those of", 15, "404 Not Found")
 def web_server(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
     page = b"<html><title>404 Not Found</title></html>\n"
     head = b"HTTP/1.1 404 Not Found\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n" % len(page)
