@@ -78,6 +78,11 @@ def the_copy_is_complete(left: Afterwards) -> None:
     assert left.text("restored/www/index.html") == "<html>\n"
 
 
+def the_disk_is_there_without_the_server(left: Afterwards) -> None:
+    assert left.data("disk.img") == left.data("offline.img") == left.disks[2]
+    assert not (left.home / "root.pxar").exists()
+
+
 def the_bucket_is_read(left: Afterwards) -> None:
     assert left.data("disk.img") == left.disks[2]
 
@@ -111,6 +116,7 @@ AFTERWARDS: dict[str, Callable[[Afterwards], None]] = {
     "roll-back": the_disk_is_as_it_was,
     "dead-server": the_copy_is_complete,
     "bucket": the_bucket_is_read,
+    "slow-link": the_disk_is_there_without_the_server,
     "encrypted": keys_open_what_is_encrypted,
     "damage": only_what_is_damaged_is_zeros,
 }
