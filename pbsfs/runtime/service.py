@@ -102,7 +102,7 @@ class ServiceManager:
             log.warning("cannot notify the service manager at %s: %s", self._address, error.strerror or error)
 
     def _send_with(self, text: str, *fds: int) -> None:
-        assert self._address
+        assert self._address is not None
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
             sending.setblocking(False)  # a manager that hangs must not hang what it manages
