@@ -39,7 +39,7 @@ def test_only_what_differs_is_fetched_and_written(
     holes = {2, 3, 6} & set(numbers)
     counts = (
         f"{sum(min(CHUNK, len(content) - n * CHUNK) for n in numbers if n not in holes)} bytes in "
-        f"{len(numbers) - len(holes)} chunks that differ"
+        f"{len(numbers) - len(holes)} {'chunk that differs' if len(numbers) == 1 else 'chunks that differ'}"
     )
     plan = in_place(stocked, "--dry-run", IMAGE, dest)
     assert (plan.returncode, plan.stderr) == (0, "")
