@@ -7,6 +7,7 @@ bounded. No redirect is followed. Synchronous, for worker threads; the key sourc
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import time
 from collections.abc import Mapping
@@ -55,7 +56,9 @@ class Service:
             parts, port = urlsplit(""), None
         safe = url.isascii() and url.isprintable() and " " not in url
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or not safe:
-            raise UsageError(f"{setting}: '{excerpt(parts.netloc)}' is not the address of a service")
+            raise UsageError(
+                f"{setting}: '{excerpt(parts.netloc.rpartition('@')[2])}' is not the address of a service"
+            )
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80), target)
 
@@ -148,11 +151,21 @@ def _exchanged(connection: socket.socket, request: h11.Request, body: bytes, dea
     connection.settimeout(_left(deadline))
     connection.sendall(sent)
     status, received = 0, bytearray()
+    has_begun = is_closed = False
     while True:
-        event = machine.next_event()
+        try:
+            event = machine.next_event()
+        except h11.RemoteProtocolError:
+            if is_closed and (status or not has_begun):
+                raise ConnectionResetError(
+                    errno.ECONNRESET, "the connection was closed before the answer was complete"
+                ) from None
+            raise
         if event is h11.NEED_DATA:
             connection.settimeout(_left(deadline))
-            machine.receive_data(connection.recv(_READ_SIZE))
+            data = connection.recv(_READ_SIZE)
+            has_begun, is_closed = has_begun or bool(data), not data
+            machine.receive_data(data)
         elif isinstance(event, h11.Response):
             status = event.status_code
         elif isinstance(event, h11.Data):

@@ -16,11 +16,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 
 from pbsfs.access.aws.ask import Reply, Service, ask
-from pbsfs.access.credentials import MAX_SECRET, first_line, read_file, run_command
+from pbsfs.access.credentials import MAX_SECRET, first_line, read_file, run_command, take_secrets
 from pbsfs.base.errors import AuthError, ConnectError, SourceError, WrongServerError
 from pbsfs.base.text import one_line
 from pbsfs.sources.bucket.credentials import AwsCredentials
@@ -112,8 +112,9 @@ class CommandKey(KeySource):
             words = shlex.split(self.command)
             if not words:
                 raise ValueError
-            # The environment has no secrets: see `take_secrets`.
-            output = run_command(words, os.environ, COMMAND_TIMEOUT)
+            variables = dict(os.environ)
+            take_secrets(variables)  # those of pbsfs are not for the command; nbdkit's environment has them
+            output = run_command(words, variables, COMMAND_TIMEOUT)
         except subprocess.CalledProcessError as error:
             problem = f"the command ended with status {error.returncode}; run it in a shell to see why"
         except subprocess.TimeoutExpired:
@@ -222,12 +223,15 @@ class InstanceKey(KeySource):
         try:
             headers = {"X-aws-ec2-metadata-token": self._token()}
             role = self._get("/latest/meta-data/iam/security-credentials/", headers)
+            service = self._service("")
+            if role.status not in (200, 404):
+                raise refused(service, role, "does not name this machine's role")
             name = first_line(role.body).strip()
             if role.status == 404 or not name:
                 raise AuthError(f"{self.looked}; this machine has no role; {ADVICE}")
-            found = self._get(f"/latest/meta-data/iam/security-credentials/{name}", headers)
-            service = self._service("")
-            if role.status != 200 or found.status != 200:
+            place = f"/latest/meta-data/iam/security-credentials/{quote(name, safe='')}"
+            found = self._get(place, headers)
+            if found.status != 200:
                 raise refused(service, found, "gives no key of this machine's role")
             return parsed(service.address, found.body, "Token")
         except ValueError:
@@ -361,10 +365,11 @@ def _token_in(file: str) -> str:
 
 def _elements(document: bytes) -> dict[str, str]:
     """The texts of an XML document by the names of their elements; empty for another document."""
-    if b"<!" in document:  # a document type could define entities without end
-        return {}
     try:
-        root = ET.fromstring(document)  # noqa: S314 - bounded, and without entities
-    except ET.ParseError:
+        text = document.decode()  # another encoding could hide a document type
+        if "<!" in text:  # which could define entities without end
+            return {}
+        root = ET.fromstring(text)  # noqa: S314 - bounded, and without entities
+    except (UnicodeDecodeError, ET.ParseError):
         return {}
     return {each.tag.rpartition("}")[2]: each.text.strip() for each in root.iter() if each.text}

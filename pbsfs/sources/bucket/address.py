@@ -161,6 +161,8 @@ def _endpoint(text: str | None) -> str | None:
     """The endpoint in one form: a scheme, a host, and a port if it is not the scheme's."""
     if text is None:
         return None
+    if "@" in text:  # not shown: it may have a secret
+        raise UsageError("an endpoint has no user and password: give the access key in the environment")
     if "://" not in text:
         text = f"https://{text}"
     wrong = f"'{excerpt(text)}' is not an endpoint; write https://HOST or https://HOST:PORT"
@@ -169,8 +171,6 @@ def _endpoint(text: str | None) -> str | None:
         port = parts.port
     except ValueError:
         raise UsageError(wrong) from None
-    if parts.username is not None or parts.password is not None:  # not shown: it may be a secret
-        raise UsageError("an endpoint has no user and password: give the access key in the environment")
     if (
         parts.scheme not in ("http", "https")
         or not parts.hostname

@@ -31,8 +31,8 @@ MAX_WORDS = 500
 
 MISSING_CODES = ("NoSuchKey", "NoSuchVersion")
 
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
-"""Statuses of requests that may succeed later."""
+_PASSING = (408, 425, 429, 500, 502, 503, 504, *range(520, 528))
+"""Statuses of requests that may succeed later; the last are those of Cloudflare."""
 
 _PASSING_CODES = (
     *("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException"),
@@ -50,7 +50,8 @@ _REGION_CODES = (
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error answer. `code`: empty if the answer has none. `is_xml`: whether it is an S3 error document."""
+    """An error answer. `code`: empty if the answer has none. `is_xml`: whether it is an S3 error
+    document. `is_foreign`: whether it has a body that is not one, as an answer of a proxy."""
 
     status: int
     code: str
@@ -59,6 +60,7 @@ class Refusal:
     endpoint: str
     server_time: str
     is_xml: bool
+    is_foreign: bool
 
     @classmethod
     def of(cls, answer: Answer) -> Refusal:
@@ -86,6 +88,7 @@ class Refusal:
             endpoint=one_line(endpoint, 300),
             server_time=one_line(server_time or headers.get("date", ""), 100),
             is_xml=is_xml,
+            is_foreign=bool(answer.body.strip()) and not is_xml,
         )
 
     @property
@@ -111,7 +114,7 @@ class Refusal:
                 f"{server} has no bucket '{address.bucket}'; "
                 "check the bucket's name, the endpoint and the region"
             )
-        if self.code in MISSING_CODES or (self.status == 404 and not self.code):
+        if self.code in MISSING_CODES or (self.status == 404 and not self.code and not self.is_foreign):
             return NotFoundError(f"{server}: {what} does not exist")
         if self.may_pass:
             return UnavailableError(f"{server}: {self.words}")

@@ -136,7 +136,8 @@ class SnapshotListing:
             info = SnapshotInfo(snapshot, (), owner, error=problem)
             self._reporter.report(f"{snapshot}: {info.error}")
             return info
-        self._kept.put(snapshot, found.identity, info)
+        if info.error is None:  # the next listing tries again
+            self._kept.put(snapshot, found.identity, info)
         return info
 
     def _parse(self, snapshot: Snapshot, owner: str | None, found: _Found) -> SnapshotInfo:

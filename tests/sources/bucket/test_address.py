@@ -71,6 +71,9 @@ def test_a_secret_in_an_endpoint_is_not_shown() -> None:
     with pytest.raises(UsageError) as caught:
         BucketAddress.parse("s3://bucket/s", endpoint="https://key:geheim@a")
     assert "geheim" not in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        BucketAddress.parse("s3://bucket/s", endpoint="https://key:geheim@a:99999")
+    assert "geheim" not in str(caught.value)
 
 
 def test_a_region_in_china_has_addresses_of_its_own() -> None:

@@ -79,6 +79,7 @@ PASSING = {
     "504": (Status(504, text=""),),
     "request timeout": (Status(400, "RequestTimeout"),),
     "a storm": (Status(503, "SlowDown"),) * 12,
+    "a proxy's": (Status(522, text=""), Status(520, text="<html>")),
     "reset": (Reset(), Reset(), Reset()),
     "cut at once": (Cut(0), Cut(0)),
     "cut in the middle": (Cut(1000), Cut(10)),
@@ -288,6 +289,21 @@ def test_a_manifest_that_goes_between_list_and_fetch_takes_its_snapshot_along(
 ) -> None:
     server.fail("index.json.blob", Status(404, "NoSuchKey"))
     assert use(source_of(server, certificate), lambda s: s.snapshots(VM)) == []
+
+
+def test_a_manifest_that_could_not_be_read_is_read_by_the_next_listing(
+    chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(source: BucketSource) -> None:
+        server.fail("index.json.blob", Status(404, text="<html>a proxy</html>"))
+        (found,) = await source.snapshots(VM)
+        assert "does not answer as an S3 object store does" in (found.error or "")
+        (found,) = await source.snapshots(VM)
+        assert found.error is None
+
+    use(source_of(server, certificate), work)
+    assert "unreadable manifest" in caplog.text
+    caplog.clear()
 
 
 # --- what is wrong
