@@ -15,8 +15,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-MIRROR = "http://deb.debian.org/debian"
-
 RELEASES = {"12": "bookworm", "13": "trixie"}
 """The releases of Debian that have a package, by the end of its version."""
 
@@ -89,7 +87,7 @@ def release_of(package: Path) -> str:
 
 def base_of(release: str, cache: Path) -> Base:
     """The base of a release, from the cache or new. Raises MachineError."""
-    recipe = repr((MIRROR, PACKAGES, SIZE, FILES, ENABLED, DISABLED, inspect.getsource(_make)))
+    recipe = repr((PACKAGES, SIZE, FILES, ENABLED, DISABLED, inspect.getsource(_make)))
     base = Base(cache / f"{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}")
     if base.path.exists():
         return base
@@ -110,7 +108,7 @@ def base_of(release: str, cache: Path) -> Base:
 
 def _make(release: str, root: Path, base: Base) -> None:
     include = f"--include={','.join(PACKAGES)}"
-    output_of("debootstrap", "--variant=minbase", include, release, root, MIRROR)
+    output_of("debootstrap", "--variant=minbase", include, release, root)
     for name, content in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
