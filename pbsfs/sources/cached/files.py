@@ -213,7 +213,7 @@ class CacheFiles:
                         break
                     with suppress(FileNotFoundError):
                         self._look_at(each, folder, entries)
-        except (FileNotFoundError, NotADirectoryError):  # also a link, which another user has put there
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # also a link, or another user's
             return []
         return entries
 
@@ -223,7 +223,7 @@ class CacheFiles:
             return
         found = each.stat(follow_symlinks=False)
         if not is_entry and time.time() - found.st_mtime > self._limits.left_after:
-            with suppress(PermissionError):  # another user's, in a directory with the sticky bit
+            with suppress(OSError):  # another user's, a directory, or the disk can't be written
                 os.unlink(each.name, dir_fd=folder)
                 return
         entries.append(Found(found.st_mtime_ns, size_on_disk(found.st_size), each.name))

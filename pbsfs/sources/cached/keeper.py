@@ -68,8 +68,10 @@ class Keeper:
         return trio.current_time() < self._paused_until
 
     def offer(self, item: Item) -> bool:
-        """Has `item` written soon; False if it will not be."""
-        if self.is_paused or self._size + len(item.data) > self._limits.queue:
+        """Has `item` written soon; False if it will not be. One larger than the queue waits there alone."""
+        room = self._limits.queue - self._size
+        is_alone = self._limits.queue > 0 and not self._size
+        if self.is_paused or (len(item.data) > room and not is_alone):
             self.lost += 1
             return False
         self._size += len(item.data)
@@ -97,6 +99,7 @@ class Keeper:
         while True:
             while self._queue:
                 await self._write(self._queue.popleft())
+                await trio.lowlevel.checkpoint_if_cancelled()  # the write is shielded
             await self._more.park()
 
     async def aclose(self) -> None:
@@ -104,6 +107,7 @@ class Keeper:
         with trio.move_on_after(self._limits.closing):
             while self._queue and not self.is_paused:
                 await self._write(self._queue.popleft())
+                await trio.lowlevel.checkpoint_if_cancelled()
         for item in self._queue:
             self._end(item)
         self._queue.clear()

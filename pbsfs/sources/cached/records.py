@@ -1,6 +1,7 @@
 """What a source said, as records in the cache on disk: listings, manifests and logs, with their time.
 
-Only `--offline` reads them; nothing verifies a record, so it uses only those that this user or root wrote.
+Only `--offline` reads them; nothing verifies what a record says, so it uses only
+those that this user or root wrote.
 Pure functions, for any thread.
 """
 
@@ -41,16 +42,20 @@ class Place:
     def _text(self) -> str:
         return json.dumps([self.source, self.what, self.of])
 
-    def pack(self, body: bytes) -> bytes:
-        """A record of `body`, which the source returned now."""
-        return json.dumps({"place": self._text, "time": int(time.time())}).encode() + b"\n" + body
+    def pack(self, body: bytes, digest: bytes) -> bytes:
+        """A record of `body`, which the source returned now. `digest`: its SHA-256."""
+        head = {"place": self._text, "time": int(time.time()), "sha256": digest.hex()}
+        return json.dumps(head).encode() + b"\n" + body
 
     def unpack(self, record: bytes) -> tuple[int, bytes]:
-        """The time of a record in seconds, and its body. Raises DamageError if it is not of this place."""
+        """The time of a record in seconds, and its body. Raises DamageError if it is not of this place
+        or not whole, as after a power failure."""
         head, _newline, body = record.partition(b"\n")
         found = _parsed(head)
         if not isinstance(found, dict) or found.get("place") != self._text:
             raise DamageError("it is about something else")
+        if hashlib.sha256(body).hexdigest() != found.get("sha256"):
+            raise DamageError("it is not whole")
         return _whole(found, "time"), body
 
 

@@ -50,8 +50,10 @@ _RECORD_AGAIN = 600
 @dataclass(slots=True)
 class _Trial:
     """One run of work that fetches and checks: what the cache gave, what came from the source, what of that
-    no other process fetches meanwhile."""
+    no other process fetches meanwhile. `past_cache`: nothing may come from the cache, whatever is put there
+    meanwhile."""
 
+    past_cache: bool = False
     given: list[Name] = field(default_factory=list)
     fetched: list[Item] = field(default_factory=list)
     claimed: list[Name] = field(default_factory=list)
@@ -98,7 +100,8 @@ class CachedSource(Source):
 
     async def aclose(self) -> None:
         await self._keeper.aclose()
-        self.cache.claims.close()
+        with suppress(OSError, SourceError):
+            await self._workers.run(self.cache.claims.close)
         await self.source.aclose()
 
     async def settled(self) -> tuple[int, int]:
@@ -140,7 +143,7 @@ class CachedSource(Source):
         trial = _trial.get()
         claim = claim and trial is not None and trial.claimed.count(name) == 0
         claim = claim and trio.current_time() >= self._claims_used_from and not self._keeper.is_paused
-        usable = name not in self._wrong
+        usable = name not in self._wrong and not (trial is not None and trial.past_cache)
 
         def get() -> bytes | None:
             found = self.cache.get(name, limit) if usable else None
@@ -204,12 +207,12 @@ class CachedSource(Source):
             except DamageError as error:
                 # Also if nothing came from the cache for this task: work may be shared with another task.
                 log.debug("%s: %s; fetching it from the source", self.cache, error)
-            return await self._tried(work)
+            return await self._tried(work, past_cache=True)
 
         return await self.source.confirmed(tried)
 
-    async def _tried(self, work: Callable[[], Awaitable[R]]) -> R:
-        trial = _Trial()
+    async def _tried(self, work: Callable[[], Awaitable[R]], *, past_cache: bool = False) -> R:
+        trial = _Trial(past_cache)
         before = _trial.set(trial)
         try:
             result = await work()
@@ -284,7 +287,8 @@ class CachedSource(Source):
 
         def packed() -> tuple[Name, bytes, bytes]:
             body = pack()
-            return place.name, hashlib.sha256(body).digest(), place.pack(body)
+            digest = hashlib.sha256(body).digest()
+            return place.name, digest, place.pack(body, digest)
 
         name, digest, record = await trio.to_thread.run_sync(packed)
         known, when = self._recorded.get(name, (b"", 0.0))

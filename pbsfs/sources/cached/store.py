@@ -99,6 +99,13 @@ class DiskCache:
 
     def put(self, name: Name, data: bytes, *, replace: bool = False) -> bool:
         """Adds an entry; False if it does not fit. `replace`: also if there is one of that name."""
+        try:
+            return self._put(name, data, replace=replace)
+        except FileNotFoundError:  # somebody has removed the directory meanwhile
+            self.prepare()
+            return self._put(name, data, replace=replace)
+
+    def _put(self, name: Name, data: bytes, *, replace: bool) -> bool:
         old = self._files.size_of(name)
         if old is not None and not replace:
             return True

@@ -6,6 +6,7 @@ import errno
 import functools
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,72 @@ async def test_bad_entries_that_cannot_be_removed_are_not_damage_either(
     monkeypatch.setattr(DiskCache, "drop", refuse)
     monkeypatch.setattr(DiskCache, "put", refuse)
     assert await read_once(machine) == CONTENT
+
+
+@in_trio
+async def test_an_entry_that_another_keeps_spoiling_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path)
+    await read_once(machine)
+    bad = blob.encode(b"other")
+    entries = machine.entries()
+
+    def drop(cache: DiskCache, name: Name) -> None:
+        """Removes it, and another user puts it back at once."""
+        put(cache, name, bad, replace=True)
+
+    put = DiskCache.put
+    monkeypatch.setattr(DiskCache, "drop", drop)
+    for path in entries:
+        path.write_bytes(bad)
+    assert await read_once(machine) == CONTENT
+
+
+@in_trio
+async def test_a_cache_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "cache")
+    source = machine.cached()
+    async with open_reader(source) as reader:
+        os.rename(tmp_path / "cache", tmp_path / "away")
+        assert await read_all(reader, machine.info) == CONTENT
+        await source.settled()
+    assert len(machine.entries()) == len(machine.source.fetched)
+
+
+@in_trio
+async def test_an_entry_larger_than_the_queue_is_kept(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.limits = CacheLimits(queue=1)
+    source = machine.cached()
+    source.keeps_all = True
+    async with open_reader(source) as reader:
+        assert await read_all(reader, machine.info) == CONTENT
+        assert (await source.settled())[1] == 0
+    assert len(machine.entries()) == len(machine.source.fetched)
+
+
+@in_trio
+async def test_closing_writes_no_more_than_its_time_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path)
+    machine.limits = CacheLimits(closing=0, writers=1)
+    source = machine.cached()
+    writing, gate = threading.Event(), threading.Event()
+    put = DiskCache.put
+
+    def slow(cache: DiskCache, name: Name, data: bytes, *, replace: bool = False) -> bool:
+        writing.set()
+        gate.wait(30)
+        return put(cache, name, data, replace=replace)
+
+    monkeypatch.setattr(DiskCache, "put", slow)
+    async with open_reader(source) as reader:
+        assert await read_all(reader, machine.info) == CONTENT
+        await trio.to_thread.run_sync(writing.wait)
+        threading.Timer(0, gate.set).start()
+    assert len([*machine.entries(), *machine.entries(Kind.FILE), *machine.entries(Kind.RECORD)]) <= 3
 
 
 @in_trio
@@ -382,16 +449,18 @@ async def test_offline_records_of_other_users_are_not_believed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{}", b"[]\n[]", b'{"place": 1, "time": 1}\n[]', b"\xff\n", b"[" * 9999]
+    "text", [b"", b"{}", b"[]\n[]", b'{"place": 1, "time": 1}\n[]', b"\xff\n", b"[" * 9999, None]
 )
-def test_offline_a_record_that_is_not_valid_is_missing(tmp_path: Path, text: bytes) -> None:
+def test_offline_a_record_that_is_not_valid_is_missing(tmp_path: Path, text: bytes | None) -> None:
+    """None: one whose end is missing, as after a power failure."""
+
     @in_trio
     async def run() -> None:
         machine = Machine(tmp_path)
         async with open_reader(machine.cached()) as reader:
             await reader.source.groups(ROOT_NAMESPACE)
         (path,) = machine.entries(Kind.RECORD)
-        path.write_bytes(text)
+        path.write_bytes(path.read_bytes().rpartition(b"\n")[0] + b"\n[]" if text is None else text)
         async with open_reader(machine.offline()) as reader:
             with pytest.raises(SourceError, match="is not in cache"):
                 await reader.source.groups(ROOT_NAMESPACE)

@@ -101,6 +101,17 @@ def test_wrong_numbers_are_corrected(tmp_path: Path, numbers: bytes) -> None:
     assert found == sum(file.stat().st_size for file in (tmp_path / INNER / "00").glob("*"))
 
 
+def test_a_directory_in_the_place_of_an_unfinished_file_stops_nothing(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path)
+    assert cache.put(name_of(1), content_of(1))
+    odd = path_of(cache, name_of(1)).with_name(f"{name_of(2)}.0123abcd.new")
+    odd.mkdir()
+    os.utime(odd, (0, 0))
+    assert cache.contents().counts[Kind.CHUNK] >= 1
+    assert cache.prune(0) > 0
+    assert cache.get(name_of(1), LIMIT) is None
+
+
 def test_pruning_leaves_the_newest(tmp_path: Path) -> None:
     cache = cache_in(tmp_path)
     for number in range(20):
