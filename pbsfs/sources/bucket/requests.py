@@ -21,6 +21,7 @@ from pbsfs.sources.bucket.refusals import Refusal
 from pbsfs.sources.http.client import SUCCESSES, Answer, HttpClient, Request
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust
+from pbsfs.sources.retry import SharedTry, connecting
 
 
 class Requests:
@@ -45,7 +46,7 @@ class Requests:
         self._client = HttpClient(address, trust, proxy, limits, threads=self._threads)
         self._key: AwsCredentials | None = None
         self._has_key = False  # None is an answer too: a public bucket
-        self._asking = trio.Lock()
+        self._asking: SharedTry[tuple[AwsCredentials | None]] = SharedTry()
 
     async def tidy(self) -> None:
         """Closes connections that are idle for too long. Runs as long as requests are made."""
@@ -143,14 +144,17 @@ class Requests:
 
     async def _current(self) -> AwsCredentials | None:
         """The key to sign with. Asking for it may take long, so one that stays valid is kept."""
-        if self._is_due():
-            async with self._asking:
-                if self._is_due():
-                    self._key = await trio.to_thread.run_sync(
-                        self._credentials.current, limiter=self._threads, abandon_on_cancel=True
-                    )
-                    self._has_key = True
-        return self._key
+        if not self._is_due():
+            return self._key
+        return (await self._asking.run(lambda: None if self._is_due() else (self._key,), self._ask))[0]
+
+    async def _ask(self) -> tuple[AwsCredentials | None]:
+        with connecting("what gives the access key"):
+            self._key = await trio.to_thread.run_sync(
+                self._credentials.current, limiter=self._threads, abandon_on_cancel=True
+            )
+        self._has_key = True
+        return (self._key,)
 
     def _is_due(self) -> bool:
         """Whether the key has to be asked for, as none is known or it expires soon."""

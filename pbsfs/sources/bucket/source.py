@@ -170,11 +170,13 @@ class BucketSource(Source):
             if not await self._objects.exists(self._key_of(digest), f"chunk {digest.hex()}"):
                 missing.append(number)
 
+        async def confirm(number: int) -> None:
+            error = await self._absent(digests[number], self._key_of(digests[number]))
+            if isinstance(error, SourceError):
+                raise error
+
         await run_for_each(range(len(digests)), look, at_once=self._limits.requests)
-        if missing and isinstance(
-            error := await self._absent(digests[missing[0]], self._key_of(digests[missing[0]])), SourceError
-        ):
-            raise error
+        await run_for_each(missing, confirm, at_once=self._limits.requests)
         return sorted(missing)
 
     async def collection(self) -> Collection | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 import pytest
 import trio
+import trio.testing
 
 from pbsfs.base.errors import (
     AuthError,
@@ -31,7 +33,7 @@ from pbsfs.sources.bucket.source import BucketSource
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust, parse_fingerprint
 from pbsfs.testing.writer import DatastoreWriter
-from tests.sources.bucket.serving import KEY, LIMITS, QUICK, Keys, source_of, use
+from tests.sources.bucket.serving import KEY, LIMIT, LIMITS, QUICK, Keys, source_of, use
 from tests.sources.conformance import CONFIG, FIRST, IMAGE, VM, add, chunks_of, stored
 from tests.support.made import TIME
 from tests.support.proxy import ConnectProxy
@@ -230,6 +232,53 @@ def test_missing_chunks_are_found_without_fetching_any(
         writer.chunk_path(digests[number]).unlink()
     assert use(source_of(server, certificate), lambda s: s.missing_chunks(digests)) == [0, 2]
     assert not [asked for asked in server.requests if asked.startswith("GET")]
+
+
+def test_each_missing_chunk_is_confirmed(
+    chunk: tuple[bytes, bytes], writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    digests = list(chunks_of(writer, IMAGE))
+    writer.chunk_path(digests[0]).unlink()
+    server.fail(digests[2].hex(), Status(404, text=""))
+    with pytest.raises(SourceError, match="listed, but not found when it was read"):
+        use(source_of(server, certificate), lambda s: s.missing_chunks(digests))
+
+
+def test_a_key_that_cannot_be_had_is_asked_for_once_by_all_that_wait(
+    chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
+) -> None:
+    gate = threading.Event()
+
+    class Hanging(Keys):
+        def current(self) -> AwsCredentials | None:
+            found = super().current()
+            if not hangs:
+                return found
+            gate.wait(LIMIT)
+            raise ConnectError("the service hangs up")
+
+    keys = Hanging(replace(KEY, expires=1.0))
+    hangs = list[bool]()
+    failed = list[bool]()
+
+    async def work(source: BucketSource) -> None:
+        before = keys.asked
+        hangs.append(True)
+
+        async def read() -> None:
+            with pytest.raises(ConnectError, match="hangs up"):
+                await source.fetch_chunk(FIRST, IMAGE, chunk[0], MOST)
+            failed.append(True)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
+        assert keys.asked == before + 1
+
+    use(source_of(server, certificate, keys, retry_timeout=0), work)
+    assert len(failed) == 8
 
 
 def test_a_missing_bucket_and_a_missing_datastore_are_named(
