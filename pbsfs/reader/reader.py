@@ -147,11 +147,14 @@ class Reader:
         try:
             return len(await self.read_blob(info, file, max_age))
         except KeyRequiredError:
+
+            async def stored() -> tuple[bytes, blob.BlobKind]:
+                limit = blob.stored_limit(blob.MAX_BLOB_SIZE)
+                raw = await fetch_stored(self.source, info.snapshot, file, limit)
+                return raw, blob.kind_of(raw)
+
             try:
-                raw = await fetch_stored(
-                    self.source, info.snapshot, file, blob.stored_limit(blob.MAX_BLOB_SIZE)
-                )
-                kind = blob.kind_of(raw)
+                raw, kind = await self.source.confirmed(stored)
             except DamageError as error:
                 raise DamageError(f"{info.snapshot}/{file.archive.name}: {error}") from None
             return len(raw) if kind.compressed else max(0, len(raw) - kind.header_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import logging
 import os
 import threading
@@ -19,6 +20,7 @@ import trio.lowlevel
 from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE
 from pbsfs.formats import blob
+from pbsfs.formats.index import FIXED_MAGIC, HEADER_SIZE
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import Reader, open_reader
 from pbsfs.runtime.stats import COUNTS
@@ -185,6 +187,21 @@ async def test_an_entry_that_another_keeps_spoiling_is_not_damage(
     for path in entries:
         path.write_bytes(bad)
     assert await read_once(machine) == CONTENT
+
+
+@in_trio
+async def test_a_bad_entry_is_not_damage_without_the_key_either(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, CryptMode.ENCRYPT)
+    archive = file_of(machine.info, CONF).archive
+    raw = machine.source.files[SNAPSHOT, archive]
+    file = replace(file_of(machine.info, CONF), csum=hashlib.sha256(raw).digest())
+    async with open_reader(machine.cached()) as reader:
+        size = await reader.blob_size(machine.info, file)
+    (entry,) = machine.entries(Kind.FILE)
+    entry.write_bytes(FIXED_MAGIC + bytes(HEADER_SIZE - len(FIXED_MAGIC)) + raw)
+    async with open_reader(machine.cached()) as reader:
+        assert await reader.blob_size(machine.info, file) == size
+    assert entry.read_bytes() == raw
 
 
 @in_trio
