@@ -65,6 +65,9 @@ def _prepare(overlay: Path, uri: str) -> bool:
     except OSError as error:
         raise OutputError(f"--keep {overlay}: {error.strerror}") from None
     if not found:
+        if not os.access(overlay.parent, os.W_OK | os.X_OK):
+            why = "is not writable" if overlay.parent.is_dir() else "is not a directory"
+            raise OutputError(f"--keep {overlay}: {overlay.parent} {why}; name a file in another directory")
         _qemu_img(overlay, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", uri, str(overlay))
         return True
     shown = json.loads(_qemu_img(overlay, "info", "--output=json", "-f", "qcow2", str(overlay)))

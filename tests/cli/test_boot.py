@@ -275,7 +275,8 @@ def test_what_is_no_overlay_is_left_as_it_is(writer: DatastoreWriter, disk: Boot
     output_of("qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "other.qcow2", "1M")
     text = error_of_boot(writer, 2, "--keep", tmp_path / "other.qcow2", path)
     assert "is an overlay of something else" in text
-    error_of_boot(writer, 8, "--keep", tmp_path / "none" / "overlay", path)
+    text = error_of_boot(writer, 8, "--keep", tmp_path / "none" / "overlay", path)
+    assert f"{tmp_path / 'none'} is not a directory; name a file in another directory" in text
 
 
 def test_an_overlay_that_is_in_use_is_not_taken(writer: DatastoreWriter, tmp_path: Path) -> None:
