@@ -38,6 +38,9 @@ MOST_RANGES = 8
 PREVIOUS = "previous"
 
 
+STANDARD_OUTPUT = Path("-")
+
+
 @click.command("map")
 @click.argument("path", metavar="IMAGE")
 @click.option(
@@ -49,8 +52,20 @@ PREVIOUS = "previous"
 @click.option("--check", is_flag=True, help="Read and check all data of the image to find any damage.")
 @click.option("--table", "as_table", is_flag=True, help="Print a table of ranges.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of ranges, as qemu-img map does.")
-@click.option("--svg", "svg_file", metavar="FILE", type=FilePath(), help="Write the picture to an SVG file.")
-@click.option("--png", "png_file", metavar="FILE", type=FilePath(), help="Write the picture to a PNG file.")
+@click.option(
+    "--svg",
+    "svg_file",
+    metavar="FILE",
+    type=FilePath(),
+    help="Write the picture to an SVG file (-: to standard output).",
+)
+@click.option(
+    "--png",
+    "png_file",
+    metavar="FILE",
+    type=FilePath(),
+    help="Write the picture to a PNG file (-: to standard output).",
+)
 @click.option("--force", is_flag=True, help="Overwrite the files of --svg and --png.")
 @source_options
 @logging_options
@@ -85,7 +100,8 @@ def command(
     if svg_file is not None and svg_file == png_file:
         raise UsageError(f"--svg and --png both name {svg_file}; name two files")
     for file in () if force else files:
-        refuse_existing(file)
+        if file != STANDARD_OUTPUT:
+            refuse_existing(file)
     paths = [path] if since is None or "/" not in since else [path, since]
     source, paths = from_mounts(source, paths)
 
@@ -219,6 +235,9 @@ def _about_damage(found: ImageMap, verify_state: str | None) -> Iterator[str]:
 
 
 def _write(path: Path, content: bytes, *, force: bool) -> None:
+    if path == STANDARD_OUTPUT:
+        click.echo(content, nl=False)
+        return
     try:
         with open(path, "wb" if force else "xb") as file:
             try:

@@ -187,6 +187,16 @@ def test_pictures_go_to_files(tmp_path: Path) -> None:
     assert text == f"--svg and --png both name {out[0]}; name two files"
 
 
+def test_a_picture_goes_to_standard_output(tmp_path: Path) -> None:
+    writer = nights(tmp_path / "store")
+    words = ("map", "--datastore-dir", writer.path, DISK)
+    shown = output_of(PBSFS, *words, "--svg", "-", cwd=tmp_path)
+    assert ET.fromstring(shown).tag == "{http://www.w3.org/2000/svg}svg"
+    output_of(PBSFS, *words, "--svg", tmp_path / "a.svg")
+    assert shown == (tmp_path / "a.svg").read_text()
+    assert not (tmp_path / "-").exists()
+
+
 def test_a_picture_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
     writer = nights(tmp_path / "store")
     out = tmp_path / "a.svg"
