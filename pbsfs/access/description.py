@@ -161,7 +161,7 @@ class BucketAccess(Access):
         return BucketSource(self.address, Renewed(self.key), self.trust, settings, self.proxy)
 
     def dump(self) -> Facts:
-        from pbsfs.access.aws.keys import dump_key  # noqa: PLC0415
+        from pbsfs.access.aws.kinds import dump_key  # noqa: PLC0415
 
         return {
             "address": asdict(self.address),
@@ -173,7 +173,7 @@ class BucketAccess(Access):
 
     @classmethod
     def load(cls, facts: Facts) -> Self:
-        from pbsfs.access.aws.keys import load_key  # noqa: PLC0415
+        from pbsfs.access.aws.kinds import load_key  # noqa: PLC0415
 
         return cls(
             BucketAddress(**facts["address"]),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pbsfs.access.aws.keys import GivenKey, WebIdentityKey
+from pbsfs.access.aws.keys import GivenKey
+from pbsfs.access.aws.sts import WebIdentityKey
 from pbsfs.access.config import configure, source_of, with_secrets
 from pbsfs.access.credentials import take_secrets
 from pbsfs.access.description import BucketAccess, Description, ServerAccess

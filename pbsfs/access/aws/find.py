@@ -14,15 +14,9 @@ from collections.abc import Mapping
 
 from pbsfs.access.aws.ask import Service
 from pbsfs.access.aws.files import AwsFile, AwsProfile
-from pbsfs.access.aws.keys import (
-    ADVICE,
-    CommandKey,
-    ContainerKey,
-    GivenKey,
-    InstanceKey,
-    KeySource,
-    WebIdentityKey,
-)
+from pbsfs.access.aws.keys import ADVICE, CommandKey, GivenKey, KeySource
+from pbsfs.access.aws.services import ContainerKey, InstanceKey
+from pbsfs.access.aws.sts import WebIdentityKey
 from pbsfs.access.credentials import (
     ACCESS_KEY_VARIABLE,
     CONTAINER_TOKEN_VARIABLE,

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 from pbsfs.access.aws.keys import KeySource
-from pbsfs.base.errors import SourceError
+from pbsfs.access.aws.services import NoServiceError
+from pbsfs.base.errors import ConnectError, SourceError
 from pbsfs.base.text import one_line
 from pbsfs.sources.bucket.credentials import AwsCredentials
 
@@ -49,9 +50,13 @@ class Renewed:
                 self._key = self._source.fetch()
                 self._is_known = True
             except SourceError as error:
-                if not self._is_valid():
+                problem = error.problem if isinstance(error, NoServiceError) else error
+                if self._is_valid():
+                    log.warning("the key of the bucket was not renewed: %s", one_line(str(problem)))
+                elif problem is not error and self._is_known:  # the service is there: it gave a key before
+                    raise ConnectError(f"the key of the bucket was not renewed: {problem}") from None
+                else:
                     raise
-                log.warning("the key of the bucket was not renewed: %s", one_line(str(error)))
             self._fetched = self._ticks()
             return self._key
 

@@ -8,7 +8,9 @@ import pytest
 
 from pbsfs.access.aws.files import read_profile
 from pbsfs.access.aws.find import find_key
-from pbsfs.access.aws.keys import CommandKey, ContainerKey, GivenKey, InstanceKey, KeySource, WebIdentityKey
+from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource
+from pbsfs.access.aws.services import ContainerKey, InstanceKey
+from pbsfs.access.aws.sts import WebIdentityKey
 from pbsfs.base.errors import AuthError, PbsfsError, UsageError
 
 KEYS = "aws_access_key_id = {0}\naws_secret_access_key = s3cret\n"

@@ -11,21 +11,13 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from pbsfs.access.aws import keys
+from pbsfs.access.aws import keys, services
 from pbsfs.access.aws.ask import Service
-from pbsfs.access.aws.keys import (
-    KINDS,
-    CommandKey,
-    ContainerKey,
-    GivenKey,
-    InstanceKey,
-    KeySource,
-    NoKey,
-    WebIdentityKey,
-    dump_key,
-    load_key,
-)
+from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource, NoKey
+from pbsfs.access.aws.kinds import KINDS, dump_key, load_key
 from pbsfs.access.aws.renewed import Renewed
+from pbsfs.access.aws.services import ContainerKey, InstanceKey, NoServiceError
+from pbsfs.access.aws.sts import WebIdentityKey
 from pbsfs.base.errors import (
     AuthError,
     ConnectError,
@@ -312,7 +304,7 @@ def test_a_machine_without_a_key(changed: dict[str, tuple[int, bytes]], said: st
 
 
 def test_a_computer_without_such_a_service_is_told_where_was_looked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "INSTANCE_TIMEOUT", 0.2)
+    monkeypatch.setattr(services, "INSTANCE_TIMEOUT", 0.2)
     with raw_service(b"", closes=False) as url:
         text = refused(InstanceKey(url, "no key: looked here and there"))
     assert text.startswith("no key: looked here and there; no metadata service of AWS (127.0.0.1:")
@@ -364,7 +356,7 @@ def test_the_host_is_named_as_the_service_expects(url: str, authority: str) -> N
 def test_answers_are_bounded_in_size_and_time(
     answer: bytes, closes: bool, kind: type[SourceError], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "CONTAINER_TIMEOUT", 20.0 if closes else 0.2)
+    monkeypatch.setattr(services, "CONTAINER_TIMEOUT", 20.0 if closes else 0.2)
     with raw_service(answer, closes=closes) as url:
         assert said in refused(ContainerKey(f"{url}/"), kind)
 
@@ -447,6 +439,42 @@ def test_a_key_stays_while_it_is_valid_and_no_other_is_there(caplog: pytest.LogC
     with pytest.raises(AuthError, match="no more"):
         keys_of.current()
     caplog.clear()
+
+
+def test_a_metadata_service_that_gave_a_key_before_is_waited_for() -> None:
+    silent = NoServiceError("no key; no metadata service of AWS", ConnectError("169.254.169.254: timed out"))
+    source, clock, keys_of = renewed(key_until(2000.0), silent, silent, key_until(9000.0), silent)
+    keys_of.current()
+    clock.now = 5000.0  # it was idle, and its key has expired
+    for _ in range(2):
+        with pytest.raises(ConnectError, match=r"was not renewed: 169.254.169.254: timed out") as caught:
+            keys_of.current()
+        assert caught.value.retryable
+    assert keys_of.current() == key_until(9000.0), "a failure is not remembered"
+    assert source.fetched == 4
+
+
+def test_a_metadata_service_that_never_answered_is_not_there() -> None:
+    silent = NoServiceError("no key; no metadata service of AWS", ConnectError("timed out"))
+    _source, _clock, keys_of = renewed(silent, silent)
+    for _ in range(2):
+        with pytest.raises(AuthError, match="no metadata service of AWS") as caught:
+            keys_of.current()
+        assert not caught.value.retryable
+
+
+def test_a_machine_whose_service_is_silent_after_an_idle_night_reads_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(services, "INSTANCE_TIMEOUT", 0.2)
+    clock = Clock()
+    with key_service(instance()) as service:
+        keys_of = Renewed(InstanceKey(service.url, "no key"), clock, clock)
+        assert keys_of.current() == KEY
+        clock.now = END
+    with pytest.raises(ConnectError, match=r"was not renewed: .*refused") as caught:
+        keys_of.current()
+    assert caught.value.retryable
 
 
 def test_a_failure_is_for_those_who_asked_only() -> None:
