@@ -137,10 +137,11 @@ class Source(abc.ABC):
     def keep_file(self, csum: bytes, data: bytes) -> None:  # noqa: B027 - most have no cache
         """Has that cache keep an index or blob, if the work of `confirmed` that fetched it accepts it."""
 
-    async def missing_chunks(self, digests: Sequence[bytes]) -> list[int] | None:
-        """Which of these chunks are not stored, by their places in `digests`; reads none of them.
+    async def missing_chunks(self, snapshot: Snapshot, digests: Sequence[bytes]) -> list[int] | None:
+        """Which of these chunks of `snapshot` are not stored, by their places in `digests`; reads none.
 
-        None if only reading them can show that. Raises SourceError, also if they may be stored elsewhere.
+        None if only reading them can show that. Raises SourceError, also if they may be stored elsewhere, or
+        if the snapshot was removed meanwhile.
         """
         return None
 

@@ -168,7 +168,8 @@ async def _look(file: ImageFile, image: Image, found: ImageMap) -> None:
     end = trio.current_time() + LOOK_TIME
     try:
         while batch := await trio.to_thread.run_sync(_batch, image, numbers):
-            missing = await source.missing_chunks([digest for _number, digest in batch])
+            digests = [digest for _number, digest in batch]
+            missing = await source.missing_chunks(file.info.snapshot, digests)
             if missing is None:
                 return
             for place in missing:

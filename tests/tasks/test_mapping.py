@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from pbsfs.base.errors import SourceError
+from pbsfs.base.names import Snapshot
 from pbsfs.reader.reader import open_reader
 from pbsfs.tasks import mapping
 from pbsfs.tasks.mapping import ImageMap, map_of
@@ -21,7 +22,8 @@ DISK = made.image(1, "r0rr0r")
 class LookingSource(MemorySource):
     """Finds missing chunks without reading any."""
 
-    async def missing_chunks(self, digests: Sequence[bytes]) -> list[int]:
+    async def missing_chunks(self, snapshot: Snapshot, digests: Sequence[bytes]) -> list[int]:
+        assert snapshot == made.snapshot()
         return await self._answer(
             "missing_chunks", [n for n, d in enumerate(digests) if d not in self.chunks]
         )

@@ -35,15 +35,15 @@ class Objects:
 
     async def get(self, key: str, limit: int, what: str) -> bytes:
         """Like `Requests.get`."""
-        return await self._retried(what, lambda: self._requests.get(key, limit, what))
+        return await self.retried(what, lambda: self._requests.get(key, limit, what))
 
     async def exists(self, key: str, what: str) -> bool:
         """Like `Requests.exists`."""
-        return await self._retried(what, lambda: self._requests.exists(key, what))
+        return await self.retried(what, lambda: self._requests.exists(key, what))
 
     async def any(self, prefix: str) -> bool:
         """Whether any key begins with `prefix`. Raises SourceError."""
-        page = await self._retried(
+        page = await self.retried(
             f"listing {self.address}", lambda: self._requests.page(prefix, delimited=False, most=1)
         )
         return bool(page.objects or page.prefixes)
@@ -60,7 +60,7 @@ class Objects:
         while True:
             before = len(objects) + len(prefixes)
             asked = token
-            page = await self._retried(
+            page = await self.retried(
                 f"listing {self.address}",
                 lambda: self._requests.page(prefix, delimited=delimited, token=asked),  # noqa: B023
             )
@@ -74,5 +74,6 @@ class Objects:
             if token == asked or idle > self._limits.idle_pages or count > self._limits.max_keys:
                 raise WrongServerError(f"{self.address.address}: the list of {self.address} does not end")
 
-    async def _retried(self, what: str, work: Callable[[], Awaitable[R]]) -> R:
+    async def retried(self, what: str, work: Callable[[], Awaitable[R]]) -> R:
+        """The result of `work`, tried again while it raises an error that may pass. `what`: for the log."""
         return await retried(work, self._retry_timeout, what, self._outage, pacing=self._limits.pacing)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from pbsfs.base.errors import DamageError, NotFoundError, WrongServerError
+from pbsfs.base.errors import DamageError, NotFoundError, UnknownDatastoreError, WrongServerError
 from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.bucket import signing
 from pbsfs.sources.bucket.address import BucketAddress
@@ -22,6 +22,15 @@ from pbsfs.sources.http.client import SUCCESSES, Answer, HttpClient, Request
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.retry import SharedTry, connecting
+
+_WORDLESS = (400, 401, 403)
+"""Refusals whose document says why, and whether another key helps. An answer to HEAD has no document."""
+
+_NO_MORE: Mapping[str, str] = {}
+_FIRST_BYTE: Mapping[str, str] = {"range": "bytes=0-0"}
+
+_MOST_PASSED_OVER = 64 << 10
+"""Bytes that pbsfs receives at most from a server that ignores ranges."""
 
 
 class Requests:
@@ -69,6 +78,8 @@ class Requests:
             await self._send("HEAD", key, {}, 0, what)
         except NotFoundError:
             return False
+        except DamageError:  # a server that ignores ranges sent more than one byte
+            return True
         return True
 
     async def page(
@@ -95,24 +106,39 @@ class Requests:
             return await trio.to_thread.run_sync(
                 parse_page, answer.body, prefix, limiter=self._threads, abandon_on_cancel=True
             )
+        except NotFoundError:  # nothing in a bucket, but the bucket, or what is behind the endpoint
+            raise UnknownDatastoreError(
+                f"{self.address.address} has no list of the bucket '{self.address.bucket}'; "
+                "check the bucket's name and the endpoint"
+            ) from None
         except DamageError as error:
             raise WrongServerError(
                 f"{self.address.address} does not list as an S3 object store does ({error}); "
                 "check the endpoint"
             ) from None
 
-    async def _send(self, method: str, key: str, query: Mapping[str, str], limit: int, what: str) -> Answer:
-        """The answer to a request that succeeds."""
+    async def _send(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        limit: int,
+        what: str,
+        more: Mapping[str, str] = _NO_MORE,
+    ) -> Answer:
+        """The answer to a request that succeeds. `more`: further headers."""
         was_kept = self._has_key
         credentials = await self._current()
-        answer = await self._try(method, key, query, limit, credentials)
+        answer = await self._try(method, key, query, limit, credentials, more)
         if answer.status in SUCCESSES:
             return answer
+        if method == "HEAD" and answer.status in _WORDLESS:
+            return await self._send("GET", key, query, _MOST_PASSED_OVER, what, _FIRST_BYTE)
         refusal = Refusal.of(answer)
         if refusal.concerns_key and was_kept:
             if self._key is credentials:  # not yet exchanged for another request
                 self._has_key = False
-            answer = await self._try(method, key, query, limit, await self._current())
+            answer = await self._try(method, key, query, limit, await self._current(), more)
             if answer.status in SUCCESSES:
                 return answer
             refusal = Refusal.of(answer)
@@ -125,9 +151,10 @@ class Requests:
         query: Mapping[str, str],
         limit: int,
         credentials: AwsCredentials | None,
+        more: Mapping[str, str],
     ) -> Answer:
         path, text = self.address.path(key), signing.query_of(query)
-        headers = {"host": self.address.authority}
+        headers = {"host": self.address.authority, **more}
         if credentials is not None:
             headers = signing.signed_headers(
                 path,

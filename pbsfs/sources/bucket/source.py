@@ -151,18 +151,18 @@ class BucketSource(Source):
         return await self._objects.get(key, limit, f"{snapshot}/{archive}")
 
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
-        key = self._key_of(digest)
-        try:
-            return await self._objects.get(key, limit, f"chunk {digest.hex()}")
-        except NotFoundError:
-            error = await self._absent(digest, key)
-            manifest = self._metadata.key(layout.file_steps(snapshot, MANIFEST))
-            if isinstance(error, DamageError) and not await self._objects.any(manifest):
-                # A server prunes a snapshot, and then removes its chunks: nothing is damaged.
-                error = SourceError(f"{snapshot} was removed while it was read; chunk {digest.hex()} is gone")
-            raise error from None
+        key, what = self._key_of(digest), f"chunk {digest.hex()}"
 
-    async def missing_chunks(self, digests: Sequence[bytes]) -> list[int]:
+        async def fetch() -> bytes:
+            try:
+                return await self._requests.get(key, limit, what)
+            except NotFoundError:
+                pass
+            raise await self._absent(snapshot, digest)
+
+        return await self._objects.retried(what, fetch)
+
+    async def missing_chunks(self, snapshot: Snapshot, digests: Sequence[bytes]) -> list[int]:
         missing: list[int] = []
 
         async def look(number: int) -> None:
@@ -171,13 +171,23 @@ class BucketSource(Source):
                 missing.append(number)
 
         async def confirm(number: int) -> None:
-            error = await self._absent(digests[number], self._key_of(digests[number]))
-            if isinstance(error, SourceError):
-                raise error
+            digest = digests[number]
+
+            async def again() -> bool:
+                if await self._requests.exists(self._key_of(digest), f"chunk {digest.hex()}"):
+                    return True
+                error = await self._absent(snapshot, digest)
+                if isinstance(error, SourceError):
+                    raise error
+                return False
+
+            if not await self._objects.retried(f"chunk {digest.hex()}", again):
+                confirmed.append(number)
 
         await run_for_each(range(len(digests)), look, at_once=self._limits.requests)
+        confirmed: list[int] = []
         await run_for_each(missing, confirm, at_once=self._limits.requests)
-        return sorted(missing)
+        return sorted(confirmed)
 
     async def collection(self) -> Collection | None:
         key = self._metadata.key((layout.GC_STATUS,))
@@ -192,16 +202,24 @@ class BucketSource(Source):
     def _key_of(self, digest: bytes) -> str:
         return self._chunks + "/".join(layout.chunk_steps(digest))
 
-    async def _absent(self, digest: bytes, key: str) -> DamageError | SourceError:
-        """The error for a chunk that an answer called missing: damage only if a list confirms that."""
-        objects, _prefixes = await self._objects.list(key, delimited=False)
+    async def _absent(self, snapshot: Snapshot, digest: bytes) -> DamageError | SourceError:
+        """The error for a chunk of `snapshot` that an answer called missing: damage only if a list confirms
+        that, and the snapshot is still there."""
+        manifest = self._metadata.key(layout.file_steps(snapshot, MANIFEST))
+        objects, _prefixes = await self._objects.list(self._key_of(digest), delimited=False)
+        if not await self._objects.any(manifest):
+            # A server prunes a snapshot, and then removes its chunks: nothing is damaged.
+            return SourceError(f"{snapshot} was removed while it was read; chunk {digest.hex()} is gone")
         names = [found.key.rpartition("/")[2] for found in objects]
         what = f"chunk {digest.hex()} in {self}"
         if digest.hex() in names:
-            return SourceError(f"{what}: listed, but not found when it was read", retryable=True)
+            # Some object stores are behind in one or the other for a while.
+            return SourceError(
+                f"{what}: listed, but not found when it was read; check the object store", retryable=True
+            )
         bad = min((name for name in names if layout.is_bad_copy(name, digest)), default=None)
         if bad is not None:
             return DamageError(f"{what}: a verification found it damaged ({bad})")
         if not await self._objects.any(self._chunks):
-            return SourceError(f"{self} has no chunks any more; check the bucket", retryable=True)
+            return SourceError(f"{self} has no chunks any more; check the bucket")
         return DamageError(f"{what}: missing")

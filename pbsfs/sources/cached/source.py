@@ -304,8 +304,8 @@ class CachedSource(Source):
 
     # --- what the cache has no part in
 
-    async def missing_chunks(self, digests: Sequence[bytes]) -> list[int] | None:
-        return await self.source.missing_chunks(digests)
+    async def missing_chunks(self, snapshot: Snapshot, digests: Sequence[bytes]) -> list[int] | None:
+        return await self.source.missing_chunks(snapshot, digests)
 
     async def usage(self) -> Usage | None:
         return await self.source.usage()

@@ -85,7 +85,7 @@ class DirectorySource(Source):
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
         return await self._in_thread(lambda: self._chunks.read(digest, limit))
 
-    async def missing_chunks(self, digests: Sequence[bytes]) -> list[int]:
+    async def missing_chunks(self, snapshot: Snapshot, digests: Sequence[bytes]) -> list[int]:
         return await self._in_thread(lambda: self._chunks.missing(digests))
 
     async def usage(self) -> Usage:

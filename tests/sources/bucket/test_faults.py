@@ -37,7 +37,7 @@ from tests.sources.bucket.serving import KEY, LIMIT, LIMITS, QUICK, Keys, source
 from tests.sources.conformance import CONFIG, FIRST, IMAGE, VM, add, chunks_of, stored
 from tests.support.made import TIME
 from tests.support.proxy import ConnectProxy
-from tests.support.s3 import BUCKET, SECRET_KEY, Body, Cut, Fault, Reset, S3Server, Stall, Status
+from tests.support.s3 import BUCKET, SECRET_KEY, STORE, Body, Cut, Fault, Reset, S3Server, Stall, Status
 from tests.support.server.certificate import Certificate
 from tests.support.waiting import wait_until
 
@@ -196,13 +196,32 @@ def test_a_slow_start_is_waited_for_but_an_unreachable_one_is_an_error_at_once(
 # --- what is missing
 
 
-def test_a_chunk_that_one_answer_calls_missing_and_a_list_names_is_no_damage(
+def test_a_chunk_that_one_answer_calls_missing_and_a_list_names_is_asked_for_again(
     chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
 ) -> None:
+    missing = Status(404, "NoSuchKey")
+    retries = COUNTS.retries
     source = source_of(server, certificate)
-    with pytest.raises(SourceError, match="listed, but not found when it was read") as caught:
-        use(source, after(lambda: server.fail("GET", Status(404, "NoSuchKey")), fetch(chunk[0])))
-    assert caught.value.retryable
+    assert use(source, after(lambda: server.fail("GET", missing), fetch(chunk[0]))) == chunk[1]
+    assert COUNTS.retries - retries == 1
+    source = source_of(server, certificate, retry_timeout=0)
+    with pytest.raises(SourceError, match="listed, but not found when it was read; check the object store"):
+        use(source, after(lambda: server.fail("GET", missing), fetch(chunk[0])))
+
+
+def test_a_chunk_that_is_listed_a_moment_longer_than_its_snapshot_is_said_to_be_removed(
+    chunk: tuple[bytes, bytes], writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    def prune() -> None:
+        shutil.rmtree(writer.snapshot_path(FIRST))
+        server.fail("GET", Status(404, "NoSuchKey"))
+
+    with pytest.raises(SourceError, match=f"{FIRST} was removed while it was read") as caught:
+        use(source_of(server, certificate), after(prune, fetch(chunk[0])))
+    assert not caught.value.retryable
+    writer.chunk_path(chunk[0]).unlink()
+    with pytest.raises(SourceError, match=f"{FIRST} was removed while it was read"):
+        use(source_of(server, certificate), lambda s: s.missing_chunks(FIRST, [chunk[0]]))
 
 
 def test_a_chunk_that_a_verification_found_damaged_is_said_to_be_so(
@@ -230,7 +249,7 @@ def test_missing_chunks_are_found_without_fetching_any(
     digests = list(chunks_of(writer, IMAGE))
     for number in (0, 2):
         writer.chunk_path(digests[number]).unlink()
-    assert use(source_of(server, certificate), lambda s: s.missing_chunks(digests)) == [0, 2]
+    assert use(source_of(server, certificate), lambda s: s.missing_chunks(FIRST, digests)) == [0, 2]
     assert not [asked for asked in server.requests if asked.startswith("GET")]
 
 
@@ -239,9 +258,11 @@ def test_each_missing_chunk_is_confirmed(
 ) -> None:
     digests = list(chunks_of(writer, IMAGE))
     writer.chunk_path(digests[0]).unlink()
-    server.fail(digests[2].hex(), Status(404, text=""))
+    server.fail(digests[2].hex(), *[Status(404, text="")] * 2)
+    assert use(source_of(server, certificate), lambda s: s.missing_chunks(FIRST, digests)) == [0]
+    server.fail(f"HEAD {STORE}/.chunks", *[Status(404, text="")] * 2 * len(digests))
     with pytest.raises(SourceError, match="listed, but not found when it was read"):
-        use(source_of(server, certificate), lambda s: s.missing_chunks(digests))
+        use(source_of(server, certificate, retry_timeout=0), lambda s: s.missing_chunks(FIRST, digests))
 
 
 def test_a_key_that_cannot_be_had_is_asked_for_once_by_all_that_wait(
@@ -302,6 +323,17 @@ def test_a_key_that_may_not_list_the_bucket_hears_of_a_missing_datastore(
     address = replace(server.address, store="stor")
     with pytest.raises(UnknownDatastoreError, match=r"no datastore at .*; check the names"):
         use(source_of(server, certificate, address=address), fetch(chunk[0]))
+
+
+@pytest.mark.parametrize("status", [Status(404, text=""), Status(404, "NoSuchKey")])
+def test_a_list_that_is_said_not_to_exist_is_an_error_of_the_bucket(
+    status: Status, chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
+) -> None:
+    with pytest.raises(UnknownDatastoreError, match=rf"has no list of the bucket '{BUCKET}'; check the"):
+        use(
+            source_of(server, certificate),
+            after(lambda: server.fail("LIST", status), lambda s: s.snapshots(VM)),
+        )
 
 
 def test_a_snapshot_that_is_removed_under_a_reader_is_said_not_to_exist(
@@ -466,6 +498,42 @@ def test_a_key_that_was_exchanged_is_asked_for_again_once(
         return found
 
     assert use(source_of(server, certificate, keys), work) == chunk[1]
+
+
+def test_a_key_that_was_exchanged_is_asked_for_again_by_a_look_too(
+    chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
+) -> None:
+    keys = Keys(KEY, AwsCredentials("AKIDNEW", SECRET_KEY))
+
+    async def work(source: BucketSource) -> list[int]:
+        await source.groups(ROOT_NAMESPACE)
+        server.access_key = "AKIDNEW"
+        return await source.missing_chunks(FIRST, [chunk[0], bytes(32)])
+
+    assert use(source_of(server, certificate, keys), work) == [1]
+    assert keys.asked == 2
+
+
+def test_a_look_that_is_refused_is_told_the_reason(
+    chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
+) -> None:
+    def refuse() -> None:
+        server.fail("HEAD", Status(403, text=""))
+        server.fail("GET", Status(403, "AccessDenied"))
+
+    with pytest.raises(ForbiddenError, match="AccessDenied"):
+        use(source_of(server, certificate), after(refuse, lambda s: s.missing_chunks(FIRST, [chunk[0]])))
+
+
+def test_a_look_at_a_server_that_ignores_ranges_receives_little(
+    chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
+) -> None:
+    def refuse() -> None:
+        server.fail("HEAD", Status(400, text=""))
+        server.fail("GET", Body(bytes(1 << 20)))
+
+    found = use(source_of(server, certificate), after(refuse, lambda s: s.missing_chunks(FIRST, [chunk[0]])))
+    assert found == []
 
 
 def test_many_requests_that_meet_an_exchanged_key_ask_once_for_another(

@@ -142,7 +142,7 @@ def test_a_snapshot_that_is_pruned_under_a_reader_is_an_error_of_that_read(
                 await source.fetch_chunk(FIRST, IMAGE, digests[0], MOST)
             with pytest.raises(DamageError, match=f"chunk {digests[0].hex()} .*: missing"):
                 await source.fetch_chunk(VM.snapshot(TIME + 1), IMAGE, digests[0], MOST)
-            assert await source.missing_chunks(digests) == [0]
+            assert await source.missing_chunks(VM.snapshot(TIME + 1), digests) == [0]
             assert await source.fetch_file(VM.snapshot(TIME + 1), CONFIG, MOST)
 
     with Gateway(tmp_path / "s3", certificate) as gateway:

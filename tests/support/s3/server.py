@@ -236,7 +236,10 @@ class S3Server:
         try:
             if path is None:
                 raise FileNotFoundError
-            return 200, path.read_bytes(), {"ETag": '"00000000000000000000000000000000"'}
+            tag = {"ETag": '"00000000000000000000000000000000"'}
+            if headers.get("range") == "bytes=0-0":
+                return 206, path.read_bytes()[:1], tag
+            return 200, path.read_bytes(), tag
         except FileNotFoundError:
             return 404, Status(404, "NoSuchKey").body, {}
 
