@@ -20,6 +20,8 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
 from typing import Any, NamedTuple, Protocol
 
 from pbsfs.base.errors import MountError
+from pbsfs.formats.blob import MAX_CHUNK_SIZE
+from pbsfs.reader.buffers import zeros
 
 if "pyfuse3" in sys.modules:
     raise ImportError(
@@ -58,6 +60,9 @@ _MAX_ERRNO = 511
 _MAX_OFFSET = 2**63 - 1
 
 _REINSTALL = "build pyfuse3 on this system: pip install --force-reinstall --no-binary pyfuse3 pyfuse3"
+
+# What reads of holes are answered from.
+_HOLES = ffi.from_buffer(zeros(MAX_CHUNK_SIZE))
 
 _handlers: "AtOnce | None" = None
 _waiting: dict[int, Callable[[], None]] = {}
@@ -128,7 +133,7 @@ def install(handlers: AtOnce) -> None:
     """Let `handlers` answer on mounts that are made from now on. Call it before `pyfuse3.init`."""
     global _handlers  # noqa: PLW0603 - the extension calls functions that were bound when it was loaded
     _handlers = handlers
-    lib.pbsfs_shim_enable()
+    lib.pbsfs_shim_enable(_HOLES, len(_HOLES))
 
 
 @ffi.def_extern(name="pbsfs_lseek", error=-errno.EIO)

@@ -37,7 +37,7 @@ extern "Python" int pbsfs_read(uint64_t request, uint64_t fh, int64_t offset, ui
 extern "Python" int pbsfs_release(uint64_t fh);
 extern "Python" int pbsfs_lacks_xattr(uint64_t inode, const char *name);
 int pbsfs_reply(uint64_t request, const char *data, size_t size);
-void pbsfs_shim_enable(void);
+void pbsfs_shim_enable(const char *holes, size_t size);
 uint64_t pbsfs_request(void);
 int pbsfs_is_interrupted(uint64_t request);
 int64_t pbsfs_caller(uint64_t request);
@@ -124,9 +124,22 @@ static uint64_t last_request;
 /* Whether the request that is being processed was answered at once, in little time. */
 static int answered;
 
-static void pbsfs_shim_enable(void)
+/*
+ * The memory that handlers answer reads of holes from, and the little that is sent instead, again and again:
+ * it stays in the processor's cache. And the kernel looks up each page that it copies, which takes it longer
+ * where the page was never written.
+ */
+#define ZEROS (16 << 10)
+#define MOST_ZEROS (1 << 20)
+static const char *holes;
+static size_t holes_size;
+static const char zeros[ZEROS] __attribute__((aligned(4096)));
+
+static void pbsfs_shim_enable(const char *data, size_t size)
 {
     enabled = 1;
+    holes = data;
+    holes_size = size;
 }
 
 static uint64_t pbsfs_request(void)
@@ -390,6 +403,24 @@ struct fuse_session *pbsfs_session_new(struct fuse_args *args, const struct fuse
     return session;
 }
 
+static int is_hole(const char *data, size_t size)
+{
+    return data >= holes && data < holes + holes_size && size <= (size_t)(holes + holes_size - data);
+}
+
+static int reply_zeros(fuse_req_t req, size_t size)
+{
+    struct iovec parts[MOST_ZEROS / ZEROS];
+    int count = 0;
+
+    for (; size > 0; count++) {
+        parts[count].iov_base = (void *)zeros;
+        parts[count].iov_len = size < ZEROS ? size : ZEROS;
+        size -= parts[count].iov_len;
+    }
+    return fuse_reply_iov(req, parts, count);
+}
+
 extern int PyGILState_Check(void);
 
 int pbsfs_reply_buf(fuse_req_t req, const char *data, size_t size)
@@ -403,11 +434,12 @@ int pbsfs_reply_buf(fuse_req_t req, const char *data, size_t size)
         if (next == NULL)
             abort();  /* pyfuse3 could not have been loaded */
     }
-    if (size < LARGE_REPLY || !PyGILState_Check())
+    if (size < LARGE_REPLY)
         return next(req, data, size);
-    held = PyEval_SaveThread();  /* the caller holds the data */
-    result = next(req, data, size);
-    PyEval_RestoreThread(held);
+    held = PyGILState_Check() ? PyEval_SaveThread() : NULL;  /* the caller holds the data */
+    result = size <= MOST_ZEROS && is_hole(data, size) ? reply_zeros(req, size) : next(req, data, size);
+    if (held != NULL)
+        PyEval_RestoreThread(held);
     return result;
 }
 

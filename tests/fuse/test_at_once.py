@@ -5,6 +5,7 @@ from __future__ import annotations
 from pbsfs.fuse import shim  # isort: skip - before pyfuse3, see there
 
 import errno
+import mmap
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -203,3 +204,27 @@ def test_many_readers_at_once_get_every_file(store: Path, tmp_path: Path) -> Non
         # The other tasks of the loop still get their turn, and an open file does not keep the mount.
         with (root / "f003").open("rb"):
             assert sorted(os.listdir(root)) == sorted([*map(os.fsdecode, FILES), "x"])
+
+
+@pytest.mark.mount
+def test_a_hole_is_zeros_whatever_the_size_of_the_read(tmp_path: Path) -> None:
+    """Replies of a few sizes are sent from little memory, and cut where a chunk with data begins."""
+    kib, mib = 1 << 10, 1 << 20
+    data = made.image(1, "r" + "0" * 63 + "r", chunk_size=64 * kib, tail=5000)
+    writer = DatastoreWriter(tmp_path / "store")
+    (tmp_path / "image").write_bytes(data)
+    images = {"drive-scsi0.img.fidx": tmp_path / "image"}
+    writer.add_snapshot(made.snapshot("100"), images, chunk_size=64 * kib)
+    sizes = [4 * kib, 12 * kib, 16 * kib, 20 * kib, 64 * kib, 100 * kib, mib - 4 * kib, mib, 3 * mib]
+    with mounted(tmp_path / "store", tmp_path / "m") as mount:
+        fd = os.open(mount / f"{made.snapshot('100')}/drive-scsi0.img", os.O_RDONLY | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, 3 * mib) as memory, memoryview(memory) as target:
+                for size in sizes:
+                    for offset in (0, 64 * kib, 68 * kib, mib, len(data) // (4 * kib) * 4 * kib - size):
+                        memory[:] = b"x" * len(memory)  # what the kernel did not fill is not zeros
+                        done = os.preadv(fd, [target[:size]], offset)
+                        assert done == min(size, len(data) - offset)
+                        assert target[:done] == data[offset : offset + done]
+        finally:
+            os.close(fd)
