@@ -68,7 +68,8 @@ class Name:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Found:
-    """A file in a shard: when it was used (nanoseconds), its size on disk in bytes, and its name."""
+    """A file in a shard: when it was used (nanoseconds; 0 if its time is in the future, so that it goes
+    first), its size on disk in bytes, and its name."""
 
     used: int
     size: int
@@ -156,7 +157,8 @@ class CacheFiles:
                 if own and (found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022):
                     return None
                 data = _read(file, found.st_size)
-                if time.time() - found.st_mtime > self._limits.touch_after:
+                # Also if it is in the future, as after a clock that was wrong: it would never be removed.
+                if abs(time.time() - found.st_mtime) > self._limits.touch_after:
                     with suppress(OSError):  # another user's, or the disk can't be written
                         os.utime(file)
                 return data
@@ -222,11 +224,13 @@ class CacheFiles:
         if not is_entry and _UNFINISHED.fullmatch(each.name) is None:
             return
         found = each.stat(follow_symlinks=False)
-        if not is_entry and time.time() - found.st_mtime > self._limits.left_after:
+        age = time.time() - found.st_mtime
+        if not is_entry and abs(age) > self._limits.left_after:
             with suppress(OSError):  # another user's, a directory, or the disk can't be written
                 os.unlink(each.name, dir_fd=folder)
                 return
-        entries.append(Found(found.st_mtime_ns, size_on_disk(found.st_size), each.name))
+        used = found.st_mtime_ns if age > -self._limits.touch_after else 0
+        entries.append(Found(used, size_on_disk(found.st_size), each.name))
 
     @contextmanager
     def _shard(self, shard: int, *, make: bool = False) -> Iterator[tuple[int, int]]:

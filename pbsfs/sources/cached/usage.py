@@ -20,6 +20,8 @@ from pbsfs.sources.cached.files import SHARDS, CacheFiles
 _FILE = "usage"
 _NUMBERS = struct.Struct(f"<{SHARDS}Q")
 _MOST = 1 << 52
+"""Bytes of a shard. Another user's sparse files may claim more than 64 bits can count."""
+
 _TRIES = 50
 _PAUSE = 0.002
 """Seconds. The lock is held for microseconds; another user may hold it for ever."""
@@ -55,7 +57,7 @@ class Usage:
             numbers = _numbers(file)
             if most is not None and sum(numbers) + size > most:
                 return False
-            number = max(0, numbers[shard] + size)
+            number = min(max(0, numbers[shard] + size), _MOST)
             os.pwrite(file, struct.pack("<Q", number), 8 * shard)
         return True
 

@@ -11,13 +11,15 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pbsfs.sources.cached.files import INNER, Kind, Name
+from pbsfs.sources.cached.files import INNER, CacheFiles, Kind, Name
 from pbsfs.sources.cached.limits import CacheLimits
 from pbsfs.sources.cached.store import DiskCache
+from pbsfs.sources.cached.usage import Usage
 
 SIZE = 64 << 20
 PART = 256 << 10
@@ -99,6 +101,39 @@ def test_wrong_numbers_are_corrected(tmp_path: Path, numbers: bytes) -> None:
     cache.contents()
     found = int.from_bytes((tmp_path / INNER / "usage").read_bytes()[:8], "little")
     assert found == sum(file.stat().st_size for file in (tmp_path / INNER / "00").glob("*"))
+
+
+def test_entries_from_the_future_go_first_until_they_are_used(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path / "c")
+    late = time.time() + 10**8
+    for number in range(20):
+        cache.put(name_of(number), content_of(number))
+        if number < 10:
+            os.utime(path_of(cache, name_of(number)), (late, late))
+    assert cache.get(name_of(3), LIMIT) == content_of(3)
+    assert path_of(cache, name_of(3)).stat().st_mtime < late - 10**7
+    cache.prune(11 * PART)
+    assert [number for number in range(20) if cache.get(name_of(number), LIMIT)] == [3, *range(10, 20)]
+
+
+def test_an_unfinished_file_from_the_future_is_removed(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path / "c")
+    cache.put(name_of(1), b"x")
+    left = Path(f"{path_of(cache, name_of(1))}.01234567.new")
+    left.touch()
+    os.utime(left, (0, time.time() + 10**8))
+    assert cache.contents().counts[Kind.CHUNK] == 1
+    assert not left.exists()
+
+
+def test_more_bytes_than_can_be_counted_are_counted_as_the_most(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path / "c")
+    usage = Usage(CacheFiles(tmp_path / "c", CacheLimits()))
+    usage.add(5, 1 << 64)  # two sparse files, on a file system that has such
+    assert not usage.add(6, 1, most=SIZE)
+    cache.contents()
+    assert usage.total() == 0
+    assert cache.put(name_of(1), b"x")
 
 
 def test_a_directory_in_the_place_of_an_unfinished_file_stops_nothing(tmp_path: Path) -> None:
@@ -237,6 +272,7 @@ import hashlib, random, sys
 from pathlib import Path
 from pbsfs.sources.cached.files import Kind, Name
 from pbsfs.sources.cached.store import DiskCache
+from pbsfs.sources.cached.usage import Usage
 seed, directory, size = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 source = random.Random(seed)
 cache = DiskCache(directory, size)
