@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
 from typing import TypeVar
 
 import trio
@@ -37,4 +37,4 @@ async def run_for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]],
         for item in left:
             await work(item)
 
-    await run_together([take] * at_once)
+    await run_together([take] * (min(at_once, len(items)) if isinstance(items, Sized) else at_once))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import trio
@@ -21,39 +18,13 @@ from pbsfs.sources.base import FileInfo, SnapshotInfo
 from pbsfs.tree import ImageFile, Tree
 from tests.support import made
 from tests.support.sources import MemorySource
+from tests.support.steps import LIMIT, measured_steps
 
 TIB = 1 << 40
 CHUNK = 4 << 20
 NAME = "disk.img.fidx"
 SNAPSHOT = made.snapshot()
 DATA = b"data" * (CHUNK // 4)
-
-LIMIT = 0.05
-"""Seconds of the processor's time that one step of a task may take."""
-
-
-class _Steps(trio.abc.Instrument):
-    """Measures the processor's time of each step of a task: what else the machine does is not counted."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._since = time.thread_time()
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._since = time.thread_time()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.longest = max(self.longest, time.thread_time() - self._since)
-
-
-@contextmanager
-def measured_steps() -> Iterator[_Steps]:
-    steps = _Steps()
-    trio.lowlevel.add_instrument(steps)
-    try:
-        yield steps
-    finally:
-        trio.lowlevel.remove_instrument(steps)
 
 
 def holding(size: int, pattern: str) -> tuple[MemorySource, SnapshotInfo]:

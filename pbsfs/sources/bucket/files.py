@@ -1,7 +1,7 @@
 """Keys as directories and files: what one or more listings found, in memory, for the code that lists them.
 
-A listing never fetches: what it reads has to be added before, with `add_content`. Filled in the trio loop,
-and then read by one thread.
+A listing never fetches: what it reads has to be added before, with `add_content`. Filled in the trio loop. A
+thread may read what is complete: all of it, or the directories to which nothing is added any more.
 """
 
 from __future__ import annotations

@@ -24,8 +24,11 @@ class BucketLimits(HttpLimits):
     page: int = 1000
     """Keys that pbsfs asks for in one answer: the most that object stores give."""
 
-    max_page: int = 8 << 20
-    """Bytes of such an answer at most: 1000 keys of 1024 bytes, with escapes."""
+    max_page: int = 4 << 20
+    """Bytes of such an answer at most: 1000 keys of 1024 escaped bytes, and what is said of each."""
+
+    parsed_at_once: int = 2
+    """Larger answers that are parsed at once: more take memory, and are not faster."""
 
     max_keys: int = 1 << 20
     """Keys of one listing at most: some 170,000 snapshots of one group, or the names of that many in all."""

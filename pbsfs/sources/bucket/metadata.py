@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -36,6 +36,9 @@ from pbsfs.sources.listing.store import Store
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+_AT_ONCE = 1000
+"""Names that the trio loop goes through before other tasks run: that takes 2 to 5 ms."""
 
 
 class _Listed(Store):
@@ -99,8 +102,8 @@ class Metadata:
             there = not steps or await self._is_there(steps)
 
         async def list_type(backup_type: str) -> None:
-            await self._list_below((*steps, backup_type), listed)
-            groups = names.groups(namespace, backup_type, steps)
+            count = await self._list_below((*steps, backup_type), listed)
+            groups = await self._run(lambda: names.groups(namespace, backup_type, steps), count)
             await run_for_each(
                 groups, lambda group: self._learn(group, names, listed), at_once=self._limits.requests
             )
@@ -121,8 +124,10 @@ class Metadata:
         await self._fetch(listed, [(*steps, layout.OWNER)])
         names = Names(listed.metadata, self._reporter)
         listing = SnapshotListing(listed, names, self._reporter, self._kept)
-        unread = await self._run(lambda: listing.unread(group))
-        await self._fetch(listed, (layout.file_steps(snapshot, MANIFEST) for snapshot in unread))
+        unread = await self._run(
+            lambda: [layout.file_steps(snapshot, MANIFEST) for snapshot in listing.unread(group)]
+        )
+        await self._fetch(listed, unread)
         return await self._run(lambda: listing.snapshots(group))
 
     def _listed(self) -> _Listed:
@@ -134,18 +139,21 @@ class Metadata:
     async def _learn(self, group: Group, names: Names, listed: _Listed) -> None:
         """Lists a group without what is in its snapshots, and fetches what a list of groups reads of it."""
         steps = layout.group_steps(group)
-        await self._list_below(steps, listed)
+        count = await self._list_below(steps, listed)
         await run_together(
             [
-                partial(self._find_newest, group, names, listed),
+                partial(self._find_newest, group, count, names, listed),
                 partial(self._fetch, listed, [(*steps, name) for name in (layout.OWNER, layout.NOTES)]),
             ]
         )
 
-    async def _find_newest(self, group: Group, names: Names, listed: _Listed) -> None:
-        """Looks for the manifest of the newest snapshot; lists all that is in the group if there is none."""
+    async def _find_newest(self, group: Group, count: int, names: Names, listed: _Listed) -> None:
+        """Looks for the manifest of the newest snapshot; lists all that is in the group if there is none.
+
+        `count`: the names in the group.
+        """
         try:
-            times = names.times(group)
+            times = await self._run(lambda: names.times(group), count)
         except DamageError:  # reported
             return
         if not times:
@@ -156,26 +164,34 @@ class Metadata:
         else:
             await self._list_all(layout.group_steps(group), listed)
 
-    async def _list_below(self, steps: Steps, listed: _Listed) -> list[str]:
-        """Lists what is directly below a directory; returns the prefixes of the directories."""
+    async def _list_below(self, steps: Steps, listed: _Listed) -> int:
+        """Lists what is directly below a directory; returns how many names that are."""
         objects, prefixes = await self._objects.list(self.key((*steps, "")), delimited=True)
-        listed.metadata.add(objects)
-        listed.metadata.add_directories(prefixes)
-        return prefixes
+        for some in _parts(objects):
+            listed.metadata.add(some)
+            await trio.lowlevel.checkpoint()
+        for below in _parts(prefixes):
+            listed.metadata.add_directories(below)
+            await trio.lowlevel.checkpoint()
+        return len(objects) + len(prefixes)
 
     async def _list_all(self, steps: Steps, listed: _Listed) -> None:
         """Lists all that is below a directory."""
         objects, _prefixes = await self._objects.list(self.key((*steps, "")), delimited=False)
-        listed.metadata.add(objects)
+        for some in _parts(objects):
+            listed.metadata.add(some)
+            await trio.lowlevel.checkpoint()
 
     async def _is_there(self, steps: Steps) -> bool:
         """Whether anything is below a directory."""
         return await self._objects.any(self.key((*steps, "")))
 
-    async def _fetch(self, listed: _Listed, files: Iterable[Steps]) -> None:
+    async def _fetch(self, listed: _Listed, files: Sequence[Steps]) -> None:
         """Fetches those of the files that were listed, for the listing to read."""
         new: list[Steps] = []
-        for steps in files:
+        for number, steps in enumerate(files, 1):
+            if not number % _AT_ONCE:
+                await trio.lowlevel.checkpoint()
             found = listed.metadata.object(steps)
             if found is None:
                 continue
@@ -215,9 +231,17 @@ class Metadata:
             _version, oldest = self._small.popitem(last=False)
             self._small_size -= len(oldest)
 
-    async def _run(self, work: Callable[[], R]) -> R:
-        """Runs `work`, which takes the longer the more was listed, in a worker thread."""
+    async def _run(self, work: Callable[[], R], count: int = _AT_ONCE + 1) -> R:
+        """Runs `work`, which takes the longer the more was listed, in a worker thread. `count`: of the names
+        that it goes through; few take less time than a thread."""
+        if count <= _AT_ONCE // 10:
+            return work()
         try:
             return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
         except FileNotFoundError as error:
             raise NotFoundError(f"{error.filename} does not exist") from None
+
+
+def _parts(items: Sequence[R]) -> Iterator[Sequence[R]]:
+    """`items`, `_AT_ONCE` at a time."""
+    return (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))

@@ -52,6 +52,7 @@ class Requests:
         self._limits = limits
         self._clock = clock
         self._threads = trio.CapacityLimiter(limits.requests)
+        self._parsers = trio.CapacityLimiter(limits.parsed_at_once)
         self._client = HttpClient(address, trust, proxy, limits, threads=self._threads)
         self._key: AwsCredentials | None = None
         self._has_key = False  # None is an answer too: a public bucket
@@ -104,7 +105,7 @@ class Requests:
             if len(answer.body) <= self._limits.parse_at_once:
                 return parse_page(answer.body, prefix)
             return await trio.to_thread.run_sync(
-                parse_page, answer.body, prefix, limiter=self._threads, abandon_on_cancel=True
+                parse_page, answer.body, prefix, limiter=self._parsers, abandon_on_cancel=True
             )
         except NotFoundError:  # nothing in a bucket, but the bucket, or what is behind the endpoint
             raise UnknownDatastoreError(

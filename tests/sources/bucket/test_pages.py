@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -108,7 +111,49 @@ def test_whatever_is_in_a_list_is_read_or_refused(data: st.DataObject) -> None:
 
 
 def test_deep_nesting_takes_no_stack() -> None:
-    parse_page(document("<a>" * 100_000 + "</a>" * 100_000), "")
+    parse_page(document("<a>" * 30_000 + "</a>" * 30_000), "")
+
+
+MUCH: dict[str, Callable[[int], str]] = {
+    "elements": lambda size: "<a/>" * (size // 4),
+    "nested elements": lambda size: "<a>" * (size // 7) + "</a>" * (size // 7),
+    "as many elements as are accepted": lambda size: "<a/>\U0001f600" * 60_000 + "x" * (size - 480_000),
+    "as many attributes": lambda _size: "<a " + " ".join(f"b{number}=''" for number in range(60_000)) + "/>",
+    "names": lambda size: "".join(f"<a{number}/>" for number in range(size // 10)),
+    "wide text": lambda size: "\U0001f600" * (size // 4),
+}
+
+
+@pytest.mark.parametrize("inside", MUCH.values(), ids=MUCH.keys())
+def test_a_hostile_list_takes_little_memory(inside: Callable[[int], str]) -> None:
+    body = document(inside(LIMITS.max_page - 1000))
+    assert len(body) <= LIMITS.max_page
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DamageError):
+            parse_page(body, "")
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 48 << 20
+
+
+def test_the_longest_list_is_accepted() -> None:
+    more = "".join(f"<Part{number}>x</Part{number}>" for number in range(25))
+    keys = [f"a/{number:04}/".ljust(1024, ":") for number in range(1000)]
+    inside = "".join(contents(quote(key)).replace("</Contents>", f"{more}</Contents>") for key in keys)
+    body = document(f"<EncodingType>url</EncodingType>{inside}")
+    assert LIMITS.max_page - len(body) > 0
+    assert [found.key for found in parse_page(body, "a/").objects] == keys
+
+
+def test_a_list_that_is_too_long_is_refused_with_the_limit(
+    writer: DatastoreWriter, server: S3Server, certificate: Certificate
+) -> None:
+    add(writer)
+    server.fail("LIST", Body(document("x" * LIMITS.max_page)))
+    with pytest.raises(WrongServerError, match=f"has more than {LIMITS.max_page} bytes"):
+        use(source_of(server, certificate), lambda s: s.groups(ROOT_NAMESPACE))
 
 
 # --- many pages
