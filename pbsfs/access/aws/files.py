@@ -24,6 +24,8 @@ DEFAULT_PROFILE = "default"
 
 MAX_FILE_SIZE = 1 << 20
 
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH  # the bits of the group also show access control lists
+
 Settings = Mapping[str, str]
 
 
@@ -110,7 +112,7 @@ def _read(path: Path, *, prefixed: bool) -> AwsFile:
         raise UsageError(f"{path}: {error.strerror}; check who may read it") from None
     if len(data) > MAX_FILE_SIZE:
         raise UsageError(f"{path}: larger than {MAX_FILE_SIZE >> 20} MiB; it is not a file of AWS's tools")
-    may_name_commands = status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH
+    may_name_commands = status.st_uid in (0, os.geteuid()) and not status.st_mode & _OTHERS_WRITE
     sections = dict(_sections(path, data, prefixed=prefixed))
     return AwsFile(path, sections, may_name_commands, bool(status.st_mode & stat.S_IROTH))
 

@@ -128,7 +128,7 @@ def _command(profile: AwsProfile, name: str) -> KeySource | None:
         if command and not file.may_name_commands:
             raise UsageError(
                 f"{file.path}: {name} names a command, and others can write the file; run chown and "
-                "chmod o-w on it"
+                "chmod go-w on it"
             )
         if command:
             return CommandKey(f"credential_process of {name} in {file.path}", command)

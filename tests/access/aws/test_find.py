@@ -115,9 +115,11 @@ def test_ways_that_take_more_name_the_program_that_has_them(setting: str, named:
     )
 
 
-def test_a_command_in_a_file_that_others_write_never_runs(home: Home) -> None:
-    home.write("config", "[default]\ncredential_process = print-key\n", 0o646)
-    assert "names a command, and others can write the file" in home.refused()
+@pytest.mark.parametrize("mode", [0o646, 0o664, 0o620, 0o602])
+@pytest.mark.parametrize("file", ["config", "credentials"])
+def test_a_command_in_a_file_that_others_write_never_runs(file: str, mode: int, home: Home) -> None:
+    home.write(file, "[default]\ncredential_process = print-key\n", mode)
+    assert "names a command, and others can write the file; run chown and chmod go-w" in home.refused()
 
 
 def test_a_file_that_others_read_is_warned_of(home: Home, caplog: pytest.LogCaptureFixture) -> None:
