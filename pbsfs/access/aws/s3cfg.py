@@ -16,6 +16,10 @@ from pbsfs.base.text import first_of, quoted
 
 MAX_FILE_SIZE = 1 << 20
 
+DEFAULT_REGION = "us-west-1"
+"""The region of a server whose configuration has none, in names and signatures. Source: `S3Client` of Proxmox
+Backup Server 4.2."""
+
 _HEADER = re.compile(r"(\S+):\s*(\S+)\s*")
 _BUCKET = "{{bucket}}."
 
@@ -26,7 +30,7 @@ class S3Endpoint:
 
     place: str
     endpoint: str
-    region: str | None
+    region: str
     path_style: bool
     fingerprint: str | None
     access_key: str
@@ -60,8 +64,8 @@ def _endpoint(place: str, settings: Mapping[str, str], bucket: str) -> S3Endpoin
     for key in ("endpoint", "access-key", "secret-key"):
         if not settings.get(key):
             raise UsageError(f"{place} has no {key}; add it")
-    region = settings.get("region")
-    host = settings["endpoint"].replace("{{region}}", region or "")
+    region = settings.get("region") or DEFAULT_REGION
+    host = settings["endpoint"].replace("{{region}}", region)
     path_style = settings.get("path-style", "").lower() in ("1", "on", "yes", "true")
     if not path_style:
         begin = next((each for each in (_BUCKET, f"{bucket}.") if host.startswith(each)), None)

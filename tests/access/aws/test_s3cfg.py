@@ -65,8 +65,16 @@ def test_port_certificate_and_path_style_are_taken_over(file: Path) -> None:
     file.write_text(MINIO)
     found = read_endpoint(file, "backups", "store1")
     assert (found.endpoint, found.path_style) == ("https://minio.example.com:9000", True)
-    assert (found.region, found.fingerprint) == (None, "ab:cd")
+    assert found.fingerprint == "ab:cd"
     assert "s3cret" not in repr(found)
+
+
+def test_the_region_is_that_of_the_server_if_its_file_has_none(file: Path) -> None:
+    file.write_text(MINIO)
+    assert read_endpoint(file, "backups", "store1").region == "us-west-1"
+    file.write_text(AWS.replace("\tregion eu-central-1\n", ""))
+    found = read_endpoint(file, "backups", "store1")
+    assert (found.endpoint, found.region) == ("https://s3.us-west-1.amazonaws.com", "us-west-1")
 
 
 def test_the_datastore_says_which_endpoint_it_has(file: Path) -> None:
