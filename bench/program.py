@@ -75,18 +75,25 @@ class Pbsfs:
         return command(words, size=data.data_bytes, environment=environment, server=server)
 
     @contextmanager
-    def mounted(self, source: Source, data: Data, *options: str, encrypted: bool = False) -> Iterator[Mount]:
+    def mounted(
+        self,
+        source: Source,
+        data: Data,
+        *options: str,
+        encrypted: bool = False,
+        program: Sequence[str | Path] = (PBSFS,),
+    ) -> Iterator[Mount]:
         """A mount in a process of ours."""
         place = Path(tempfile.mkdtemp(prefix="mount-", dir=self.home))
         words: list[str | Path] = [
-            PBSFS,
+            *program,
             "mount",
             "--foreground",
             *self.options(source, data, encrypted=encrypted),
             *options,
             place,
         ]
-        process = started(words, self.environment(source))
+        process = started(words, self.environment(source) | {"PYTHONPATH": str(CHECKOUT)})
         try:
             wait_for(lambda: mounted_at(place) is not None, process, f"{place} is mounted")
             server = source.pid if isinstance(source, RunningServer | BucketAccess) else None

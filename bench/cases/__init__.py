@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.cases import (
     bucket,
+    cores,
     directory,
     disk_cache,
     disks,
@@ -38,5 +39,6 @@ ALL: tuple[Case, ...] = (
     *start.CASES,
     *memory.CASES,
     *growth.CASES,
+    *cores.CASES,
     *tuning.CASES,
 )
