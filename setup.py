@@ -1,4 +1,4 @@
-"""What pyproject.toml can't say: the extension that cffi generates, and what building it requires."""
+"""What pyproject.toml can't say: the extensions, and what building them requires."""
 
 import shutil
 import subprocess
@@ -6,7 +6,23 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+
+HEADERS = {
+    "fuse3 >= 3.8": "the headers of libfuse 3.8 or later",
+    "libzstd >= 1.5": "the headers of libzstd 1.5 or later",
+    "libdeflate": "the headers of libdeflate",
+    "libcrypto >= 3": "the headers of OpenSSL 3 or later",
+}
+"""What the extensions use, as pkg-config names it, and as an error does."""
+
+DECODER = Extension(
+    "pbsfs.formats._decoder",
+    ["pbsfs/formats/_decoder.c"],
+    libraries=["crypto", "deflate", "zstd"],
+    extra_compile_args=["-Wall", "-Wextra"],
+    py_limited_api=True,
+)
 
 
 def check_requirements() -> None:
@@ -18,14 +34,19 @@ def check_requirements() -> None:
         missing.append("the headers of Python")
     if shutil.which("pkg-config") is None:
         missing.append("pkg-config")
-    elif subprocess.run(["pkg-config", "--exists", "fuse3 >= 3.8"], check=False).returncode != 0:
-        missing.append("the headers of libfuse 3.8 or later")
+    else:
+        missing += [name for package, name in HEADERS.items() if not _is_installed(package)]
     if missing:
         sys.exit(
             f"pbsfs: building requires {', '.join(missing)}; "
-            "run: apt install gcc libc6-dev libfuse3-dev pkg-config python3-dev"
+            "run: apt install gcc libc6-dev libdeflate-dev libfuse3-dev libssl-dev libzstd-dev pkg-config "
+            "python3-dev"
         )
 
 
+def _is_installed(package: str) -> bool:
+    return subprocess.run(["pkg-config", "--exists", package], check=False).returncode == 0
+
+
 check_requirements()
-setup(cffi_modules=["pbsfs/fuse/shim_build.py:builder"])
+setup(ext_modules=[DECODER], cffi_modules=["pbsfs/fuse/shim_build.py:builder"])

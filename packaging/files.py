@@ -44,6 +44,9 @@ COPIED = (
 )
 """Files that are installed unchanged: a pattern in the checkout, the directory, and the mode."""
 
+LIBRARIES = ("libcrypto", "libdeflate", "libfuse3", "libzstd")
+"""What the extensions are linked with, except the C library."""
+
 DOCUMENTS = ("*.md", "LICENSE", "docs/**/*.md", "docs/**/*.svg", "bench/README.md")
 """Files that are installed below DOCS by the same paths, so that the links between them work."""
 
@@ -104,7 +107,7 @@ def control_files(size: int) -> dict[str, tuple[bytes, int]]:
         "ARCHITECTURE": _output("dpkg", "--print-architecture"),
         "SIZE": str(-(-size // 1024)),
         "PYTHON": f"{sys.version_info[0]}.{sys.version_info[1]}",
-        "LIBFUSE": _libfuse(),
+        "LIBRARIES": ", ".join(_package_of(name) for name in LIBRARIES),
     }
     folder = CHECKOUT / "packaging/debian"
     control = re.sub("@([A-Z]+)@", lambda found: values[found[1]], (folder / "control").read_text("utf-8"))
@@ -152,16 +155,15 @@ def _completion(shell: str) -> bytes:
     return f"{completer(cli, {}, 'pbsfs', '_PBSFS_COMPLETE').source()}\n".encode()
 
 
-def _libfuse() -> str:
-    """The package of the libfuse that the extension was linked with."""
-    import pbsfs.fuse._shim  # noqa: F401, PLC0415 - loads libfuse
+def _package_of(library: str) -> str:
+    """The package of the `library` that an extension was linked with."""
+    import pbsfs.formats._decoder  # noqa: PLC0415 - both load the libraries
+    import pbsfs.fuse._shim  # noqa: F401, PLC0415
 
     mapped = Path("/proc/self/maps").read_text("utf-8", errors="replace")
-    names = set(re.findall(r"/(libfuse3\.so\.[0-9.]+)$", mapped, re.MULTILINE))
+    names = set(re.findall(rf"/({library}\.so\.[0-9.]+)$", mapped, re.MULTILINE))
     if len(names) != 1:
-        sys.exit(
-            f"package: the extension uses {len(names)} versions of libfuse 3 ({', '.join(names)}), not one"
-        )
+        sys.exit(f"package: pbsfs uses {len(names)} versions of {library} ({', '.join(names)}), not one")
     # By its name alone: dpkg may know the directory as /lib, which is now a link to /usr/lib.
     return _output("dpkg-query", "--search", f"*/{names.pop()}").split(":")[0]
 

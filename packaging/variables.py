@@ -45,6 +45,7 @@ from pbsfs.access.options import (
     PROFILE_VARIABLE,
     REPOSITORY_VARIABLE,
 )
+from pbsfs.chunks.decoder import PURE_VARIABLE
 from pbsfs.runtime.logs import FORMAT_VARIABLE
 from pbsfs.sources.http.proxy import EXCEPTIONS
 from pbsfs.sources.http.proxy import VARIABLES as PROXIES
@@ -102,6 +103,7 @@ VARIABLES = {
     CACHE_VARIABLE: "Keep what was fetched from a server in this directory.",
     SIZE_VARIABLE: "Use at most this much of the disk for it (default: 50G).",
     FORMAT_VARIABLE: "Log lines of text (text), or one JSON object per line (json) (default: text).",
+    PURE_VARIABLE: "If set, pbsfs decodes chunks without its C extension, which takes longer.",
     "XDG_CONFIG_HOME": "The directory of the user's configuration, pbsfs/config.toml (default: ~/.config).",
     "XDG_STATE_HOME": "The directory of the log of a background mount, if there is no syslog (default: "
     "~/.local/state).",

@@ -12,12 +12,13 @@ import pytest
 
 from pbsfs.base.errors import DamageError, KeyRequiredError
 from pbsfs.base.names import MANIFEST, MASTER_KEY_BLOB, ArchiveKind
-from pbsfs.formats import blob
+from pbsfs.formats import _decoder, blob
 from pbsfs.formats.index import DynamicIndex, FixedIndex, Index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode, Manifest, ManifestFile
 from tests.support import golden
 from tests.support.golden import DATASTORE
+from tests.support.stored_chunks import Case, compare
 
 pytestmark = pytest.mark.golden
 
@@ -131,9 +132,13 @@ def test_every_chunk_of_every_index_decodes_or_wants_its_key(stored: Stored) -> 
         start, end = index.span(number)
         if stored.readable:
             assert len(decoded(digest, end - start, stored)) == end - start
+            case = Case(digest.hex(), chunk(digest), digest, end - start, stored.encrypted, stored.key)
+            assert compare(_decoder, case) == "verified"
         else:
             with pytest.raises(KeyRequiredError):
                 decoded(digest, end - start, stored)
+            wrong = golden.plain_key().reveal_all()
+            assert _decoder.decode(chunk(digest), digest, end - start, *wrong) is None
             with pytest.raises(DamageError, match="wrong key"):
                 blob.decode_chunk(
                     chunk(digest), digest=digest, length=end - start, encrypted=True, key=golden.plain_key()

@@ -25,6 +25,7 @@ from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.budget import Budget
 from pbsfs.chunks.cache import ChunkCache
+from pbsfs.chunks.decoder import decode_chunk, is_pure
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import blob
 from pbsfs.formats.keys import Key
@@ -126,6 +127,7 @@ class ChunkStore:
         """`nursery`: runs the fetches; cancelling it ends them. `memory`: what it leaves is for the cache."""
         self._source = source
         self._nursery = nursery
+        log.debug("%s decodes chunks", "Python" if is_pure() else "the C extension")
         self.memory = memory
         self.limits = limits
         self.cache = ChunkCache(memory.cache_size)
@@ -251,6 +253,6 @@ class ChunkStore:
 
 
 def _decode(raw: bytes, chunk: Chunk) -> bytes:
-    return blob.decode_chunk(
+    return decode_chunk(
         raw, digest=chunk.digest, length=chunk.length, encrypted=chunk.encrypted, key=chunk.key
     )

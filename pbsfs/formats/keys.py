@@ -50,6 +50,10 @@ class Key:
         """The key itself, to hand over to another pbsfs process or to write to a key file."""
         return self._enc_key
 
+    def reveal_all(self) -> tuple[bytes, bytes]:
+        """The key itself and the one that ends what a digest covers, for the C decoder."""
+        return self._enc_key, self._id_key
+
     def sign(self, data: bytes) -> bytes:
         """The signature (32 bytes) of `data` under this key."""
         return hmac.digest(self._id_key, data, "sha256")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 import zstandard
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pbsfs.base.errors import DamageError, KeyRequiredError
+from pbsfs.chunks import decoder
 from pbsfs.formats import blob
 from pbsfs.formats.blob import BlobKind
 from tests.support import byhand
@@ -23,6 +25,10 @@ CONTENT = st.one_of(SMALL, REPETITIVE)
 
 all_kinds = pytest.mark.parametrize("magic", byhand.KINDS)
 sealed_kinds = pytest.mark.parametrize("magic", [byhand.ENCRYPTED, byhand.ENCRYPTED_COMPRESSED])
+both_decoders = pytest.mark.parametrize(
+    "decode_chunk", [blob.decode_chunk, decoder.decode_chunk], ids=["python", "extension"]
+)
+Decode = Callable[..., bytes]
 open_kinds = pytest.mark.parametrize("magic", [byhand.PLAIN, byhand.COMPRESSED])
 
 
@@ -72,8 +78,11 @@ def test_a_blob_of_any_kind_and_size_gives_its_content(data: bytes, magic: str, 
     assert decode(byhand.blob(magic, data, announce=announce), len(data)) == data
 
 
+@both_decoders
 @given(data=CONTENT, encrypted=st.booleans(), compress=st.booleans())
-def test_what_is_encoded_decodes_to_the_same(data: bytes, encrypted: bool, compress: bool) -> None:
+def test_what_is_encoded_decodes_to_the_same(
+    data: bytes, encrypted: bool, compress: bool, decode_chunk: Decode
+) -> None:
     key = KEY if encrypted else None
     stored = blob.encode(data, key=key, compress=compress)
     kind = blob.kind_of(stored)
@@ -83,19 +92,22 @@ def test_what_is_encoded_decodes_to_the_same(data: bytes, encrypted: bool, compr
     assert len(stored) <= kind.header_size + len(data)
     assert blob.decode(stored, max_size=len(data), key=key, encrypted=encrypted) == data
     digest = hashlib.sha256(data).digest() if key is None else key.digest(data)
-    assert blob.decode_chunk(stored, digest=digest, length=len(data), encrypted=encrypted, key=key) == data
+    assert decode_chunk(stored, digest=digest, length=len(data), encrypted=encrypted, key=key) == data
 
 
+@both_decoders
 @pytest.mark.parametrize("encrypted", [False, True])
 @pytest.mark.parametrize("fill", [b"\0", b"text "])
-def test_a_chunk_of_the_largest_size_goes_there_and_back(fill: bytes, encrypted: bool) -> None:
+def test_a_chunk_of_the_largest_size_goes_there_and_back(
+    fill: bytes, encrypted: bool, decode_chunk: Decode
+) -> None:
     data = (fill * blob.MAX_CHUNK_SIZE)[: blob.MAX_CHUNK_SIZE]
     key = KEY if encrypted else None
     stored = blob.encode(data, key=key)
 
     assert blob.kind_of(stored) is (BlobKind.ENCRYPTED_COMPRESSED if encrypted else BlobKind.COMPRESSED)
     digest = blob.chunk_digest(data, key)
-    assert blob.decode_chunk(stored, digest=digest, length=len(data), encrypted=encrypted, key=key) == data
+    assert decode_chunk(stored, digest=digest, length=len(data), encrypted=encrypted, key=key) == data
 
 
 def test_two_encodings_under_one_key_share_no_iv() -> None:
@@ -141,15 +153,18 @@ def test_a_flipped_bit_of_the_data_is_noticed(magic: str) -> None:
             decode(byhand.flipped(stored, bit))
 
 
+@both_decoders
 @all_kinds
-def test_a_flipped_bit_whose_crc_was_made_to_fit_never_gives_other_bytes(magic: str) -> None:
+def test_a_flipped_bit_whose_crc_was_made_to_fit_never_gives_other_bytes(
+    magic: str, decode_chunk: Decode
+) -> None:
     stored = byhand.blob(magic, TEXT)
     sealed = blob.kind_of(stored).encrypted
     digest = blob.chunk_digest(TEXT, KEY if sealed else None)
     for bit in range(blob.kind_of(stored).header_size * 8, len(stored) * 8, 3):
         damaged = byhand.with_crc(byhand.flipped(stored, bit))
         try:
-            data = blob.decode_chunk(damaged, digest=digest, length=len(TEXT), encrypted=sealed, key=KEY)
+            data = decode_chunk(damaged, digest=digest, length=len(TEXT), encrypted=sealed, key=KEY)
         except DamageError:
             continue
         assert data == TEXT  # zstd's frame header has bits that mean nothing here
@@ -230,53 +245,61 @@ def test_a_blob_that_holds_a_byte_too_many_is_refused(data: bytes, magic: str, a
         decode(byhand.blob(magic, data, announce=announce), len(data) - 1)
 
 
+@both_decoders
 @all_kinds
 @pytest.mark.parametrize("length", [0, 1, len(TEXT) - 1, len(TEXT) + 1, 1 << 24])
-def test_a_chunk_of_another_length_than_the_index_says_is_refused(magic: str, length: int) -> None:
+def test_a_chunk_of_another_length_than_the_index_says_is_refused(
+    magic: str, length: int, decode_chunk: Decode
+) -> None:
     sealed = magic in (byhand.ENCRYPTED, byhand.ENCRYPTED_COMPRESSED)
     digest = blob.chunk_digest(TEXT, KEY if sealed else None)
     with pytest.raises(DamageError):
-        blob.decode_chunk(byhand.blob(magic, TEXT), digest=digest, length=length, encrypted=sealed, key=KEY)
+        decode_chunk(byhand.blob(magic, TEXT), digest=digest, length=length, encrypted=sealed, key=KEY)
 
 
+@both_decoders
 @all_kinds
-def test_a_chunk_in_the_place_of_another_is_refused(magic: str) -> None:
+def test_a_chunk_in_the_place_of_another_is_refused(magic: str, decode_chunk: Decode) -> None:
     sealed = magic in (byhand.ENCRYPTED, byhand.ENCRYPTED_COMPRESSED)
     other = blob.chunk_digest(TEXT[::-1], KEY if sealed else None)
     with pytest.raises(DamageError, match="digest mismatch"):
-        blob.decode_chunk(byhand.blob(magic, TEXT), digest=other, length=len(TEXT), encrypted=sealed, key=KEY)
+        decode_chunk(byhand.blob(magic, TEXT), digest=other, length=len(TEXT), encrypted=sealed, key=KEY)
 
 
+@both_decoders
 @open_kinds
-def test_a_chunk_that_is_not_encrypted_is_refused_in_an_encrypted_archive(magic: str) -> None:
+def test_a_chunk_that_is_not_encrypted_is_refused_in_an_encrypted_archive(
+    magic: str, decode_chunk: Decode
+) -> None:
     for digest in (hashlib.sha256(TEXT).digest(), KEY.digest(TEXT)):
         with pytest.raises(DamageError, match="not encrypted"):
-            blob.decode_chunk(
-                byhand.blob(magic, TEXT), digest=digest, length=len(TEXT), encrypted=True, key=KEY
-            )
+            decode_chunk(byhand.blob(magic, TEXT), digest=digest, length=len(TEXT), encrypted=True, key=KEY)
 
 
+@both_decoders
 @sealed_kinds
-def test_an_encrypted_chunk_is_refused_in_an_archive_that_is_not(magic: str) -> None:
+def test_an_encrypted_chunk_is_refused_in_an_archive_that_is_not(magic: str, decode_chunk: Decode) -> None:
     for digest in (hashlib.sha256(TEXT).digest(), KEY.digest(TEXT)):
         with pytest.raises(DamageError, match="is encrypted"):
-            blob.decode_chunk(
-                byhand.blob(magic, TEXT), digest=digest, length=len(TEXT), encrypted=False, key=KEY
-            )
+            decode_chunk(byhand.blob(magic, TEXT), digest=digest, length=len(TEXT), encrypted=False, key=KEY)
 
 
+@both_decoders
 @open_kinds
-def test_a_key_at_hand_changes_nothing_for_chunks_that_are_only_signed(magic: str) -> None:
+def test_a_key_at_hand_changes_nothing_for_chunks_that_are_only_signed(
+    magic: str, decode_chunk: Decode
+) -> None:
     stored, digest = byhand.blob(magic, TEXT), hashlib.sha256(TEXT).digest()
-    assert blob.decode_chunk(stored, digest=digest, length=len(TEXT), encrypted=False, key=KEY) == TEXT
+    assert decode_chunk(stored, digest=digest, length=len(TEXT), encrypted=False, key=KEY) == TEXT
     with pytest.raises(DamageError, match="digest mismatch"):
-        blob.decode_chunk(stored, digest=KEY.digest(TEXT), length=len(TEXT), encrypted=False, key=KEY)
+        decode_chunk(stored, digest=KEY.digest(TEXT), length=len(TEXT), encrypted=False, key=KEY)
 
 
+@both_decoders
 @sealed_kinds
-def test_the_plain_digest_does_not_do_for_an_encrypted_chunk(magic: str) -> None:
+def test_the_plain_digest_does_not_do_for_an_encrypted_chunk(magic: str, decode_chunk: Decode) -> None:
     with pytest.raises(DamageError, match="digest mismatch"):
-        blob.decode_chunk(
+        decode_chunk(
             byhand.blob(magic, TEXT),
             digest=hashlib.sha256(TEXT).digest(),
             length=len(TEXT),
