@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import click
@@ -20,7 +22,6 @@ from pbsfs.cli.parameters import FilePath
 from pbsfs.cli.progress import shown
 from pbsfs.cli.running import described_by, environment, run_on_described
 from pbsfs.runtime.logs import LogOptions, set_up_logging
-from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.cached.files import Kind
 from pbsfs.sources.cached.source import CachedSource
 from pbsfs.sources.cached.store import DiskCache
@@ -48,7 +49,12 @@ def command() -> None:
 
 
 @command.command("info", short_help="Show what is in the cache.")
-@click.option("--cache-dir", metavar="DIR", type=FilePath(), help="Look at this cache (or PBSFS_CACHE_DIR).")
+@click.option(
+    "--cache-dir",
+    metavar="DIR",
+    type=FilePath(readable=False),
+    help="Look at this cache (or PBSFS_CACHE_DIR).",
+)
 @click.option("--profile", metavar="NAME", help="Look at the cache of this profile.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def info(cache_dir: Path | None, profile: str | None, as_json: bool) -> None:
@@ -84,7 +90,9 @@ def info(cache_dir: Path | None, profile: str | None, as_json: bool) -> None:
 
 
 @command.command("prune", short_help="Remove what was used longest ago.")
-@click.option("--cache-dir", metavar="DIR", type=FilePath(), help="Prune this cache (or PBSFS_CACHE_DIR).")
+@click.option(
+    "--cache-dir", metavar="DIR", type=FilePath(readable=False), help="Prune this cache (or PBSFS_CACHE_DIR)."
+)
 @click.option("--profile", metavar="NAME", help="Prune the cache of this profile.")
 @click.option(
     "--keep",
@@ -132,11 +140,12 @@ def warm(paths: tuple[str, ...], progress: bool | None, source: SourceOptions, l
     cache = description.cache
     if cache is None:
         raise _no_cache()
+    _check_writable(DiskCache(cache.directory, cache.size))
 
-    async def work(tree: Tree) -> tuple[Report, int, int]:
+    async def work(tree: Tree) -> tuple[Report, int]:
         cached = tree.reader.source
         assert isinstance(cached, CachedSource)
-        cached.keeps_all = True
+        cached.keep_all()
         verification = Verification(tree.reader.store.memory)
         files: dict[bytes, File | ContentsNode] = {}
         for path in places:
@@ -145,16 +154,10 @@ def warm(paths: tuple[str, ...], progress: bool | None, source: SourceOptions, l
         total = sum([(await file.glance()).data_size for file in files.values()])
         with shown(progress, "warm", total) as advance:
             report = await verification.run(list(files.values()), advance)
-        written, lost = await cached.settled()
-        return report, written, lost
+        return report, await cached.settled()
 
-    report, written, lost = run_on_described(work, description)
+    report, written = run_on_described(work, description)
     click.echo(report.as_text())
-    if lost or written + COUNTS.disk_cache_read > cache.size:  # some of it has made room for the rest
-        raise OutputError(
-            f"cache {cache.directory}: not everything could be kept; free its disk, or name more with "
-            "--cache-disk-size"
-        )
     click.echo(f"{size_text(written)} added to {cache.directory}")
     if report.damaged:
         raise click.exceptions.Exit(exit_status_of(DamageError("")))
@@ -172,9 +175,24 @@ def _opened(directory: Path | None, profile: str | None) -> DiskCache:
     if access is None:
         raise _no_cache()
     cache = DiskCache(access.directory, access.size)
-    if not cache.exists():
+    try:
+        exists = cache.exists()
+    except OSError as error:
+        raise _unusable(cache, error) from None
+    if not exists:
         raise UsageError(f"{access.directory}: there is no cache of pbsfs; check --cache-dir")
     return cache
+
+
+def _check_writable(cache: DiskCache) -> None:
+    """Makes a cache that is missing. Raises OutputError."""
+    try:
+        cache.prepare()
+        problem = None if cache.is_writable() else os.strerror(errno.EACCES)
+    except OSError as error:
+        problem = error.strerror
+    if problem is not None:
+        raise OutputError(f"{cache}: {problem}; name a directory that this user may write")
 
 
 def _no_cache() -> UsageError:

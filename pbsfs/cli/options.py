@@ -62,7 +62,7 @@ def source_options(command: F) -> F:
         click.option(
             "--cache-dir",
             metavar="DIR",
-            type=FilePath(),
+            type=FilePath(readable=False),
             help="Keep what was fetched in this directory, which several programs may share (or "
             "PBSFS_CACHE_DIR; default: nowhere).",
         ),

@@ -165,11 +165,43 @@ def test_a_directory_uses_it_only_if_asked(stocked: Stocked, tmp_path: Path) -> 
     assert (tmp_path / "second").read_bytes() == stocked.contents[IMAGE]
 
 
-def test_a_cache_that_cannot_hold_it_is_an_error_of_warm(server: ReferenceServer, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error_of_warm(server: ReferenceServer, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = pbsfs("cache", "warm", FIRST, env=access(server, PBSFS_CACHE_DIR=str(tmp_path / "file/cache")))
-    assert done.returncode == 8
-    assert "not everything could be kept" in done.stderr.splitlines()[-1]
+    server.requests.clear()
+    env = access(server, PBSFS_CACHE_DIR=str(tmp_path / "file"))
+    error = f"cache {tmp_path}/file: Not a directory; name a directory that this user may write"
+    assert error_of(pbsfs("cache", "warm", FIRST, env=env), 8) == error
+    assert server.requests.count("") == 0
+
+
+def test_a_cache_that_another_user_closed_costs_nothing_but_the_cache(
+    server: ReferenceServer, stocked: Stocked, tmp_path: Path
+) -> None:
+    need_root("become another user")
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+    for parent in (tmp_path, *tmp_path.parents):
+        if stat.S_IMODE(parent.stat().st_mode) == 0o700:
+            parent.chmod(0o755)
+    user = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
+    env = access(server) | {"HOME": "/nonexistent"}
+
+    def run(*words: str) -> tuple[int, bytes, str]:
+        words = (*user, str(PBSFS), *words, "--cache-dir", str(cache))
+        done = subprocess.run(words, env=env, capture_output=True, check=False)
+        return done.returncode, done.stdout, done.stderr.decode()
+
+    status, shown, said = run("cat", IMAGE)
+    assert (status, shown == stocked.contents[IMAGE]) == (0, True)
+    assert said == (
+        f"pbsfs: WARNING: cache {cache}: Permission denied; pbsfs reads from the source instead: "
+        "check the directory, its disk and who may write there\n"
+    )
+    for word in ("info", "prune"):
+        error = f"pbsfs: cache {cache}: Permission denied; run this as a user who may change it\n"
+        assert run("cache", word) == (8, b"", error)
+    error = f"pbsfs: cache {cache}: Permission denied; name a directory that this user may write\n"
+    assert run("cache", "warm", IMAGE) == (8, b"", error)
 
 
 def test_another_user_who_may_read_it_reads_from_it(

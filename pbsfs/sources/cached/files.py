@@ -101,7 +101,10 @@ class CacheFiles:
 
     def prepare(self) -> None:
         """Makes the directories that are missing. Raises OSError."""
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         mode = os.stat(self.directory).st_mode & 0o2770 | 0o700
         with suppress(FileExistsError):
             os.mkdir(self._inner, 0o700)
@@ -111,8 +114,11 @@ class CacheFiles:
                 file.write(_TAG)
 
     def exists(self) -> bool:
-        """Whether `prepare` was called here before."""
-        return os.path.isdir(self._inner)
+        """Whether `prepare` was called here before. Raises OSError."""
+        try:
+            return stat.S_ISDIR(os.stat(self._inner).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def is_writable(self) -> bool:
         """Whether this user may make files here."""

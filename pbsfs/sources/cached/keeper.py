@@ -145,7 +145,8 @@ class Keeper:
     def report(self, problem: str, *, is_expected: bool = False) -> None:
         """Reports why the cache is not used, once a day."""
         self._reporter.report(
-            f"{self._cache}: {problem}; pbsfs reads from the source instead: repair or free it",
+            f"{self._cache}: {problem}; pbsfs reads from the source instead: check the directory, "
+            "its disk and who may write there",
             logging.INFO if is_expected else logging.WARNING,
         )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ from typing import TypeVar
 
 import trio
 
-from pbsfs.base.errors import DamageError, SourceError
+from pbsfs.base.errors import DamageError, OutputError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
 from pbsfs.formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, HEADER_SIZE
 from pbsfs.runtime.stats import COUNTS
@@ -75,8 +76,7 @@ class CachedSource(Source):
         self.cheap_files = source.cheap_files
         self.doubts = source.doubts
         self.rate = source.rate
-        self.keeps_all = False
-        """Whether reading waits for the cache to write, so that all of it is kept."""
+        self._kept_since: int | None = None  # see `keep_all`
         self._identity = identity
         self._limits = limits
         self._keeper = Keeper(cache, limits)
@@ -104,11 +104,25 @@ class CachedSource(Source):
             await self._workers.run(self.cache.claims.close)
         await self.source.aclose()
 
-    async def settled(self) -> tuple[int, int]:
-        """Waits until nothing waits to be written; returns the bytes that were, and how many entries were
-        not."""
+    def keep_all(self) -> None:
+        """From now on, reading waits for the cache to write. It raises OutputError once something could not
+        be kept: what else is fetched would be paid for in vain."""
+        self._kept_since = time.time_ns()
+
+    async def settled(self) -> int:
+        """Waits until nothing waits to be written; returns the bytes that were. Raises like reading."""
         await self._keeper.wait_until_empty()
-        return self._keeper.written, self._keeper.lost
+        self._check_kept()
+        return self._keeper.written
+
+    def _check_kept(self) -> None:
+        if self._kept_since is None:
+            return
+        if self._keeper.lost or self.cache.newest_removed >= self._kept_since:
+            raise OutputError(
+                f"{self.cache}: not everything could be kept; free its disk, or name more with "
+                "--cache-disk-size"
+            )
 
     # --- what is found by a digest or checksum
 
@@ -234,12 +248,13 @@ class CachedSource(Source):
 
     async def _keep(self, trial: _Trial) -> None:
         for item in trial.fetched:
-            if self.keeps_all:
+            if self._kept_since is not None:
                 await self._keeper.wait_for_room(len(item.data))
             if self._keeper.offer(item):
                 self._wrong.pop(item.name, None)
                 with suppress(ValueError):
                     trial.claimed.remove(item.name)  # it ends when the item is written
+        self._check_kept()
 
     async def _drop(self, name: Name) -> None:
         if len(self._wrong) >= _MOST_WRONG:
@@ -295,7 +310,7 @@ class CachedSource(Source):
         now = trio.current_time()
         if known == digest and now - when < _RECORD_AGAIN:
             return
-        if self.keeps_all:
+        if self._kept_since is not None:
             await self._keeper.wait_for_room(len(record))
         if self._keeper.offer(Item(name, record, replace=True)):
             if len(self._recorded) >= _MOST_WRONG:

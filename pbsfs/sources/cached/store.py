@@ -65,6 +65,8 @@ class DiskCache:
         self._shard = random.randrange(SHARDS)  # noqa: S311 - processes look at different ones first
         self._written = 0
         self._lock = threading.Lock()  # one thread makes room
+        self.newest_removed = 0
+        """The latest time of use of what this process has removed for something else, in nanoseconds."""
 
     def __str__(self) -> str:
         return f"cache {self.directory}"
@@ -199,6 +201,7 @@ class DiskCache:
                 if self._files.remove(shard, entry.name):
                     self._usage.add(shard, -entry.size)
                     removed += entry.size
+                    self.newest_removed = max(self.newest_removed, entry.used)
                     advance(entry.size)
         return removed
 

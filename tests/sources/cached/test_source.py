@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from pbsfs.base.errors import DamageError, SourceError
+from pbsfs.base.errors import DamageError, OutputError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE
 from pbsfs.formats import blob
 from pbsfs.formats.index import FIXED_MAGIC, HEADER_SIZE
@@ -66,8 +66,8 @@ class Machine:
         # As a server lists it.
         self.info = replace(info, files=tuple(replace(file, csum=None) for file in info.files))
 
-    def cached(self) -> CachedSource:
-        cache = DiskCache(self.directory, SIZE, self.limits)
+    def cached(self, size: int = SIZE) -> CachedSource:
+        cache = DiskCache(self.directory, size, self.limits)
         return CachedSource(self.source, cache, "memory of a user", self.limits)
 
     def offline(self) -> CachedSource:
@@ -220,10 +220,10 @@ async def test_an_entry_larger_than_the_queue_is_kept(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.limits = CacheLimits(queue=1)
     source = machine.cached()
-    source.keeps_all = True
+    source.keep_all()
     async with open_reader(source) as reader:
         assert await read_all(reader, machine.info) == CONTENT
-        assert (await source.settled())[1] == 0
+        assert await source.settled()
     assert len(machine.entries()) == len(machine.source.fetched)
 
 
@@ -321,7 +321,7 @@ async def test_a_full_disk_costs_nothing_but_the_cache(
     (record,) = caplog.records
     assert record.getMessage() == (
         f"cache {tmp_path}: nothing is kept for now: No space left on device; pbsfs reads from the source "
-        "instead: repair or free it"
+        "instead: check the directory, its disk and who may write there"
     )
     caplog.clear()
     assert not machine.entries()
@@ -361,10 +361,65 @@ async def test_a_queue_that_is_full_drops_and_delays_nothing(tmp_path: Path) -> 
     fetched = len(machine.source.fetched)
     machine.limits = CacheLimits(queue=80_000)
     source = machine.cached()
-    source.keeps_all = True
+    source.keep_all()
     async with open_reader(source) as reader:
         assert await read_all(reader, machine.info) == CONTENT
     assert len(machine.entries()) == fetched
+
+
+@in_trio
+async def test_keeping_all_fails_where_some_of_it_makes_room_for_the_rest(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    source = machine.cached(200 << 10)
+    source.keep_all()
+
+    async def keep() -> None:
+        async with open_reader(source) as reader:
+            await read_all(reader, machine.info)
+            await source.settled()
+
+    with pytest.raises(OutputError, match=f"cache {tmp_path}: not everything could be kept; free its disk"):
+        await keep()
+
+
+@in_trio
+async def test_keeping_all_may_remove_what_was_there_before(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    assert await read_once(machine) == CONTENT
+    source = machine.cached(700 << 10)
+    for number in range(10):  # of another backup
+        name = Name(hashlib.sha256(bytes([number])).digest(), Kind.CHUNK)
+        assert source.cache.put(name, bytes(65_000))
+        path = f"{tmp_path}/{INNER}/{name.shard:02x}/{name}"
+        os.utime(path, (1000, 1000))
+    source.keep_all()
+    async with open_reader(source) as reader:
+        assert await read_all(reader, machine.info) == CONTENT
+        assert await source.settled() > 0
+
+
+@in_trio
+async def test_keeping_all_fails_where_the_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    machine = Machine(tmp_path)
+    monkeypatch.setattr("pbsfs.sources.cached.files.CacheFiles.write", full)
+    source = machine.cached()
+    source.keep_all()
+
+    async def keep() -> None:
+        async with open_reader(source) as reader:
+            for number in range(0, len(CONTENT), 1 << 16):
+                image = await reader.open_image(machine.info, file_of(machine.info, NAME))
+                await image.handle().read(number, 1)
+
+    with pytest.raises(OutputError, match="not everything could be kept"):
+        await keep()
+    assert len(set(machine.source.fetched)) < 8
+    caplog.clear()
 
 
 # --- several processes
