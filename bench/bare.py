@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from bench.serving import Access
 from pbsfs.base.names import Snapshot
 from pbsfs.formats import blob
+from pbsfs.formats.blob import Stored
 from pbsfs.formats.index import FixedIndex
 from pbsfs.formats.keys import Key
 from pbsfs.sources.http.tls import Connection, Trust, connect, parse_fingerprint
@@ -80,19 +81,19 @@ class BareSession:
             self._socket.sendall(unsent)
         return done
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str) -> Stored:
         number = self.ask(path)
         while True:
             for answered, response in self.receive():
                 if answered == number:
                     if response.status != 200:
-                        raise ConnectionError(response.body.decode(errors="replace"))
+                        raise ConnectionError(bytes(response.body).decode(errors="replace"))
                     return response.body
 
     def index(self, name: str, key: Key | None = None) -> FixedIndex:
-        return FixedIndex(self.get(f"/download?file-name={name}"), key)
+        return FixedIndex(bytes(self.get(f"/download?file-name={name}")), key)
 
-    def chunk(self, digest: bytes) -> bytes:
+    def chunk(self, digest: bytes) -> Stored:
         """A chunk as it is stored."""
         return self.get(f"/chunk?digest={digest.hex()}")
 

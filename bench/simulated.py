@@ -40,7 +40,7 @@ def main() -> None:
     made: dict[int, bytes] = {}
 
     def decode_chunk(
-        raw: bytes, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None
+        raw: blob.Stored, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None
     ) -> bytes:
         if not started:
             loop_before.append(time.clock_gettime(loop))

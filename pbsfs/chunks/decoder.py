@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable
 
 from pbsfs.formats import blob
+from pbsfs.formats.blob import Stored
 from pbsfs.formats.keys import Key
 
 PURE_VARIABLE = "PBSFS_PURE_DECODER"
 
-Verify = Callable[[bytes, bytes, int, bytes | None, bytes | None], bytes | None]
+Verify = Callable[[Stored, bytes, int, bytes | None, bytes | None], bytes | None]
 
 
 def find_extension() -> Verify | None:
@@ -37,7 +38,9 @@ def is_pure() -> bool:
     return _verify is None
 
 
-def decode_chunk(raw: bytes, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None) -> bytes:
+def decode_chunk(
+    raw: Stored, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None
+) -> bytes:
     """The same as `blob.decode_chunk`."""
     if _verify is not None and (key is not None or not encrypted):
         keys = key.reveal_all() if key is not None and encrypted else (None, None)

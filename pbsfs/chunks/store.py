@@ -28,6 +28,7 @@ from pbsfs.chunks.cache import ChunkCache
 from pbsfs.chunks.decoder import decode_chunk, is_pure
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import blob
+from pbsfs.formats.blob import Stored
 from pbsfs.formats.keys import Key
 from pbsfs.runtime.memory import Memory
 from pbsfs.runtime.stats import COUNTS
@@ -233,7 +234,7 @@ class ChunkStore:
         except DamageError as error:
             raise DamageError(f"chunk {chunk.digest.hex()}: {error}") from None
 
-    async def _fetch_stored(self, chunk: Chunk, fetch: Fetch) -> bytes:
+    async def _fetch_stored(self, chunk: Chunk, fetch: Fetch) -> Stored:
         kept = await self._source.kept_chunk(chunk.digest, blob.stored_limit(chunk.length))
         if kept is not None:
             return kept
@@ -244,7 +245,7 @@ class ChunkStore:
             turn.size = len(raw)
         return raw
 
-    async def _fetch_now(self, chunk: Chunk) -> bytes:
+    async def _fetch_now(self, chunk: Chunk) -> Stored:
         limit = blob.stored_limit(chunk.length)
         started = time.monotonic()
         raw = await self._source.fetch_chunk(chunk.snapshot, chunk.archive, chunk.digest, limit)
@@ -252,7 +253,7 @@ class ChunkStore:
         return raw
 
 
-def _decode(raw: bytes, chunk: Chunk) -> bytes:
+def _decode(raw: Stored, chunk: Chunk) -> bytes:
     return decode_chunk(
         raw, digest=chunk.digest, length=chunk.length, encrypted=chunk.encrypted, key=chunk.key
     )

@@ -1,8 +1,12 @@
 """The extension that setup.py builds from `_decoder.c`."""
 
 def decode(
-    raw: bytes, digest: bytes, length: int, key: bytes | None, id_key: bytes | None
+    raw: bytes | memoryview, digest: bytes, length: int, key: bytes | None, id_key: bytes | None
 ) -> bytes | None: ...
 def decode_into(
-    raw: bytes, digest: bytes, room: bytearray | memoryview, key: bytes | None, id_key: bytes | None
+    raw: bytes | memoryview,
+    digest: bytes,
+    room: bytearray | memoryview,
+    key: bytes | None,
+    id_key: bytes | None,
 ) -> bool: ...

@@ -27,6 +27,9 @@ MAX_CHUNK_SIZE = 16 << 20
 
 DIGEST_SIZE = 32
 
+Stored = bytes | memoryview
+"""A stored blob; a view where it stays in the memory that it was received into. Nothing changes it later."""
+
 _MAGIC_SIZE = 8
 _PLAIN_HEADER = _MAGIC_SIZE + 4
 _SEALED_HEADER = _PLAIN_HEADER + IV_SIZE + TAG_SIZE
@@ -72,7 +75,7 @@ def stored_limit(decoded_limit: int) -> int:
     return decoded_limit + (decoded_limit >> 8) + 1024
 
 
-def kind_of(raw: bytes) -> BlobKind:
+def kind_of(raw: Stored) -> BlobKind:
     """The kind of the stored blob `raw`, from its first bytes. Raises DamageError if there is none."""
     try:
         return BlobKind(bytes(raw[:_MAGIC_SIZE]))
@@ -80,7 +83,7 @@ def kind_of(raw: bytes) -> BlobKind:
         raise DamageError("not a blob: wrong magic number") from None
 
 
-def _open(raw: bytes) -> _Envelope:
+def _open(raw: Stored) -> _Envelope:
     kind = kind_of(raw)
     if len(raw) < kind.header_size:
         raise DamageError(f"blob cut short: {len(raw)} bytes")
@@ -142,7 +145,7 @@ def _check_frame_end(data: bytes | memoryview, *, has_checksum: bool) -> None:
         raise DamageError("zstd frame does not end where its blob ends")
 
 
-def decode(raw: bytes, *, max_size: int, key: Key | None = None, encrypted: bool | None = None) -> bytes:
+def decode(raw: Stored, *, max_size: int, key: Key | None = None, encrypted: bool | None = None) -> bytes:
     """The content of the stored blob `raw`.
 
     `max_size`: most decoded bytes. `encrypted`: whether the blob has to be of an encrypted kind; None accepts
@@ -165,7 +168,7 @@ def decode(raw: bytes, *, max_size: int, key: Key | None = None, encrypted: bool
     return bytes(data)
 
 
-def work_of(raw: bytes) -> int:
+def work_of(raw: Stored) -> int:
     """The most bytes, stored or decoded, that decoding `raw` has to process; `raw` may be anything.
 
     A small blob may decode to many bytes: its frame says how many, unless it is encrypted.
@@ -182,7 +185,9 @@ def work_of(raw: bytes) -> int:
     return max(len(raw), MAX_BLOB_SIZE if announced in (0, zstandard.CONTENTSIZE_UNKNOWN) else announced)
 
 
-def decode_chunk(raw: bytes, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None) -> bytes:
+def decode_chunk(
+    raw: Stored, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None
+) -> bytes:
     """The content (`length` bytes) of the stored chunk `raw`, checked against its digest.
 
     `encrypted`: whether the archive's crypt mode requires an encrypted blob. Raises like `decode`.

@@ -18,6 +18,7 @@ import trio
 
 from pbsfs.base.errors import DamageError
 from pbsfs.base.names import Archive, Group, Namespace, Snapshot
+from pbsfs.formats.blob import Stored
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.sources.collection import Collection
 from pbsfs.sources.rate import Rate
@@ -120,10 +121,10 @@ class Source(abc.ABC):
         """The stored bytes of one file of a snapshot; DamageError if they are more than `limit`."""
 
     @abc.abstractmethod
-    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> Stored:
         """The stored blob of a chunk that the index `archive` names; DamageError above `limit` bytes."""
 
-    async def kept_chunk(self, digest: bytes, limit: int) -> bytes | None:
+    async def kept_chunk(self, digest: bytes, limit: int) -> Stored | None:
         """The stored blob of a chunk, of at most `limit` bytes, if a cache in front of the source has it.
 
         It costs the source nothing, so it needs no turn of `rate`. Not verified either.

@@ -22,6 +22,7 @@ import trio
 from pbsfs.base.errors import DamageError, NotFoundError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE, Archive, Group, Namespace, Snapshot
 from pbsfs.formats import blob
+from pbsfs.formats.blob import Stored
 from pbsfs.formats.index import DynamicIndex, FixedIndex
 from pbsfs.formats.manifest import CryptMode, Manifest
 from pbsfs.sources.base import FileInfo, SnapshotInfo, Source
@@ -284,7 +285,7 @@ class SourceConformance(abc.ABC):
         add(writer)
         chunks = chunks_of(writer, archive)
 
-        async def work(source: Source) -> dict[bytes, bytes]:
+        async def work(source: Source) -> dict[bytes, Stored]:
             return {digest: await source.fetch_chunk(FIRST, archive, digest, LIMIT) for digest in chunks}
 
         assert len(chunks) > 2
@@ -352,7 +353,7 @@ class SourceConformance(abc.ABC):
         lost, kept = list(chunks_of(writer, IMAGE).items())[:2]
         writer.chunk_path(lost[0]).unlink()
 
-        async def work(source: Source) -> bytes:
+        async def work(source: Source) -> Stored:
             with pytest.raises(DamageError, match=lost[0].hex()):
                 await source.fetch_chunk(FIRST, IMAGE, lost[0], LIMIT)
             return await source.fetch_chunk(FIRST, IMAGE, kept[0], LIMIT)

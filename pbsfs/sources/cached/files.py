@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pbsfs.base.errors import DamageError, SourceError
+from pbsfs.formats.blob import Stored
 from pbsfs.sources.cached.limits import CacheLimits
 from pbsfs.sources.directory.root import Root
 
@@ -181,7 +182,7 @@ class CacheFiles:
         except FileNotFoundError:
             return None
 
-    def write(self, name: Name, data: bytes) -> None:
+    def write(self, name: Name, data: Stored) -> None:
         """Writes an entry, in the place of the one that may exist. Raises OSError."""
         unfinished = f"{name}.{secrets.token_hex(4)}{_UNFINISHED_END}"
         with self._shard(name.shard, make=True) as (folder, mode):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import trio
 
 from pbsfs.base.errors import SourceError
+from pbsfs.formats.blob import Stored
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.cached.files import Name
 from pbsfs.sources.cached.limits import CacheLimits
@@ -38,7 +39,7 @@ class Item:
     """An entry to write. `replace`: also if there is one."""
 
     name: Name
-    data: bytes
+    data: Stored
     replace: bool = False
 
 

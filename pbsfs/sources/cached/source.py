@@ -24,6 +24,7 @@ import trio
 
 from pbsfs.base.errors import DamageError, OutputError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, Group, Namespace, Snapshot
+from pbsfs.formats.blob import Stored
 from pbsfs.formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, HEADER_SIZE
 from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
@@ -204,7 +205,7 @@ class CachedSource(Source):
         self._claims_used_from = trio.current_time() + self._limits.pause
         return None
 
-    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> Stored:
         data = await self.source.fetch_chunk(snapshot, archive, digest, limit)
         self._note(Item(Name(digest, Kind.CHUNK), data))
         return data

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pbsfs.base.errors import DamageError
+from pbsfs.formats.blob import Stored
 from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.cached.claims import Claims
 from pbsfs.sources.cached.files import SHARDS, CacheFiles, Found, Kind, Name, size_on_disk
@@ -99,7 +100,7 @@ class DiskCache:
                 self.drop(name)
             return None
 
-    def put(self, name: Name, data: bytes, *, replace: bool = False) -> bool:
+    def put(self, name: Name, data: Stored, *, replace: bool = False) -> bool:
         """Adds an entry; False if it does not fit. `replace`: also if there is one of that name."""
         try:
             return self._put(name, data, replace=replace)
@@ -107,7 +108,7 @@ class DiskCache:
             self.prepare()
             return self._put(name, data, replace=replace)
 
-    def _put(self, name: Name, data: bytes, *, replace: bool) -> bool:
+    def _put(self, name: Name, data: Stored, *, replace: bool) -> bool:
         old = self._files.size_of(name)
         if old is not None and not replace:
             return True

@@ -17,6 +17,7 @@ import trio
 
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import Archive, Snapshot
+from pbsfs.formats.blob import Stored
 from pbsfs.sources.retry import SharedTry
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
@@ -69,7 +70,7 @@ class SessionPool:
         async with self._reader(snapshot) as reader:
             return await self._download(reader, snapshot, archive, limit)
 
-    async def chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+    async def chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> Stored:
         """The stored bytes of a chunk of `archive`. Raises SourceError, its subclasses, and DamageError."""
         async with self._reader(snapshot) as reader:
             if not self._has_index(reader, snapshot, archive):
@@ -102,9 +103,9 @@ class SessionPool:
         self._readers.clear()
         await self._places.close()
 
-    def _body(self, answer: Response, meaning: Callable[[int, str], Meaning]) -> bytes:
+    def _body(self, answer: Response, meaning: Callable[[int, str], Meaning]) -> Stored:
         if answer.status != 200:
-            words = words_of(answer.body, answer.status)
+            words = words_of(bytes(answer.body), answer.status)
             raise error_of(meaning(answer.status, words), answer.status, words, self._api.repository)
         return answer.body
 
@@ -116,9 +117,8 @@ class SessionPool:
         if limit is None:
             limit = known[0] if known is not None else _MAX_INDEX
         try:
-            body = self._body(
-                await reader.session.get(f"/download?file-name={archive}", limit), meaning_of_file
-            )
+            answer = await reader.session.get(f"/download?file-name={archive}", limit)
+            body = bytes(self._body(answer, meaning_of_file))  # an index of several frames is bytes already
             found = len(body), await trio.to_thread.run_sync(_sum, body)
         except DamageError as error:
             if not again:

@@ -29,6 +29,7 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.exceptions import HyperframeError
 
 from pbsfs.base.errors import ConnectError, DamageError, PbsfsError
+from pbsfs.formats.blob import Stored
 from pbsfs.sources.server.frames import MAX_FRAME_SIZE, install
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 
@@ -57,10 +58,11 @@ would take hundreds of times the size of the body."""
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete answer. `body` is at most as long as the request's limit."""
+    """A complete answer. `body` is at most as long as the request's limit; a body that arrived in one frame
+    is a view of what was received."""
 
     status: int
-    body: bytes
+    body: Stored
 
 
 class RefusedStreamError(ConnectError):
@@ -94,8 +96,11 @@ class _Stream:
             else:
                 self.parts.append(bytearray(data))
 
-    def body(self) -> bytes:
-        return b"".join(self.parts) if self.gathered is None else self.gathered.getvalue()
+    def body(self) -> Stored:
+        if self.gathered is not None:
+            return self.gathered.getvalue()
+        whole = self.parts[0] if len(self.parts) == 1 else None
+        return whole.toreadonly() if isinstance(whole, memoryview) else b"".join(self.parts)
 
 
 class ReaderProtocol:

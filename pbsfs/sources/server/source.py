@@ -26,6 +26,7 @@ from pbsfs.base.errors import (
 from pbsfs.base.names import Archive, ArchiveKind, Group, Namespace, Snapshot
 from pbsfs.base.secret import Secret
 from pbsfs.base.text import first_of
+from pbsfs.formats.blob import Stored
 from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
@@ -214,7 +215,7 @@ class ServerSource(Source):
             return await self._retried(f"{snapshot}/{archive}", lambda: self.api.download(path, query, limit))
         return await self._retried(f"{snapshot}/{archive}", lambda: self.pool.index(snapshot, archive, limit))
 
-    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> bytes:
+    async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> Stored:
         return await self._retried(
             f"{snapshot}/{archive.name}", lambda: self.pool.chunk(snapshot, archive, digest, limit)
         )

@@ -124,5 +124,5 @@ def bodies(done: Sequence[tuple[int, Response | PbsfsError]]) -> dict[int, bytes
         assert isinstance(result, Response), result
         assert result.status == 200
         assert stream not in found
-        found[stream] = result.body
+        found[stream] = bytes(result.body)
     return found

@@ -181,6 +181,22 @@ def test_a_body_is_put_together_from_frames_of_all_sizes() -> None:
     assert bodies(feed(asked(), text)) == {1: b"".join(parts)}
 
 
+def test_a_body_of_one_frame_stays_where_it_was_received() -> None:
+    body = bytes(range(256)) * 4096
+    whole = headers(1) + data(1, body, end=True)
+    protocol = asked(limit=len(body))
+    feed(protocol, whole[: -len(body)])
+    place = protocol.target()
+
+    ((number, answer),) = feed(protocol, whole[-len(body) :])
+
+    assert isinstance(answer, Response)
+    assert isinstance(answer.body, memoryview)
+    assert answer.body.obj is place.obj
+    assert answer.body.readonly
+    assert (number, bytes(answer.body)) == (1, body)
+
+
 def test_a_frame_of_4_mib_is_taken_and_a_larger_one_breaks_the_connection() -> None:
     body = random.Random(1).randbytes(4 * MIB)
     assert bodies(feed(asked(limit=4 * MIB), headers(1) + data(1, body, end=True))) == {1: body}
