@@ -7,6 +7,7 @@ there, from their files. A profile with a key of its own is complete. Called by 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from pbsfs.base.errors import UsageError
 from pbsfs.sources.bucket.address import BucketAddress
 from pbsfs.sources.http.proxy import Proxy, find_proxy
 from pbsfs.sources.http.tls import Trust, parse_fingerprint
+
+log = logging.getLogger(__name__)
 
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 IGNORE_ENDPOINTS_VARIABLE = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"
@@ -120,6 +123,9 @@ class Bucket:
             secret = read_reference(options.secret_key, self._environment)
             return GivenKey(str(options.secret_key), options.access_key, secret.reveal())
         if self._server is not None:
+            if self._server.readable_by_others:
+                file = self._options.s3_config
+                log.warning("%s: every user of this machine may read it; run chmod o-r on it", file)
             return GivenKey(self._server.place, self._server.access_key, self._server.secret_key)
         assert self._profile is not None
         return find_key(self._profile, self.address.region, self._environment, self._bundle())

@@ -59,9 +59,10 @@ def show(profile: str | None, as_json: bool) -> None:
             click.echo("There is no profile; pbsfs config init writes a first one.")
     for name, settings in found.items():
         click.echo(f"\n[profiles.{name}]" if profile is None else f"[profiles.{name}]")
+        width = max(15, *(len(key) + 2 for key in settings))
         for key, value in settings.items():
             text = ", ".join(value) if isinstance(value, list) else value
-            click.echo(f"{key + ':':<15}{printable(text)}")
+            click.echo(f"{key + ':':<{width}}{printable(text)}")
 
 
 def _settings(configuration: Configuration, name: str, *, strict: bool) -> dict[str, str | list[str]]:

@@ -83,7 +83,7 @@ class ProfileCheck:
             yield from self._steps()
         except PbsfsError as error:
             step = next((step for kind, step in _DENIED.items() if isinstance(error, kind)), self._step)
-            yield Outcome("key" if step == "login" and self._is_bucket else step, str(error), error)
+            yield Outcome("access-key" if step == "login" and self._is_bucket else step, str(error), error)
 
     def _steps(self) -> Iterator[Outcome]:
         self._step = "profile"
@@ -113,7 +113,7 @@ class ProfileCheck:
         if isinstance(access, ServerAccess):
             yield Outcome("login", f"{access.repository.auth_id} is accepted")
         elif isinstance(access, BucketAccess) and access.key.kind != "none":
-            yield Outcome("key", "it is accepted")
+            yield Outcome("access-key", "it is accepted")
         yield from outcomes
 
     def _found(self, text: str) -> Outcome:
@@ -163,10 +163,10 @@ class ProfileCheck:
         yield self._found(f"{address} at {address.address}, {region}")
         proxy = bucket.proxy()
         trust = yield from self._connection(address, proxy, lambda: bucket.trust(proxy, self._terminal))
-        self._step = "key"
+        self._step = "access-key"
         if options.secret_key is not None and options.secret_key.readable_by_others():
             text = f"every user of this machine may read {options.secret_key}; run chmod o-r on it"
-            yield Outcome("key", text, is_warning=True)
+            yield Outcome("access-key", text, is_warning=True)
         source = bucket.key()
         key = source.fetch()
         until = "" if key is None or key.expires is None else f", valid until {format_time(int(key.expires))}"

@@ -38,7 +38,7 @@ OPTIONS = frozenset(
 )
 """Options of `pbsfs mount` that a line of fstab may have, without their dashes."""
 
-FLAGS = frozenset(("path-style", "virtual-host", "anonymous"))
+FLAGS = frozenset(("path-style", "virtual-host", "anonymous", "offline"))
 """The same, without a value."""
 
 SECRETS = {

@@ -177,13 +177,19 @@ def test_anonymous_needs_no_key(tmp_path: Path) -> None:
     assert access(tmp_path, anonymous=True).key.kind == "none"
 
 
-def test_a_servers_configuration_has_address_certificate_and_key(tmp_path: Path) -> None:
+def test_a_servers_configuration_has_address_certificate_and_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (file := tmp_path / "s3.cfg").write_text(
         "s3-endpoint: minio\n\taccess-key AKIACFG\n\tsecret-key s3cret\n\tendpoint minio.example.com\n"
         f"\tpath-style true\n\tport 9000\n\tregion garage\n\tfingerprint {PINNED}\n"
     )
     variables = {"AWS_REGION": "other", "AWS_ENDPOINT_URL": "https://other"}
+    file.chmod(0o644)
     found = access(tmp_path, variables, s3_config=file)
+    assert caplog.messages == [f"{file}: every user of this machine may read it; run chmod o-r on it"]
+    caplog.clear()
+    file.chmod(0o640)
     expected = BucketAddress("backups", "store1", "https://minio.example.com:9000", "garage", True)
     assert (found.address, found.trust) == (expected, Trust(pinned=PINNED))
     assert isinstance(found.key, GivenKey)

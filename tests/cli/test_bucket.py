@@ -299,18 +299,18 @@ def test_check_goes_through_the_steps_of_a_bucket(cloud: Cloud) -> None:
     found = [re.split(r"\s+", line, maxsplit=2) for line in shown.splitlines()]
     assert [step[:2] for step in found] == [
         *(["ok", f"{step}:"] for step in ("file", "profile", "source", "name", "connection")),
-        *(["ok", f"{step}:"] for step in ("certificate", "key", "keys", "key", "backups")),
+        *(["ok", f"{step}:"] for step in ("certificate", "access-key", "keys", "access-key", "backups")),
         ["warning", "keys:"],
     ]
     texts = {step: text for _mark, step, text in found}
     assert texts["source:"] == f"{NAME} at localhost:{cloud.server.port}, no region"
-    assert f"ok      key:          {ACCESS_KEY} of file {secret}\n" in shown
+    assert f"ok      access-key:   {ACCESS_KEY} of file {secret}\n" in shown
     assert SECRET_KEY not in shown
     for old, new, status, step in (
-        (ACCESS_KEY, "AKIAOTHER", 10, "key"),
+        (ACCESS_KEY, "AKIAOTHER", 10, "access-key"),
         (f'{STORE}"', 'other"', 16, "datastore"),
         ("localhost", "nowhere.invalid", 13, "name"),
-        (str(secret), "/nowhere", 2, "key"),
+        (str(secret), "/nowhere", 2, "access-key"),
     ):
         cloud.write(".config/pbsfs/config.toml", text.replace(old, new))
         done = pbsfs("config", "check", "cloud", env=cloud.env())
@@ -329,7 +329,7 @@ def test_check_warns_of_a_bucket_without_tls(stocked: Stocked, tmp_path: Path) -
         env.pop("XDG_CONFIG_HOME", None)
         shown = output_of(PBSFS, "config", "check", env=env)
     assert "\nwarning certificate:  none: others on the network can read along\n" in shown
-    assert "\nok      key:          not needed: requests are anonymous\n" in shown
+    assert "\nok      access-key:   not needed: requests are anonymous\n" in shown
 
 
 def test_init_asks_for_a_bucket(cloud: Cloud) -> None:

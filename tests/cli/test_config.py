@@ -281,6 +281,11 @@ def test_show_prints_settings_and_no_secret(server: ReferenceServer, user: User)
     user.write(of_server(server) + '[profiles.bad]\npassword = "geheim"\n')
     shown = output_of(PBSFS, "config", "show", env=user.env())
     assert "error:         " in shown
+    user.write('[profiles.long]\ndatastore-dir = "/d"\ncache-dir = "/c"\ncache-disk-size = "64M"\n')
+    shown = output_of(PBSFS, "config", "show", "long", env=user.env())
+    assert "\ncache-dir:       /c\ncache-disk-size: 67108864\n" in shown
+    user.write(of_server(server) + '[profiles.bad]\npassword = "geheim"\n')
+    shown = output_of(PBSFS, "config", "show", env=user.env())
     assert "geheim" not in shown + error_of(pbsfs("config", "show", "bad", env=user.env()), 2)
     facts = json.loads(output_of(PBSFS, "config", "show", "--json", "home", env=user.env()))
     assert facts == {

@@ -55,10 +55,12 @@ def test_options_of_pbsfs_mount_lose_their_dashes() -> None:
 
 def test_options_of_a_bucket_are_among_them() -> None:
     given = "endpoint=https://s3:9000,region=r,path_style,aws-profile=ci,s3-config=/s3.cfg,ca-file=/ca"
+    given += ",cache-dir=/c,offline"
     words, files = translated("s3://b/store:vm", (given, "access-key-file=/i,secret_key_file=/s,anonymous"))
     assert words == [
         *("--endpoint=https://s3:9000", "--region=r", "--path-style", "--aws-profile=ci"),
-        *("--s3-config=/s3.cfg", "--ca-file=/ca", "--anonymous", "-ofsname=s3://b/store:vm"),
+        *("--s3-config=/s3.cfg", "--ca-file=/ca", "--cache-dir=/c", "--offline"),
+        *("--anonymous", "-ofsname=s3://b/store:vm"),
     ]
     assert files == {"AWS_ACCESS_KEY_ID": "/i", "AWS_SECRET_ACCESS_KEY": "/s"}
 

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pbsfs.base.errors import UsageError
@@ -35,6 +36,7 @@ class S3Endpoint:
     fingerprint: str | None
     access_key: str
     secret_key: str = field(repr=False)
+    readable_by_others: bool = False
 
 
 def read_endpoint(file: Path, bucket: str, store: str) -> S3Endpoint:
@@ -57,7 +59,8 @@ def read_endpoint(file: Path, bucket: str, store: str) -> S3Endpoint:
         raise UsageError(
             f"{file}: no s3-endpoint {quoted(name)}, which datastore.cfg names; restore it there"
         )
-    return _endpoint(f"{file}: s3-endpoint {name}", endpoints[name], bucket)
+    found = _endpoint(f"{file}: s3-endpoint {name}", endpoints[name], bucket)
+    return replace(found, readable_by_others=bool(file.stat().st_mode & stat.S_IROTH))
 
 
 def _endpoint(place: str, settings: Mapping[str, str], bucket: str) -> S3Endpoint:

@@ -50,6 +50,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_the_only_endpoint_is_the_one(file: Path) -> None:
     file.write_text(AWS)
+    file.chmod(0o640)
     assert read_endpoint(file, "backups", "store1") == S3Endpoint(
         f"{file}: s3-endpoint aws",
         "https://s3.eu-central-1.amazonaws.com",
@@ -63,7 +64,9 @@ def test_the_only_endpoint_is_the_one(file: Path) -> None:
 
 def test_port_certificate_and_path_style_are_taken_over(file: Path) -> None:
     file.write_text(MINIO)
+    file.chmod(0o644)
     found = read_endpoint(file, "backups", "store1")
+    assert found.readable_by_others
     assert (found.endpoint, found.path_style) == ("https://minio.example.com:9000", True)
     assert found.fingerprint == "ab:cd"
     assert "s3cret" not in repr(found)
