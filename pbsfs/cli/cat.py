@@ -34,4 +34,4 @@ def command(paths: tuple[str, ...], log: LogOptions, source: SourceOptions) -> N
         for path in places:
             await write_file(await find(tree, path, source), out)
 
-    run_on_tree(work, reads_much=True, source=source)
+    run_on_tree(work, first=places[0], reads_much=True, source=source)

@@ -265,7 +265,7 @@ def command(
             names = first_of(map(os.fsdecode, await node.children())) or "it is empty"
             raise UsageError(f"{node} is a directory; name one of its files: {names}")
 
-    run_on_tree(work, zeroed=zeroed, reads_much=True, source=source)
+    run_on_tree(work, first=places[0], zeroed=zeroed, reads_much=True, source=source)
 
 
 def _refuse_for_contents(node: Node, given: dict[str, bool]) -> None:

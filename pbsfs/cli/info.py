@@ -62,7 +62,7 @@ def command(path: str, states: bool, as_json: bool, log: LogOptions, source: Sou
             text = printable(shown, keep="\n")
             click.echo(f"{name + ':':<17}" + text.replace("\n", "\n" + " " * 17))
 
-    run_on_tree(work, source=source)
+    run_on_tree(work, first=path, source=source)
 
 
 _STATES = {

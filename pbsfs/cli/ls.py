@@ -97,7 +97,7 @@ def command(
                         raise
                     report(error)
 
-    run_on_tree(work, source=source)
+    run_on_tree(work, first=places[0], source=source)
     if status:
         raise click.exceptions.Exit(status)
 

@@ -121,7 +121,7 @@ def command(
         with shown(None if check else False, "check", total) as advance:
             return file, before, await map_of(file, before, check=check, advance=advance)
 
-    image, before, found = run_on_tree(work, reads_much=True, source=source)
+    image, before, found = run_on_tree(work, first=paths[0], reads_much=True, source=source)
     title = os.fsdecode(image.path)
     compared = None if before is None else os.fsdecode(before.path.split(b"/")[-2])
     if as_json:

@@ -48,17 +48,20 @@ def run_on_tree(
     work: Callable[[Tree], Awaitable[R]],
     *,
     source: SourceOptions,
+    first: str | None = None,
     zeroed: ZeroedRanges | None = None,
     reads_much: bool = False,
 ) -> R:
     """Opens the source that the options name, and runs `work` on its tree.
 
-    `reads_much`: whether to ask for the password of a default key.
+    `first`: the path that `work` looks up first. `reads_much`: whether it reads what is there, so that pbsfs
+    asks for the password of a default key.
 
     SIGINT, SIGTERM and SIGHUP (unless it is ignored) cancel `work`, so that it cleans up, and end in
     `click.exceptions.Exit`.
     """
-    return run_on_described(work, described(source, reads_much=reads_much), zeroed=zeroed)
+    description = described(source, reads_much=reads_much)
+    return run_on_described(work, description, first=first, reads=reads_much, zeroed=zeroed)
 
 
 def described(source: SourceOptions, *, reads_much: bool) -> Description:
@@ -88,16 +91,24 @@ def resolved_user(configured: Configured) -> tuple[SourceOptions, Repository]:
 
 
 def run_on_described(
-    work: Callable[[Tree], Awaitable[R]], description: Description, *, zeroed: ZeroedRanges | None = None
+    work: Callable[[Tree], Awaitable[R]],
+    description: Description,
+    *,
+    first: str | None = None,
+    reads: bool = True,
+    zeroed: ZeroedRanges | None = None,
 ) -> R:
-    """Runs `work` on the tree of a source; see `run_on_tree`."""
+    """Runs `work` on the tree of a source; see `run_on_tree`. `reads`: whether it reads what is there."""
     # Slow to import, and `mount`, which uses this module, does not need them.
     import trio  # noqa: PLC0415
 
     from pbsfs.reader.reader import open_reader  # noqa: PLC0415
     from pbsfs.tree import Tree  # noqa: PLC0415
+    from pbsfs.tree.expected import expected_at  # noqa: PLC0415
 
     source = description.open()
+    if first is not None:
+        source.expect(expected_at(first, description.namespace, reads=reads))
 
     async def run() -> R:
         async with open_reader(

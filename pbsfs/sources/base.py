@@ -81,6 +81,21 @@ class Usage:
     available: int
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What will be read first, so that a source may ask for it ahead. What does not exist is no error.
+
+    `namespaces`: whose groups are listed; `group`: whose snapshots are. `snapshot`: of which `files` are
+    read. `sessions`: whether images or streams of it are read, too.
+    """
+
+    namespaces: tuple[Namespace, ...] = ()
+    group: Group | None = None
+    snapshot: Snapshot | None = None
+    files: tuple[Archive, ...] = ()
+    sessions: bool = False
+
+
 class Source(abc.ABC):
     """A place to read backups from: a server, or a datastore in a directory."""
 
@@ -97,6 +112,9 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def __str__(self) -> str:
         """What the source is, for messages: no secrets."""
+
+    def expect(self, expected: Expected) -> None:  # noqa: B027 - most have nothing to gain
+        """Called before `open`, if it is known what will be read first."""
 
     async def open(self, nursery: trio.Nursery) -> None:  # noqa: B027 - most have nothing to do
         """Called once before reading; raises SourceError if the source can't be used.

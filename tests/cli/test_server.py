@@ -341,7 +341,7 @@ def unknown_realm(server: ReferenceServer, _stocked: Stocked, _path: Path) -> It
 
 @failure("…: status 5…: …", 4, "status 500", "disk full")
 def failing_server(server: ReferenceServer, _stocked: Stocked, _path: Path) -> Iterator[Prepared]:
-    server.faults.add(Status(match="/version", status=500, text="disk full", times=None))
+    server.faults.add(Status(match="/namespace", status=500, text="disk full", times=None))
     yield [], access(server)
 
 

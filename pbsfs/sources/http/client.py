@@ -109,6 +109,17 @@ class HttpClient:
                     raise
         return await self._run(None, request, until)
 
+    async def connect(self) -> None:
+        """Makes a connection that the next request uses. Raises SourceError."""
+        call = _Call(None)
+        try:
+            await self._open(call)
+        except BaseException:
+            call.give_up()
+            raise
+        with call.connection() as opened:
+            self._keep(opened)
+
     async def tidy(self) -> None:
         """Closes connections that are idle for too long. Runs as long as the client is used."""
         while True:
@@ -146,23 +157,30 @@ class HttpClient:
             with call.connection() as used:
                 return _exchange(used, request, self._peer, self._limits, until), used
 
-        def open_connection() -> None:
-            call.open(self._connect)
-
         try:
             if connection is None:
-                with connecting(self._peer.address):
-                    await self._in_thread(open_connection)
+                await self._open(call)
             answer, used = await self._in_thread(exchange)
         except BaseException:
             call.give_up()
             raise
-        if used.sock is not None and len(self._idle) < self._limits.kept_connections and not self._closed:
-            self._idle.append((self._clock(), used))
+        self._keep(used)
+        return answer
+
+    async def _open(self, call: _Call) -> None:
+        with connecting(self._peer.address):
+            await self._in_thread(lambda: call.open(self._connect))
+
+    def _keep(self, connection: http.client.HTTPConnection) -> None:
+        if (
+            connection.sock is not None
+            and len(self._idle) < self._limits.kept_connections
+            and not self._closed
+        ):
+            self._idle.append((self._clock(), connection))
             self._kept.set()
         else:
-            used.close()
-        return answer
+            connection.close()
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)

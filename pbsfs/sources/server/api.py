@@ -92,6 +92,10 @@ class Api:
         """
         return (await self._get(path, parameters, limit, meaning_of_file)).body
 
+    async def connect(self) -> None:
+        """Makes a connection that the next request uses. Raises SourceError."""
+        await self._client.connect()
+
     async def tidy(self) -> None:
         """Closes connections that are idle for too long. Runs as long as the API is used."""
         await self._client.tidy()

@@ -60,18 +60,18 @@ class Inbox:
 
     def add(self, exchange: Exchange) -> None:
         self.requests.append(exchange)
-        self._notify()
+        self.notify()
 
     def cancel(self, exchange: Exchange) -> None:
         exchange.given_up = True
         exchange.until = math.inf  # it stays in `requests` until its turn, without a limit
         self.cancelled.append(exchange)
-        self._notify()
+        self.notify()
 
     def close(self) -> None:
         """Tells the thread to end; also more than once."""
         self.closing = True
-        self._notify()
+        self.notify()
 
     def clear(self) -> None:
         """The thread has been woken and looks at everything now."""
@@ -84,7 +84,8 @@ class Inbox:
                 os.close(self.descriptor)
                 self.descriptor = -1
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Wakes the thread."""
         with self._lock:
             if self.descriptor >= 0:
                 os.eventfd_write(self.descriptor, 1)

@@ -36,6 +36,12 @@ class ServerLimits(HttpLimits):
     namespaces_kept: float = 2.0
     """How long pbsfs keeps the list of namespaces: it asks once to list a tree of them, not once for each."""
 
+    ahead_kept: float = 10.0
+    """How long pbsfs uses an answer that it asked for ahead."""
+
+    max_ahead: int = 4 << 20
+    """The size of a file that pbsfs asks for ahead, at most: the index of an image of 512 GiB."""
+
     max_sessions: int = 16
     """Reader sessions at once, of the whole mount. Each is a worker task in the server's list."""
 

@@ -6,6 +6,7 @@ Used by `pool`, in tasks of one trio loop.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from pbsfs.base.errors import AuthError, ConnectError, PbsfsError, UnavailableError
 from pbsfs.base.names import Snapshot
@@ -36,13 +37,18 @@ class Opener:
     async def open(self, snapshot: Snapshot) -> Session:
         """A new session to `snapshot`. Raises SourceError and its subclasses, and NotFoundError."""
         for last_try in (False, True):
-            headers = await self._api.login.headers()
+            headers: Mapping[str, str] = {}
+
+            async def authenticate() -> Mapping[str, str]:
+                nonlocal headers
+                headers = await self._api.login.headers()
+                return headers
+
             session = Session(
                 self._api.repository,
                 self._api.trust,
                 self._api.proxy,
                 snapshot_query(self._api.repository.store, snapshot),
-                headers,
                 stall_timeout=self._stall_timeout,
                 answer_timeout=self._answer_timeout,
                 limits=self._limits,
@@ -51,7 +57,7 @@ class Opener:
             await self._places.take(session)
             try:
                 with connecting(self._api.repository.address):
-                    await session.open()
+                    await session.open(authenticate)
             except RefusedError as refused:
                 error = _refusal(snapshot, refused, self._api.repository)
                 if isinstance(error, AuthError) and not last_try and self._api.login.forget_ticket(headers):

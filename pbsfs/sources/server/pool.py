@@ -82,6 +82,11 @@ class SessionPool:
                 raise _replaced(snapshot, archive)
             return self._body(answer, meaning_of_chunk)
 
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """Opens a session to `snapshot`, if there is none. Raises SourceError, and NotFoundError."""
+        async with self._reader(snapshot):
+            pass
+
     def start(self, nursery: trio.Nursery) -> None:
         """Starts the background work of the pool. Call once, before the first request."""
         self._nursery = nursery

@@ -21,7 +21,7 @@ import select
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import trio
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """A session to one snapshot. `query`: names the snapshot. `headers`: authenticate the user.
+    """A session to one snapshot. `query`: names the snapshot.
 
     `round_trip`: seconds, measured while connecting and by the server's first answers. `in_flight`: how many
     requests have no answer yet. `when_ended`: called in the trio loop when the connection is closed, after
@@ -55,7 +55,6 @@ class Session:
         trust: Trust,
         proxy: Proxy | None,
         query: Mapping[str, str],
-        headers: Mapping[str, str],
         *,
         stall_timeout: float,
         answer_timeout: float,
@@ -66,7 +65,7 @@ class Session:
         self._trust = trust
         self._proxy = proxy
         self._query = dict(query)
-        self._headers = dict(headers)
+        self._headers: dict[str, str] | None = None
         self._stall_timeout = stall_timeout
         self._answer_timeout = answer_timeout
         self._limits = limits
@@ -85,8 +84,12 @@ class Session:
         """Whether it ends now: it was closed, and is not connecting, which takes longer to end."""
         return self._inbox.closing and self._connected
 
-    async def open(self) -> None:
-        """Opens the session. Raises SourceError, its subclasses, and RefusedError if the server refuses."""
+    async def open(self, headers: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
+        """Opens the session. `headers`: returns those that authenticate the user; a login that this needs
+        takes place while the session connects.
+
+        Raises SourceError, its subclasses, RefusedError if the server refuses, and what `headers` raises.
+        """
         COUNTS.sessions += 1  # until `_end`
         try:
             self._inbox.open()
@@ -94,8 +97,10 @@ class Session:
         except (OSError, RuntimeError) as error:  # too many descriptors or threads
             self._end(SourceError(f"a session can't be opened: {error}", retryable=True), ())
         try:
+            self._headers = dict(await headers())
+            self._inbox.notify()
             await self._opening.answered.wait()
-        except trio.Cancelled:
+        except BaseException:  # the login failed, or the task was cancelled
             self.close()
             raise
         if isinstance(self._opening.result, Exception):
@@ -134,10 +139,11 @@ class Session:
         try:
             connection = connect(self._repository, self._trust, self._proxy, self._limits)
             self._connected = True
+            headers = self._wait_for_headers()
             started = time.monotonic()
             connection.socket.settimeout(self._stall_timeout)
             early = upgrade(
-                connection.socket, self._repository.address, self._query, self._headers, self._receive_some
+                connection.socket, self._repository.address, self._query, headers, self._receive_some
             )
             # The TCP handshake may have been that of a tunnel's near end.
             self.round_trip = max(connection.round_trip, time.monotonic() - started)
@@ -192,6 +198,17 @@ class Session:
     def _in_trio(self, call: Callable[[], None]) -> None:
         with contextlib.suppress(trio.RunFinishedError):  # no task is left that could wait
             self._trio.run_sync_soon(call)
+
+    def _wait_for_headers(self) -> Mapping[str, str]:
+        """What authenticates the user. Raises ConnectError when the session is closed."""
+        poll = select.poll()
+        poll.register(self._inbox.descriptor, select.POLLIN)
+        while not self._inbox.closing:
+            poll.poll()
+            self._inbox.clear()
+            if self._headers is not None:
+                return self._headers
+        raise ConnectError("the session was closed")
 
     def _receive_some(self, sock: ssl.SSLSocket) -> bytes:
         """What arrives next, b"" at the end. Raises TimeoutError, and ConnectError when it is closed."""

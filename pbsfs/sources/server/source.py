@@ -15,11 +15,15 @@ from typing import Any, TypeVar
 import trio
 
 from pbsfs.base.errors import (
+    AuthError,
+    ConnectError,
     DamageError,
     ForbiddenError,
     NotFoundError,
     PbsfsError,
+    ResolveError,
     SourceError,
+    TrustError,
     UnavailableError,
     UnknownDatastoreError,
 )
@@ -29,13 +33,14 @@ from pbsfs.base.text import first_of
 from pbsfs.formats.blob import Stored
 from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.report import DAY, Reporter
-from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
+from pbsfs.sources.base import Expected, GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.collection import Collection, parse_collection
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust
 from pbsfs.sources.pacing import DEFAULT_LIMIT
 from pbsfs.sources.retry import Outage, SharedTry, retried
 from pbsfs.sources.server import listing
+from pbsfs.sources.server.ahead import Ahead
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.opening import snapshot_query
@@ -101,13 +106,27 @@ class ServerSource(Source):
         self._namespaces: tuple[float, list[Namespace]] = (float("-inf"), [])
         self._asking = SharedTry[list[Namespace]]()
         self._outage = Outage()
+        self._expected = Expected()
+        self._ahead = Ahead(self.api, self.pool, limits)
         self._empty: dict[Namespace, set[Group]] = {}  # groups without snapshots, as they were listed last
         self._reporter = Reporter(log, repeat_after=DAY)
 
     def __str__(self) -> str:
         return str(self.repository)
 
+    def expect(self, expected: Expected) -> None:
+        self._expected = expected
+
     async def open(self, nursery: trio.Nursery) -> None:
+        self.pool.start(nursery)
+        nursery.start_soon(self.api.tidy)
+        self._ahead.start(
+            nursery,
+            self._expected,
+            groups=self._ask_groups,
+            snapshots=self._ask_snapshots,
+            file=self._fetch_file,
+        )
         # An unreachable server is an error at once, for the user who starts a mount to see. A server that is
         # reachable and reports a temporary fault is retried.
         await retried(
@@ -119,16 +138,18 @@ class ServerSource(Source):
             log=STARTING,
             pacing=self._limits.pacing,
         )
-        self.pool.start(nursery)
-        nursery.start_soon(self.api.tidy)
+        self._ahead.accepted.set()
         nursery.start_soon(self.api.login.keep)
 
     async def _begin(self) -> None:
-        await self.api.greet()
         try:
             await self._ask_namespaces()
-        except (ForbiddenError, NotFoundError, UnknownDatastoreError) as error:
-            await self._check_store(error)
+        except (AuthError, ConnectError, ResolveError, TrustError):
+            raise
+        except PbsfsError as error:
+            await self.api.greet()  # another kind of server refuses this too
+            if isinstance(error, ForbiddenError | NotFoundError | UnknownDatastoreError):
+                await self._check_store(error)
             raise
 
     async def aclose(self) -> None:
@@ -173,13 +194,17 @@ class ServerSource(Source):
         return found
 
     async def _list_groups(self, namespace: Namespace) -> list[GroupInfo]:
-        query = {"ns": str(namespace)} if namespace.parts else {}
-        what = f"the groups of '{namespace}'"
-        parse = functools.partial(listing.parse_groups, namespace)
-        listed = await self._retried(f"listing {what}", lambda: self._ask("groups", query, parse))
-        found = self._take(what, listed)
+        listed = await self._ahead.answer(namespace, lambda: self._ask_groups(namespace))
+        found = self._take(f"the groups of '{namespace}'", listed)
         self._empty[namespace] = {info.group for info in found if not info.snapshot_count}
         return found
+
+    async def _ask_groups(self, namespace: Namespace) -> listing.Listed[GroupInfo]:
+        query = {"ns": str(namespace)} if namespace.parts else {}
+        parse = functools.partial(listing.parse_groups, namespace)
+        return await self._retried(
+            f"listing the groups of '{namespace}'", lambda: self._ask("groups", query, parse)
+        )
 
     async def snapshots(self, group: Group) -> list[SnapshotInfo]:
         listed = await self._list_snapshots(group)
@@ -199,6 +224,9 @@ class ServerSource(Source):
         return found
 
     async def _list_snapshots(self, group: Group) -> listing.Listed[SnapshotInfo]:
+        return await self._ahead.answer(group, lambda: self._ask_snapshots(group))
+
+    async def _ask_snapshots(self, group: Group) -> listing.Listed[SnapshotInfo]:
         query = {"backup-type": group.type, "backup-id": group.id}
         if group.namespace.parts:
             query["ns"] = str(group.namespace)
@@ -206,7 +234,18 @@ class ServerSource(Source):
         return await self._retried(f"listing {group}", lambda: self._ask("snapshots", query, parse))
 
     async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
-        if archive.kind is ArchiveKind.BLOB:
+        fetch = functools.partial(self._fetch_file, snapshot, archive, limit)
+        try:
+            found = await self._ahead.answer((snapshot, archive), fetch)
+        except DamageError:  # the limits of the two differ
+            return await fetch()
+        return found if len(found) <= limit else await fetch()
+
+    async def _fetch_file(
+        self, snapshot: Snapshot, archive: Archive, limit: int, *, session: bool = False
+    ) -> bytes:
+        """The same; `session`: whether there is a session to the snapshot in any case."""
+        if archive.kind is ArchiveKind.BLOB and not session:
             # Without a session: reading a configuration leaves neither a task nor a lock on the server.
             query = snapshot_query(self.repository.store, snapshot)
             del query["store"]

@@ -253,7 +253,7 @@ def test_a_ticket_that_is_refused_with_status_400_is_renewed(server: ReferenceSe
 def test_a_login_that_is_refused_with_status_400_is_an_error_of_the_login(
     server: ReferenceServer, auth_id: str
 ) -> None:
-    match = "/access/ticket" if auth_id == USER else "/version"
+    match = "/access/ticket" if auth_id == USER else "/namespace"
     server.faults.add(always(match, "authentication failed"))
 
     async def main() -> None:
