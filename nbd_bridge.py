@@ -47,6 +47,7 @@ try:
     from pbsfs import __version__
     from pbsfs.access.credentials import take_secrets
     from pbsfs.base.errors import PbsfsError
+    from pbsfs.nbd import threads
     from pbsfs.nbd.parameters import Parameters
     from pbsfs.nbd.server import Export, Server, nbd_errno
     from pbsfs.nbd.watching import Wake
@@ -160,11 +161,14 @@ def default_export(readonly: bool, is_tls: bool) -> str:
 
 
 def open(readonly: bool) -> Export:  # noqa: A001 - nbdkit's name
-    return _serving().open(nbdkit.export_name())
+    export = _serving().open(nbdkit.export_name())
+    threads.opened()
+    return export
 
 
 def close(export: Export) -> None:
     export.close()
+    threads.closed()
 
 
 def export_description(export: Export) -> str:
@@ -200,6 +204,7 @@ def can_cache(export: Export) -> int:
 
 
 def pread(export: Export, buffer: memoryview, offset: int, flags: int) -> None:
+    threads.reading()
     try:
         export.read_into(buffer, offset)
     except Exception as error:

@@ -92,6 +92,7 @@ def nbdkit(
     options: Sequence[str | Path] = (),
     lifetime: float = LIFETIME,
     pass_fds: Sequence[int] = (),
+    plugin: str = PLUGIN,
 ) -> Iterator[Nbdkit]:
     """Serves a datastore's images, and ends when the test has not done so.
 
@@ -102,7 +103,9 @@ def nbdkit(
         directory = Path(name)
         place, pidfile, log = directory / "socket", directory / "pid", directory / "log"
         basic: list[str | Path] = ["-f", "-U", place, "--pidfile", pidfile]
-        line = command(source if isinstance(source, Path) else None, *words, options=[*basic, *options])
+        line = command(
+            source if isinstance(source, Path) else None, *words, options=[*basic, *options], plugin=plugin
+        )
         with log.open("wb") as file:
             process = subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=told, pass_fds=pass_fds
