@@ -240,9 +240,13 @@ class Export:
             grown = size - self._buffers.get(threading.get_ident(), 0)
             self._buffers[threading.get_ident()] = size
             self._server.hold(self.handle.image.store.memory, grown)
+        loop = self._server.loop
         try:
-            for start in range(0, size, STEP):
-                self.handle.read_into(buffer[start : start + STEP], offset + start, self._server.loop)
+            if size <= STEP:
+                self.handle.read_into(buffer, offset, loop)
+            else:
+                for start in range(0, size, STEP):
+                    self.handle.read_into(buffer[start : start + STEP], offset + start, loop)
         except PbsfsError as error:
             COUNTS.failed(error)
             raise

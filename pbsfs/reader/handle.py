@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from pbsfs.base.errors import UsageError
 from pbsfs.chunks.prefetch import ReadAhead
 from pbsfs.chunks.store import Fetch
-from pbsfs.reader.buffers import Buffer, copy
+from pbsfs.reader.buffers import LARGE_COPY, Buffer, copy
 
 if TYPE_CHECKING:
     from pbsfs.reader.image import Image
@@ -80,6 +80,13 @@ class Handle:
         size = len(buffer)
         if offset + size > image.size:
             raise UsageError(f"{image}: a read of {size} bytes at {offset} goes beyond the end")
+        if size < LARGE_COPY:
+            found = image.read_cached(offset, size)  # as most small reads are
+            if found is not None:
+                buffer[:] = found
+                if self.observe(offset, size):
+                    loop.post(self.fetch_ahead)
+                return
         image.note_read()
         parts = [(part, image.peek(part.chunk)) for part in image.parts(offset, size)]
         fetches: dict[int, Fetch] = {}
