@@ -22,9 +22,8 @@ class FetchLimits:
     4 MiB, usually 20 MB as stored, fill 1 Gbit/s at 50 ms; 8 chunks filled 60 % of it."""
 
     spare_decoders: int = 1
-    """Threads that decode, besides one for each core: a thread gets its next chunk only after a turn of the
-    loop, and its core would be idle until then. Without it, a whole image from a directory took an eighth
-    longer."""
+    """Threads that decode, besides one for each core: between two chunks a thread may wait for Python's lock,
+    and its core would be idle until then."""
 
     file_budget: int = 64 << 20
     """The usual sizes of the indexes and blobs that are fetched at once. A larger one is fetched alone."""

@@ -12,6 +12,7 @@ loop call all of this; any thread may call `peek` and `under_way`.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import threading
@@ -27,6 +28,7 @@ from pbsfs.chunks.budget import Budget
 from pbsfs.chunks.cache import ChunkCache
 from pbsfs.chunks.decoder import decode_chunk, is_pure
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
+from pbsfs.chunks.threads import DecodeThreads
 from pbsfs.formats import blob
 from pbsfs.formats.blob import Stored
 from pbsfs.formats.keys import Key
@@ -141,7 +143,7 @@ class ChunkStore:
         self._prefetching = 0
         self.sequential_readers = 0
         self._budget = Budget(limits.fetch_budget)
-        self._decoders = trio.CapacityLimiter(len(os.sched_getaffinity(0)) + limits.spare_decoders)
+        self._decoders = DecodeThreads(len(os.sched_getaffinity(0)) + limits.spare_decoders)
 
     def peek(self, digest: bytes, key: Key | None) -> bytes | None:
         """The decoded bytes of the chunk that has `digest`, if they are in the cache.
@@ -227,7 +229,7 @@ class ChunkStore:
     async def _fetch(self, chunk: Chunk, fetch: Fetch) -> bytes:
         async def decoded() -> bytes:
             raw = await self._fetch_stored(chunk, fetch)
-            return await trio.to_thread.run_sync(_decode, raw, chunk, limiter=self._decoders)
+            return await self._decoders.run(functools.partial(_decode, raw, chunk))
 
         try:
             return await self._source.confirmed(decoded)

@@ -1,0 +1,123 @@
+"""Threads that decode chunks, with one queue before them and one behind them.
+
+`trio.to_thread` takes a turn of the loop for each piece of work, in which the thread waits for its next one.
+Here a thread takes the next piece itself, and several results wake the loop up once. Called by the chunk
+store, in tasks of one trio loop; the threads are trio's own, and go back there when nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """`work` for a thread. `task`: waits for its result; None if it does not any more."""
+
+    __slots__ = ("_error", "_result", "_work", "task")
+
+    def __init__(self, work: Callable[[], T], task: trio.lowlevel.Task) -> None:
+        self._work = work
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self.task: trio.lowlevel.Task | None = task
+
+    def run(self) -> None:
+        try:
+            self._result.append(self._work())
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> T:
+        """Raises what `work` has raised."""
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None  # its frames refer to this job: a cycle
+        return self._result.pop()
+
+
+class DecodeThreads:
+    """At most `count` threads, which do the work in the order in which it came."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._lock = threading.Lock()  # guards these two
+        self._threads = 0
+        self._waiting: deque[_Job[Any]] = deque()
+        self._done: deque[_Job[Any]] = deque()
+        self._is_told = False  # whether the loop will call `_deliver`
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which blocks or computes. Raises what it raises.
+
+        A cancelled task does not wait: work that has not begun is left out, and other results are dropped.
+        """
+        self._token = self._token or trio.lowlevel.current_trio_token()
+        job = _Job(work, trio.lowlevel.current_task())
+        self._submit(job)
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            job.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return job.result()
+
+    def _submit(self, job: _Job[Any]) -> None:
+        with self._lock:
+            self._waiting.append(job)
+            if self._threads == self._count:
+                return
+            self._threads += 1
+        try:
+            trio.lowlevel.start_thread_soon(self._work, _drop)
+        except RuntimeError:  # the system has no more threads: those that run get to it, too
+            with self._lock:
+                self._threads -= 1
+                if self._threads == 0:
+                    self._waiting.remove(job)
+                    raise
+
+    def _work(self) -> None:
+        """What each thread does: all work that waits."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads -= 1
+                    return
+                job = self._waiting.popleft()
+            if job.task is not None:
+                job.run()
+                self._done.append(job)
+                self._tell()
+            del job  # and what it holds, while this thread waits
+
+    def _tell(self) -> None:
+        # `_deliver` clears this before it looks for results, so a result is never left behind.
+        if not self._is_told:
+            self._is_told = True
+            assert self._token is not None
+            with contextlib.suppress(trio.RunFinishedError):  # then nobody waits any more
+                self._token.run_sync_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_told = False
+        while self._done:
+            job = self._done.popleft()
+            if job.task is not None:
+                trio.lowlevel.reschedule(job.task)
+                job.task = None
+
+
+def _drop(_outcome: object) -> None:
+    """`_work` neither returns nor raises anything."""

@@ -1,0 +1,200 @@
+"""The threads that decode: results, errors, order, cancellation, and how often they wake the loop up."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from pbsfs.chunks.threads import DecodeThreads
+from tests.support.run import in_trio, until
+
+
+class Gate:
+    """Work that waits in its thread until the gate is open."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self.inside = 0
+        self.most = 0
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def work(self) -> str:
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        assert self._open.wait(30)
+        with self._lock:
+            self.inside -= 1
+        return "done"
+
+
+@in_trio
+async def test_each_gets_its_own_result_or_error() -> None:
+    threads = DecodeThreads(3)
+    got: dict[int, object] = {}
+
+    def work(number: int) -> int:
+        if number % 3 == 0:
+            raise ValueError(f"number {number}")
+        return number * number
+
+    async def one(number: int) -> None:
+        try:
+            got[number] = await threads.run(lambda: work(number))
+        except ValueError as error:
+            got[number] = str(error)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(100):
+            nursery.start_soon(one, number)
+    assert got == {n: f"number {n}" if n % 3 == 0 else n * n for n in range(100)}
+
+
+@in_trio
+async def test_no_more_threads_work_than_allowed_and_in_the_order_of_the_work() -> None:
+    threads, gate = DecodeThreads(2), Gate()
+    began: list[int] = []
+
+    def later(number: int) -> None:
+        began.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(threads.run, gate.work)
+        await until(lambda: gate.inside == 2)
+        for number in range(5):
+            nursery.start_soon(threads.run, partial(later, number))
+            await wait_all_tasks_blocked()
+        assert began == []
+        gate.open()
+    assert gate.most == 2
+    assert sorted(began) == list(range(5))
+    single = DecodeThreads(1)
+    began.clear()
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(single.run, partial(later, number))
+            await trio.lowlevel.checkpoint()
+            await wait_all_tasks_blocked()
+    assert began == list(range(20))
+
+
+@in_trio
+async def test_a_task_that_gives_up_does_not_wait_and_the_others_get_theirs() -> None:
+    threads, gate = DecodeThreads(1), Gate()
+    begun: list[str] = []
+    got: list[str] = []
+
+    async def patient() -> None:
+        got.append(await threads.run(lambda: "mine"))
+
+    async with trio.open_nursery() as others:
+        async with trio.open_nursery() as impatient:
+            impatient.start_soon(threads.run, gate.work)
+            await until(lambda: gate.inside == 1)
+            impatient.start_soon(threads.run, lambda: begun.append("work that nobody waits for"))
+            await wait_all_tasks_blocked()
+            others.start_soon(patient)
+            await wait_all_tasks_blocked()
+            impatient.cancel_scope.cancel()
+        assert gate.inside == 1  # the thread works on
+        gate.open()
+    assert got == ["mine"]
+    assert begun == []
+
+
+@in_trio
+async def test_a_result_is_held_by_no_thread_that_waits() -> None:
+    class Content:
+        pass
+
+    threads = DecodeThreads(2)
+    content = await threads.run(Content)
+    held = weakref.ref(content)
+    del content
+    gc.collect()
+    await until(lambda: held() is None)
+
+
+@in_trio
+async def test_several_results_wake_the_loop_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = DecodeThreads(4)
+    calls = 0
+    token = trio.lowlevel.current_trio_token()
+
+    class Counted:
+        def run_sync_soon(self, work: Callable[[], object]) -> None:
+            nonlocal calls
+            calls += 1
+            token.run_sync_soon(work)
+
+    monkeypatch.setattr(trio.lowlevel, "current_trio_token", Counted)
+    gate = Gate()
+    ended: list[int] = []
+
+    def work(number: int) -> None:
+        gate.work()
+        ended.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(threads.run, partial(work, number))
+        await until(lambda: gate.inside == 4)
+        await wait_all_tasks_blocked()
+        gate.open()
+        limit = time.monotonic() + 30
+        while len(ended) < 20:  # the loop is busy until all of it has ended
+            assert time.monotonic() < limit
+            time.sleep(0.001)  # noqa: ASYNC251
+    assert sorted(ended) == list(range(20))
+    assert calls <= 2  # the last thread may not have told yet
+
+
+@in_trio
+async def test_without_more_threads_of_the_system_the_error_is_raised_and_the_next_work_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = DecodeThreads(2)
+
+    def refuse(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await threads.run(lambda: "lost")
+    assert await threads.run(lambda: "done") == "done"
+
+
+@in_trio
+async def test_with_one_thread_and_no_more_of_them_that_one_does_all_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, gate = DecodeThreads(2), Gate()
+    got: list[str] = []
+
+    async def one() -> None:
+        got.append(await threads.run(lambda: "done"))
+
+    def refuse(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.run, gate.work)
+        await until(lambda: gate.inside == 1)
+        monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+        nursery.start_soon(one)
+        await wait_all_tasks_blocked()
+        gate.open()
+    assert got == ["done"]
