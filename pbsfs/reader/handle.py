@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from pbsfs.base.errors import UsageError
 from pbsfs.chunks.prefetch import ReadAhead
 from pbsfs.chunks.store import Fetch
-from pbsfs.reader.buffers import LARGE_COPY, Buffer, copy
+from pbsfs.reader.buffers import LARGE_COPY, Buffer, copy, join
 
 if TYPE_CHECKING:
     from pbsfs.reader.image import Image
@@ -63,6 +63,10 @@ class Handle:
 
     async def read(self, offset: int, size: int) -> Buffer:
         """Like `Image.read`."""
+        return join(await self.read_parts(offset, size))
+
+    async def read_parts(self, offset: int, size: int) -> list[Buffer]:
+        """The same, without a copy where the range lies in several chunks: the bytes in each of them."""
         await self.image.load()
         # The chunks of this read are requested before those of reads that may follow.
         started = self.image.start(offset, size)

@@ -125,7 +125,7 @@ class Image:
         request. Raises DamageError and SourceError.
         """
         await self.load()
-        return await self.finish(self.start(offset, size))
+        return join(await self.finish(self.start(offset, size)))
 
     async def load(self) -> None:
         """Has the digest table of the index in memory, until the caller waits for something.
@@ -162,8 +162,8 @@ class Image:
             started.append((part, self.store.request(self.chunk(part.chunk)) if data is None else data))
         return started
 
-    async def finish(self, started: list[tuple[Part, Buffer | Fetch]]) -> Buffer:
-        """The bytes of what `start` returned. Raises DamageError, SourceError."""
+    async def finish(self, started: list[tuple[Part, Buffer | Fetch]]) -> list[Buffer]:
+        """The bytes of what `start` returned, part by part. Raises DamageError, SourceError."""
         parts: list[Buffer] = []
         for part, source in started:
             if isinstance(source, Fetch):
@@ -174,7 +174,7 @@ class Image:
             else:
                 data = source
             parts.append(memoryview(data)[part.start : part.start + part.length])
-        return join(parts)
+        return parts
 
     def join(self, number: int, fetch: Fetch, loop: Loop) -> Buffer:
         """The bytes of chunk `number`, which `fetch` brings, for a thread that is not the loop's.

@@ -129,6 +129,30 @@ async def test_images_of_large_chunks_are_copied_in_pieces(tmp_path: Path) -> No
 
 
 @in_trio
+async def test_pieces_of_several_chunks_are_written_without_joining_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = made.image(1, "rt0rrrtr0r", tail=700)
+    cached: set[int] = set()
+    written: list[int] = []
+    real = Target.write
+
+    def write(target: Target, offset: int, data: Buffer) -> None:
+        cached.update(id(kept) for kept in image.store.cache._chunks.values())
+        if len(data) == CHUNK_SIZE:
+            written.append(id(data.obj if isinstance(data, memoryview) else data))
+        real(target, offset, data)
+
+    monkeypatch.setattr(Target, "write", write)
+    async with an_image(content) as image:
+        with open_target(tmp_path / "out", NAME, image.size, force=False) as target:
+            await copy_image(image, target, nobody_asks, Pieces(size=16 * CHUNK_SIZE))
+        assert (tmp_path / "out").read_bytes() == content
+        assert len(written) == 8
+        assert set(written) <= cached
+
+
+@in_trio
 async def test_progress_is_told_of_every_byte_once_it_is_written(tmp_path: Path) -> None:
     done = 0
 
@@ -483,9 +507,9 @@ async def copy_until_stuck(
     """
     pieces: list[int] = []
     failure: Exception | None = None
-    real = Handle.read
+    real = Handle.read_parts
 
-    async def read(handle: Handle, offset: int, size: int) -> Buffer:
+    async def read(handle: Handle, offset: int, size: int) -> list[Buffer]:
         pieces.append(offset)
         return await real(handle, offset, size)
 
@@ -499,7 +523,7 @@ async def copy_until_stuck(
         finally:
             target.go.set()
 
-    patch.setattr(Handle, "read", read)
+    patch.setattr(Handle, "read_parts", read)
     async with an_image(content) as image, trio.open_nursery() as nursery:
         nursery.start_soon(release)
         try:
@@ -620,9 +644,11 @@ def test_a_copy_into_a_pipe_that_nobody_reads_can_be_cancelled(tmp_path: Path) -
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     started, ended = threading.Event(), threading.Event()
+    chunk_size = 1 << 20  # more than the pipe takes
 
     async def main() -> None:
-        async with an_image(made.image(1, "r" * 12)) as image, trio.open_nursery() as nursery:
+        content = made.image(1, "rr", chunk_size=chunk_size)
+        async with an_image(content, chunk_size=chunk_size) as image, trio.open_nursery() as nursery:
             with open_target(pipe, NAME, image.size, force=False) as target:
                 real = target.write
 

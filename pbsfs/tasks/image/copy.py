@@ -42,18 +42,18 @@ async def copy_image(
 
     Raises DamageError and SourceError from reading, OSError from writing.
     """
-    sending, receiving = trio.open_memory_channel[tuple[Extent, Buffer]](pieces.queued)
+    sending, receiving = trio.open_memory_channel[tuple[Extent, list[Buffer]]](pieces.queued)
 
     async def read() -> None:
         handle = image.handle(whole=True)
         try:
             with sending:
                 for extent in _cut(image, pieces.size, target.hole_piece):
-                    data: Buffer = b""
+                    data: list[Buffer] = []
                     if extent.hole:
                         handle.skip_hole(extent.offset + extent.length)
                     else:
-                        data = await handle.read(extent.offset, extent.length)
+                        data = await handle.read_parts(extent.offset, extent.length)
                     await sending.send((extent, data))
         finally:
             handle.close()
@@ -83,8 +83,10 @@ def _cut(image: Image, data_piece: int, hole_piece: int) -> Iterator[Extent]:
             offset = stop
 
 
-def _put(target: Target, extent: Extent, data: Buffer) -> None:
+def _put(target: Target, extent: Extent, parts: list[Buffer]) -> None:
     if extent.hole:
         target.hole(extent.offset, extent.length)
-    else:
-        target.write(extent.offset, data)
+    offset = extent.offset
+    for data in parts:
+        target.write(offset, data)
+        offset += len(data)
