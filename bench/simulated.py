@@ -31,6 +31,7 @@ def main() -> None:
 
     change("chunks.limits.spare_decoders=0")
     from pbsfs.chunks import decoder  # noqa: PLC0415
+    from pbsfs.formats.blob import Stored  # noqa: PLC0415
     from pbsfs.formats.keys import Key  # noqa: PLC0415
 
     loop = time.pthread_getcpuclockid(threading.get_ident())
@@ -40,7 +41,7 @@ def main() -> None:
     made: dict[int, bytes] = {}
 
     def decode_chunk(
-        raw: blob.Stored, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None
+        raw: Stored, *, digest: bytes, length: int, encrypted: bool, key: Key | None = None
     ) -> bytes:
         if not started:
             loop_before.append(time.clock_gettime(loop))
