@@ -121,8 +121,8 @@ static uint64_t last_request;
 /* Smaller replies take less time than releasing the lock and getting it back. */
 #define LARGE_REPLY (16 << 10)
 
-/* Whether the request that is being processed was answered at once, in little time. */
-static int answered;
+/* How the request that is being processed was answered. */
+static enum { LATER, AT_ONCE, AT_ONCE_LARGE } answered;
 
 /*
  * The memory that handlers answer reads of holes from, and the little that is sent instead, again and again:
@@ -219,7 +219,7 @@ static void lookup_op(fuse_req_t req, fuse_ino_t parent, const char *name)
             .entry_timeout = found.entry_lasts,
         };
 
-        answered = 1;
+        answered = AT_ONCE;
         if (fuse_reply_entry(req, &entry) != 0)
             pbsfs_forget(found.inode);  /* nobody got it */
         return;
@@ -235,7 +235,7 @@ static void getattr_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *
     if (pbsfs_getattr(inode, &found)) {
         struct stat shown = stat_of(&found);
 
-        answered = 1;
+        answered = AT_ONCE;
         (void)fuse_reply_attr(req, &shown, found.lasts);
         return;
     }
@@ -261,7 +261,7 @@ static void open_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *fi)
     int keep_cache = pbsfs_open(inode, fi->flags, &fh);
 
     if (keep_cache >= 0) {
-        answered = 1;
+        answered = AT_ONCE;
         fi->fh = fh;
         fi->keep_cache = keep_cache != 0;
         if (fuse_reply_open(req, fi) != 0)
@@ -276,7 +276,7 @@ static void read_op(fuse_req_t req, fuse_ino_t inode, size_t size, off_t offset,
                     struct fuse_file_info *fi)
 {
     if (pbsfs_read((uint64_t)(uintptr_t)req, fi->fh, offset, size)) {
-        answered = size < LARGE_REPLY;
+        answered = size < LARGE_REPLY ? AT_ONCE : AT_ONCE_LARGE;
         return;
     }
     begin(req);
@@ -289,7 +289,7 @@ static void release_op(fuse_req_t req, fuse_ino_t inode, struct fuse_file_info *
         wrapped.release(req, inode, fi);
         return;
     }
-    answered = 1;
+    answered = AT_ONCE;
     (void)fuse_reply_err(req, 0);
 }
 
@@ -309,7 +309,7 @@ static void readdirplus_op(fuse_req_t req, fuse_ino_t inode, size_t size, off_t 
 static void getxattr_op(fuse_req_t req, fuse_ino_t inode, const char *name, size_t size)
 {
     if (pbsfs_lacks_xattr(inode, name)) {
-        answered = 1;
+        answered = AT_ONCE;
         (void)fuse_reply_err(req, ENODATA);
         return;
     }
@@ -445,10 +445,11 @@ int pbsfs_reply_buf(fuse_req_t req, const char *data, size_t size)
 
 /*
  * Before each request, pyfuse3 gives the trio loop two turns, which take longer than most answers. So after
- * an answer that took no waiting, the next request is taken here if it comes within SOON, but the loop's
- * other tasks wait no longer than ONE_TURN for that. In nanoseconds.
+ * an answer that took no waiting, the next request is taken here if it comes within SOON (SOON_AFTER_LARGE,
+ * if the answer was large). The loop's other tasks wait no longer than ONE_TURN for that. In nanoseconds.
  */
 #define SOON 100000
+#define SOON_AFTER_LARGE 200000
 #define ONE_TURN 2000000
 
 static int64_t now(void)
@@ -460,23 +461,29 @@ static int64_t now(void)
 }
 
 /*
- * Whether a request is there, or comes soon. Releases Python's lock while it waits, but does not sleep: to be
- * woken takes longer than most requests take to come. Other programs may have the processor meanwhile.
+ * Whether a request is there, or comes soon. Releases Python's lock while it waits. After a small answer it
+ * does not sleep: to be woken takes longer than most requests take to come. Other programs may have the
+ * processor meanwhile. A program that got much takes longer to come back, and decoding needs the processor.
  */
 static int is_readable(int fd)
 {
     struct pollfd wanted = {.fd = fd, .events = POLLIN};
+    struct timespec most = {.tv_nsec = SOON_AFTER_LARGE};
     PyThreadState *held;
     int64_t end;
     int found = poll(&wanted, 1, 0);
 
     if (found == 0) {
         held = PyEval_SaveThread();
-        end = now() + SOON;
-        do {
-            (void)sched_yield();
-            found = poll(&wanted, 1, 0);
-        } while (found == 0 && now() < end);
+        if (answered == AT_ONCE_LARGE) {
+            found = ppoll(&wanted, 1, &most, NULL);
+        } else {
+            end = now() + SOON;
+            do {
+                (void)sched_yield();
+                found = poll(&wanted, 1, 0);
+            } while (found == 0 && now() < end);
+        }
         PyEval_RestoreThread(held);
     }
     return found == 1 && wanted.revents == POLLIN;
@@ -494,9 +501,9 @@ void pbsfs_process_buf(struct fuse_session *session, const struct fuse_buf *buf)
     }
     /* Errors of the connection are left to pyfuse3, which meets them when it asks for the next request. */
     do {
-        answered = 0;
+        answered = LATER;
         next(session, buf);
-    } while (answered && now() < end && is_readable(fuse_session_fd(session))
+    } while (answered != LATER && now() < end && is_readable(fuse_session_fd(session))
              && fuse_session_receive_buf(session, (struct fuse_buf *)buf) > 0);  /* it is pyfuse3's own */
 }
 
