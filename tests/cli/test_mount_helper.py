@@ -65,6 +65,11 @@ def test_options_of_a_bucket_are_among_them() -> None:
     assert files == {"AWS_ACCESS_KEY_ID": "/i", "AWS_SECRET_ACCESS_KEY": "/s"}
 
 
+def test_a_line_of_fstab_may_read_from_the_cache_alone() -> None:
+    words, _files = translated("home:", ("offline,cache-dir=/var/cache/pbsfs",))
+    assert words == ["--offline", "--cache-dir=/var/cache/pbsfs", "-ofsname=home:"]
+
+
 @pytest.mark.parametrize("option", ["fancy", "cache=1G", "datastore-dir=/x", "foreground", "subtree=x"])
 def test_an_unknown_option_is_refused_by_name(option: str) -> None:
     name, _equals, value = option.partition("=")
