@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pbsfs.access.sizes import parse_size
-from pbsfs.base.errors import UsageError
+from pbsfs.base.errors import SourceError, UsageError
 from pbsfs.base.text import size_text
 from pbsfs.sources.cached.limits import DEFAULT_SIZE, LEAST_SIZE
 
@@ -73,6 +73,8 @@ def look_at(cache: CacheAccess) -> tuple[str, bool]:
         room = os.statvfs(cache.directory)
     except OSError as error:
         return f"{cache.directory}: {error.strerror}; pbsfs reads without it until that is repaired", True
+    except SourceError as error:
+        return f"{error}; pbsfs reads without the cache until then", True
     if not disk_cache.is_writable():
         return f"{cache.directory}: this user may only read it; nothing more is kept there", True
     text = f"{cache.directory}: {size_text(used)} of {size_text(cache.size)} used"

@@ -237,12 +237,18 @@ class ChunkStore:
             raise DamageError(f"chunk {chunk.digest.hex()}: {error}") from None
 
     async def _fetch_stored(self, chunk: Chunk, fetch: Fetch) -> Stored:
-        kept = await self._source.kept_chunk(chunk.digest, blob.stored_limit(chunk.length))
+        limit, rate = blob.stored_limit(chunk.length), self._source.rate
+        kept = await self._source.kept_chunk(chunk.digest, limit, claim=rate is None)
         if kept is not None:
             return kept
-        if self._source.rate is None:
+        if rate is None:
             return await self._fetch_now(chunk)
-        async with self._source.rate.turn(chunk.length, lambda: fetch.is_awaited) as turn:
+        async with rate.turn(chunk.length, lambda: fetch.is_awaited) as turn:
+            turn.size = 0
+            # Claimed only now: other processes would wait as long as this one waited for its turn.
+            kept = await self._source.kept_chunk(chunk.digest, limit)
+            if kept is not None:
+                return kept
             raw = await self._fetch_now(chunk)
             turn.size = len(raw)
         return raw

@@ -142,10 +142,11 @@ class Source(abc.ABC):
     async def fetch_chunk(self, snapshot: Snapshot, archive: Archive, digest: bytes, limit: int) -> Stored:
         """The stored blob of a chunk that the index `archive` names; DamageError above `limit` bytes."""
 
-    async def kept_chunk(self, digest: bytes, limit: int) -> Stored | None:
+    async def kept_chunk(self, digest: bytes, limit: int, *, claim: bool = True) -> Stored | None:
         """The stored blob of a chunk, of at most `limit` bytes, if a cache in front of the source has it.
 
-        It costs the source nothing, so it needs no turn of `rate`. Not verified either.
+        It costs the source nothing, so it needs no turn of `rate`. Not verified either. `claim`: whether the
+        caller fetches the chunk at once if it is not kept, so that other processes may wait for it.
         """
         return None
 

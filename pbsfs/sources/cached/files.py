@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import enum
 import errno
+import logging
 import os
 import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from pbsfs.base.errors import DamageError, SourceError
 from pbsfs.formats.blob import Stored
 from pbsfs.sources.cached.limits import CacheLimits
 from pbsfs.sources.directory.root import Root
+
+log = logging.getLogger(__name__)
 
 INNER = "pbsfs-1"
 """The directory below that of the user, with the number of this layout: other files there are not touched."""
@@ -41,6 +44,7 @@ _UNFINISHED = re.compile(r"[0-9a-f]{64}(\.file|\.list)?\.[0-9a-f]{8}\.new", re.A
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STATE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NOT_REGULAR = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a directory, a socket
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# A cache of pbsfs: see https://bford.info/cachedir/\n"
 
 
@@ -128,20 +132,39 @@ class CacheFiles:
     def state_file(self, name: str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
         """A descriptor of a file beside the shards, which all that may write the cache may write.
 
-        Raises OSError.
+        Removes what is in its place and is not a regular file. Raises SourceError if it can't, OSError.
         """
         with self._opened_inner() as inner:
-            file = os.open(name, flags | _STATE, 0o600, dir_fd=inner)
+            file = _opened_regular(name, flags, inner)
+            if file is None:
+                self._remove_wrong(name, inner)
+                file = _opened_regular(name, flags, inner)
+            if file is None:
+                raise self._wrong(name)
             try:
                 found, mode = os.fstat(file), os.fstat(inner).st_mode
-                if not stat.S_ISREG(found.st_mode):
-                    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
                 if found.st_uid == os.geteuid() and found.st_mode & 0o777 != mode & 0o660:
                     os.fchmod(file, mode & 0o660)
             except BaseException:
                 os.close(file)
                 raise
         return file
+
+    def _remove_wrong(self, name: str, inner: int) -> None:
+        """Removes a link, directory or the like in the place of a file. Raises SourceError."""
+        try:
+            try:
+                os.unlink(name, dir_fd=inner)
+            except IsADirectoryError:
+                os.rmdir(name, dir_fd=inner)
+        except FileNotFoundError:  # another process has removed it
+            return
+        except OSError:
+            raise self._wrong(name) from None
+        log.warning("%s/%s: removed, it was not a regular file", self._inner, name)
+
+    def _wrong(self, name: str) -> SourceError:
+        return SourceError(f"{self._inner}/{name}: not a regular file; remove it")
 
     @contextmanager
     def _opened_inner(self) -> Iterator[int]:
@@ -182,8 +205,12 @@ class CacheFiles:
         except FileNotFoundError:
             return None
 
-    def write(self, name: Name, data: Stored) -> None:
-        """Writes an entry, in the place of the one that may exist. Raises OSError."""
+    def write(self, name: Name, data: Stored, reserve: Callable[[], bool]) -> bool:
+        """Writes an entry, in the place of the one that may exist; whether it did. Raises OSError.
+
+        `reserve`: counts the entry, or returns False if it does not fit. When it is called, the file has its
+        size already, but no content: what is counted is found by those who count all files meanwhile.
+        """
         unfinished = f"{name}.{secrets.token_hex(4)}{_UNFINISHED_END}"
         with self._shard(name.shard, make=True) as (folder, mode):
             allowed = 0o640 if name.kind is Kind.RECORD else 0o660
@@ -192,6 +219,10 @@ class CacheFiles:
                 try:
                     if mode & 0o070:
                         os.fchmod(file, mode & allowed | 0o600)
+                    os.ftruncate(file, len(data))
+                    if not reserve():
+                        os.unlink(unfinished, dir_fd=folder)
+                        return False
                     view = memoryview(data)
                     while view:
                         view = view[os.write(file, view) :]
@@ -202,6 +233,7 @@ class CacheFiles:
                 with suppress(OSError):
                     os.unlink(unfinished, dir_fd=folder)
                 raise
+        return True
 
     def remove(self, shard: int, name: str) -> bool:
         """Removes a file; whether it was there. Raises OSError."""
@@ -256,6 +288,20 @@ class CacheFiles:
                 yield folder, os.fstat(folder).st_mode
             finally:
                 os.close(folder)
+
+
+def _opened_regular(name: str, flags: int, folder: int) -> int | None:
+    """A descriptor of a regular file; None if something else is in its place. Raises OSError."""
+    try:
+        file = os.open(name, flags | _STATE, 0o600, dir_fd=folder)
+    except OSError as error:
+        if error.errno in _NOT_REGULAR:
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    return None
 
 
 def _let_in(folder: int, mode: int) -> None:

@@ -22,8 +22,17 @@ from typing import TypeVar
 
 import trio
 
-from pbsfs.base.errors import DamageError, OutputError, SourceError
-from pbsfs.base.names import CLIENT_LOG, MANIFEST, Archive, ArchiveKind, Group, Namespace, Snapshot
+from pbsfs.base.errors import ConnectError, DamageError, OutputError, ResolveError, SourceError
+from pbsfs.base.names import (
+    CLIENT_LOG,
+    MANIFEST,
+    ROOT_NAMESPACE,
+    Archive,
+    ArchiveKind,
+    Group,
+    Namespace,
+    Snapshot,
+)
 from pbsfs.formats.blob import Stored
 from pbsfs.formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, HEADER_SIZE
 from pbsfs.runtime.stats import COUNTS
@@ -32,7 +41,7 @@ from pbsfs.sources.cached import records
 from pbsfs.sources.cached.files import Kind, Name
 from pbsfs.sources.cached.keeper import Item, Keeper
 from pbsfs.sources.cached.limits import DEFAULT, CacheLimits
-from pbsfs.sources.cached.records import Place
+from pbsfs.sources.cached.records import MAX_RECORD, Place
 from pbsfs.sources.cached.store import DiskCache
 from pbsfs.sources.collection import Collection
 from pbsfs.sources.directory.limits import DirectoryLimits
@@ -96,13 +105,31 @@ class CachedSource(Source):
         self.source.expect(replace(expected, files=blobs, sessions=False))
 
     async def open(self, nursery: trio.Nursery) -> None:
-        await self.source.open(nursery)
+        try:
+            await self.source.open(nursery)
+        except (ConnectError, ResolveError) as error:
+            if not await self._has_records():
+                raise
+            raise type(error)(f"{error}; with --offline, pbsfs reads what is kept in {self.cache}") from None
         try:
             await self._workers.run(self.cache.prepare)
         except (OSError, SourceError) as error:
             self._keeper.report(getattr(error, "strerror", None) or str(error))
         self._nursery = nursery
         nursery.start_soon(self._keeper.run)
+
+    async def _has_records(self) -> bool:
+        """Whether anything can be listed without the source."""
+        if self._identity is None:
+            return False
+        names = [Place(self._identity, what, str(ROOT_NAMESPACE)).name for what in ("groups", "namespaces")]
+
+        def look() -> bool:
+            return any(self.cache.get(name, MAX_RECORD, own=True) is not None for name in names)
+
+        with suppress(OSError, SourceError):
+            return await self._workers.run(look)
+        return False
 
     async def aclose(self) -> None:
         await self._keeper.aclose()
@@ -132,9 +159,11 @@ class CachedSource(Source):
 
     # --- what is found by a digest or checksum
 
-    async def kept_chunk(self, digest: bytes, limit: int) -> bytes | None:
+    async def kept_chunk(self, digest: bytes, limit: int, *, claim: bool = True) -> bytes | None:
         name = Name(digest, Kind.CHUNK)
-        found, is_claimed = await self._look(name, limit, claim=True)
+        found, is_claimed = await self._look(name, limit, claim=claim)
+        if found is None and not claim:
+            return None  # counted when it is claimed
         if found is None and not is_claimed:
             found = await self._wait_for_other(name, limit)
         return self._counted(name, found)

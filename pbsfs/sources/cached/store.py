@@ -115,16 +115,10 @@ class DiskCache:
         size = size_on_disk(len(data))
         if size > self.size // 2:
             return False
-        if not self._usage.add(name.shard, size, most=self.size):
+        if not self._write(name, data, size):
             self._make_room(size)
-            if not self._usage.add(name.shard, size, most=self.size):
+            if not self._write(name, data, size):
                 return False
-        try:
-            self._files.write(name, data)
-        except BaseException:
-            with suppress(OSError):
-                self._usage.add(name.shard, -size)
-            raise
         if old is not None:
             self._usage.add(name.shard, -old)
         COUNTS.disk_cache_written += len(data)
@@ -132,6 +126,23 @@ class DiskCache:
         if self._written >= max(self.size // _COUNTED_AFTER, _LEAST_COUNTED):
             self._make_room(0)
         return True
+
+    def _write(self, name: Name, data: Stored, size: int) -> bool:
+        """Writes an entry that takes `size` bytes; False if there is no room."""
+        is_counted = False
+
+        def reserve() -> bool:
+            nonlocal is_counted
+            is_counted = self._usage.add(name.shard, size, most=self.size)
+            return is_counted
+
+        try:
+            return self._files.write(name, data, reserve)
+        except BaseException:
+            if is_counted:
+                with suppress(OSError):
+                    self._usage.add(name.shard, -size)
+            raise
 
     def drop(self, name: Name) -> None:
         """Removes an entry that proved wrong."""
@@ -209,10 +220,10 @@ class DiskCache:
     def _counted(self, shards: range | list[int]) -> Iterator[tuple[int, list[Found]]]:
         """Each shard and its entries; corrects the number of the shard."""
         for shard in shards:
-            before = self._usage.numbers()[shard]  # as late as possible: others add to it meanwhile
+            before = self._usage.numbers()[shard]
             entries = self._files.scan(shard)
-            wrong = sum(entry.size for entry in entries) - before
-            if wrong:
+            size = sum(entry.size for entry in entries)
+            if size != before:
                 with suppress(OSError):  # a reader without write permission
-                    self._usage.add(shard, wrong)
+                    self._usage.correct(shard, before, size)
             yield shard, entries

@@ -1,8 +1,9 @@
 """How many bytes a cache on disk uses: a number for each shard, in a file that all processes share.
 
-A process adds what it is going to write before it writes, and subtracts what it has removed, so that one
-that is killed leaves a number that is too large, never too small. Whatever else makes it wrong, such as
-another user, is corrected when the shard is counted. Synchronous; from any thread of any number of processes.
+A process adds what it is going to write when the file has its size and no content yet, and subtracts what it
+has removed, so that one that is killed leaves a number that is too large, never too small. Whatever else
+makes it wrong, such as another user, is corrected when the shard is counted. Synchronous; from any thread of
+any number of processes.
 """
 
 from __future__ import annotations
@@ -60,6 +61,16 @@ class Usage:
             number = min(max(0, numbers[shard] + size), _MOST)
             os.pwrite(file, struct.pack("<Q", number), 8 * shard)
         return True
+
+    def correct(self, shard: int, wrong: int, right: int) -> None:
+        """Sets the number of a shard to `right`, if it is still `wrong`. Raises OSError.
+
+        If it is not, others have written, removed or corrected something meanwhile, which the count that
+        found `right` may have seen or not.
+        """
+        with self._locked() as file:
+            if _numbers(file)[shard] == wrong:
+                os.pwrite(file, struct.pack("<Q", right), 8 * shard)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from pbsfs.base.errors import DamageError, OutputError, SourceError
+from pbsfs.base.errors import ConnectError, DamageError, OutputError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ROOT_NAMESPACE
 from pbsfs.formats import blob
 from pbsfs.formats.index import FIXED_MAGIC, HEADER_SIZE
@@ -30,6 +30,7 @@ from pbsfs.sources.cached.limits import CacheLimits
 from pbsfs.sources.cached.offline import OfflineSource
 from pbsfs.sources.cached.source import CachedSource
 from pbsfs.sources.cached.store import DiskCache
+from pbsfs.sources.rate import Rate
 from tests.support import made
 from tests.support.sources import MemorySource, file_of
 
@@ -469,6 +470,100 @@ async def test_a_fetch_that_fails_gives_its_claim_back(tmp_path: Path) -> None:
         machine.source.fail("fetch_chunk")
         machine.source._failures.clear()
         assert await read_once(machine) == CONTENT
+
+
+@in_trio
+async def test_what_waits_for_its_turn_keeps_no_other_process_waiting(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.limits = replace(machine.limits, claim_patience=60.0)
+    slow = machine.cached()
+    async with open_reader(machine.cached()) as reader, open_reader(slow) as waiting:
+        image = await waiting.open_image(machine.info, file_of(machine.info, NAME))
+        slow.rate = Rate(1)  # it never runs, so no turn comes
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(image.handle().read, 0, image.size)
+            while not slow.rate._waiting:
+                await trio.lowlevel.checkpoint()
+            with trio.fail_after(20):
+                assert await read_all(reader, machine.info) == CONTENT
+            nursery.cancel_scope.cancel()
+    assert len(machine.source.fetched) == len(set(machine.source.fetched))
+
+
+@in_trio
+async def test_what_another_process_fetched_before_the_turn_came_is_not_fetched_again(
+    tmp_path: Path,
+) -> None:
+    machine = Machine(tmp_path)
+    slow = machine.cached()
+    async with open_reader(slow) as waiting:
+        image = await waiting.open_image(machine.info, file_of(machine.info, NAME))
+        slow.rate = Rate(1 << 40)
+        misses = COUNTS.disk_cache_misses
+        async with trio.open_nursery() as nursery:
+            found: list[bytes] = []
+
+            async def read() -> None:
+                found.append(bytes(await image.handle().read(0, image.size)))
+
+            nursery.start_soon(read)
+            while not slow.rate._waiting:
+                await trio.lowlevel.checkpoint()
+            assert COUNTS.disk_cache_misses == misses, "counted when they are claimed"
+            assert await read_once(machine) == CONTENT
+            async with trio.open_nursery() as running:
+                running.start_soon(slow.rate.run)
+                while not found:
+                    await trio.lowlevel.checkpoint()
+                running.cancel_scope.cancel()
+    assert found == [CONTENT]
+    assert len(machine.source.fetched) == len(set(machine.source.fetched))
+
+
+class Unreachable(MemorySource):
+    """A server that can't be reached."""
+
+    async def open(self, nursery: trio.Nursery) -> None:
+        raise ConnectError("pbs:8007: Connection refused")
+
+
+@in_trio
+async def test_a_source_that_cannot_be_reached_may_be_readable_offline(
+    tmp_path: Path,
+) -> None:
+    machine = Machine(tmp_path)
+    working, machine.source = machine.source, Unreachable(cheap_files=False)
+
+    async def problem() -> str:
+        with pytest.raises(ConnectError) as caught:
+            async with open_reader(machine.cached()):
+                pass
+        assert caught.value.retryable
+        return str(caught.value)
+
+    assert await problem() == "pbs:8007: Connection refused"
+    unreachable, machine.source = machine.source, working
+    async with open_reader(machine.cached()) as reader:
+        await reader.source.groups(ROOT_NAMESPACE)
+    machine.source = unreachable
+    assert await problem() == (
+        f"pbs:8007: Connection refused; with --offline, pbsfs reads what is kept in cache {tmp_path}"
+    )
+
+
+@in_trio
+async def test_a_shared_file_that_cannot_be_put_right_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine(tmp_path)
+    (tmp_path / INNER / "usage/full").mkdir(parents=True)
+    for _ in range(2):
+        assert await read_once(machine) == CONTENT
+    said = [record.getMessage() for record in caplog.records]
+    assert len(set(said)) == 1
+    assert "nothing is kept for now: " in said[0]
+    assert "usage: not a regular file; remove it" in said[0]
+    caplog.clear()
 
 
 # --- offline

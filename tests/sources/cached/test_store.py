@@ -8,15 +8,19 @@ import os
 import random
 import resource
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pbsfs.sources.cached.files import INNER, CacheFiles, Kind, Name
+from pbsfs.access.caching import CacheAccess, look_at
+from pbsfs.base.errors import SourceError
+from pbsfs.sources.cached.files import INNER, CacheFiles, Found, Kind, Name, size_on_disk
 from pbsfs.sources.cached.limits import CacheLimits
 from pbsfs.sources.cached.store import DiskCache
 from pbsfs.sources.cached.usage import Usage
@@ -47,6 +51,10 @@ def path_of(cache: DiskCache, name: Name) -> Path:
 def stored(directory: Path) -> int:
     """Bytes of all files but those that are shared state."""
     return sum(file.lstat().st_size for file in (directory / INNER).glob("??/*"))
+
+
+def files_in(directory: Path) -> list[Path]:
+    return list((directory / INNER).glob("??/*"))
 
 
 def test_what_is_put_is_there_for_other_processes(tmp_path: Path) -> None:
@@ -316,6 +324,107 @@ def test_a_killed_process_leaves_whole_entries_only(tmp_path: Path, request: pyt
     assert not list((tmp_path / INNER).glob("??/*.new"))
     assert cache.contents().size <= size
     assert cache.put(name_of(1), b"still works")
+
+
+@pytest.mark.parametrize("what", ["link", "dangling link", "directory", "pipe", "socket"])
+@pytest.mark.parametrize("name", ["usage", "fetching"])
+def test_what_is_in_the_place_of_a_shared_file_is_removed(
+    what: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = cache_in(tmp_path / "c")
+    (tmp_path / "victim").write_bytes(b"theirs")
+    place = tmp_path / "c" / INNER / name
+    if what == "directory":
+        place.mkdir()
+    elif what == "pipe":
+        os.mkfifo(place)
+    elif what == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place))
+    else:
+        place.symlink_to(tmp_path / ("victim" if what == "link" else "nothing"))
+    assert cache.claims.take(name_of(1))
+    assert cache.put(name_of(1), b"content")
+    assert cache.get(name_of(1), LIMIT) == b"content"
+    assert place.is_file()
+    assert not place.is_symlink()
+    assert (tmp_path / "victim").read_bytes() == b"theirs"
+    assert not (tmp_path / "nothing").exists()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{place}: removed, it was not a regular file"
+    ]
+    caplog.clear()
+    cache.claims.close()
+
+
+def test_what_cannot_be_removed_from_the_place_of_a_shared_file_is_named(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path / "c")
+    (tmp_path / "c" / INNER / "usage/full").mkdir(parents=True)
+    with pytest.raises(SourceError, match="pbsfs-1/usage: not a regular file; remove it"):
+        cache.put(name_of(1), b"content")
+    assert cache.get(name_of(1), LIMIT) is None
+    text, is_warning = look_at(CacheAccess(tmp_path / "c"))
+    assert is_warning
+    assert text.endswith("usage: not a regular file; remove it; pbsfs reads without the cache until then")
+
+
+class Racing(CacheFiles):
+    """Files of which another process changes something while the shard of the first name is counted: before
+    and after the look at them."""
+
+    def __init__(self, directory: Path, before: Callable[[], object], after: Callable[[], object]) -> None:
+        super().__init__(directory, CacheLimits())
+        self._before, self._after = before, after
+
+    def scan(self, shard: int) -> list[Found]:
+        races = shard == name_of(1).shard
+        if races:
+            self._before()
+        found = super().scan(shard)
+        if races:
+            self._after()
+        return found
+
+
+def test_a_count_that_races_with_others_never_makes_the_number_too_small(tmp_path: Path) -> None:
+    def put() -> None:
+        other.put(next(names), content_of(1))
+
+    other = cache_in(tmp_path)
+    names = (name for name in map(name_of, range(1, 100_000)) if name.shard == name_of(1).shard)
+    races: list[tuple[Callable[[], object], Callable[[], object]]] = [(put, int), (int, put), (put, put)]
+    for before, after in races:
+        counting = DiskCache(tmp_path, SIZE)
+        counting._files = Racing(tmp_path, before, after)
+        counting.contents()
+        assert other.used() >= sum(size_on_disk(path.stat().st_size) for path in files_in(tmp_path))
+    other.contents()
+    assert other.used() == sum(size_on_disk(path.stat().st_size) for path in files_in(tmp_path))
+
+
+def test_two_that_count_at_once_correct_a_number_once(tmp_path: Path) -> None:
+    other = cache_in(tmp_path)
+    other.put(name_of(1), content_of(1))
+    Usage(CacheFiles(tmp_path, CacheLimits())).add(name_of(1).shard, 1 << 20)  # one that was killed
+    counting = DiskCache(tmp_path, SIZE)
+    counting._files = Racing(tmp_path, other.contents, int)
+    counting.contents()
+    assert other.used() == PART
+
+
+def test_an_entry_is_counted_when_others_see_it(tmp_path: Path) -> None:
+    cache, other = cache_in(tmp_path), cache_in(tmp_path)
+    name, data = name_of(1), content_of(1)
+
+    def reserve() -> bool:
+        assert cache._usage.add(name.shard, PART, most=SIZE)
+        assert other.contents().size == PART
+        return True
+
+    assert cache._files.write(name, data, reserve)
+    assert other.used() == PART
+    assert not cache._files.write(name_of(2), data, lambda: False)
+    assert stored(tmp_path) == PART
 
 
 def test_what_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
