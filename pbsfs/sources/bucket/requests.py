@@ -128,13 +128,30 @@ class Requests:
         more: Mapping[str, str] = _NO_MORE,
     ) -> Answer:
         """The answer to a request that succeeds. `more`: further headers."""
+        answer = await self._accepted(method, key, query, limit, what, more)
+        if answer.headers.get_content_type() == "text/html":  # no object of a datastore is, nor a list
+            raise WrongServerError(
+                f"{self.address.address} answers with a page for browsers, as a login to a network does; "
+                "check the endpoint, and the way to it"
+            )
+        return answer
+
+    async def _accepted(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        limit: int,
+        what: str,
+        more: Mapping[str, str],
+    ) -> Answer:
         was_kept = self._has_key
         credentials = await self._current()
         answer = await self._try(method, key, query, limit, credentials, more)
         if answer.status in SUCCESSES:
             return answer
         if method == "HEAD" and answer.status in _WORDLESS:
-            return await self._send("GET", key, query, _MOST_PASSED_OVER, what, _FIRST_BYTE)
+            return await self._accepted("GET", key, query, _MOST_PASSED_OVER, what, _FIRST_BYTE)
         refusal = Refusal.of(answer)
         if refusal.concerns_key and was_kept:
             if self._key is credentials:  # not yet exchanged for another request

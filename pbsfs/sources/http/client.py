@@ -248,10 +248,10 @@ class _Call:
                 return
             if not self._in_use:
                 self._connection.close()
-            elif self._connection.sock is not None:
+            elif (sock := self._connection.sock) is not None:  # once: the thread may close it meanwhile
                 with contextlib.suppress(OSError):
                     # Not the TLS socket's own method: after that, the thread could go on without TLS.
-                    socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _exchange(

@@ -325,6 +325,26 @@ def test_a_key_that_may_not_list_the_bucket_hears_of_a_missing_datastore(
         use(source_of(server, certificate, address=address), fetch(chunk[0]))
 
 
+def test_a_page_for_browsers_is_no_damage(
+    server: S3Server, certificate: Certificate, chunk: tuple[bytes, bytes]
+) -> None:
+    digest, _stored = chunk
+    page = Status(
+        200, text="<html>Please log in</html>", headers={"Content-Type": "text/html; charset=utf-8"}
+    )
+
+    async def read(source: BucketSource) -> None:
+        server.fail("", *[page] * 20)
+        with pytest.raises(WrongServerError, match="answers with a page for browsers"):
+            await source.fetch_chunk(FIRST, IMAGE, digest, MOST)
+        with pytest.raises(WrongServerError, match="answers with a page for browsers"):
+            await source.missing_chunks(FIRST, [digest])
+        with pytest.raises(WrongServerError, match="answers with a page for browsers"):
+            await source.snapshots(VM)
+
+    use(source_of(server, certificate), read)
+
+
 @pytest.mark.parametrize("status", [Status(404, text=""), Status(404, "NoSuchKey")])
 def test_a_list_that_is_said_not_to_exist_is_an_error_of_the_bucket(
     status: Status, chunk: tuple[bytes, bytes], server: S3Server, certificate: Certificate
