@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from pbsfs.testing.writer import DatastoreWriter
-from tests.support import golden
+from tests.support import golden, watchdog
 
 pytest.register_assert_rewrite("tests.sources.conformance")
 
@@ -105,6 +105,12 @@ def _require_golden_data(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("golden"):
             item.add_marker(pytest.mark.skip(reason=f"no golden data in {golden.ROOT} (PBSFS_GOLDEN)"))
+
+
+@pytest.fixture(autouse=True)
+def time_for_what_is_shared() -> None:
+    """What other tests started too has its time again."""
+    watchdog.start_again()
 
 
 @pytest.fixture(autouse=True)
