@@ -28,12 +28,12 @@ from pbsfs.chunks.budget import Budget
 from pbsfs.chunks.cache import ChunkCache
 from pbsfs.chunks.decoder import decode_chunk, is_pure
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
-from pbsfs.chunks.threads import DecodeThreads
 from pbsfs.formats import blob
 from pbsfs.formats.blob import Stored
 from pbsfs.formats.keys import Key
 from pbsfs.runtime.memory import Memory
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.runtime.threads import Threads
 from pbsfs.sources.base import Source
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class ChunkStore:
         self._prefetching = 0
         self.sequential_readers = 0
         self._budget = Budget(limits.fetch_budget)
-        self._decoders = DecodeThreads(len(os.sched_getaffinity(0)) + limits.spare_decoders)
+        self._decoders = Threads(len(os.sched_getaffinity(0)) + limits.spare_decoders)
 
     def peek(self, digest: bytes, key: Key | None) -> bytes | None:
         """The decoded bytes of the chunk that has `digest`, if they are in the cache.

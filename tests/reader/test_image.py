@@ -18,13 +18,13 @@ from pbsfs.base.errors import DamageError, KeyRequiredError, SourceError
 from pbsfs.base.names import Archive
 from pbsfs.chunks import store
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
-from pbsfs.chunks.threads import DecodeThreads
 from pbsfs.formats import index
 from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.handle import Handle
 from pbsfs.reader.image import Extent, Image
 from pbsfs.reader.reader import open_reader
+from pbsfs.runtime.threads import Threads
 from pbsfs.sources.base import FileInfo, SnapshotInfo
 from tests.support import made
 from tests.support.run import in_trio, run, until
@@ -592,7 +592,7 @@ def test_sequential_reading_decodes_several_chunks_at_once(monkeypatch: pytest.M
 
     async def main() -> None:
         async with opened(source, info, limits=SMALL) as image:
-            image.store._decoders = DecodeThreads(4)
+            image.store._decoders = Threads(4)
             ahead.update(image.index.digest(number) for number in range(1, 16))
             monkeypatch.setattr(store, "_decode", decode)
             handle = image.handle()

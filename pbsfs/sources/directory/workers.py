@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from pbsfs.base.errors import SourceError
+from pbsfs.runtime.threads import Threads
 from pbsfs.sources.directory.limits import DirectoryLimits
 
 _ADVICE = "look at the kernel's log for its disk or network"
@@ -43,7 +44,7 @@ class Workers:
     def __init__(self, name: str, limits: DirectoryLimits) -> None:
         self._name = name
         self._limits = limits
-        self._limiter = trio.CapacityLimiter(limits.threads)
+        self._threads = Threads(limits.threads)
         self._abandoned: list[_Operation[Any]] = []
         self._try_at = float("-inf")  # trio's time before which all operations fail while some are stuck
 
@@ -65,7 +66,7 @@ class Workers:
         limit = limits.stuck_timeout if stuck else limits.io_timeout
         operation = _Operation(work)
         with trio.move_on_after(limit):
-            result = await trio.to_thread.run_sync(operation, limiter=self._limiter, abandon_on_cancel=True)
+            result = await self._threads.run(operation)
             self._try_at = float("-inf")
             return result
         if operation.is_running:

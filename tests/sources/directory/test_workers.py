@@ -21,20 +21,23 @@ from tests.sources.conformance import CONFIG, FIRST, IMAGE, LIMIT, add, stored
 class Stuck:
     """A file system that does not answer until it is released: files called `name`, or all.
 
-    `clock`, where it is set, runs only while a thread is stuck.
+    `clock`, where it is set, runs only while a thread is stuck; `loop`: the one that it belongs to.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._answers = threading.Event()
         self.name: str | None = None
         self.clock: MockClock | None = None
+        self.loop: trio.lowlevel.TrioToken | None = None
 
         real = Root.read_file
 
         def read_file(root: Root, steps: Steps, limit: int) -> bytes:
             if self.name in (None, steps[-1]) and not self._answers.is_set():
                 if self.clock is not None:
-                    trio.from_thread.run_sync(setattr, self.clock, "autojump_threshold", 0)
+                    trio.from_thread.run_sync(
+                        setattr, self.clock, "autojump_threshold", 0, trio_token=self.loop
+                    )
                 self._answers.wait()
             return real(root, steps, limit)
 
@@ -86,7 +89,7 @@ def test_more_stuck_calls_than_threads_all_get_their_error_and_later_ones_their_
         async with trio.open_nursery() as nursery:
             for _turn in range(calls):
                 nursery.start_soon(call)
-        # Decoding runs in trio's own threads, which stuck storage must not use up.
+        # Other work runs in trio's own threads, which stuck storage must not use up.
         with trio.fail_after(10):
             assert await trio.to_thread.run_sync(lambda: "decoded") == "decoded"
         stuck.release()
@@ -118,6 +121,7 @@ def test_while_an_operation_is_stuck_others_fail_fast(writer: DatastoreWriter, s
         return trio.current_time() - start
 
     async def main() -> list[float]:
+        stuck.loop = trio.lowlevel.current_trio_token()
         found = [await waited() for _ in range(3)]
         clock.jump(DEFAULT.stuck_pause)
         return found + [await waited() for _ in range(3)]
@@ -134,6 +138,7 @@ def test_what_can_be_read_beside_a_stuck_operation_is_read(writer: DatastoreWrit
     stuck.clock = clock
 
     async def main() -> list[bytes]:
+        stuck.loop = trio.lowlevel.current_trio_token()
         with pytest.raises(SourceError, match="within 60 s"):
             await source.fetch_file(FIRST, IMAGE, LIMIT)
         clock.autojump_threshold = float("inf")

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from pbsfs.chunks.threads import DecodeThreads
+from pbsfs.runtime.threads import Threads
 from tests.support.run import in_trio, until
 
 
@@ -41,7 +41,7 @@ class Gate:
 
 @in_trio
 async def test_each_gets_its_own_result_or_error() -> None:
-    threads = DecodeThreads(3)
+    threads = Threads(3)
     got: dict[int, object] = {}
 
     def work(number: int) -> int:
@@ -63,7 +63,7 @@ async def test_each_gets_its_own_result_or_error() -> None:
 
 @in_trio
 async def test_no_more_threads_work_than_allowed_and_in_the_order_of_the_work() -> None:
-    threads, gate = DecodeThreads(2), Gate()
+    threads, gate = Threads(2), Gate()
     began: list[int] = []
 
     def later(number: int) -> None:
@@ -80,7 +80,7 @@ async def test_no_more_threads_work_than_allowed_and_in_the_order_of_the_work() 
         gate.open()
     assert gate.most == 2
     assert sorted(began) == list(range(5))
-    single = DecodeThreads(1)
+    single = Threads(1)
     began.clear()
     async with trio.open_nursery() as nursery:
         for number in range(20):
@@ -92,7 +92,7 @@ async def test_no_more_threads_work_than_allowed_and_in_the_order_of_the_work() 
 
 @in_trio
 async def test_a_task_that_gives_up_does_not_wait_and_the_others_get_theirs() -> None:
-    threads, gate = DecodeThreads(1), Gate()
+    threads, gate = Threads(1), Gate()
     begun: list[str] = []
     got: list[str] = []
 
@@ -119,7 +119,7 @@ async def test_a_result_is_held_by_no_thread_that_waits() -> None:
     class Content:
         pass
 
-    threads = DecodeThreads(2)
+    threads = Threads(2)
     content = await threads.run(Content)
     held = weakref.ref(content)
     del content
@@ -129,7 +129,7 @@ async def test_a_result_is_held_by_no_thread_that_waits() -> None:
 
 @in_trio
 async def test_several_results_wake_the_loop_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = DecodeThreads(4)
+    threads = Threads(4)
     calls = 0
     token = trio.lowlevel.current_trio_token()
 
@@ -165,7 +165,7 @@ async def test_several_results_wake_the_loop_up_once(monkeypatch: pytest.MonkeyP
 async def test_without_more_threads_of_the_system_the_error_is_raised_and_the_next_work_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    threads = DecodeThreads(2)
+    threads = Threads(2)
 
     def refuse(*_arguments: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -181,7 +181,7 @@ async def test_without_more_threads_of_the_system_the_error_is_raised_and_the_ne
 async def test_with_one_thread_and_no_more_of_them_that_one_does_all_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    threads, gate = DecodeThreads(2), Gate()
+    threads, gate = Threads(2), Gate()
     got: list[str] = []
 
     async def one() -> None:

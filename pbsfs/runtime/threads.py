@@ -1,8 +1,9 @@
-"""Threads that decode chunks, with one queue before them and one behind them.
+"""Threads for work that blocks or computes, with one queue before them and one behind them.
 
 `trio.to_thread` takes a turn of the loop for each piece of work, in which the thread waits for its next one.
-Here a thread takes the next piece itself, and several results wake the loop up once. Called by the chunk
-store, in tasks of one trio loop; the threads are trio's own, and go back there when nothing is left to do.
+Here a thread takes the next piece itself, and several results wake the loop up once. The chunk store decodes
+in such threads, and the directory source reads in others, in tasks of one trio loop. The threads are trio's
+own, and go back there when nothing is left to do.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _Job(Generic[T]):
         return self._result.pop()
 
 
-class DecodeThreads:
+class Threads:
     """At most `count` threads, which do the work in the order in which it came."""
 
     def __init__(self, count: int) -> None:
@@ -60,9 +61,9 @@ class DecodeThreads:
     async def run(self, work: Callable[[], T]) -> T:
         """The result of `work`, which blocks or computes. Raises what it raises.
 
-        A cancelled task does not wait: work that has not begun is left out, and other results are dropped.
+        A cancelled task does not wait: work that has not begun is left out, and the rest goes on for nobody.
         """
-        self._token = self._token or trio.lowlevel.current_trio_token()
+        self._token = trio.lowlevel.current_trio_token()
         job = _Job(work, trio.lowlevel.current_task())
         self._submit(job)
 
