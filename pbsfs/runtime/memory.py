@@ -102,6 +102,12 @@ class Memory:
             self._lent += size
             self._settle(changed=True)
 
+    def limit_cache(self, size: int) -> None:
+        """Has the cache take at most `size` bytes from now on, or what it always has."""
+        with self._lock:
+            self.cache_size = min(self.cache_size, max(size, self._least_cache))
+            self._settle(changed=True)
+
     def admit(self, what: str, holder: str, size: int) -> Charge:
         """A charge of `size` bytes. Raises MemoryLimitError if they don't fit beside the others.
 

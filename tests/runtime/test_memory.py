@@ -42,6 +42,22 @@ def test_a_small_cache_stays_as_it_is() -> None:
     assert cache.room == MIB
 
 
+def test_a_limit_of_the_cache_lasts_and_leaves_its_least() -> None:
+    memory = Memory(100 * MIB, 50 * MIB)
+    cache = with_cache(memory)
+    memory.limit_cache(60 * MIB)
+    assert cache.room == 60 * MIB
+    memory.limit_cache(80 * MIB)
+    charge = memory.charge("files", 70 * MIB)
+    assert cache.room == 60 * MIB
+    charge.resize(100 * MIB)
+    assert cache.room == 50 * MIB
+    charge.resize(0)
+    assert cache.room == 60 * MIB
+    memory.limit_cache(0)
+    assert cache.room == LEAST_CACHE
+
+
 def test_the_cache_drops_chunks_when_it_shrinks() -> None:
     memory = Memory(LEAST_CACHE + MIB, 0)
     cache = with_cache(memory)

@@ -129,6 +129,21 @@ async def test_images_of_large_chunks_are_copied_in_pieces(tmp_path: Path) -> No
 
 
 @in_trio
+async def test_the_cache_of_a_copy_has_room_for_what_is_fetched_ahead_and_as_much_again(
+    tmp_path: Path,
+) -> None:
+    content = made.image(1, "tt")
+    async with an_image(content) as image:
+        store = image.store
+        assert store.cache.room > 2 * store.limits.max_window
+        with open_target(tmp_path / "out", NAME, image.size, force=False) as target:
+            await copy_image(image, target, nobody_asks)
+        assert store.cache.room == 2 * store.limits.max_window
+        assert store.window_limit == store.limits.max_window
+    assert (tmp_path / "out").read_bytes() == content
+
+
+@in_trio
 async def test_pieces_of_several_chunks_are_written_without_joining_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
