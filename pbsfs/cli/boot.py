@@ -91,7 +91,7 @@ def command(
         address = Address.of_socket(directory / "nbd.sock")
         nbdkit = launch.find_nbdkit()
         description = described(source, reads_much=True)
-        backup = run_on_described(lambda tree: find_backup(tree, path), description)
+        backup = run_on_described(lambda tree: find_backup(tree, path), description, first=path)
         stack.enter_context(
             serving(
                 nbdkit, backup.snapshot, address, ["--exit-with-parent"], description, log_format=log_format

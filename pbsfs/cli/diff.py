@@ -80,7 +80,7 @@ def command(
         await comparison.run(before, after, emit)
         return comparison
 
-    comparison = run_on_tree(work, reads_much=True, source=source)
+    comparison = run_on_tree(work, first=old, reads_much=True, source=source)
     counts = {kind: {"count": comparison.counts[kind], "bytes": comparison.sizes[kind]} for kind in _MARKS}
     if as_json:
         click.echo(json.dumps({"counts": counts} | ({} if only_counts else {"changes": rows}), indent=2))

@@ -54,7 +54,7 @@ def export_qcow2(
     if shutil.which("qemu-img") is None:
         raise HelperError("qemu-img is not installed: apt install qemu-utils")
     nbdkit = launch.find_nbdkit()
-    served, name = run_on_described(find, description)
+    served, name = run_on_described(find, description, first=path)
     with ExitStack() as stack:
         # qemu-img writes to the part by its name, and sets its size.
         qcow2 = f"{name.removesuffix('.img')}.qcow2"

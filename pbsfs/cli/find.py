@@ -157,7 +157,7 @@ def command(
             search.searched()
             await search.run(nodes, printer.print)
 
-    run_on_tree(work, reads_much=True, source=source)
+    run_on_tree(work, first=places[0], reads_much=True, source=source)
     for path, failure in search.failed:
         click.echo(f"pbsfs: {one_line(f'{os.fsdecode(path)}: {failure}')}", err=True)
     if search.failed:

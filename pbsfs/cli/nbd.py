@@ -117,7 +117,7 @@ def command(
             log_format = configured.profile.log_format if log_format is None else log_format
         cache = DEFAULT_CACHE_SIZE if cache_size is None else parse_cache_size(cache_size)
         description = described_by(configured, reads_much=True)
-        served, has_many = run_on_described(find, description)
+        served, has_many = run_on_described(find, description, first=path, reads=False)
         child = stack.enter_context(
             serving(
                 nbdkit,

@@ -36,6 +36,7 @@ from pbsfs.runtime.recent import Recent
 from pbsfs.sources.base import Source
 from pbsfs.tasks.metrics import MetricsAddress, listening, serve_metrics
 from pbsfs.tree import Directory, Tree
+from pbsfs.tree.expected import expected_at
 
 log = logging.getLogger(__name__)
 stats_log = logging.getLogger("pbsfs.stats")
@@ -130,6 +131,8 @@ async def _open_and_serve(
     ready: Callable[[], None],
     stopping: Callable[[], None],
 ) -> None:
+    if options.subtree:
+        source.expect(expected_at(options.subtree, options.namespace, reads=False))
     async with open_reader(
         source, cache_size=options.cache_size, keys=options.keys, zeroed=options.zeroed
     ) as reader:

@@ -33,6 +33,7 @@ from pbsfs.runtime.stats import COUNTS
 from pbsfs.tasks.metrics import listening, serve_metrics
 from pbsfs.tasks.numbers import Numbers
 from pbsfs.tree import Tree
+from pbsfs.tree.expected import expected_at
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class Server:
     async def _serving(self, wake: Wake | None) -> AsyncIterator[None]:
         settings = self._settings
         source = settings.source.open()
+        source.expect(expected_at(self._path, settings.source.namespace, reads=True))
         with ExitStack() as stack:
             sockets = [stack.enter_context(own_socket())]
             if settings.metrics is not None:

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import trio
 
 from pbsfs.base.errors import PbsfsError, SourceError
+from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.budget import Budget
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats.index import Index
@@ -96,6 +97,10 @@ class OpenFiles:
                 return self._images.setdefault(identity, image)
 
         return await self._once(identity, work)
+
+    def has(self, snapshot: Snapshot, archive: Archive) -> bool:
+        """Whether an image of this snapshot and name is open, whatever its checksum."""
+        return any(image.snapshot == snapshot and image.archive == archive for image in self._images.values())
 
     async def restore(self, index: Index, fetch: Callable[[], Awaitable[bytes]]) -> None:
         """Restores the digest table of `index` from the result of `fetch`. Raises its errors, and

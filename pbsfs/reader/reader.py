@@ -77,6 +77,8 @@ class Reader:
 
     async def open_image(self, info: SnapshotInfo, file: FileInfo, max_age: float = math.inf) -> Image:
         """The image or stream of `file`. Raises DamageError, KeyRequiredError, SourceError."""
+        if not self._opened.has(info.snapshot, file.archive) and not self.manifests.lacks_key(info, file):
+            self.source.prepare(info.snapshot)
         return await self._checked(self._open_image, info, file, max_age)
 
     async def _open_image(self, info: SnapshotInfo, file: FileInfo, manifest: Manifest | None) -> Image:

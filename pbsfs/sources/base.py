@@ -116,6 +116,9 @@ class Source(abc.ABC):
     def expect(self, expected: Expected) -> None:  # noqa: B027 - most have nothing to gain
         """Called before `open`, if it is known what will be read first."""
 
+    def prepare(self, snapshot: Snapshot) -> None:  # noqa: B027 - most have nothing to gain
+        """Called before a manifest is asked for, if an image or stream of the snapshot is read then."""
+
     async def open(self, nursery: trio.Nursery) -> None:  # noqa: B027 - most have nothing to do
         """Called once before reading; raises SourceError if the source can't be used.
 

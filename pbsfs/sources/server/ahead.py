@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Hashable
+import math
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 import trio
 
-from pbsfs.base.errors import PbsfsError, SourceError
+from pbsfs.base.errors import PbsfsError
 from pbsfs.base.names import Archive, Group, Namespace, Snapshot
 from pbsfs.sources.base import Expected
 from pbsfs.sources.server.api import Api
@@ -25,17 +26,18 @@ R = TypeVar("R")
 
 
 class FetchFile(Protocol):
-    """Fetches a file of a snapshot, of at most `limit` bytes; by a session if there is one."""
+    """Fetches a file of a snapshot, of at most `limit` bytes. `session`: whether there is one in any case."""
 
     def __call__(
-        self, snapshot: Snapshot, archive: Archive, limit: int, *, session: bool
+        self, snapshot: Snapshot, archive: Archive, *, limit: int, session: bool
     ) -> Awaitable[bytes]: ...
 
 
-class _Asked:
-    def __init__(self) -> None:
-        self.answered = trio.Event()
-        self.when = 0.0  # by the loop's clock
+class _Question:
+    def __init__(self, ask: Callable[[], Awaitable[object]]) -> None:
+        self.ask = ask
+        self.ended = trio.Event()  # there is an answer, or will be none
+        self.when = -math.inf  # the answer came, by the loop's clock
         self.answer: Any = None
         self.failure: PbsfsError | None = None
 
@@ -52,8 +54,8 @@ class Ahead:
         self._api = api
         self._pool = pool
         self._limits = limits
-        self._asked: dict[Hashable, _Asked] = {}
-        self._has_session = False
+        self._questions: dict[Hashable, _Question] = {}
+        self._nursery: trio.Nursery | None = None
         self.accepted = trio.Event()
 
     def start(
@@ -67,72 +69,69 @@ class Ahead:
     ) -> None:
         """Asks for all that is expected, by these functions. The questions are the namespaces, the group, and
         pairs of the snapshot and an archive."""
-
-        def ask(question: Hashable, work: Callable[[], Awaitable[object]], after: trio.Event) -> None:
-            asked = self._asked[question] = _Asked()
-            nursery.start_soon(self._ask, question, asked, work, after)
-
-        for namespace in expected.namespaces:
-            ask(namespace, functools.partial(groups, namespace), self.accepted)
+        self._nursery = nursery
+        once_accepted = [self._question(ns, functools.partial(groups, ns)) for ns in expected.namespaces]
         if expected.group is not None:
-            ask(expected.group, functools.partial(snapshots, expected.group), self.accepted)
-        connections = len(self._asked)
+            ask_group = functools.partial(snapshots, expected.group)
+            once_accepted.append(self._question(expected.group, ask_group))
         if expected.snapshot is not None:
-            prepared = self.accepted
+            fetch = functools.partial(
+                file, expected.snapshot, limit=self._limits.max_ahead, session=expected.sessions
+            )
+            files = [
+                self._question((expected.snapshot, archive), functools.partial(fetch, archive))
+                for archive in expected.files
+            ]
             if expected.sessions:
-                prepared = trio.Event()
-                nursery.start_soon(self._prepare, expected.snapshot, prepared)
+                open_session = functools.partial(self._pool.open, expected.snapshot)
+                nursery.start_soon(self._ask_after, open_session, files)
             else:
-                connections += len(expected.files)
-            for archive in expected.files:
-                fetch = functools.partial(self._fetch, file, expected.snapshot, archive)
-                ask((expected.snapshot, archive), fetch, prepared)
-        for _ in range(connections - 1):  # one is that which opens the source
-            nursery.start_soon(self._connect)
+                once_accepted += files
+        nursery.start_soon(self._ask_after, self.accepted.wait, once_accepted)
+        for _ in once_accepted[1:]:  # the first has the connection that opens the source
+            nursery.start_soon(self._ask_after, self._api.connect, ())
+
+    def prepare(self, snapshot: Snapshot) -> None:
+        """Opens a session to `snapshot` in the background, if there is none and there is a place for it."""
+        if self._nursery is not None and self._pool.could_open(snapshot):
+            self._nursery.start_soon(self._ask_after, functools.partial(self._pool.open, snapshot), ())
 
     async def answer(self, question: Hashable, work: Callable[[], Awaitable[R]]) -> R:
         """The answer that was asked for ahead, and otherwise that of `work`. Raises what `work` raises."""
-        asked = self._asked.pop(question, None)
+        asked = self._questions.pop(question, None)
         if asked is not None:
-            await asked.answered.wait()
+            await asked.ended.wait()
             if trio.current_time() - asked.when < self._limits.ahead_kept:
                 if asked.failure is not None:
                     raise asked.failure
                 return cast("R", asked.answer)
         return await work()
 
-    async def _ask(
-        self, question: Hashable, asked: _Asked, work: Callable[[], Awaitable[object]], after: trio.Event
+    def _question(self, question: Hashable, ask: Callable[[], Awaitable[object]]) -> _Question:
+        return self._questions.setdefault(question, _Question(ask))
+
+    async def _ask_after(
+        self, ready: Callable[[], Awaitable[object]], questions: Sequence[_Question]
     ) -> None:
-        asked.failure = SourceError("request cancelled: the source is being closed")
+        """Asks `questions` side by side after `ready`; leaves them to those who need them if that fails."""
         try:
-            await after.wait()
-            asked.answer = await work()
-            asked.failure = None
-        except PbsfsError as error:
-            log.debug("%s: asked ahead: %s", question, error)
-            asked.failure = error.with_traceback(None)
-        except Exception as error:  # in the source's nursery it would end all reading
-            log.exception("%s: asked ahead, unexpected error", question)
-            asked.failure = SourceError(f"{type(error).__name__}: {error}")
+            await ready()
+            async with trio.open_nursery() as nursery:
+                for question in questions:
+                    nursery.start_soon(self._ask, question)
+        except PbsfsError as error:  # whoever needs it meets it again
+            log.debug("%s: not asked ahead: %s", self._api.repository, error)
+        except Exception:  # in the source's nursery it would end all reading
+            log.exception("%s: not asked ahead, unexpected error", self._api.repository)
         finally:
-            asked.when = trio.current_time()
-            asked.answered.set()
+            for question in questions:
+                question.ended.set()
 
-    async def _fetch(self, file: FetchFile, snapshot: Snapshot, archive: Archive) -> bytes:
-        return await file(snapshot, archive, self._limits.max_ahead, session=self._has_session)
-
-    async def _prepare(self, snapshot: Snapshot, prepared: trio.Event) -> None:
+    async def _ask(self, question: _Question) -> None:
         try:
-            await self._pool.prepare(snapshot)
-            self._has_session = True
-        except PbsfsError as error:  # whoever reads the snapshot gets it
-            log.debug("%s: no session ahead: %s", snapshot, error)
-            await self.accepted.wait()
-        prepared.set()
-
-    async def _connect(self) -> None:
-        try:
-            await self._api.connect()
-        except PbsfsError as error:  # the next request gets it
-            log.debug("%s: no connection ahead: %s", self._api.repository, error)
+            question.answer = await question.ask()
+        except PbsfsError as error:
+            log.debug("%s: asked ahead: %s", self._api.repository, error)
+            question.failure = error.with_traceback(None)
+        question.when = trio.current_time()
+        question.ended.set()

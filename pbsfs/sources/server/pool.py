@@ -82,7 +82,12 @@ class SessionPool:
                 raise _replaced(snapshot, archive)
             return self._body(answer, meaning_of_chunk)
 
-    async def prepare(self, snapshot: Snapshot) -> None:
+    def could_open(self, snapshot: Snapshot) -> bool:
+        """Whether `open` would open a session, and no other one had to end for it."""
+        is_there = snapshot in self._opening or self._readers.least_used(snapshot) is not None
+        return not is_there and self._places.free > 0
+
+    async def open(self, snapshot: Snapshot) -> None:
         """Opens a session to `snapshot`, if there is none. Raises SourceError, and NotFoundError."""
         async with self._reader(snapshot):
             pass

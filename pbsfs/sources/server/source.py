@@ -117,6 +117,9 @@ class ServerSource(Source):
     def expect(self, expected: Expected) -> None:
         self._expected = expected
 
+    def prepare(self, snapshot: Snapshot) -> None:
+        self._ahead.prepare(snapshot)
+
     async def open(self, nursery: trio.Nursery) -> None:
         self.pool.start(nursery)
         nursery.start_soon(self.api.tidy)

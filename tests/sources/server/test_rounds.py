@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
 
-from pbsfs.base.errors import AuthError, NotFoundError, UnavailableError
+from pbsfs.base.errors import AuthError, KeyRequiredError, NotFoundError, UnavailableError
 from pbsfs.base.names import ROOT_NAMESPACE
+from pbsfs.formats.keys import Key
+from pbsfs.formats.manifest import CryptMode
 from pbsfs.reader.reader import Reader
 from pbsfs.sources.base import Expected
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.source import ServerSource
+from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import BlobFile, ImageFile, Tree
 from pbsfs.tree.expected import expected_at
+from tests.sources.server import serving
 from tests.sources.server.serving import (
     CONFIG_CONTENT,
     CONTENT,
@@ -72,8 +77,8 @@ def run_in_rounds(
 ) -> None:
     """Runs `work`, and lets each round's requests be answered only when all of them have arrived.
 
-    It hangs, and fails, if one of them waits for the answer to another. `connections`: in all; they are made
-    before the last answer of the first round.
+    It hangs, and fails, if one of them waits for the answer to another. `connections`: how many are made
+    before the first answer.
     """
     holds = [[server.faults.add(Hold(match=match)) for match in matches] for matches in rounds]
 
@@ -99,7 +104,6 @@ def run_in_rounds(
 
     trio.run(main)
     assert server.requests.count() == sum(map(len, rounds))  # and nothing else was asked for
-    assert server.connections == connections
 
 
 def test_the_first_byte_of_an_image_takes_three_round_trips_with_a_token(server: ReferenceServer) -> None:
@@ -249,3 +253,42 @@ def test_nothing_expected_asks_for_nothing(server: ReferenceServer) -> None:
     trio.run(main)
     assert [record.path.rpartition("/")[2] for record in server.requests.all()] == ["namespace"]
     assert server.connections == 1
+
+
+def test_an_image_that_is_opened_later_has_its_session_opened_beside_its_manifest(
+    server: ReferenceServer,
+) -> None:
+    rounds = [[NAMESPACES], [GROUPS], [SNAPSHOTS], [MANIFEST, SESSION], [INDEX], [CHUNK]]
+    run_in_rounds(server, source_of(server, TOKEN), rounds, first_byte, connections=1)
+
+
+def test_an_image_that_is_open_needs_no_session_to_be_opened_again(server: ReferenceServer) -> None:
+    limits = replace(DEFAULT, idle_time=0.01)
+
+    async def main() -> None:
+        async with reading(source_of(server, TOKEN, limits=limits)) as reader:
+            node = await Tree(reader).find(PATH)
+            assert isinstance(node, ImageFile)
+            image = await node.open()
+            await until(lambda: not server.open_sessions())
+            assert await node.open() is image
+        assert server.requests.count(SESSION) == 1
+
+    trio.run(main)
+
+
+def test_an_image_whose_key_is_missing_opens_no_session(tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "datastore")
+    key = Key(bytes(range(32)))
+    writer.add_snapshot(
+        FIRST, {"drive-scsi0.img.fidx": CONTENT}, chunk_size=1 << 16, crypt_mode=CryptMode.ENCRYPT, key=key
+    )
+
+    async def main() -> None:
+        with serving.served(writer.path) as server:
+            async with reading(source_of(server, TOKEN)) as reader:
+                with pytest.raises(KeyRequiredError):
+                    await first_byte(reader)
+            assert server.requests.count(SESSION) == 0
+
+    trio.run(main)
