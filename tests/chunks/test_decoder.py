@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -40,13 +41,32 @@ def test_the_extension_accepts_what_the_reference_accepts_and_nothing_else(mutat
 
     assert min(found["good"], found["bad"], found["verified"] * 2, found["refused"] * 2) > 100, found
     assert found["stricter"] <= mutations // 1000, found
+    assert found["pairs verified"] > 100, found
+
+
+def test_two_chunks_of_any_lengths_are_hashed_side_by_side() -> None:
+    lengths = [*range(70), 100, 119, 120, 127, 128, 129, 4096, 65_535, 1 << 20]
+    some = random.Random(1)
+    cases = [
+        stored_chunks.of(some.randbytes(length), magic)
+        for length in lengths
+        for magic in (byhand.PLAIN, byhand.ENCRYPTED)
+    ]
+    for first in cases:
+        assert stored_chunks.compare_pair(_decoder, first, some.choice(cases)) != (None, None)
+        for wrong in (0, 100, 255):
+            damaged = replace(first, digest=byhand.flipped(first.digest, wrong))
+            second = some.choice(cases)
+            content = decoded(second)
+            assert _decoder.decode_pair(damaged.given, second.given) == (None, content)
+            assert _decoder.decode_pair(second.given, damaged.given) == (content, None)
 
 
 @all_kinds
 @pytest.mark.parametrize("length", [MAX_CHUNK_SIZE, MAX_CHUNK_SIZE + 1])
 def test_the_extension_takes_chunks_up_to_the_largest_that_exist(magic: str, length: int) -> None:
     case = stored_chunks.of(bytes(length - 4) + b"last", magic)
-    got = _decoder.decode(case.raw, case.digest, case.length, *case.keys)
+    got = _decoder.decode(*case.given)
 
     assert (got is not None) == (length == MAX_CHUNK_SIZE)
     assert decoded(case) == bytes(length - 4) + b"last"  # by the reference, if need be
@@ -63,6 +83,10 @@ def test_digests_and_keys_of_another_size_are_mistakes(lengths: tuple[int, int, 
         _decoder.decode(b"raw", digest, 1, key, id_key)
     with pytest.raises(ValueError, match="32 bytes"):
         _decoder.decode_into(b"raw", digest, bytearray(1), key, id_key)
+    good = stored_chunks.of(b"abc", byhand.PLAIN).given
+    for pair in ((good, (b"raw", digest, 1, key, id_key)), ((b"raw", digest, 1, key, id_key), good)):
+        with pytest.raises(ValueError, match="32 bytes"):
+            _decoder.decode_pair(*pair)
 
 
 @pytest.mark.parametrize("length", [-1, -(1 << 63), MAX_CHUNK_SIZE + 1, 1 << 40, (1 << 63) - 1])
@@ -87,9 +111,8 @@ def test_neither_memory_nor_references_are_lost(magic: str) -> None:
 
     def turn() -> None:
         for case in cases:
-            assert (_decoder.decode(case.raw, case.digest, case.length, *case.keys) is None) == (
-                case is not good
-            )
+            assert (_decoder.decode(*case.given) is None) == (case is not good)
+            assert _decoder.decode_pair(case.given, good.given)[1] is not None
 
     for _ in range(20):
         turn()
@@ -106,7 +129,7 @@ def test_threads_decode_side_by_side() -> None:
     cases = [*stored_chunks.good(), *map(stored_chunks.mutated, range(200))]
 
     def decode_all() -> list[bytes | None]:
-        return [_decoder.decode(case.raw, case.digest, case.length, *case.keys) for case in cases]
+        return [_decoder.decode(*case.given) for case in cases]
 
     alone = decode_all()
     with ThreadPoolExecutor(4) as pool:

@@ -20,14 +20,14 @@ SOURCE = Path(pbsfs.__file__).parent / "formats" / "_decoder.c"
 CHECKOUT = SOURCE.parents[2]
 
 
-def build(source: str, directory: Path) -> Path:
-    """The extension with sanitizers, whose first finding ends the process."""
+def build(source: str, directory: Path, *options: str) -> Path:
+    """The extension with sanitizers, whose first finding ends the process. `options`: of the compiler."""
     (directory / "_decoder.c").write_text(source)
     output_of(
         *("gcc", "-g", "-O1", "-shared", "-fPIC", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror"),
         *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
         *("-I", sysconfig.get_paths()["include"], directory / "_decoder.c", "-o", directory / "_decoder.so"),
-        *("-lcrypto", "-ldeflate", "-lzstd"),
+        *("-lcrypto", "-ldeflate", "-lzstd", *options),
     )
     return directory / "_decoder.so"
 
@@ -51,8 +51,9 @@ def compare_all(extension: Path, mutations: int) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("mutations", counts(20, 3000))
-def test_the_sanitizers_find_nothing(tmp_path: Path, mutations: int) -> None:
-    done = compare_all(build(SOURCE.read_text(), tmp_path), mutations)
+@pytest.mark.parametrize("options", [(), ("-DPBSFS_WITHOUT_LANES",)], ids=["lanes", "without lanes"])
+def test_the_sanitizers_find_nothing(tmp_path: Path, options: tuple[str, ...], mutations: int) -> None:
+    done = compare_all(build(SOURCE.read_text(), tmp_path, *options), mutations)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{mutations} mutated" in done.stdout
@@ -60,7 +61,8 @@ def test_the_sanitizers_find_nothing(tmp_path: Path, mutations: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "check", ["if (size != task->length)", "(size_t)task->raw.len < header ||", "size < 6 ||"]
+    "check",
+    ["if (size != task->length)", "(size_t)task->raw.len < header ||", "size < 6 ||", "rest %= BLOCK;"],
 )
 def test_the_sanitizers_find_a_check_that_is_missing(tmp_path: Path, check: str) -> None:
     source = SOURCE.read_text()

@@ -40,6 +40,10 @@ class Case:
         """The keys as the extension takes them."""
         return self.key.reveal_all() if self.key is not None and self.encrypted else (None, None)
 
+    @property
+    def given(self) -> tuple[bytes, bytes, int, bytes | None, bytes | None]:
+        return self.raw, self.digest, self.length, *self.keys
+
 
 def verified(case: Case) -> bytes | str:
     """The content by the reference, or the error with which it refuses the chunk."""
@@ -262,8 +266,8 @@ def change(data: bytes, some: random.Random) -> bytes:
 
 
 def compare_all(extension: ModuleType, seeds: range) -> Counter[str]:
-    """Compares all good and bad chunks, and the mutated ones of these seeds. Returns how many had which
-    result."""
+    """Compares all good and bad chunks, and the mutated ones of these seeds; then pairs of them. Returns how
+    many had which result."""
     found: Counter[str] = Counter()
     for case in good():
         assert compare(extension, case) == "verified", case.name
@@ -272,4 +276,17 @@ def compare_all(extension: ModuleType, seeds: range) -> Counter[str]:
         assert compare(extension, case) == "refused", case.name
         found["bad"] += 1
     found.update(compare(extension, mutated(seed)) for seed in seeds)
+    some = random.Random(len(seeds))
+    cases = [*good(), *bad(), *map(mutated, seeds)]
+    for _ in cases:
+        pair = some.choice(cases), some.choice(cases)
+        found["pairs verified"] += None not in compare_pair(extension, *pair)
     return found
+
+
+def compare_pair(extension: ModuleType, first: Case, second: Case) -> tuple[bytes | None, bytes | None]:
+    """What two chunks give at once: the same as each by itself."""
+    alone = tuple(extension.decode(c.raw, c.digest, c.length, *c.keys) for c in (first, second))
+    got: tuple[bytes | None, bytes | None] = extension.decode_pair(first.given, second.given)
+    assert got == alone, f"{first.name} and {second.name}"
+    return got
