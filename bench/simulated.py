@@ -27,6 +27,7 @@ def main() -> None:
     decoders, seconds, note = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])
     sys.argv = ["pbsfs", *sys.argv[sys.argv.index("--") + 1 :]]
     os.sched_getaffinity = lambda _pid: set(range(decoders))
+    os.environ["PBSFS_PURE_DECODER"] = "1"  # the extension would decode two chunks at once
     from bench.tuned import change  # noqa: PLC0415 - after the cores
 
     change("chunks.limits.spare_decoders=0")

@@ -12,7 +12,6 @@ loop call all of this; any thread may call `peek` and `under_way`.
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 import os
 import threading
@@ -26,7 +25,7 @@ from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.budget import Budget
 from pbsfs.chunks.cache import ChunkCache
-from pbsfs.chunks.decoder import decode_chunk, is_pure
+from pbsfs.chunks.decoder import Decoding, decode_pair, is_pure
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import blob
 from pbsfs.formats.blob import Stored
@@ -143,7 +142,8 @@ class ChunkStore:
         self._prefetching = 0
         self.sequential_readers = 0
         self._budget = Budget(limits.fetch_budget)
-        self._decoders = Threads(len(os.sched_getaffinity(0)) + limits.spare_decoders)
+        threads = len(os.sched_getaffinity(0)) + limits.spare_decoders
+        self._decoders = Threads(threads, together=None if is_pure() else decode_pair)
 
     def peek(self, digest: bytes, key: Key | None) -> bytes | None:
         """The decoded bytes of the chunk that has `digest`, if they are in the cache.
@@ -229,7 +229,9 @@ class ChunkStore:
     async def _fetch(self, chunk: Chunk, fetch: Fetch) -> bytes:
         async def decoded() -> bytes:
             raw = await self._fetch_stored(chunk, fetch)
-            return await self._decoders.run(functools.partial(_decode, raw, chunk))
+            return await self._decoders.run(
+                Decoding(raw, chunk.digest, chunk.length, chunk.encrypted, chunk.key)
+            )
 
         try:
             return await self._source.confirmed(decoded)
@@ -259,9 +261,3 @@ class ChunkStore:
         raw = await self._source.fetch_chunk(chunk.snapshot, chunk.archive, chunk.digest, limit)
         COUNTS.chunk_fetched(len(raw), time.monotonic() - started)
         return raw
-
-
-def _decode(raw: Stored, chunk: Chunk) -> bytes:
-    return decode_chunk(
-        raw, digest=chunk.digest, length=chunk.length, encrypted=chunk.encrypted, key=chunk.key
-    )

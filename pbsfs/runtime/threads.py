@@ -1,9 +1,10 @@
 """Threads for work that blocks or computes, with one queue before them and one behind them.
 
 `trio.to_thread` takes a turn of the loop for each piece of work, in which the thread waits for its next one.
-Here a thread takes the next piece itself, and several results wake the loop up once. The chunk store decodes
-in such threads, and the directory source reads in others, in tasks of one trio loop. The threads are trio's
-own, and go back there when nothing is left to do.
+Here a thread takes the next piece itself, and several results wake the loop up once. Where more wait than
+threads come, a thread may take two pieces, which take less time together than one by one. The chunk store
+decodes in such threads, and the directory source reads in others, in tasks of one trio loop. The threads are
+trio's own, and go back there when nothing is left to do.
 """
 
 from __future__ import annotations
@@ -18,23 +19,30 @@ import trio
 
 T = TypeVar("T")
 
+Together = Callable[[Any, Any], tuple[Any, Any]]
+"""Does two pieces of work at once. None for one that it can't do: it is done by itself."""
+
 
 class _Job(Generic[T]):
     """`work` for a thread. `task`: waits for its result; None if it does not any more."""
 
-    __slots__ = ("_error", "_result", "_work", "task")
+    __slots__ = ("_error", "_result", "task", "work")
 
     def __init__(self, work: Callable[[], T], task: trio.lowlevel.Task) -> None:
-        self._work = work
+        self.work = work
         self._result: list[T] = []
         self._error: BaseException | None = None
         self.task: trio.lowlevel.Task | None = task
 
     def run(self) -> None:
         try:
-            self._result.append(self._work())
+            self._result.append(self.work())
         except BaseException as error:
             self._error = error
+
+    def end(self, result: T) -> None:
+        """The work was done elsewhere."""
+        self._result.append(result)
 
     def result(self) -> T:
         """Raises what `work` has raised."""
@@ -49,11 +57,14 @@ class _Job(Generic[T]):
 class Threads:
     """At most `count` threads, which do the work in the order in which it came."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, together: Together | None = None) -> None:
+        """`together`: called with two of what `run` gets, where two wait that no other thread comes for."""
         self._count = count
+        self._together = together
         self._token: trio.lowlevel.TrioToken | None = None
-        self._lock = threading.Lock()  # guards these two
+        self._lock = threading.Lock()  # guards these three
         self._threads = 0
+        self._coming = 0  # those of them that have not taken any work yet
         self._waiting: deque[_Job[Any]] = deque()
         self._done: deque[_Job[Any]] = deque()
         self._is_told = False  # whether the loop will call `_deliver`
@@ -80,28 +91,54 @@ class Threads:
             if self._threads == self._count:
                 return
             self._threads += 1
+            self._coming += 1
         try:
             trio.lowlevel.start_thread_soon(self._work, _drop)
         except RuntimeError:  # the system has no more threads: those that run get to it, too
             with self._lock:
                 self._threads -= 1
+                self._coming -= 1
                 if self._threads == 0:
                     self._waiting.remove(job)
                     raise
 
     def _work(self) -> None:
         """What each thread does: all work that waits."""
+        with self._lock:
+            self._coming -= 1
         while True:
             with self._lock:
-                if not self._waiting:
+                jobs = self._take()
+                if not jobs:
                     self._threads -= 1
                     return
-                job = self._waiting.popleft()
+            self._run(jobs)
+            self._done.extend(jobs)
+            self._tell()
+            del jobs  # and what they hold, while this thread waits
+
+    def _take(self) -> list[_Job[Any]]:
+        """The next piece of work that a task waits for, and one more where no other thread comes for it."""
+        jobs: list[_Job[Any]] = []
+        while self._waiting:
+            if jobs and (len(jobs) == 2 or self._together is None or len(self._waiting) <= self._coming):
+                break
+            job = self._waiting.popleft()
             if job.task is not None:
+                jobs.append(job)
+        return jobs
+
+    def _run(self, jobs: list[_Job[Any]]) -> None:
+        results: tuple[Any, ...] = (None, None)
+        if len(jobs) == 2:
+            assert self._together is not None
+            with contextlib.suppress(Exception):  # each raises its own
+                results = self._together(jobs[0].work, jobs[1].work)
+        for job, result in zip(jobs, results, strict=False):
+            if result is None:
                 job.run()
-                self._done.append(job)
-                self._tell()
-            del job  # and what it holds, while this thread waits
+            else:
+                job.end(result)
 
     def _tell(self) -> None:
         # `_deliver` clears this before it looks for results, so a result is never left behind.

@@ -167,22 +167,23 @@ def test_the_reference_decides_where_the_extension_does_not_verify(
     monkeypatch.setattr(blob, "decode_chunk", lambda *_, **__: pytest.fail("the reference was asked"))
     assert decoded(case) == content
     monkeypatch.undo()
-    monkeypatch.setattr(decoder, "_verify", lambda *_: None)
+    monkeypatch.setattr(decoder, "_extension", decoder.Extension(lambda *_: None, lambda *_: (None, None)))
     assert decoded(case) == content
 
 
 def test_the_environment_chooses_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(decoder.PURE_VARIABLE, raising=False)
-    assert decoder.find_extension() is _decoder.decode
+    assert decoder.find_extension() == (_decoder.decode, _decoder.decode_pair)
     monkeypatch.setenv(decoder.PURE_VARIABLE, "1")
     assert decoder.find_extension() is None
     monkeypatch.setenv(decoder.PURE_VARIABLE, "")
-    assert decoder.find_extension() is _decoder.decode
+    assert decoder.find_extension() == (_decoder.decode, _decoder.decode_pair)
 
 
 def test_a_missing_extension_leaves_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(decoder.PURE_VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "pbsfs.formats._decoder", None)
+    monkeypatch.delattr("pbsfs.formats._decoder")
     assert decoder.find_extension() is None
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import DamageError, KeyRequiredError, SourceError
 from pbsfs.base.names import Archive
-from pbsfs.chunks import store
+from pbsfs.chunks import decoder, store
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import index
 from pbsfs.formats.keys import Key
@@ -569,24 +570,24 @@ async def test_sequential_reading_keeps_several_fetches_in_flight() -> None:
 def test_sequential_reading_decodes_several_chunks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     content = made.image(1, "r" * 16)
     source, info = stored(content)
-    real = store._decode
+    real = decoder.decode_chunk
     decoding = 0
     most = 0
     several = threading.Event()
     lock = threading.Lock()
 
-    def decode(raw: bytes, chunk: store.Chunk) -> bytes:
+    def decode(raw: bytes, *, digest: bytes, **others: Any) -> bytes:
         nonlocal decoding, most
         with lock:
             decoding += 1
             most = max(most, decoding)
             if decoding > 1:
                 several.set()
-        if chunk.digest in ahead:
+        if digest in ahead:
             assert several.wait(30)  # a thread by itself would wait in vain
         with lock:
             decoding -= 1
-        return real(raw, chunk)
+        return real(raw, digest=digest, **others)
 
     ahead: set[bytes] = set()
 
@@ -594,7 +595,7 @@ def test_sequential_reading_decodes_several_chunks_at_once(monkeypatch: pytest.M
         async with opened(source, info, limits=SMALL) as image:
             image.store._decoders = Threads(4)
             ahead.update(image.index.digest(number) for number in range(1, 16))
-            monkeypatch.setattr(store, "_decode", decode)
+            monkeypatch.setattr(decoder, "decode_chunk", decode)
             handle = image.handle()
             assert await read_through(handle, 0, len(content)) == content
             handle.close()

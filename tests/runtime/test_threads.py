@@ -198,3 +198,97 @@ async def test_with_one_thread_and_no_more_of_them_that_one_does_all_the_work(
         await wait_all_tasks_blocked()
         gate.open()
     assert got == ["done"]
+
+
+# --- two at once
+
+
+class Pairs:
+    """What does two pieces of work at once, and notes their names. `fails`: those that it can't do."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.seen: list[str] = []
+        self._fails = fails
+
+    def __call__(self, first: Named, second: Named) -> tuple[str | None, str | None]:
+        self.seen.append(first.name + second.name)
+        if "!" in self._fails:
+            raise MemoryError
+        one, other = (
+            None if work.name in self._fails else f"{work.name} together" for work in (first, second)
+        )
+        return one, other
+
+
+class Named:
+    """Work that returns its name, or raises it where that is a digit."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self) -> str:
+        if self.name.isdigit():
+            raise ValueError(self.name)
+        return f"{self.name} alone"
+
+
+async def behind_a_busy_thread(pairs: Pairs, names: str, cancelled: str = "") -> dict[str, str]:
+    """The results of works of these names, which wait for the only thread."""
+    threads, gate = Threads(1, pairs), Gate()
+    got: dict[str, str] = {}
+
+    async def one(name: str) -> None:
+        try:
+            got[name] = await threads.run(Named(name))
+        except ValueError as error:
+            got[name] = f"error {error}"
+
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as impatient:
+            nursery.start_soon(threads.run, gate.work)
+            await until(lambda: gate.inside == 1)
+            for name in names:
+                (impatient if name in cancelled else nursery).start_soon(one, name)
+                await wait_all_tasks_blocked()
+            impatient.cancel_scope.cancel()
+        gate.open()
+    return got
+
+
+@in_trio
+async def test_two_that_wait_are_done_together() -> None:
+    pairs = Pairs()
+    got = await behind_a_busy_thread(pairs, "abcde")
+    assert pairs.seen == ["ab", "cd"]
+    assert got == {name: f"{name} {'alone' if name == 'e' else 'together'}" for name in "abcde"}
+
+
+@in_trio
+async def test_what_cannot_be_done_together_is_done_alone_with_its_own_error() -> None:
+    pairs = Pairs(fails="a2")
+    assert await behind_a_busy_thread(pairs, "a1b2") == {
+        "a": "a alone",
+        "1": "1 together",
+        "b": "b together",
+        "2": "error 2",
+    }
+    assert await behind_a_busy_thread(Pairs(fails="!"), "a1") == {"a": "a alone", "1": "error 1"}
+
+
+@in_trio
+async def test_what_nobody_waits_for_is_not_half_of_a_pair() -> None:
+    pairs = Pairs()
+    assert set(await behind_a_busy_thread(pairs, "abcd", cancelled="bc")) == {"a", "d"}
+    assert pairs.seen == ["ad"]
+
+
+@in_trio
+async def test_work_that_a_free_thread_comes_for_is_not_paired() -> None:
+    pairs = Pairs()
+    threads, gate = Threads(3, pairs), Gate()
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(threads.run, gate.work)
+        await until(lambda: gate.inside == 3)
+        gate.open()
+    assert pairs.seen == []
