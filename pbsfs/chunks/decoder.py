@@ -33,10 +33,12 @@ def find_extension() -> Extension | None:
     if os.environ.get(PURE_VARIABLE):
         return None
     try:
-        from pbsfs.formats import _decoder  # noqa: PLC0415
-    except ImportError:  # of a checkout that is not set up, or a library is missing
+        from pbsfs.formats._decoder import decode, decode_pair  # noqa: PLC0415
+    except (
+        ImportError
+    ):  # of a checkout that is not set up, or set up before a change; or a library is missing
         return None
-    return Extension(_decoder.decode, _decoder.decode_pair)
+    return Extension(decode, decode_pair)
 
 
 _extension = find_extension()

@@ -183,7 +183,6 @@ def test_the_environment_chooses_the_reference(monkeypatch: pytest.MonkeyPatch) 
 def test_a_missing_extension_leaves_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(decoder.PURE_VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "pbsfs.formats._decoder", None)
-    monkeypatch.delattr("pbsfs.formats._decoder")
     assert decoder.find_extension() is None
 
 
