@@ -6,16 +6,14 @@ The names are those of the modules that read them; a test finds a variable that 
 from __future__ import annotations
 
 from pbsfs.access.aws.files import CONFIG_VARIABLE, CREDENTIALS_VARIABLE, PROFILE_VARIABLES
-from pbsfs.access.aws.find import (
+from pbsfs.access.aws.profiles import ROLE_VARIABLE, SESSION_VARIABLE, STS_VARIABLES
+from pbsfs.access.aws.surroundings import (
     CONTAINER_TOKEN_FILE_VARIABLE,
     FULL_VARIABLE,
     INSTANCE_DISABLED_VARIABLE,
     INSTANCE_MODE_VARIABLE,
     INSTANCE_VARIABLE,
     RELATIVE_VARIABLE,
-    ROLE_VARIABLE,
-    SESSION_VARIABLE,
-    STS_VARIABLES,
     WEB_TOKEN_VARIABLE,
 )
 from pbsfs.access.buckets import (

@@ -10,7 +10,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pbsfs.base.errors import UsageError
@@ -62,6 +62,12 @@ class AwsProfile:
     def files(self) -> str:
         return f"{self.credentials.path} and {self.config.path}"
 
+    def named(self, name: str) -> AwsProfile:
+        """Another profile of the same files. Raises UsageError if it is in neither."""
+        if name not in self.credentials.sections and name not in self.config.sections:
+            raise _unknown(name, self.credentials, self.config)
+        return replace(self, name=name, is_named=True)
+
     def setting(self, key: str) -> str | None:
         """A setting that is not a key: of `config`, else of `credentials`; nested ones as `s3.KEY`."""
         for file in (self.config, self.credentials):
@@ -81,16 +87,18 @@ def read_profile(named: str | None, environment: Mapping[str, str]) -> AwsProfil
     variable = next((environment[each] for each in PROFILE_VARIABLES if environment.get(each)), None)
     name = named or variable or DEFAULT_PROFILE
     if (named or variable) and not (name in credentials.sections or name in config.sections):
-        known = dict.fromkeys(
-            each for file in (credentials, config) for each in file.sections if " " not in each
-        )
-        advice = f"there is: {first_of(known)}" if known else "there is none"
-        raise UsageError(
-            f"AWS profile {quoted(name)}: neither in {credentials.path} nor in {config.path}; {advice}"
-        )
+        raise _unknown(name, credentials, config)
     services = config.profile(name).get("services", "")
     found = config.sections.get(f"services {services}", {}) if services else {}
     return AwsProfile(name, bool(named), credentials, config, found)
+
+
+def _unknown(name: str, credentials: AwsFile, config: AwsFile) -> UsageError:
+    known = dict.fromkeys(each for file in (credentials, config) for each in file.sections if " " not in each)
+    advice = f"there is: {first_of(known)}" if known else "there is none"
+    return UsageError(
+        f"AWS profile {quoted(name)}: neither in {credentials.path} nor in {config.path}; {advice}"
+    )
 
 
 def _path(environment: Mapping[str, str], variable: str, usual: str) -> Path:

@@ -9,18 +9,25 @@ from collections.abc import Mapping
 
 from pbsfs.access.aws.keys import CommandKey, Facts, GivenKey, KeySource, NoKey
 from pbsfs.access.aws.services import ContainerKey, InstanceKey
-from pbsfs.access.aws.sts import WebIdentityKey
+from pbsfs.access.aws.sts import RoleKey, WebIdentityKey
 
 KINDS: Mapping[str, type[KeySource]] = {
-    kind.kind: kind for kind in (NoKey, GivenKey, CommandKey, WebIdentityKey, ContainerKey, InstanceKey)
+    kind.kind: kind
+    for kind in (NoKey, GivenKey, CommandKey, WebIdentityKey, RoleKey, ContainerKey, InstanceKey)
 }
 
 
 def dump_key(source: KeySource) -> Facts:
     """All of it, secrets included."""
-    return {"kind": source.kind, "facts": source.dump()}
+    facts = source.dump()
+    if isinstance(source, RoleKey):
+        facts["source"] = dump_key(source.source)
+    return {"kind": source.kind, "facts": facts}
 
 
 def load_key(facts: Facts) -> KeySource:
     """The inverse of `dump_key`."""
-    return KINDS[facts["kind"]].load(facts["facts"])
+    kind, inside = KINDS[facts["kind"]], dict(facts["facts"])
+    if kind is RoleKey:
+        inside["source"] = load_key(inside["source"])
+    return kind.load(inside)

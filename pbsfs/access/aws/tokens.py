@@ -19,11 +19,13 @@ def printable_token(place: str, token: str) -> str:
     return token
 
 
-def refused(service: Service, reply: Reply, what: str, said: str = "") -> SourceError:
-    """The error for an answer that is not a key: `ConnectError` where it may pass."""
+def refused(
+    service: Service, reply: Reply, what: str, said: str = "", *, may_pass: bool = False
+) -> SourceError:
+    """The error for an answer that is not a key: `ConnectError` where it may pass, by its status too."""
     words = f": {one_line(said, 500)}" if said else ""
     text = f"{service.address} {what} (status {reply.status}){words}"
-    passing = reply.status in (408, 429) or reply.status >= 500
+    passing = may_pass or reply.status in (408, 429) or reply.status >= 500
     return ConnectError(text) if passing else AuthError(f"{text}; check the role and who may use it")
 
 

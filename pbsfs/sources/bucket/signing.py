@@ -1,4 +1,5 @@
-"""Signs requests to an object store: AWS Signature Version 4, in the `Authorization` header.
+"""Signs requests to an object store or another service of AWS: AWS Signature Version 4, in the header
+`Authorization`.
 
 Pure functions, for any thread. Source: AWS, "Authenticating Requests: Using the Authorization Header (AWS
 Signature Version 4)"; the examples there are the tests.
@@ -16,7 +17,7 @@ from urllib.parse import quote
 from pbsfs.sources.bucket.credentials import AwsCredentials
 
 EMPTY = hashlib.sha256(b"").hexdigest()
-"""The digest of an empty body, in hex: no request of pbsfs has another one."""
+"""The digest of an empty body, in hex: requests to an object store have no other one."""
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _UNRESERVED = "-._~"  # letters and digits are, always
@@ -37,20 +38,23 @@ def signed_headers(
     region: str,
     now: float,
     method: str = "GET",
+    service: str = "s3",
+    body: bytes = b"",
 ) -> dict[str, str]:
-    """`headers` with those that sign a request without a body.
+    """`headers` with those that sign a request.
 
     `path`: encoded. `query`: as `query_of` returns it. `headers`: all that are sent but those of the
     connection; their names in lower case, `host` among them. `now`: seconds since 1970.
     """
     date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-    found = {**headers, "x-amz-content-sha256": EMPTY, "x-amz-date": date}
+    digest = hashlib.sha256(body).hexdigest() if body else EMPTY
+    found = {**headers, "x-amz-content-sha256": digest, "x-amz-date": date}
     if credentials.token is not None:
         found["x-amz-security-token"] = credentials.token
     names = ";".join(sorted(found))
     lines = "".join(f"{name}:{found[name].strip()}\n" for name in sorted(found))
-    request = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{EMPTY}"
-    scope = f"{date[:8]}/{region}/s3/aws4_request"
+    request = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{digest}"
+    scope = f"{date[:8]}/{region}/{service}/aws4_request"
     text = f"{_ALGORITHM}\n{date}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     key = _signing_key(credentials.secret_key, scope)
     signature = hmac.digest(key, text.encode(), "sha256").hex()

@@ -10,7 +10,7 @@ from pbsfs.access.aws.files import read_profile
 from pbsfs.access.aws.find import find_key
 from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource
 from pbsfs.access.aws.services import ContainerKey, InstanceKey
-from pbsfs.access.aws.sts import WebIdentityKey
+from pbsfs.access.aws.sts import RoleKey, WebIdentityKey
 from pbsfs.base.errors import AuthError, PbsfsError, UsageError
 
 KEYS = "aws_access_key_id = {0}\naws_secret_access_key = s3cret\n"
@@ -100,11 +100,9 @@ def test_half_a_key_is_refused(home: Home) -> None:
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
-        ("role_arn = arn:x\nsource_profile = default", "source_profile"),
-        ("role_arn = arn:x\ncredential_source = Ec2InstanceMetadata", "credential_source"),
+        ("role_arn = arn:x\nsource_profile = default\nmfa_serial = arn:mfa", "mfa_serial"),
         ("sso_session = x", "sso_session"),
         ("sso_start_url = https://x", "sso_start_url"),
-        ("role_arn = arn:x", "role_arn"),
     ],
 )
 def test_ways_that_take_more_name_the_program_that_has_them(setting: str, named: str, home: Home) -> None:
@@ -129,6 +127,107 @@ def test_a_file_that_others_read_is_warned_of(home: Home, caplog: pytest.LogCapt
         f"{home.path}/.aws/credentials: every user of this machine may read it; run chmod o-r on it"
     ]
     caplog.clear()
+
+
+# --- the role of a profile
+
+
+def role_of(found: KeySource) -> RoleKey:
+    assert isinstance(found, RoleKey)
+    return found
+
+
+def test_a_profile_takes_the_role_with_the_key_of_another(home: Home) -> None:
+    home.write("credentials", f"[base]\n{KEYS.format('AKIABASE')}")
+    home.write(
+        "config",
+        "[profile ci]\nrole_arn = arn:aws:iam::1:role/reader\nsource_profile = base\n"
+        "external_id = ext/1\nrole_session_name = backups\nduration_seconds = 3600\n",
+    )
+    found = role_of(home.find("ci", region="eu-west-1", https_proxy="http://proxy:3128"))
+    assert (found.role, found.url) == ("arn:aws:iam::1:role/reader", "https://sts.eu-west-1.amazonaws.com")
+    assert (found.region, found.session) == ("eu-west-1", "backups")
+    assert (found.external_id, found.duration) == ("ext/1", 3600)
+    assert found.proxies == {"https_proxy": "http://proxy:3128"}
+    assert isinstance(found.source, GivenKey)
+    assert found.source.access_key == "AKIABASE"
+    assert str(found).startswith("of the role arn:aws:iam::1:role/reader, by AKIABASE of AWS profile 'base'")
+
+
+def test_what_a_role_does_not_say_is_as_usual(home: Home) -> None:
+    base = KEYS.format("AKIABASE")
+    home.write("config", f"[default]\nrole_arn = arn:x\nsource_profile = base\n[profile base]\n{base}")
+    found = role_of(home.find())
+    assert (found.url, found.region) == ("https://sts.amazonaws.com", "us-east-1")
+    assert (found.external_id, found.duration) == (None, None)
+    assert found.session.startswith("pbsfs-")
+    assert isinstance(role_of(home.find(AWS_ROLE_SESSION_NAME="of a token")).source, GivenKey)
+
+
+def test_roles_may_be_taken_one_after_the_other(home: Home) -> None:
+    home.write(
+        "config",
+        f"[profile a]\nrole_arn = arn:a\nsource_profile = b\n"
+        f"[profile b]\nrole_arn = arn:b\nsource_profile = c\n"
+        f"[profile c]\nrole_arn = arn:c\nsource_profile = b\n{KEYS.format('AKIAC')}",
+    )
+    found = role_of(home.find("a"))
+    inner = role_of(found.source)
+    assert (found.role, inner.role) == ("arn:a", "arn:b")
+    assert isinstance(inner.source, GivenKey), "a profile's own key counts more than its role"
+    assert inner.source.access_key == "AKIAC"
+
+
+def test_a_profile_may_take_its_role_with_its_own_key(home: Home) -> None:
+    home.write("credentials", f"[ci]\n{KEYS.format('AKIACI')}")
+    home.write("config", "[profile ci]\nrole_arn = arn:x\nsource_profile = ci\n")
+    found = role_of(home.find("ci"))
+    assert isinstance(found.source, GivenKey)
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [("Environment", GivenKey), ("EcsContainer", ContainerKey), ("ec2instancemetadata", InstanceKey)],
+)
+def test_a_role_may_be_taken_with_a_key_outside_the_files(
+    place: str, kind: type[KeySource], home: Home
+) -> None:
+    home.write("config", f"[profile ci]\nrole_arn = arn:x\ncredential_source = {place}\n")
+    assert isinstance(role_of(home.find("ci", **ENVIRONMENT, **CONTAINER)).source, kind)
+
+
+ROLE = "[profile ci]\nrole_arn = arn:x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ROLE, "its role_arn has neither source_profile nor credential_source; set one of them"),
+        (f"{ROLE}source_profile = b\ncredential_source = Environment\n", "has both source_profile and"),
+        (f"{ROLE}source_profile = b\n", "AWS profile 'b': neither in "),
+        (f"{ROLE}source_profile = b\n[profile b]\nregion = x\n", "source_profile 'b' has no key; add one"),
+        (f"{ROLE}source_profile = ci\n", "its source_profile leads back to 'ci'; correct it"),
+        (
+            f"{ROLE}source_profile = b\n[profile b]\nrole_arn = arn:b\nsource_profile = ci\n",
+            "AWS profile 'b': its source_profile leads back to 'ci'",
+        ),
+        (f"{ROLE}credential_source = Environment\n", "credential_source Environment has no key"),
+        (f"{ROLE}credential_source = Elsewhere\n", "credential_source 'Elsewhere' is not known; write"),
+        (f"{ROLE}source_profile = b\nexternal_id = a b\n", "external_id is not one of AWS; correct it"),
+        (f"{ROLE}source_profile = b\nduration_seconds = 899\n", "duration_seconds is not valid; write a"),
+        (f"{ROLE}source_profile = b\nduration_seconds = \u0663\n", "duration_seconds is not valid"),
+        (f"{ROLE}source_profile = b\nrole_session_name = a b\n", "role_session_name: not a name"),
+    ],
+)
+def test_a_role_that_cannot_be_taken_says_why(text: str, said: str, home: Home) -> None:
+    home.write("config", text)
+    assert said in home.refused(UsageError, "ci")
+
+
+def test_a_chain_of_roles_ends(home: Home) -> None:
+    links = [f"[profile p{n}]\nrole_arn = arn:x\nsource_profile = p{n + 1}\n" for n in range(5000)]
+    home.write("config", "".join(links))
+    assert "more than 10 roles" in home.refused(UsageError, "p0")
 
 
 # --- web identity

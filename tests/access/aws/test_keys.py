@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -17,7 +20,7 @@ from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource, NoKey
 from pbsfs.access.aws.kinds import KINDS, dump_key, load_key
 from pbsfs.access.aws.renewed import Renewed
 from pbsfs.access.aws.services import ContainerKey, InstanceKey, NoServiceError
-from pbsfs.access.aws.sts import WebIdentityKey
+from pbsfs.access.aws.sts import RoleKey, WebIdentityKey
 from pbsfs.base.errors import (
     AuthError,
     ConnectError,
@@ -28,6 +31,7 @@ from pbsfs.base.errors import (
 )
 from pbsfs.sources.bucket.credentials import AwsCredentials
 from tests.support.keyservice import KEY_JSON, STS_XML, key_service, raw_service
+from tests.support.s3 import signature
 from tests.support.server import certificate as certificates
 
 END = 7226582400.0
@@ -43,6 +47,7 @@ SOURCES: list[KeySource] = [
     GivenKey("the environment", "AKIDEXAMPLE", "s3cret", "t0ken"),
     CommandKey("credential_process", "print-key --secret s3cret"),
     WebIdentityKey("https://sts", ROLE, "/token", "me", {"HTTPS_PROXY": "http://u:s3cret@proxy"}),
+    RoleKey("https://sts", "r", ROLE, "me", GivenKey("x", "A", "s3cret", "t0ken"), "e", 900, {}),
     ContainerKey("http://127.0.0.1/s3cret", "t0ken", None),
     InstanceKey("http://127.0.0.1", "no key"),
 ]
@@ -230,6 +235,68 @@ def test_a_token_file_that_is_missing_or_no_token(token: Path, tmp_path: Path) -
     assert "not UTF-8" in refused(identity("http://127.0.0.1", token))
     token.write_text("a\rb\n")
     assert "characters that no token has" in refused(identity("http://127.0.0.1", token))
+
+
+# --- a role
+
+
+def role(url: str, source: KeySource | None = None, **changed: Any) -> RoleKey:
+    key = source or GivenKey("here", "AKIDEXAMPLE", "s3cret", "t0ken")
+    return replace(RoleKey(f"{url}/", "eu-west-1", ROLE, "me", key, None, None, {}), **changed)
+
+
+def test_sts_gives_the_key_of_a_role_for_a_signed_request() -> None:
+    with key_service({("POST", "/"): (200, STS_XML)}) as service:
+        assert role(service.url).fetch() == KEY
+        assert role(service.url, external_id="ext/1", duration=3600).fetch() == KEY
+    usual = {
+        "Action": ["AssumeRole"],
+        "Version": ["2011-06-15"],
+        "RoleArn": [ROLE],
+        "RoleSessionName": ["me"],
+    }
+    more = {"ExternalId": ["ext/1"], "DurationSeconds": ["3600"]}
+    assert [parse_qs(asked.body) for asked in service.asked] == [usual, usual | more]
+    for asked in service.asked:
+        assert asked.headers["x-amz-content-sha256"] == hashlib.sha256(asked.body.encode()).hexdigest()
+        assert asked.headers["x-amz-security-token"] == "t0ken"
+        assert asked.headers["content-type"] == "application/x-www-form-urlencoded"
+        given = ("AKIDEXAMPLE", "s3cret", "eu-west-1", "sts")
+        assert signature.refused("POST", "/", asked.headers, *given) is None
+        assert "s3cret" not in asked.body + str(asked.headers)
+
+
+def test_a_role_is_taken_with_the_key_of_another_role_each_time() -> None:
+    with key_service({("POST", "/"): (200, STS_XML)}) as service:
+        assert role(service.url, role(service.url)).fetch() == KEY
+    first, second = service.asked
+    assert "AKIDEXAMPLE" in first.headers["authorization"]
+    assert "ASIAEXAMPLE" in second.headers["authorization"]
+    assert second.headers["x-amz-security-token"] == "token=="
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (403, "AccessDenied", AuthError),
+        (403, "ExpiredToken", AuthError),
+        (400, "Throttling", ConnectError),
+        (503, "ServiceUnavailable", ConnectError),
+    ],
+)
+def test_a_role_that_sts_refuses_is_told_with_its_words(
+    status: int, code: str, kind: type[SourceError]
+) -> None:
+    body = f"<E><Error><Code>{code}</Code><Message>No</Message></Error></E>".encode()
+    with key_service({("POST", "/"): (status, body)}) as service:
+        text = refused(role(service.url), kind)
+    assert f"gives no key for the role {ROLE} (status {status}): {code}: No" in text
+
+
+def test_a_role_is_not_taken_without_a_key() -> None:
+    assert "it takes a key; name its source_profile" in refused(role("http://127.0.0.1", NoKey()))
+    broken = GivenKey("here", "", "s")
+    assert refused(role("http://127.0.0.1", broken)) == "here: it has no access key; correct it"
 
 
 # --- a container's service

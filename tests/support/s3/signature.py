@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 
 _AUTHORIZATION = re.compile(
-    r"AWS4-HMAC-SHA256 Credential=(?P<key>[^/]+)/(?P<date>\d{8})/(?P<region>[^/]+)/s3/aws4_request, "
-    r"SignedHeaders=(?P<names>[a-z0-9;-]+), Signature=(?P<signature>[0-9a-f]{64})"
+    r"AWS4-HMAC-SHA256 Credential=(?P<key>[^/]+)/(?P<date>\d{8})/(?P<region>[^/]+)/(?P<service>s3|sts)/"
+    r"aws4_request, SignedHeaders=(?P<names>[a-z0-9;-]+), Signature=(?P<signature>[0-9a-f]{64})"
 )
 
 
@@ -27,7 +27,7 @@ def signed(
     date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     found = {**headers, "x-amz-content-sha256": "UNSIGNED-PAYLOAD", "x-amz-date": date}
     names = ";".join(sorted(found))
-    signature = _signature(method, target, found, names, date[:8], secret_key, region)
+    signature = _signature(method, target, found, names, date[:8], secret_key, region, "s3")
     found["authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={access_key}/{date[:8]}/{region}/s3/aws4_request, "
         f"SignedHeaders={names}, Signature={signature}"
@@ -36,7 +36,13 @@ def signed(
 
 
 def refused(
-    method: str, target: str, headers: Mapping[str, str], access_key: str, secret_key: str, region: str
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    access_key: str,
+    secret_key: str,
+    region: str,
+    service: str = "s3",
 ) -> str | None:
     """The code of the error for a request that is not signed as it has to be; None if it is.
 
@@ -47,11 +53,13 @@ def refused(
         return "AccessDenied"
     if found["key"] != access_key:
         return "InvalidAccessKeyId"
-    if found["region"] != region:
+    if (found["region"], found["service"]) != (region, service):
         return "AuthorizationHeaderMalformed"
     if not {"host", "x-amz-content-sha256", "x-amz-date"} <= set(found["names"].split(";")):
         return "AccessDenied"
-    expected = _signature(method, target, headers, found["names"], found["date"], secret_key, region)
+    expected = _signature(
+        method, target, headers, found["names"], found["date"], secret_key, region, found["service"]
+    )
     return None if hmac.compare_digest(expected, found["signature"]) else "SignatureDoesNotMatch"
 
 
@@ -63,6 +71,7 @@ def _signature(
     date: str,
     secret_key: str,
     region: str,
+    service: str,
 ) -> str:
     path, _question, query = target.partition("?")
     names = signed_names.split(";")
@@ -79,7 +88,7 @@ def _signature(
             headers["x-amz-content-sha256"],
         ]
     )
-    scope = f"{date}/{region}/s3/aws4_request"
+    scope = f"{date}/{region}/{service}/aws4_request"
     to_sign = "\n".join(
         [
             "AWS4-HMAC-SHA256",
@@ -89,6 +98,6 @@ def _signature(
         ]
     )
     key = f"AWS4{secret_key}".encode()
-    for part in (date, region, "s3", "aws4_request"):
+    for part in (date, region, service, "aws4_request"):
         key = hmac.new(key, part.encode(), hashlib.sha256).digest()
     return hmac.new(key, to_sign.encode(), hashlib.sha256).hexdigest()
