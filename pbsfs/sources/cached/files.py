@@ -38,6 +38,12 @@ INNER = "pbsfs-1"
 SHARDS = 256
 
 _BLOCK = 4096
+_SHARE_LEFT = 20
+_MOST_LEFT = 1 << 30
+"""One part in so many of the disk is left free, and at most so many bytes: a full disk stops others."""
+
+_ENDLESS = 1 << 60
+
 _ENTRY = re.compile(r"[0-9a-f]{64}(\.file|\.list)?", re.ASCII)
 _UNFINISHED_END = ".new"
 _UNFINISHED = re.compile(r"[0-9a-f]{64}(\.file|\.list)?\.[0-9a-f]{8}\.new", re.ASCII)
@@ -128,6 +134,17 @@ class CacheFiles:
     def is_writable(self) -> bool:
         """Whether this user may make files here."""
         return os.access(self._inner, os.W_OK | os.X_OK)
+
+    def lacking(self, size: int) -> int:
+        """The bytes that the disk lacks to take `size` and leave some to other programs. Raises OSError."""
+        disk = os.statvfs(self._inner)
+        if not disk.f_blocks:  # it does not know
+            return size - _ENDLESS
+        return (
+            size
+            + min(disk.f_blocks // _SHARE_LEFT * disk.f_frsize, _MOST_LEFT)
+            - (disk.f_bavail * disk.f_frsize)
+        )
 
     def state_file(self, name: str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
         """A descriptor of a file beside the shards, which all that may write the cache may write.

@@ -37,14 +37,14 @@ class OfflineSource(Source):
         return f"{self._name} (offline)"
 
     async def namespaces(self, parent: Namespace) -> list[Namespace]:
-        what = f"the namespaces below '{parent}'"
+        what = f"the list of namespaces below {_named(parent)}"
         return await self._record("namespaces", str(parent), what, records.unpack_namespaces)
 
     async def groups(self, namespace: Namespace) -> list[GroupInfo]:
         return await self._record(
             "groups",
             str(namespace),
-            f"the groups of '{namespace}'",
+            f"the list of groups in {_named(namespace)}",
             lambda body: records.unpack_groups(namespace, body),
         )
 
@@ -52,7 +52,7 @@ class OfflineSource(Source):
         return await self._record(
             "snapshots",
             str(group),
-            f"the snapshots of {group}",
+            f"the list of snapshots of {group}",
             lambda body: records.unpack_snapshots(group, body),
         )
 
@@ -89,3 +89,7 @@ class OfflineSource(Source):
 
     def _missing(self, what: str) -> SourceError:
         return SourceError(f"{self._name}: offline, and {what} is not in {self._cache}; {_ADVICE}")
+
+
+def _named(namespace: Namespace) -> str:
+    return f"namespace {namespace}" if str(namespace) else "the root namespace"

@@ -140,7 +140,8 @@ class CachedSource(Source):
     def keep_all(self) -> None:
         """From now on, reading waits for the cache to write. It raises OutputError once something could not
         be kept: what else is fetched would be paid for in vain."""
-        self._kept_since = time.time_ns()
+        # What was used shortly before may be read without a new time of use.
+        self._kept_since = time.time_ns() - self._limits.touch_after * 10**9
 
     async def settled(self) -> int:
         """Waits until nothing waits to be written; returns the bytes that were. Raises like reading."""

@@ -9,6 +9,7 @@ Synchronous; from any thread of any number of processes. Each method may raise O
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -115,8 +116,10 @@ class DiskCache:
         size = size_on_disk(len(data))
         if size > self.size // 2:
             return False
-        if not self._write(name, data, size):
+        if self._files.lacking(size) > 0 or not self._write(name, data, size):
             self._make_room(size)
+            if self._files.lacking(size) > 0:
+                raise OSError(errno.ENOSPC, "the disk is almost full")
             if not self._write(name, data, size):
                 return False
         if old is not None:
@@ -177,7 +180,8 @@ class DiskCache:
         return sum(entry.size for _shard, entries in self._counted(range(SHARDS)) for entry in entries)
 
     def _make_room(self, size: int) -> None:
-        """Counts some shards anew, and removes old entries there if less than `size` bytes are free."""
+        """Counts some shards anew, and removes old entries there if less than `size` bytes are free, of its
+        bound or of the disk."""
         with self._lock:
             self._written = 0
             shards: list[int] = []
@@ -186,9 +190,11 @@ class DiskCache:
                 shards.append((self._shard + len(shards)) % SHARDS)
                 seen += sum(len(entries) for _shard, entries in self._counted(shards[-1:]))
             self._shard = (shards[-1] + 1) % SHARDS
-            over = self._usage.total() + size - self.size
+            total = self._usage.total()
+            bound = max(0, min(self.size, total - self._files.lacking(0)))
+            over = total + size - bound
             if over > 0 or not size:
-                over += max(self.size // _KEPT_FREE, min(self.size // _SHARE, _LEAST_FREE))
+                over += max(bound // _KEPT_FREE, min(bound // _SHARE, _LEAST_FREE))
             if over > 0:
                 self._remove_oldest(over, shards)
 

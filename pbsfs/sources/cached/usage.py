@@ -70,7 +70,7 @@ class Usage:
         """
         with self._locked() as file:
             if _numbers(file)[shard] == wrong:
-                os.pwrite(file, struct.pack("<Q", right), 8 * shard)
+                os.pwrite(file, struct.pack("<Q", min(right, _MOST)), 8 * shard)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

@@ -384,6 +384,19 @@ async def test_keeping_all_fails_where_some_of_it_makes_room_for_the_rest(tmp_pa
 
 
 @in_trio
+async def test_keeping_all_fails_where_what_it_found_there_makes_room(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    assert await read_once(machine) == CONTENT
+    source = machine.cached()
+    source.keep_all()
+    async with open_reader(source) as reader:
+        assert await read_all(reader, machine.info) == CONTENT
+        source.cache.prune(100_000)
+        with pytest.raises(OutputError, match="not everything could be kept"):
+            await source.settled()
+
+
+@in_trio
 async def test_keeping_all_may_remove_what_was_there_before(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     assert await read_once(machine) == CONTENT
@@ -593,7 +606,9 @@ async def test_offline_what_is_whole_is_read_and_the_rest_is_named(tmp_path: Pat
                 replace(other, files=tuple(replace(file, csum=None) for file in other.files)),
                 replace(file_of(other, NAME), csum=None),
             )
-        with pytest.raises(SourceError, match=r"the groups of 'x' is not in cache .*; read it once without"):
+        with pytest.raises(
+            SourceError, match=r"the list of groups in namespace x is not in cache .*; read it once without"
+        ):
             await source.groups(ROOT_NAMESPACE.child("x"))
     chunk = machine.entries()[0]
     chunk.unlink()

@@ -138,6 +138,7 @@ def test_more_bytes_than_can_be_counted_are_counted_as_the_most(tmp_path: Path) 
     cache = cache_in(tmp_path / "c")
     usage = Usage(CacheFiles(tmp_path / "c", CacheLimits()))
     usage.add(5, 1 << 64)  # two sparse files, on a file system that has such
+    usage.correct(7, 0, 1 << 64)
     assert not usage.add(6, 1, most=SIZE)
     cache.contents()
     assert usage.total() == 0
@@ -442,6 +443,42 @@ def test_what_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
     left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert all(path.is_dir() for path in left)
     assert (cache.contents().size, cache.get(name_of(1), LIMIT)) == (used, b"there")
+
+
+def test_a_disk_that_others_fill_gets_room_from_the_oldest_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_in(tmp_path / "c")
+    for number in range(20):
+        cache.put(name_of(number), content_of(number))
+        os.utime(path_of(cache, name_of(number)), (0, 1000 + number))
+    least = stored(tmp_path / "c") - 5 * PART  # what the disk has for the cache, from now on
+
+    def lacking(_files: CacheFiles, size: int) -> int:
+        return stored(tmp_path / "c") + size - least
+
+    monkeypatch.setattr(CacheFiles, "lacking", lacking)
+    assert cache.put(name_of(100), content_of(100))
+    assert stored(tmp_path / "c") <= least
+    assert [number for number in range(6) if cache.get(name_of(number), LIMIT)] == []
+    assert cache.get(name_of(19), LIMIT) == content_of(19)
+    least = 0
+    used = cache.used()
+    with pytest.raises(OSError, match="the disk is almost full"):
+        cache.put(name_of(101), content_of(101))
+    assert cache.used() <= used
+    assert cache.get(name_of(101), LIMIT) is None
+
+
+def test_some_of_the_disk_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = CacheFiles(tmp_path / "c", CacheLimits())
+    files.prepare()
+    disk = os.statvfs(tmp_path)
+    free, kept = disk.f_bavail * disk.f_frsize, min(disk.f_blocks * disk.f_frsize // 20, 1 << 30)
+    assert files.lacking(free - kept + (1 << 32)) > 0
+    assert files.lacking(free - kept - (1 << 32)) < 0
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result([4096] * 2 + [0] * 8))
+    assert files.lacking(1 << 50) < 0, "a file system that does not know"
 
 
 def test_another_user_who_keeps_the_numbers_locked_stops_only_writing(tmp_path: Path) -> None:
