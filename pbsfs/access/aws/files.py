@@ -68,6 +68,10 @@ class AwsProfile:
             raise _unknown(name, self.credentials, self.config)
         return replace(self, name=name, is_named=True)
 
+    def section(self, name: str) -> Settings | None:
+        """A section of `config` that is not a profile, such as `sso-session NAME`; None without one."""
+        return self.config.sections.get(name)
+
     def setting(self, key: str) -> str | None:
         """A setting that is not a key: of `config`, else of `credentials`; nested ones as `s3.KEY`."""
         for file in (self.config, self.credentials):
@@ -146,14 +150,15 @@ def _sections(path: Path, data: bytes, *, prefixed: bool) -> Iterator[tuple[str,
 
 
 def _name(section: str) -> str | None:
-    """The profile of a section of the config file; of `[services X]`, both words; None for others."""
+    """The profile of a section of the config file; both words of `[services X]` and `[sso-session X]`; else
+    None."""
     try:
         words = shlex.split(section)
     except ValueError:
         return None
     if words == [DEFAULT_PROFILE]:
         return DEFAULT_PROFILE
-    if len(words) != 2 or words[0] not in ("profile", "services"):
+    if len(words) != 2 or words[0] not in ("profile", "services", "sso-session"):
         return None
     return words[1] if words[0] == "profile" else " ".join(words)
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 
 from pbsfs.access.aws.keys import CommandKey, Facts, GivenKey, KeySource, NoKey
 from pbsfs.access.aws.services import ContainerKey, InstanceKey
+from pbsfs.access.aws.sso import LoginKey
 from pbsfs.access.aws.sts import RoleKey, WebIdentityKey
 
 KINDS: Mapping[str, type[KeySource]] = {
     kind.kind: kind
-    for kind in (NoKey, GivenKey, CommandKey, WebIdentityKey, RoleKey, ContainerKey, InstanceKey)
+    for kind in (NoKey, GivenKey, CommandKey, WebIdentityKey, RoleKey, LoginKey, ContainerKey, InstanceKey)
 }
 
 

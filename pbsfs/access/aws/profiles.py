@@ -6,7 +6,9 @@ they leave open is as botocore does it. Nothing is asked here. Used by `find`. S
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -15,10 +17,17 @@ from dataclasses import dataclass
 from pbsfs.access.aws.ask import Service
 from pbsfs.access.aws.files import AwsFile, AwsProfile
 from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource
+from pbsfs.access.aws.sso import SSO_VARIABLE, LoginKey
 from pbsfs.access.aws.sts import RoleKey, WebIdentityKey
-from pbsfs.access.aws.surroundings import WEB_TOKEN_VARIABLE, of_container, of_environment, of_instance
+from pbsfs.access.aws.surroundings import (
+    WEB_TOKEN_VARIABLE,
+    is_local,
+    of_container,
+    of_environment,
+    of_instance,
+)
 from pbsfs.base.errors import UsageError
-from pbsfs.base.text import quoted
+from pbsfs.base.text import printable, quoted
 from pbsfs.sources.bucket.address import DEFAULT_REGION
 from pbsfs.sources.http.proxy import EXCEPTIONS, VARIABLES
 
@@ -34,9 +43,7 @@ _DURATIONS = range(900, 43_201)
 """Seconds for which STS gives the key of a role. Source of these three: AWS, "AssumeRole"."""
 
 _MOST_ROLES = 10
-
-_OTHER_WAYS = ("sso_session", "sso_start_url", "login_session")
-"""Settings of profiles whose key takes more than pbsfs does: AWS's own program gives it."""
+_REGION = re.compile(r"[a-z0-9-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +79,63 @@ def of_profile(
     token_file, role = profile.setting("web_identity_token_file"), profile.setting("role_arn")
     if token_file and role:
         return web_identity(profile, token_file, role, surroundings)
-    other = next((each for each in _OTHER_WAYS if profile.setting(each)), None)
-    if other is not None:
-        raise _unsupported(profile, other)
     # A profile may take its own key for its role, and its key counts more than its role for other roles.
     if role is not None and not (seen and _has_key(profile)):
         return _of_role(profile, role, surroundings, seen)
-    return (
-        _given(profile.credentials, name, profile.name)
+    found = (
+        _of_login(profile, surroundings)
+        or _given(profile.credentials, name, profile.name)
         or _command(profile, name)
         or _given(profile.config, name, profile.name)
     )
+    if found is None and profile.setting("login_session"):
+        raise _unsupported(profile, "login_session")
+    return found
+
+
+def _of_login(profile: AwsProfile, surroundings: Surroundings) -> KeySource | None:
+    """The key that a login by SSO gives; None if the profile has no role for one. Raises UsageError."""
+    name = f"AWS profile {quoted(profile.name)}"
+    account, role = profile.setting("sso_account_id"), profile.setting("sso_role_name")
+    if account is None and role is None:
+        return None
+    session = profile.setting("sso_session")
+    shared = {} if session is None else profile.section(f"sso-session {session}")
+    if shared is None:
+        raise UsageError(f"{name}: there is no [sso-session {printable(session or '')}]; correct sso_session")
+    start = shared.get("sso_start_url") or profile.setting("sso_start_url")
+    region = shared.get("sso_region") or profile.setting("sso_region")
+    for setting, value in (
+        ("sso_account_id", account),
+        ("sso_role_name", role),
+        ("sso_start_url", start),
+        ("sso_region", region),
+    ):
+        if not value:
+            raise UsageError(f"{name}: it has no {setting}; add it")
+    url = surroundings.environment.get(SSO_VARIABLE) or _portal_of(name, region or "")
+    service = Service.parse(url, SSO_VARIABLE)
+    if not service.secure and not is_local(service.host):
+        raise UsageError(f"{SSO_VARIABLE}: {quoted(service.host)} is not on this machine; write https://")
+    # Source: botocore, `SSOTokenLoader`.
+    digest = hashlib.sha1((session or start or "").encode(), usedforsecurity=False).hexdigest()
+    home = surroundings.environment.get("HOME") or os.path.expanduser("~")
+    return LoginKey(
+        url,
+        account or "",
+        role or "",
+        f"{home}/.aws/sso/cache/{digest}.json",
+        profile.name,
+        surroundings.proxies,
+        surroundings.ca,
+    )
+
+
+def _portal_of(name: str, region: str) -> str:
+    """The portal of a region. Source: AWS, "IAM Identity Center Portal endpoints"."""
+    if not _REGION.fullmatch(region):
+        raise UsageError(f"{name}: sso_region {quoted(region)} is not the name of a region; correct it")
+    return f"https://portal.sso.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
 
 
 def _has_key(profile: AwsProfile) -> bool:
@@ -204,6 +257,6 @@ def _session(profile: AwsProfile, environment: Mapping[str, str]) -> str:
 
 def _sts_of(region: str | None) -> str:
     """The address of STS. Source: AWS, "AWS STS Regional endpoints"."""
-    if region is None or not re.fullmatch(r"[a-z0-9-]+", region):
+    if region is None or not _REGION.fullmatch(region):
         return "https://sts.amazonaws.com"
     return f"https://sts.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"

@@ -60,7 +60,7 @@ def of_container(environment: Mapping[str, str]) -> KeySource | None:
     else:
         url, variable = full or "", FULL_VARIABLE
     service = Service.parse(url, variable)
-    if not service.secure and not _is_local(service.host):
+    if not service.secure and not is_local(service.host):
         raise UsageError(
             f"{variable}: {quoted(service.host)} is not on this machine; such a service needs https://"
         )
@@ -88,7 +88,8 @@ def of_instance(profile: AwsProfile, environment: Mapping[str, str]) -> KeySourc
     return InstanceKey(url, looked)
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether a host may get a token without TLS."""
     try:
         return host in _CONTAINER_HOSTS or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pbsfs.access.aws.files import read_profile
 from pbsfs.access.aws.find import find_key
 from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource
 from pbsfs.access.aws.services import ContainerKey, InstanceKey
+from pbsfs.access.aws.sso import LoginKey
 from pbsfs.access.aws.sts import RoleKey, WebIdentityKey
 from pbsfs.base.errors import AuthError, PbsfsError, UsageError
 
@@ -101,8 +103,7 @@ def test_half_a_key_is_refused(home: Home) -> None:
     ("setting", "named"),
     [
         ("role_arn = arn:x\nsource_profile = default\nmfa_serial = arn:mfa", "mfa_serial"),
-        ("sso_session = x", "sso_session"),
-        ("sso_start_url = https://x", "sso_start_url"),
+        ("login_session = x", "login_session"),
     ],
 )
 def test_ways_that_take_more_name_the_program_that_has_them(setting: str, named: str, home: Home) -> None:
@@ -228,6 +229,64 @@ def test_a_chain_of_roles_ends(home: Home) -> None:
     links = [f"[profile p{n}]\nrole_arn = arn:x\nsource_profile = p{n + 1}\n" for n in range(5000)]
     home.write("config", "".join(links))
     assert "more than 10 roles" in home.refused(UsageError, "p0")
+
+
+# --- a login
+
+SSO = "sso_account_id = 123456789012\nsso_role_name = Reader\n"
+PORTAL = "sso_start_url = https://x.awsapps.com/start\nsso_region = eu-west-1\n"
+
+
+def login(found: KeySource) -> LoginKey:
+    assert isinstance(found, LoginKey)
+    return found
+
+
+def test_a_login_is_that_of_a_session_or_of_the_profile(home: Home) -> None:
+    home.write(
+        "config",
+        f"[profile old]\n{SSO}{PORTAL}[profile new]\nsso_session = corp\n{SSO}[sso-session corp]\n{PORTAL}"
+        f"[profile role]\nrole_arn = arn:x\nsource_profile = new\n",
+    )
+    old, new = login(home.find("old")), login(home.find("new"))
+    for found, text in ((old, "https://x.awsapps.com/start"), (new, "corp")):
+        assert found.url == "https://portal.sso.eu-west-1.amazonaws.com"
+        assert (found.account, found.role) == ("123456789012", "Reader")
+        digest = hashlib.sha1(text.encode()).hexdigest()
+        assert found.token_file == f"{home.path}/.aws/sso/cache/{digest}.json"
+    assert isinstance(role_of(home.find("role")).source, LoginKey)
+    given = home.find("old", AWS_ENDPOINT_URL_SSO="https://portal.example.com", https_proxy="http://p:1")
+    assert (login(given).url, login(given).proxies) == (
+        "https://portal.example.com",
+        {"https_proxy": "http://p:1"},
+    )
+
+
+def test_a_session_without_a_role_is_not_for_keys(home: Home) -> None:
+    home.write("config", f"[default]\nsso_session = corp\n{KEYS.format('AKIA')}")
+    assert isinstance(home.find(), GivenKey)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"sso_account_id = 1\n{PORTAL}", "AWS profile 'ci': it has no sso_role_name; add it"),
+        (f"sso_role_name = x\n{PORTAL}", "it has no sso_account_id; add it"),
+        (SSO, "it has no sso_start_url; add it"),
+        (f"{SSO}sso_start_url = https://x\n", "it has no sso_region; add it"),
+        (f"{SSO}sso_session = corp\n{PORTAL}", "there is no [sso-session corp]; correct sso_session"),
+        (f"{SSO}sso_start_url = x\nsso_region = a.example.com/\n", "is not the name of a region; correct it"),
+    ],
+)
+def test_a_login_that_cannot_be_used_says_why(text: str, said: str, home: Home) -> None:
+    home.write("config", f"[profile ci]\n{text}")
+    assert said in home.refused(UsageError, "ci")
+
+
+def test_the_token_of_a_login_goes_to_others_by_tls_only(home: Home) -> None:
+    home.write("config", f"[profile ci]\n{SSO}{PORTAL}")
+    text = home.refused(UsageError, "ci", AWS_ENDPOINT_URL_SSO="http://portal.example.com")
+    assert text == "AWS_ENDPOINT_URL_SSO: 'portal.example.com' is not on this machine; write https://"
 
 
 # --- web identity

@@ -20,6 +20,7 @@ from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource, NoKey
 from pbsfs.access.aws.kinds import KINDS, dump_key, load_key
 from pbsfs.access.aws.renewed import Renewed
 from pbsfs.access.aws.services import ContainerKey, InstanceKey, NoServiceError
+from pbsfs.access.aws.sso import LoginKey
 from pbsfs.access.aws.sts import RoleKey, WebIdentityKey
 from pbsfs.base.errors import (
     AuthError,
@@ -48,6 +49,7 @@ SOURCES: list[KeySource] = [
     CommandKey("credential_process", "print-key --secret s3cret"),
     WebIdentityKey("https://sts", ROLE, "/token", "me", {"HTTPS_PROXY": "http://u:s3cret@proxy"}),
     RoleKey("https://sts", "r", ROLE, "me", GivenKey("x", "A", "s3cret", "t0ken"), "e", 900, {}),
+    LoginKey("https://portal", "1", "Reader", "/token.json", "ci", {"HTTPS_PROXY": "http://u:s3cret@proxy"}),
     ContainerKey("http://127.0.0.1/s3cret", "t0ken", None),
     InstanceKey("http://127.0.0.1", "no key"),
 ]
@@ -297,6 +299,73 @@ def test_a_role_is_not_taken_without_a_key() -> None:
     assert "it takes a key; name its source_profile" in refused(role("http://127.0.0.1", NoKey()))
     broken = GivenKey("here", "", "s")
     assert refused(role("http://127.0.0.1", broken)) == "here: it has no access key; correct it"
+
+
+# --- a login
+
+CREDENTIALS_OF = "/federation/credentials?role_name=Reader&account_id=123456789012"
+LOGIN_JSON = b"""{"roleCredentials": {
+  "accessKeyId": "ASIAEXAMPLE", "secretAccessKey": "secret/of+it", "sessionToken": "token==",
+  "expiration": 7226582400000
+}}"""
+
+
+def login(url: str, file: Path) -> LoginKey:
+    return LoginKey(url, "123456789012", "Reader", str(file), "ci", {})
+
+
+def logged_in(file: Path, token: object = "t0ken", until: object = "2199-01-01T00:00:00Z") -> Path:
+    file.write_text(json.dumps({"accessToken": token, "expiresAt": until}, indent=2))
+    return file
+
+
+@pytest.mark.parametrize("until", ["2199-01-01T00:00:00Z", "2199-01-01T00:00:00UTC", "2199-01-01T00:00:00"])
+def test_a_login_gives_the_key_of_its_role(until: str, tmp_path: Path) -> None:
+    file = logged_in(tmp_path / "login.json", until=until)
+    with key_service({("GET", CREDENTIALS_OF): (200, LOGIN_JSON)}) as service:
+        assert login(service.url, file).fetch() == KEY
+        logged_in(file, "n3xt")  # AWS's program has renewed it
+        assert login(f"{service.url}/", file).fetch() == KEY
+    assert [asked.headers["x-amz-sso_bearer_token"] for asked in service.asked] == ["t0ken", "n3xt"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "said"),
+    [
+        (401, b"{}", AuthError, "AWS profile 'ci': the login has expired; run aws sso login --profile ci"),
+        (403, b'{"message": "No access"}', AuthError, "(status 403): No access; check the role"),
+        (404, b"<html>", AuthError, "gives no key for the role Reader in the account 123456789012"),
+        (429, b"{}", ConnectError, "(status 429)"),
+        (200, b"{}", AuthError, "what it gives is not a key; check AWS_ENDPOINT_URL_SSO"),
+        (200, b'{"roleCredentials": []}', AuthError, "what it gives is not a key"),
+        (200, LOGIN_JSON.replace(b"7226582400000", b"1"), AuthError, "the key has expired"),
+        (200, LOGIN_JSON.replace(b"7226582400000", b"9" * 400), AuthError, "Expiration is not a time"),
+        (200, LOGIN_JSON.replace(b'"ASIAEXAMPLE"', b"1"), AuthError, "it has no access key"),
+    ],
+)
+def test_a_login_that_gives_no_key(
+    status: int, body: bytes, kind: type[SourceError], said: str, tmp_path: Path
+) -> None:
+    file = logged_in(tmp_path / "login.json")
+    with key_service({("GET", CREDENTIALS_OF): (status, body)}) as service:
+        assert said in refused(login(service.url, file), kind)
+
+
+def test_a_login_that_is_over_or_was_never_made_is_not_asked_with(tmp_path: Path) -> None:
+    file = tmp_path / "login.json"
+    with key_service({("GET", CREDENTIALS_OF): (200, LOGIN_JSON)}) as service:
+        source = login(service.url, file)
+        assert refused(source) == "AWS profile 'ci': not logged in; run aws sso login --profile ci"
+        logged_in(file, until="2020-01-01T00:00:00Z")
+        assert "the login has expired; run aws sso login --profile ci" in refused(source)
+        for token, until in ((1, "2199-01-01T00:00:00Z"), ("t0ken", 1), ("t0ken", "later")):
+            logged_in(file, token, until)
+            assert "not the token of a login; run aws sso login" in refused(source)
+        file.write_bytes(b"[" * 100_000)
+        assert "not the token of a login" in refused(source)
+        logged_in(file, "a\r\nHost: b")
+        assert "characters that no token has" in refused(source)
+    assert service.asked == []
 
 
 # --- a container's service

@@ -1,0 +1,119 @@
+"""The login of AWS's IAM Identity Center (SSO), which gives the key of a role.
+
+`aws sso login` makes the login, in a browser, and keeps its token in a file. pbsfs reads that file each time,
+and changes nothing there: AWS's own programs renew the token. Synchronous, for worker threads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from urllib.parse import urlencode
+
+from pbsfs.access.aws.ask import MAX_ANSWER, Service, ask
+from pbsfs.access.aws.keys import KeySource, checked
+from pbsfs.access.aws.tokens import printable_token, refused
+from pbsfs.base.errors import AuthError
+from pbsfs.base.text import quoted
+from pbsfs.sources.bucket.credentials import AwsCredentials
+
+SSO_TIMEOUT = 15.0
+"""Seconds for an answer."""
+
+SSO_VARIABLE = "AWS_ENDPOINT_URL_SSO"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LoginKey(KeySource):
+    """The key of `role` in `account`, for the login whose token is in `token_file`.
+
+    `url`: of the portal. `profile`: of AWS's files, for errors. `proxies`: the variables of proxies. `ca`:
+    certificates that count instead of the system's CAs. Source: AWS, "GetRoleCredentials" of the IAM Identity
+    Center portal, and "IAM Identity Center credential provider" of the SDKs and tools reference.
+    """
+
+    kind: ClassVar[str] = "login"
+    url: str
+    account: str
+    role: str
+    token_file: str
+    profile: str
+    proxies: Mapping[str, str]
+    ca: str | None = None
+
+    def fetch(self) -> AwsCredentials:
+        token = self._token()
+        query = urlencode({"role_name": self.role, "account_id": self.account})
+        service = Service.parse(f"{self.url.rstrip('/')}/federation/credentials?{query}", SSO_VARIABLE)
+        headers = {"x-amz-sso_bearer_token": token}
+        reply = ask(service, SSO_TIMEOUT, headers=headers, proxies=self.proxies, ca=self.ca)
+        if reply.status == 401:
+            raise self._expired()
+        found = _object(reply.body)
+        if reply.status != 200:
+            said = found.get("message")
+            what = f"gives no key for the role {self.role} in the account {self.account}"
+            raise refused(service, reply, what, said if isinstance(said, str) else "")
+        key = found.get("roleCredentials")
+        if not isinstance(key, dict):
+            raise AuthError(f"{service.address}: what it gives is not a key; check {SSO_VARIABLE}")
+        end = key.get("expiration")
+        return checked(
+            service.address,
+            key.get("accessKeyId"),
+            key.get("secretAccessKey"),
+            key.get("sessionToken"),
+            _time_of(end) if isinstance(end, int) else end,
+        )
+
+    def _token(self) -> str:
+        try:
+            with open(self.token_file, "rb") as file:
+                found = _object(file.read(MAX_ANSWER))
+        except FileNotFoundError:
+            raise AuthError(f"AWS profile {quoted(self.profile)}: not logged in; {self._advice}") from None
+        except OSError as error:
+            raise AuthError(f"{self.token_file}: {error.strerror}; {self._advice}") from None
+        token, end = found.get("accessToken"), found.get("expiresAt")
+        if not isinstance(token, str) or not isinstance(end, str):
+            raise AuthError(f"{self.token_file}: not the token of a login; {self._advice}")
+        try:
+            moment = datetime.datetime.fromisoformat(end.replace("UTC", "Z"))
+        except ValueError:
+            raise AuthError(f"{self.token_file}: not the token of a login; {self._advice}") from None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.UTC)
+        if moment.timestamp() <= time.time():
+            raise self._expired()
+        return printable_token(self.token_file, token)
+
+    def _expired(self) -> AuthError:
+        return AuthError(f"AWS profile {quoted(self.profile)}: the login has expired; {self._advice}")
+
+    @property
+    def _advice(self) -> str:
+        return f"run aws sso login --profile {self.profile}"
+
+    def __str__(self) -> str:
+        return f"of the role {self.role} in the account {self.account}, by the login of {self.profile}"
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`; empty for anything else."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _time_of(milliseconds: int) -> str:
+    """A time since 1970 as text; what is not a time stays what it is."""
+    try:
+        return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return str(milliseconds)
