@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from bench.serving import Access
 from pbsfs.base.names import Snapshot
-from pbsfs.formats import blob
+from pbsfs.chunks.decoder import decode_chunk
 from pbsfs.formats.blob import Stored
 from pbsfs.formats.index import FixedIndex
 from pbsfs.formats.keys import Key
@@ -102,7 +102,7 @@ class BareSession:
         digest = index.digest(number)
         start, end = index.span(number)
         raw = self.chunk(digest)
-        return blob.decode_chunk(raw, digest=digest, length=end - start, encrypted=key is not None, key=key)
+        return decode_chunk(raw, digest=digest, length=end - start, encrypted=key is not None, key=key)
 
 
 def firehose(access: Access, size: int) -> None:

@@ -5,24 +5,29 @@ All of it in this process, on data that is in the page cache.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import mmap
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import zstandard
 
 from bench.bare import firehose
 from bench.data import CHUNK, KEY, PLAIN, Data
-from bench.measures import Sample, command
+from bench.measures import BenchError, Sample, command
 from bench.serving import Access
 from pbsfs.base.names import Snapshot
+from pbsfs.chunks.decoder import Decoding, decode_pair
 from pbsfs.formats import blob
 from pbsfs.formats.blob import BlobKind
 from pbsfs.formats.keys import Key
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def cores() -> int:
@@ -45,23 +50,41 @@ def key_of(snapshot: Snapshot) -> Key | None:
 def decode(data: Data, snapshot: Snapshot, threads: int) -> Sample:
     """Every chunk of data: read from the page cache, CRC, decryption, zstd, length and digest."""
     index = data.index(snapshot)
-    key = key_of(snapshot)
+    digests = [index.digest(number) for number in data.data_chunks]
+    chunks = [(data.chunk_path(digest), digest, CHUNK) for digest in digests]
+    return decode_stored(chunks, threads, key_of(snapshot))
 
-    def one(number: int) -> None:
-        digest = index.digest(number)
-        raw = data.chunk_path(digest).read_bytes()
-        blob.decode_chunk(raw, digest=digest, length=CHUNK, encrypted=key is not None, key=key)
+
+def decode_stored(chunks: Sequence[tuple[Path, bytes, int]], threads: int, key: Key | None = None) -> Sample:
+    """Every one of these chunks (its file, digest and length) decoded and dropped, in the fastest known way:
+    by the extension, two at once, into memory that was used before. `key`: where they are encrypted."""
+    reuse_memory()
+    pairs = [chunks[at : at + 2] for at in range(0, len(chunks), 2)]
+
+    def decoding(path: Path, digest: bytes, length: int) -> Decoding:
+        return Decoding(path.read_bytes(), digest, length, key is not None, key)
+
+    def one(pair: Sequence[tuple[Path, bytes, int]]) -> None:
+        works = [decoding(*chunk) for chunk in pair]
+        contents = decode_pair(*works) if len(works) == 2 else (None,)
+        for work, content in zip(works, contents, strict=True):
+            if content is None:
+                work()
 
     def all_of_them() -> None:
-        if threads == 1:
-            for number in data.data_chunks:
-                one(number)
-            return
         with ThreadPoolExecutor(threads) as pool:
-            for _done in pool.map(one, data.data_chunks):
+            for _done in pool.map(one, pairs):
                 pass
 
-    return timed(all_of_them, size=data.data_bytes)
+    return timed(all_of_them, size=sum(length for _path, _digest, length in chunks))
+
+
+def reuse_memory() -> None:
+    """Makes this process keep what it frees, so that the next chunk needs no page faults."""
+    libc = ctypes.CDLL(None)
+    for option, size in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 512 << 20)):
+        if libc.mallopt(option, size) != 1:
+            raise BenchError("the C library cannot be made to keep memory")
 
 
 def receive(access: Access, data: Data, *, connections: int = 1) -> Sample:

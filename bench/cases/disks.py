@@ -5,19 +5,17 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from bench import disks
 from bench.disks import DATA, ROOT, SOME_FILE, XFS, Machine, Volume
-from bench.limits import cores, timed
+from bench.limits import cores, decode_stored
 from bench.measures import MIB, Sample, Watched, children_of, command, cpu_of, memory_of, stop
 from bench.plan import Bench, Case, Goal, Plan, Round, count_of, rate_of
 from bench.program import PBSFS, Mount, started, unmount, wait_for
 from bench.serving import serving
-from pbsfs.formats import blob
 from pbsfs.fuse.mountpoint import mounted_at
 
 DECODE = "limit: decode of large files, all cores"
@@ -39,18 +37,8 @@ def _with_parser(mount: Mount, work: Callable[[], Sample]) -> Sample:
 
 def _decode(machine: Machine) -> Sample:
     """Every chunk of the volume with large files that is not zeros, on all cores, from the page cache."""
-    chunks = machine.chunks(DATA)
-
-    def one(path: Path) -> None:
-        digest, length = chunks[path]
-        blob.decode_chunk(path.read_bytes(), digest=digest, length=length, encrypted=False, key=None)
-
-    def all_of_them() -> None:
-        with ThreadPoolExecutor(cores()) as pool:
-            for _done in pool.map(one, chunks):
-                pass
-
-    return timed(all_of_them, size=sum(length for _digest, length in chunks.values()))
+    chunks = [(path, digest, length) for path, (digest, length) in machine.chunks(DATA).items()]
+    return decode_stored(chunks, cores())
 
 
 @contextmanager

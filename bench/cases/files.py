@@ -6,18 +6,16 @@ import random
 import shutil
 import stat
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from bench.data import DAY, TIME, check_room
-from bench.limits import cores, timed
+from bench.limits import cores, decode_stored
 from bench.measures import GIB, MIB, Sample, command
 from bench.plan import Bench, Case, Goal, Plan, faster
 from bench.program import PBSFS
 from pbsfs.base.names import ROOT_NAMESPACE, Group, Snapshot
-from pbsfs.formats import blob
 from pbsfs.formats.index import DynamicIndex
 from pbsfs.formats.zeros import ZeroDigests
 from pbsfs.testing.archives import Node, write
@@ -89,17 +87,8 @@ def _decode(store: Path, snapshot: Snapshot) -> Sample:
                 start, end = index.span(number)
                 lengths[index.digest(number)] = end - start
 
-    def one(chunk: tuple[bytes, int]) -> None:
-        digest, length = chunk
-        raw = writer.chunk_path(digest).read_bytes()
-        blob.decode_chunk(raw, digest=digest, length=length, encrypted=False, key=None)
-
-    def all_of_them() -> None:
-        with ThreadPoolExecutor(cores()) as pool:
-            for _done in pool.map(one, lengths.items()):
-                pass
-
-    return timed(all_of_them, size=sum(lengths.values()))
+    chunks = [(writer.chunk_path(digest), digest, length) for digest, length in lengths.items()]
+    return decode_stored(chunks, cores())
 
 
 def _files(bench: Bench, _stack: ExitStack) -> Plan:

@@ -34,9 +34,7 @@ def find_extension() -> Extension | None:
         return None
     try:
         from pbsfs.formats._decoder import decode, decode_pair  # noqa: PLC0415
-    except (
-        ImportError
-    ):  # of a checkout that is not set up, or set up before a change; or a library is missing
+    except ImportError:  # it was not built, or before a change; or a library is missing
         return None
     return Extension(decode, decode_pair)
 
