@@ -42,10 +42,8 @@ def parse_page(body: bytes, prefix: str) -> Page:
     objects: list[StoredObject] = []
 
     def checked(key: str) -> str:
-        try:
-            key = unquote_plus(key, errors="strict") if encoded else key
-        except UnicodeDecodeError:
-            raise DamageError("it lists a key that is not text") from None
+        # What is not UTF-8 is no name of a datastore, and stops nothing else.
+        key = unquote_plus(key, errors="surrogateescape") if encoded else key
         if not key.startswith(prefix):
             raise DamageError("it lists keys that were not asked for")
         return key

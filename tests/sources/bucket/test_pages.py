@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from tests.sources.bucket.serving import LIMITS, source_of, use
 from tests.sources.conformance import FIRST, VM, add
 from tests.support import made
 from tests.support.made import TIME
-from tests.support.s3 import Body, S3Server
+from tests.support.s3 import STORE, Body, S3Server
 from tests.support.server.certificate import Certificate
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>'
@@ -58,6 +59,26 @@ def test_encoded_keys_are_decoded_only_where_the_answer_says_so() -> None:
     assert [found.key for found in parse_page(document(contents("a%2Fb")), "").objects] == ["a%2Fb"]
 
 
+def test_a_key_that_is_not_text_stops_nothing_else(
+    writer: DatastoreWriter, certificate: Certificate, server: S3Server
+) -> None:
+    add(writer)
+    names = "".join(
+        f"<CommonPrefixes><Prefix>{STORE}/.cnt/vm/{name}/</Prefix></CommonPrefixes>"
+        for name in ("%FF", VM.id)
+    )
+
+    async def look(source: BucketSource) -> None:
+        server.fail(f"LIST {STORE}/.cnt/vm/", Body(document(f"<EncodingType>url</EncodingType>{names}")))
+        assert [info.group for info in await source.groups(ROOT_NAMESPACE)] == [VM]
+
+    use(source_of(server, certificate), look)
+    page = parse_page(
+        document("<EncodingType>url</EncodingType>" + contents("a/%FF") + contents("a/b")), "a/"
+    )
+    assert [found.key for found in page.objects] == [os.fsdecode(b"a/\xff"), "a/b"]
+
+
 def test_a_namespace_of_the_document_means_nothing() -> None:
     text = f"{HEAD}<ListBucketResult><Contents><Key>k</Key><Size>0</Size></Contents></ListBucketResult>"
     assert [found.key for found in parse_page(text.encode(), "").objects] == ["k"]
@@ -81,7 +102,6 @@ WRONG = {
     "a size that is too large": document(contents("a/b", str(1 << 60))),
     "a size of many digits": document(contents("a/b", "9" * 5000)),
     "no token": document(contents("a/b"), truncated="true"),
-    "an encoding that is wrong": document("<EncodingType>url</EncodingType>" + contents("a/%FF")),
 }
 
 
