@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from pbsfs.tasks.metrics import MetricsAddress
 
 DEFAULT_CACHE_SIZE = "256M"
-DEFAULT_REFRESH = 5.0
-"""Seconds."""
 
 
 @click.command("mount")
@@ -124,7 +122,6 @@ def command(
         refresh = profile.refresh if refresh is None else refresh
         log = log if log.format is not None else replace(log, format=profile.log_format)
     cache_size = DEFAULT_CACHE_SIZE if cache_size is None else cache_size
-    refresh = DEFAULT_REFRESH if refresh is None else refresh
     options = FuseOptions.parse(fuse_options)
     parse_cache_size(cache_size)
     metrics_address = None if metrics is None else _metrics_address(metrics)
@@ -147,7 +144,8 @@ def command(
         return
     if not foreground and description is None:
         set_up_logging(log)  # reports a log file that can't be written
-        arguments = ["--cache-size", cache_size, "--refresh", str(refresh)]
+        arguments = ["--cache-size", cache_size]
+        arguments += [f"--refresh={refresh}"] if refresh is not None else []
         arguments += ["--log-level", log.level, "--on-damage", "fail" if on_damage is None else "zero"]
         arguments += [f"--subtree={subtree}"]
         arguments += [f"--metrics={metrics_address}"] if metrics_address is not None else []
@@ -240,7 +238,7 @@ def _serve(
     connection: int | None,
     options: FuseOptions,
     cache_size: int,
-    refresh: float,
+    refresh: float | None,
     subtree: str,
     zeroed: ZeroedRanges | None,
     metrics: MetricsAddress | None,
@@ -251,6 +249,7 @@ def _serve(
 
     from pbsfs.fuse.attributes import Ownership  # noqa: PLC0415
     from pbsfs.fuse.mount import MountOptions, serve  # noqa: PLC0415
+    from pbsfs.tree import DEFAULT_REFRESH  # noqa: PLC0415
 
     mount_options = MountOptions(
         mountpoint=place,
@@ -258,7 +257,7 @@ def _serve(
         flags=frozenset(options.flags),
         files=options.files,
         safe_names=options.safe_names,
-        refresh=refresh,
+        refresh=DEFAULT_REFRESH if refresh is None else refresh,
         cache_size=cache_size,
         namespace=description.namespace,
         keys=description.keys,

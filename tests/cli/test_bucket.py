@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from pbsfs.fuse.mountpoint import mounted_at
 from tests.support.guides import blocks
-from tests.support.keyservice import KEY_JSON, key_service
+from tests.support.keyservice import KEY_JSON, STS_XML, key_service
 from tests.support.messages import is_documented
 from tests.support.mounts import cleaned_up, mounted
 from tests.support.needs import need, need_fuse
@@ -27,6 +28,9 @@ from tests.support.terminal import at_a_terminal
 
 GUIDE = Path(__file__).parents[2] / "docs/guides/bucket.md"
 NAME = f"s3://{BUCKET}/{STORE}"
+END = 7226582400000
+"""2199-01-01, in milliseconds."""
+
 SHOWN = ["vm", "ct", "ns", "files"]
 
 
@@ -170,6 +174,42 @@ def test_a_machines_role_gives_a_temporary_key(cloud: Cloud) -> None:
         assert len(service.asked) == 3, "not asked where another place has a key"
         service.answers[("GET", path)] = (404, b"")
         assert "this machine has no role" in fails(env=env, status=10)
+
+
+def test_a_mount_takes_the_role_that_a_login_may_take(cloud: Cloud) -> None:
+    """Both are asked again in the process of the mount, to which all of it is handed over."""
+    need_fuse()
+    session = "sso_account_id = 1\nsso_role_name = Base\nsso_session = corp\n"
+    cloud.write(
+        ".aws/config",
+        f"[profile base]\n{session}[sso-session corp]\nsso_start_url = https://x\nsso_region = eu-west-1\n"
+        "[profile reader]\nrole_arn = arn:aws:iam::1:role/reader\nsource_profile = base\n",
+    )
+    digest = hashlib.sha1(b"corp").hexdigest()
+    token = {"accessToken": "of-the-login", "expiresAt": "2199-01-01T00:00:00Z"}
+    cloud.write(f".aws/sso/cache/{digest}.json", json.dumps(token))
+    base = {"accessKeyId": "ASIABASE", "secretAccessKey": "x", "sessionToken": "y", "expiration": END}
+    taken = STS_XML.replace(b"ASIAEXAMPLE", ACCESS_KEY.encode()).replace(b"secret/of+it", SECRET_KEY.encode())
+    answers = {
+        ("GET", "/federation/credentials?role_name=Base&account_id=1"): (
+            200,
+            json.dumps({"roleCredentials": base}).encode(),
+        ),
+        ("POST", "/"): (200, taken),
+    }
+    with key_service(answers) as service:
+        env = cloud.env(
+            AWS_PROFILE="reader", AWS_ENDPOINT_URL_SSO=service.url, AWS_ENDPOINT_URL_STS=service.url
+        )
+        with mounted(env, cloud.home / "m") as mount:
+            assert {path.name for path in mount.place.iterdir()} == {"vm", "ct", "ns"}
+        assert [asked.method for asked in service.asked] == ["GET", "POST"]
+        assert service.asked[0].headers["x-amz-sso_bearer_token"] == "of-the-login"
+        assert "Credential=ASIABASE/" in service.asked[1].headers["authorization"]
+        cloud.write(
+            f".aws/sso/cache/{digest}.json", json.dumps(token | {"expiresAt": "2020-01-01T00:00:00Z"})
+        )
+        assert "the login has expired; run aws sso login --profile base" in fails(env=env, status=10)
 
 
 def test_a_servers_configuration_gives_it(cloud: Cloud) -> None:

@@ -19,7 +19,7 @@ import h11
 from pbsfs.base.errors import ConnectError, UsageError, WrongServerError
 from pbsfs.base.text import excerpt
 from pbsfs.sources.http.limits import HttpLimits
-from pbsfs.sources.http.peer import Kind, address_of
+from pbsfs.sources.http.peer import Kind, address_of, authority_of
 from pbsfs.sources.http.proxy import Proxy, find_proxy
 from pbsfs.sources.http.tls import Trust, connect
 
@@ -73,9 +73,8 @@ class Service:
 
     @property
     def authority(self) -> str:
-        """The same without the port if it is the scheme's: the `Host` header."""
-        usual = self.port == (443 if self.secure else 80)
-        return self.address.rpartition(":")[0] if usual else self.address
+        """The `Host` header."""
+        return authority_of(self.host, self.port, secure=self.secure)
 
     @property
     def port_hint(self) -> str:

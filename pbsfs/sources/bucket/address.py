@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from pbsfs.base.errors import UsageError
 from pbsfs.base.text import excerpt
-from pbsfs.sources.http.peer import Kind, address_of
+from pbsfs.sources.http.peer import Kind, address_of, authority_of
 
 SCHEME = "s3://"
 
@@ -134,9 +134,8 @@ class BucketAddress:
 
     @property
     def authority(self) -> str:
-        """The `Host` header: the host, and the port where it is not the scheme's."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
+        """The `Host` header."""
+        return authority_of(self.host, self.port, secure=self.secure)
 
     def path(self, key: str = "") -> str:
         """The path of a request for the object `key`, encoded; for the bucket itself without one."""

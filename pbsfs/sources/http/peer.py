@@ -58,3 +58,9 @@ class Peer(Protocol):
 def address_of(host: str, port: int) -> str:
     """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def authority_of(host: str, port: int, *, secure: bool) -> str:
+    """The `Host` header: `host:port`, without a port that is the scheme's."""
+    address = address_of(host, port)
+    return address.rpartition(":")[0] if port == (443 if secure else 80) else address
