@@ -4,6 +4,7 @@ Importing takes a tenth of a second and more, in which Ctrl-C has nothing to cle
 by the signal, without a traceback.
 """
 
+import gc
 import signal
 
 
@@ -12,8 +13,10 @@ def main() -> None:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:  # not if a shell has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.disable()  # importing leaves no garbage, and to look for it takes a twentieth of a short command
     from pbsfs.cli import main as run  # noqa: PLC0415 - see above
 
+    gc.enable()
     signal.signal(signal.SIGINT, handler)
     run()
 

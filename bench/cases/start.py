@@ -22,6 +22,8 @@ from pbsfs.fuse.mountpoint import mounted_at
 
 LOGIN = "limit: login"
 
+LISTING = "pbsfs ls of a snapshot, directory"
+
 NBD_IMPORTS = (
     "import pbsfs.runtime.process, pbsfs.base.errors, pbsfs.runtime.logs, "
     "pbsfs.nbd.server, pbsfs.nbd.parameters"
@@ -87,6 +89,19 @@ def _start(bench: Bench, stack: ExitStack) -> Plan:
 
         return work
 
+    def command(source: Source, *words: str) -> Callable[[], Sample]:
+        name, *rest = words
+        line: list[str | Path] = [PBSFS, name, *pbsfs.options(source, data), *rest]
+
+        def work() -> Sample:
+            ended = run(line, environment=pbsfs.environment(source))
+            return Sample(ended.seconds).with_counts(processor=ended.cpu)
+
+        return work
+
+    listing = ("ls", str(PLAIN))
+    manifest = ("cat", f"{PLAIN}/index.json")
+
     def beyond_login(name: str) -> Callable[[Round], float | None]:
         return lambda samples: (samples[name].seconds - samples[LOGIN].seconds) / 0.5
 
@@ -96,6 +111,10 @@ def _start(bench: Bench, stack: ExitStack) -> Plan:
             "pbsfs mount, directory": mount(data.datastore),
             "pbsfs, nbdkit, server": nbd(server.with_password),
             "pbsfs, nbdkit, directory": nbd(data.datastore),
+            "pbsfs ls of a snapshot, server": command(server.with_password, *listing),
+            LISTING: command(data.datastore, *listing),
+            "pbsfs cat of a manifest, server": command(server.with_password, *manifest),
+            "pbsfs cat of a manifest, directory": command(data.datastore, *manifest),
             LOGIN: lambda: Sample(log_in(server.with_password)),
             "limit: Python that does nothing": lambda: Sample(run([sys.executable, "-c", "pass"]).seconds),
             "imports of pbsfs.cli.mount": lambda: _imports("import pbsfs.cli.mount"),
@@ -117,6 +136,12 @@ def _start(bench: Bench, stack: ExitStack) -> Plan:
             Goal(
                 "nbdkit, server: seconds to the first byte beyond login / 0.5",
                 beyond_login("pbsfs, nbdkit, server"),
+            ),
+            Goal(
+                "a command that reads a directory: seconds / 0.15",
+                lambda s: s[LISTING].seconds / 0.15,
+                1.0,
+                at_least=False,
             ),
         ],
     )

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,6 +163,8 @@ def _read(file: Path) -> bytes:
 
 def _profiles_in(file: Path, text: bytes) -> Mapping[str, Any]:
     """The tables of profiles in a file. Source of the syntax: https://toml.io/en/v1.0.0."""
+    import tomllib  # noqa: PLC0415 - most users have no such file
+
     try:
         content = tomllib.loads(text.decode())
     except UnicodeDecodeError:

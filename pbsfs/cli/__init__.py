@@ -159,7 +159,12 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"pbsfs.cli.{cmd_name}").command
+        gc.disable()  # as in `__main__`
+        try:
+            command: click.Command = importlib.import_module(f"pbsfs.cli.{cmd_name}").command
+        finally:
+            gc.freeze()  # what was imported stays: no later look for garbage goes through it
+            gc.enable()
         return command
 
     def resolve_command(

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,20 +66,23 @@ def private_directory() -> Iterator[Path]:
 
     Tried in this order: XDG_RUNTIME_DIR, TMPDIR, /tmp, /run, /dev/shm; never the current directory.
     """
-    directory = _make_private()
+    import shutil  # noqa: PLC0415 - few commands need one
+    import tempfile  # noqa: PLC0415
+
+    directory = _make_private(tempfile.mkdtemp)
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _make_private() -> Path:
+def _make_private(make: Callable[..., str]) -> Path:
     named = [os.environ.get(name, "") for name in ("XDG_RUNTIME_DIR", "TMPDIR")]
     bases = dict.fromkeys([*(base for base in named if base.startswith("/")), "/tmp", "/run", "/dev/shm"])  # noqa: S108
     for base in bases:
         if len(os.fsencode(base)) + len("/pbsfs-xxxxxxxx") <= MAX_PRIVATE_PATH:
             with suppress(OSError):
-                return Path(tempfile.mkdtemp(prefix="pbsfs-", dir=base))
+                return Path(make(prefix="pbsfs-", dir=base))
     raise HelperError(
         f"no place for a private directory: cannot write to {', '.join(bases)}; "
         "set TMPDIR to a directory that can be written, with a short path"

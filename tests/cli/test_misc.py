@@ -83,6 +83,53 @@ def test_who_only_starts_something_imports_nothing_heavy(module: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "words", [["--version"], ["ls", "--help"], ["ls", "--datastore-dir", "/nonexistent"], ["boot"]]
+)
+def test_the_collector_looks_for_garbage_again_when_everything_is_imported(words: list[str]) -> None:
+    code = f"""
+import atexit, gc, sys
+from pbsfs.__main__ import main
+atexit.register(lambda: print(gc.isenabled()))
+sys.argv = ["pbsfs", *{words}]
+main()
+"""
+    done = run([sys.executable, "-c", code])
+    assert done.stdout.splitlines()[-1] == "True", done.stderr
+
+
+def test_the_collector_looks_for_garbage_again_after_a_command_that_cannot_be_imported() -> None:
+    code = """
+import gc, importlib
+from pbsfs.cli import cli
+
+def import_module(name):
+    assert not gc.isenabled()
+    raise MemoryError
+
+importlib.import_module = import_module
+try:
+    cli.main(["ls"], standalone_mode=False)
+except MemoryError:
+    print(gc.isenabled())
+"""
+    assert output_of(sys.executable, "-c", code) == "True\n"
+
+
+def test_a_directory_is_read_without_what_only_settings_or_a_server_need(tmp_path: Path) -> None:
+    stock(tmp_path / "store")
+    others = {"tomllib", "h2", "h11", "http.client", "cryptography", "rich", "pyfuse3"}
+    code = f"""
+import atexit, sys
+from pbsfs.__main__ import main
+atexit.register(lambda: print(*sorted({others} & set(sys.modules)), file=sys.stderr))
+sys.argv = ["pbsfs", "ls", "--datastore-dir", {str(tmp_path / "store")!r}]
+main()
+"""
+    done = run([sys.executable, "-c", code])
+    assert (done.returncode, done.stderr) == (0, "\n")
+
+
+@pytest.mark.parametrize(
     ("words", "reason"),
     [
         ("ls --connections 17", "17 is not a whole number from 1 to 16."),
