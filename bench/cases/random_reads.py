@@ -70,7 +70,7 @@ def _through_mount(bench: Bench, stack: ExitStack) -> Plan:
             ),
         },
         [
-            Goal("cached reads a second / 15,000", lambda s: s["pbsfs, cached"].rate / 15_000, 1.0),
+            Goal("cached reads a second / 25,000", lambda s: s["pbsfs, cached"].rate / 25_000, 1.0),
             Goal("holes: rate / that of cached reads", rate_of("pbsfs, holes", "pbsfs, cached"), 0.95),
         ],
     )
@@ -184,7 +184,7 @@ def _misses(bench: Bench, stack: ExitStack) -> Plan:
             Goal(
                 f"{door}: time of a miss / bare fetch and decode",
                 lambda s, name=name: s[name].seconds / s["limit: bare fetch and decode"].seconds,  # type: ignore[misc]
-                1.3,
+                1.2,
                 at_least=False,
             )
             for door, name in (("mount", "pbsfs, mount"), ("NBD", "pbsfs, NBD"))
