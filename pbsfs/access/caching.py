@@ -52,6 +52,13 @@ class CacheAccess:
             return CachedSource(OfflineSource(name, cache, identity), cache, None)
         return CachedSource(open_source(), cache, identity)
 
+    def with_hint(self, error: SourceError, identity: str) -> SourceError:
+        """The error of a source that is unreachable; says that the cache has lists of it, if it has."""
+        from pbsfs.sources.cached.offline import with_hint  # noqa: PLC0415
+        from pbsfs.sources.cached.store import DiskCache  # noqa: PLC0415
+
+        return with_hint(error, DiskCache(self.directory, self.size), identity)
+
     def dump(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
         return {"directory": str(self.directory), "size": self.size, "offline": self.offline}

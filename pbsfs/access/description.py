@@ -223,9 +223,8 @@ class Description:
         """A source of its own each time, with the limit, behind the cache. Raises SourceError."""
         if self.cache is None:
             return self._open()
-        public = self.access.public()
-        named = [public[name] for name in _NAMES if name in public]
-        return self.cache.open(self._open, named[0], json.dumps([self.access.kind, *named]))
+        name, identity = identity_of(self.access)
+        return self.cache.open(self._open, name, identity)
 
     def _open(self) -> Source:
         from pbsfs.sources.rate import Rate  # noqa: PLC0415
@@ -278,6 +277,13 @@ class Description:
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
             # Not what was in it, nor where it went wrong: it may be a secret.
             raise UsageError(f"descriptor {fd}: not the description of a source") from None
+
+
+def identity_of(access: Access) -> tuple[str, str]:
+    """What a cache on disk calls a source: a name for messages, and one with its user, for its records."""
+    public = access.public()
+    named = [public[name] for name in _NAMES if name in public]
+    return named[0], json.dumps([access.kind, *named])
 
 
 def _dump_ticket(ticket: Ticket) -> Facts:

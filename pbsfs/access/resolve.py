@@ -7,10 +7,11 @@ it may connect to the server.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, find_secret
-from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess
+from pbsfs.access.description import Access, Description, DirectoryAccess, ServerAccess, identity_of
 from pbsfs.access.keyring import KeyRing, read_keys
 from pbsfs.access.login import log_in
 from pbsfs.access.options import SourceOptions
@@ -18,7 +19,7 @@ from pbsfs.access.references import read_reference
 from pbsfs.access.terminal import Terminal
 from pbsfs.access.tickets import Tickets
 from pbsfs.access.trust import find_trust, read_ca
-from pbsfs.base.errors import UsageError
+from pbsfs.base.errors import ConnectError, ResolveError, UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.base.secret import Secret, Ticket
 from pbsfs.formats.keyfile import MAX_KEY_FILE_SIZE, KeyFile
@@ -42,20 +43,34 @@ def describe(
     UsageError, KeyFileError, PasswordError, AuthError, and what connecting to the server raises.
     """
     namespace = Namespace.parse(options.namespace or "")
-    access: Access
-    if options.datastore_dir is not None:
-        access = DirectoryAccess(options.datastore_dir)
-    elif options.bucket is not None:
-        from pbsfs.access.buckets import find_bucket  # noqa: PLC0415 - slow to import, and seldom needed
-
-        access = find_bucket(options, environment, terminal)
-    elif options.offline:
-        assert options.repository is not None
-        access = ServerAccess(Repository.parse(options.repository), Secret(""), Trust())  # it is not asked
-    else:
-        access = find_access(options, environment, terminal, secret)
+    try:
+        access = _find(options, environment, terminal, secret)
+    except (ConnectError, ResolveError) as error:
+        if options.cache is None or options.offline:
+            raise
+        unasked = _find(replace(options, offline=True), environment, None, None)
+        raise options.cache.with_hint(error, identity_of(unasked)[1]) from None
     keys = open_keys(options, environment, terminal, ask_for_default=ask_for_default)
     return Description(access, namespace, keys, options.limit_rate, options.cache)
+
+
+def _find(
+    options: SourceOptions,
+    environment: Mapping[str, str],
+    terminal: Terminal | None,
+    secret: Secret | None,
+) -> Access:
+    """How to get at the source of resolved options. Raises like `describe`."""
+    if options.datastore_dir is not None:
+        return DirectoryAccess(options.datastore_dir)
+    if options.bucket is not None:
+        from pbsfs.access.buckets import find_bucket  # noqa: PLC0415 - slow to import, and seldom needed
+
+        return find_bucket(options, environment, terminal)
+    if options.offline:
+        assert options.repository is not None
+        return ServerAccess(Repository.parse(options.repository), Secret(""), Trust())  # it is not asked
+    return find_access(options, environment, terminal, secret)
 
 
 def find_access(

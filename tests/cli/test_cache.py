@@ -87,6 +87,19 @@ def test_offline_what_was_read_is_read_again_without_the_server(stocked: Stocked
     assert f"is not in cache {cache}; read it once without --offline" in missing
 
 
+def test_a_server_that_is_unreachable_is_told_with_what_can_be_read(stocked: Stocked, tmp_path: Path) -> None:
+    with serving(stocked.path) as server:
+        env = access(server, PBSFS_CACHE_DIR=str(tmp_path / "cache"))
+        unread = access(server, PBSFS_CACHE_DIR=str(tmp_path / "other"))
+        output_of(PBSFS, "ls", FIRST, env=env)
+    hint = f"; with --offline, pbsfs reads what is kept in cache {tmp_path / 'cache'}"
+    untrusted = {name: value for name, value in env.items() if name != "PBS_FINGERPRINT"}
+    for each in (env, untrusted):  # without a fingerprint, the server is asked for its certificate first
+        assert error_of(pbsfs("ls", FIRST, env=each), 14).endswith(hint)
+    assert "--offline" not in error_of(pbsfs("ls", FIRST, env=unread), 14)
+    output_of(PBSFS, "ls", "--offline", FIRST, env=untrusted)
+
+
 def test_verify_reads_the_source_and_not_the_cache(tmp_path: Path) -> None:
     stocked = stock(tmp_path / "store")
     with serving(stocked.path) as server:

@@ -6,13 +6,15 @@ cache, or not at all. Used from tasks of one trio loop.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import trio
 
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
-from pbsfs.base.names import Archive, Group, Namespace, Snapshot
+from pbsfs.base.names import ROOT_NAMESPACE, Archive, Group, Namespace, Snapshot
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.cached import records
 from pbsfs.sources.cached.records import MAX_RECORD, Place
@@ -21,6 +23,20 @@ from pbsfs.sources.cached.store import DiskCache
 T = TypeVar("T")
 
 _ADVICE = "read it once without --offline, or fetch it with pbsfs cache warm"
+
+
+def with_hint(error: SourceError, cache: DiskCache, identity: str) -> SourceError:
+    """The error of a source that is unreachable; says that `cache` has lists of the source, if it has.
+
+    Reads from the disk: for worker threads, or before there is a loop.
+    """
+    names = [Place(identity, what, str(ROOT_NAMESPACE)).name for what in ("groups", "namespaces")]
+    with suppress(OSError, SourceError):
+        if any(cache.get(name, MAX_RECORD, own=True) is not None for name in names):
+            found = copy.copy(error)
+            found.args = (f"{error}; with --offline, pbsfs reads what is kept in {cache}",)
+            return found
+    return error
 
 
 class OfflineSource(Source):

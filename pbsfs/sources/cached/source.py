@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -26,7 +27,6 @@ from pbsfs.base.errors import ConnectError, DamageError, OutputError, ResolveErr
 from pbsfs.base.names import (
     CLIENT_LOG,
     MANIFEST,
-    ROOT_NAMESPACE,
     Archive,
     ArchiveKind,
     Group,
@@ -41,7 +41,8 @@ from pbsfs.sources.cached import records
 from pbsfs.sources.cached.files import Kind, Name
 from pbsfs.sources.cached.keeper import Item, Keeper
 from pbsfs.sources.cached.limits import DEFAULT, CacheLimits
-from pbsfs.sources.cached.records import MAX_RECORD, Place
+from pbsfs.sources.cached.offline import with_hint
+from pbsfs.sources.cached.records import Place
 from pbsfs.sources.cached.store import DiskCache
 from pbsfs.sources.collection import Collection
 from pbsfs.sources.directory.limits import DirectoryLimits
@@ -108,28 +109,17 @@ class CachedSource(Source):
         try:
             await self.source.open(nursery)
         except (ConnectError, ResolveError) as error:
-            if not await self._has_records():
-                raise
-            raise type(error)(f"{error}; with --offline, pbsfs reads what is kept in {self.cache}") from None
+            said: SourceError = error
+            if (identity := self._identity) is not None:
+                with suppress(SourceError):  # stuck
+                    said = await self._workers.run(partial(with_hint, error, self.cache, identity))
+            raise said from None
         try:
             await self._workers.run(self.cache.prepare)
         except (OSError, SourceError) as error:
             self._keeper.report(getattr(error, "strerror", None) or str(error))
         self._nursery = nursery
         nursery.start_soon(self._keeper.run)
-
-    async def _has_records(self) -> bool:
-        """Whether anything can be listed without the source."""
-        if self._identity is None:
-            return False
-        names = [Place(self._identity, what, str(ROOT_NAMESPACE)).name for what in ("groups", "namespaces")]
-
-        def look() -> bool:
-            return any(self.cache.get(name, MAX_RECORD, own=True) is not None for name in names)
-
-        with suppress(OSError, SourceError):
-            return await self._workers.run(look)
-        return False
 
     async def aclose(self) -> None:
         await self._keeper.aclose()
