@@ -432,25 +432,6 @@ static PyObject *decode_pair(PyObject *module, PyObject *arguments)
     return Py_BuildValue("(NN)", contents[0], contents[1]);
 }
 
-static PyObject *decode_into(PyObject *module, PyObject *arguments)
-{
-    struct task task = {.algorithms = PyModule_GetState(module)};
-    Py_buffer room;
-    int is_good = 0;
-
-    if (!PyArg_ParseTuple(arguments, "y*y*w*z*z*:decode_into", &task.raw, &task.digest, &room, &task.key,
-                          &task.id_key))
-        return NULL;
-    if (has_sizes(&task) && (size_t)room.len <= MAX_CHUNK_SIZE) {
-        task.content = room.buf;
-        task.length = (size_t)room.len;
-        verify(&task, 1, &is_good);
-    }
-    PyBuffer_Release(&room);
-    release(&task);
-    return PyErr_Occurred() != NULL ? NULL : PyBool_FromLong(is_good);
-}
-
 static int start(PyObject *module)
 {
     struct algorithms *algorithms = PyModule_GetState(module);
@@ -483,9 +464,6 @@ static PyMethodDef functions[] = {
     {"decode_pair", decode_pair, METH_VARARGS,
      "decode_pair(first, second)\n--\n\n"
      "The contents of two chunks, each given by a tuple of what `decode` takes. Takes less time than two calls."},
-    {"decode_into", decode_into, METH_VARARGS,
-     "decode_into(raw, digest, room, key, id_key)\n--\n\n"
-     "The same into `room`, whose length is the chunk's. Whether it is verified; else, `room` has anything."},
     {NULL, NULL, 0, NULL},
 };
 

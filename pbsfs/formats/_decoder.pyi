@@ -6,10 +6,3 @@ def decode(
     raw: bytes | memoryview, digest: bytes, length: int, key: bytes | None, id_key: bytes | None
 ) -> bytes | None: ...
 def decode_pair(first: Given, second: Given) -> tuple[bytes | None, bytes | None]: ...
-def decode_into(
-    raw: bytes | memoryview,
-    digest: bytes,
-    room: bytearray | memoryview,
-    key: bytes | None,
-    id_key: bytes | None,
-) -> bool: ...

@@ -81,8 +81,6 @@ def test_digests_and_keys_of_another_size_are_mistakes(lengths: tuple[int, int, 
     assert digest is not None
     with pytest.raises(ValueError, match="32 bytes"):
         _decoder.decode(b"raw", digest, 1, key, id_key)
-    with pytest.raises(ValueError, match="32 bytes"):
-        _decoder.decode_into(b"raw", digest, bytearray(1), key, id_key)
     good = stored_chunks.of(b"abc", byhand.PLAIN).given
     for pair in ((good, (b"raw", digest, 1, key, id_key)), ((b"raw", digest, 1, key, id_key), good)):
         with pytest.raises(ValueError, match="32 bytes"):
@@ -94,11 +92,6 @@ def test_no_length_that_a_chunk_cannot_have_sizes_an_allocation(length: int) -> 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert _decoder.decode(byhand.blob(byhand.PLAIN, b"abc"), bytes(32), length, None, None) is None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10  # KiB
-
-
-def test_only_memory_that_may_be_written_is_decoded_into() -> None:
-    with pytest.raises(TypeError):
-        _decoder.decode_into(byhand.blob(byhand.PLAIN, b"abc"), bytes(32), b"abc", None, None)  # type: ignore[arg-type]
 
 
 @all_kinds
