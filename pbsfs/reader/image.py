@@ -220,16 +220,15 @@ class Image:
 
     def data_chunks(self, offset: int, size: int) -> Iterator[int]:
         """The numbers of the chunks that hold `size` bytes of data from `offset` on; holes don't count."""
-        while offset < self.size and size > 0:
-            number = self.index.find(offset)
+        number = self.index.find(offset) if offset < self.size else self.index.count
+        while number < self.index.count and size > 0:
             if self.index.is_hole(number):
-                _hole, behind = self.index.run(number)
-                offset = self.index.span(behind - 1)[1]
+                _hole, number = self.index.run(number)
                 continue
             yield number
-            end = self.index.span(number)[1]
-            size -= end - offset
-            offset = end
+            start, end = self.index.span(number)
+            size -= end - max(start, offset)
+            number += 1
 
     def parts(self, offset: int, size: int) -> Iterator[Part]:
         """The parts of a range, cut at the end of the image. From any thread."""
