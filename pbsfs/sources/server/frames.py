@@ -9,6 +9,7 @@ caller receives into a frame's own buffer, and the text form of a data frame lea
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from h2.connection import H2Connection
 from h2.exceptions import FrameTooLargeError, ProtocolError
@@ -26,6 +27,10 @@ _DATA_TYPE = 0
 _PADDED = 0x8
 _END_STREAM = 0x1
 
+Place = Callable[[int, int], memoryview | None]
+"""Where the data of a stream's next frame goes, by the stream's number and the length of the data, which is
+the length of the view; None for a new buffer."""
+
 
 class QuietDataFrame(DataFrame):
     """A DATA frame whose `repr` does not format its data."""
@@ -37,18 +42,19 @@ class QuietDataFrame(DataFrame):
 class Frames(FrameBuffer):
     """Cuts received bytes into frames. Receive into `target()`, then call `advance()` with the count."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place = lambda _stream_id, _length: None) -> None:
         super().__init__()
-        self._header = bytearray(_HEADER_SIZE)
-        self._payload: bytearray | None = None  # of the frame whose header is complete
+        self._place = place
+        self._header = memoryview(bytearray(_HEADER_SIZE))
+        self._payload: memoryview | None = None  # of the frame whose header is complete
         self._filled = 0  # bytes of the header, or then of the payload
         self.data_received = 0  # bytes of payload, including frames that are not complete yet
-        self._complete: deque[tuple[bytes, bytearray]] = deque()
+        self._complete: deque[tuple[bytes, memoryview]] = deque()
 
     def target(self) -> memoryview:
         """The buffer for the next received bytes; never empty."""
         place = self._header if self._payload is None else self._payload
-        return memoryview(place)[self._filled :]
+        return place[self._filled :]
 
     def advance(self, count: int) -> bool:
         """Takes `count` bytes that are in `target()`; returns whether they complete a frame.
@@ -61,7 +67,7 @@ class Frames(FrameBuffer):
         if self._payload is None:
             if self._filled < _HEADER_SIZE:
                 return False
-            self._payload = bytearray(self._announced())
+            self._payload = self._room()
             self._filled = 0
         if self._filled < len(self._payload):
             return False
@@ -69,6 +75,20 @@ class Frames(FrameBuffer):
         self._payload = None
         self._filled = 0
         return True
+
+    def _room(self) -> memoryview:
+        length = self._announced()
+        place = self._place(self._stream_id(self._header), length) if self._is_data(self._header) else None
+        return memoryview(bytearray(length)) if place is None else place
+
+    @staticmethod
+    def _is_data(header: bytes | memoryview) -> bool:
+        """Whether it is that of data without padding."""
+        return header[3] == _DATA_TYPE and not header[4] & _PADDED
+
+    @staticmethod
+    def _stream_id(header: bytes | memoryview) -> int:
+        return int.from_bytes(header[5:], "big") & 0x7FFFFFFF
 
     def _announced(self) -> int:
         """The payload's length from the header, checked before it sizes a buffer."""
@@ -90,24 +110,24 @@ class Frames(FrameBuffer):
                 return whole
         raise StopIteration
 
-    def _parse(self, header: bytes, payload: bytearray) -> Frame:
-        if header[3] == _DATA_TYPE and not header[4] & _PADDED:
-            stream_id = int.from_bytes(header[5:], "big") & 0x7FFFFFFF
+    def _parse(self, header: bytes, payload: memoryview) -> Frame:
+        if self._is_data(header):
+            stream_id = self._stream_id(header)
             if stream_id == 0:
                 raise ProtocolError("data without a stream")
             data = QuietDataFrame(stream_id)
             if header[4] & _END_STREAM:
                 data.flags.add("END_STREAM")
-            data.data = memoryview(payload)  # type: ignore[assignment]  # h2 asks for its length only
+            data.data = payload  # type: ignore[assignment]  # h2 asks for its length only
             return data
         frame, _length = Frame.parse_frame_header(memoryview(header))
-        frame.parse_body(memoryview(payload))
+        frame.parse_body(payload)
         return frame
 
 
-def install(connection: H2Connection) -> Frames:
+def install(connection: H2Connection, place: Place) -> Frames:
     """Replaces the buffer of `connection`; returns the new one."""
-    frames = Frames()
+    frames = Frames(place)
     connection.incoming_buffer = frames
     # h2 finds a frame's handler by its class, and not by a base class.
     handlers = connection._frame_dispatch_table

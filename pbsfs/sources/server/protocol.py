@@ -58,8 +58,8 @@ would take hundreds of times the size of the body."""
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete answer. `body` is at most as long as the request's limit; a body that arrived in one frame
-    is a view of what was received."""
+    """A complete answer. `body` is at most as long as the request's limit; a chunk's is usually a view of
+    what was received."""
 
     status: int
     body: Stored
@@ -78,8 +78,25 @@ class _Stream:
     announced: int | None = None
     parts: list[memoryview | bytearray] = field(default_factory=list)
     gathered: io.BytesIO | None = None  # the body so far, if it is too large to join at the end
+    whole: bytearray | None = None  # the place of all of the body, if its length is known
+
+    def place(self, length: int) -> memoryview | None:
+        """Where the next `length` bytes of the body go; None where the length of the body is unknown, too
+        large, or exceeded, and for no bytes."""
+        if self.announced is None or self.announced > LARGE_BODY:
+            return None
+        if not 0 < length <= self.announced - self.size:
+            return None
+        if self.whole is None and not self.size:
+            self.whole = bytearray(self.announced)
+        return None if self.whole is None else memoryview(self.whole)[self.size : self.size + length]
 
     def add(self, data: memoryview) -> None:
+        """Takes the last part of the body so far, up to `size`."""
+        if self.whole is not None:
+            if data.obj is not self.whole:  # of a padded frame
+                self.whole[self.size - len(data) : self.size] = data
+            return
         if self.gathered is None and self.size > LARGE_BODY:
             self.gathered = io.BytesIO()
             for part in self.parts:
@@ -97,10 +114,9 @@ class _Stream:
                 self.parts.append(bytearray(data))
 
     def body(self) -> Stored:
-        if self.gathered is not None:
-            return self.gathered.getvalue()
-        whole = self.parts[0] if len(self.parts) == 1 else None
-        return whole.toreadonly() if isinstance(whole, memoryview) else b"".join(self.parts)
+        if self.whole is not None:
+            return memoryview(self.whole).toreadonly()
+        return b"".join(self.parts) if self.gathered is None else self.gathered.getvalue()
 
 
 class ReaderProtocol:
@@ -123,7 +139,7 @@ class ReaderProtocol:
                 SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_SIZE,
             },
         )
-        self._frames = install(self._h2)
+        self._frames = install(self._h2, self._place)
         self._streams: dict[int, _Stream] = {}
         self._unacknowledged = 0
         self._heads = 0
@@ -241,6 +257,10 @@ class ReaderProtocol:
             self.greeted = True
         elif isinstance(event, ConnectionTerminated):
             raise ConnectError(f"the server ends the connection (code {event.error_code})")
+
+    def _place(self, stream_id: int, length: int) -> memoryview | None:
+        stream = self._streams.get(stream_id)
+        return None if stream is None else stream.place(length)
 
     def _whole(self, stream: _Stream) -> Response | PbsfsError:
         # h2 compares the lengths only if the last frame is a DATA frame.

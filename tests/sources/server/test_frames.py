@@ -77,6 +77,21 @@ def test_data_is_received_into_its_place_and_never_copied() -> None:
     assert frame.flow_controlled_length == 256
 
 
+def test_data_is_received_where_its_stream_wants_it_and_padded_data_is_not() -> None:
+    wanted: list[tuple[int, int]] = []
+    place = memoryview(bytearray(10))
+
+    def choose(stream_id: int, length: int) -> memoryview | None:
+        wanted.append((stream_id, length))
+        return place[4 : 4 + length] if stream_id == 3 else None
+
+    found = received(Frames(choose), data(3, b"abc") + data(5, b"de") + data(3, b"xy", padding=2) + ping())
+
+    assert wanted == [(3, 3), (5, 2)]
+    assert bytes(place) == b"\0\0\0\0abc\0\0\0"
+    assert [bytes(frame.data) for frame in found if isinstance(frame, DataFrame)] == [b"abc", b"de", b"xy"]
+
+
 def test_the_largest_frames_are_taken_and_none_that_is_larger_has_memory_made_for_it() -> None:
     for kind, most in ((0, MAX_FRAME_SIZE), (1, MAX_CONTROL_FRAME_SIZE), (9, MAX_CONTROL_FRAME_SIZE)):
         frames = Frames()
@@ -143,7 +158,7 @@ def test_a_frame_of_data_does_not_format_it() -> None:
 
 def test_a_connection_takes_its_frames_from_here() -> None:
     connection = H2Connection(H2Configuration(client_side=True))
-    frames = install(connection)
+    frames = install(connection, lambda _stream_id, _length: None)
     assert connection.incoming_buffer is frames
     frames.add_data(b"what h2 hands over is here already")
     assert list(frames) == []

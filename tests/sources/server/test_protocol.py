@@ -181,20 +181,33 @@ def test_a_body_is_put_together_from_frames_of_all_sizes() -> None:
     assert bodies(feed(asked(), text)) == {1: b"".join(parts)}
 
 
-def test_a_body_of_one_frame_stays_where_it_was_received() -> None:
-    body = bytes(range(256)) * 4096
-    whole = headers(1) + data(1, body, end=True)
-    protocol = asked(limit=len(body))
-    feed(protocol, whole[: -len(body)])
+def test_a_body_of_known_length_stays_where_it_was_received() -> None:
+    parts = [bytes(range(256)) * 4096, bytes(range(255, -1, -1)) * 1024, b"end"]
+    size = sum(map(len, parts))
+    protocol = asked(limit=size)
+    feed(protocol, headers(1, ("content-length", str(size))) + data(1, parts[0])[:9])
     place = protocol.target()
 
-    ((number, answer),) = feed(protocol, whole[-len(body) :])
+    done = feed(protocol, data(1, parts[0])[9:] + data(1, parts[1], padding=3) + data(1, parts[2], end=True))
 
+    ((number, answer),) = done
     assert isinstance(answer, Response)
     assert isinstance(answer.body, memoryview)
     assert answer.body.obj is place.obj
     assert answer.body.readonly
-    assert (number, bytes(answer.body)) == (1, body)
+    assert (number, bytes(answer.body)) == (1, b"".join(parts))
+
+
+def test_an_answer_of_which_nothing_has_come_takes_no_memory() -> None:
+    protocol = asked(limit=MIB)
+    peak, _taken = peak_of(protocol, headers(1, ("content-length", str(MIB))), data(1), 1)
+    assert peak < MIB // 2
+
+
+def test_a_frame_that_is_longer_than_its_body_breaks_the_connection() -> None:
+    protocol = asked()
+    with pytest.raises(ConnectError, match="broke the protocol"):
+        feed(protocol, headers(1, ("content-length", "5")) + data(1, b"123") + data(1, b"456", end=True))
 
 
 def test_a_frame_of_4_mib_is_taken_and_a_larger_one_breaks_the_connection() -> None:
