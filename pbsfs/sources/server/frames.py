@@ -2,8 +2,8 @@
 
 h2 implements the protocol; `Frames` replaces its buffer of received bytes. The buffer of h2 copies the data
 of a frame four times and formats all of it as hex for a trace log, which takes longer than TLS. Here the
-caller receives into a frame's own buffer, and the text form of a data frame leaves its data out. Used by
-`protocol`. Not thread-safe; belongs to one connection.
+caller receives into the place of a stream's body, or into a frame's own buffer, and the text form of a data
+frame leaves its data out. Used by `protocol`. Not thread-safe; belongs to one connection.
 """
 
 from __future__ import annotations
