@@ -121,6 +121,7 @@ def _by_nbd(bench: Bench, stack: ExitStack) -> Plan:
             Goal(
                 "part of the trivial plugin's rate", rate_of("pbsfs, cached", "limit: trivial Python plugin")
             ),
+            Goal("part of the rate of nbdkit's own plugin", rate_of("pbsfs, cached", "limit: nbdkit memory")),
         ],
     )
 

@@ -80,7 +80,12 @@ class LoopThread:
             self._token.run_sync_soon(self._start_soon, work, answer)
         except trio.RunFinishedError:
             raise StoppedError("the server is shutting down") from None
-        while not concurrent.futures.wait([answer], self.patience).done:
+        while True:
+            try:
+                return answer.result(self.patience)
+            except TimeoutError:
+                if answer.done():  # the work raised it
+                    raise
             try:
                 self.check()
             except StoppedError:
@@ -88,7 +93,6 @@ class LoopThread:
                     lambda done: None if done.exception() else self.post(lambda: unwanted(done.result()))
                 )
                 raise
-        return answer.result()
 
     def post(self, work: Callable[[], object]) -> None:
         """Has `work` called in the loop, soon; does nothing if the loop has ended."""
