@@ -30,7 +30,8 @@ def with_hint(error: SourceError, cache: DiskCache, identity: str) -> SourceErro
 
     Reads from the disk: for worker threads, or before there is a loop.
     """
-    names = [Place(identity, what, str(ROOT_NAMESPACE)).name for what in ("groups", "namespaces")]
+    places = [Place(identity, what, str(ROOT_NAMESPACE)) for what in ("groups", "namespaces")]
+    names = [name for place in places for name in place.usable]
     with suppress(OSError, SourceError):
         if any(cache.get(name, MAX_RECORD, own=True) is not None for name in names):
             found = copy.copy(error)
@@ -89,14 +90,18 @@ class OfflineSource(Source):
         place = Place(self._identity, what, of)
 
         def read() -> T:
-            record = self._cache.get(place.name, MAX_RECORD, own=True)
-            if record is None:
+            newest: tuple[int, T] | None = None
+            for name in place.usable:
+                record = self._cache.get(name, MAX_RECORD, own=True)
+                if record is None:
+                    continue
+                with suppress(PbsfsError):  # it is not whole
+                    when, body = place.unpack(record)
+                    if newest is None or when > newest[0]:
+                        newest = when, unpack(body)
+            if newest is None:
                 raise self._missing(shown)
-            try:
-                _time, body = place.unpack(record)
-                return unpack(body)
-            except PbsfsError:
-                raise self._missing(shown) from None
+            return newest[1]
 
         try:
             return await trio.to_thread.run_sync(read)

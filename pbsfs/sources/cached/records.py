@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +36,17 @@ class Place:
     of: str
 
     @property
-    def name(self) -> Name:
-        return Name(hashlib.sha256(self._text.encode()).digest(), Kind.RECORD)
+    def own(self) -> Name:
+        """The name of the record that this user writes: no other user's takes its place."""
+        return self._of(os.geteuid())
+
+    @property
+    def usable(self) -> list[Name]:
+        """The names of the records that this user believes: its own, and that of root."""
+        return [self._of(user) for user in dict.fromkeys((os.geteuid(), 0))]
+
+    def _of(self, user: int) -> Name:
+        return Name(hashlib.sha256(f"{self._text} {user}".encode()).digest(), Kind.RECORD)
 
     @property
     def _text(self) -> str:

@@ -329,7 +329,7 @@ class CachedSource(Source):
         def packed() -> tuple[Name, bytes, bytes]:
             body = pack()
             digest = hashlib.sha256(body).digest()
-            return place.name, digest, place.pack(body, digest)
+            return place.own, digest, place.pack(body, digest)
 
         name, digest, record = await trio.to_thread.run_sync(packed)
         known, when = self._recorded.get(name, (b"", 0.0))

@@ -28,6 +28,7 @@ from pbsfs.sources.base import SnapshotInfo
 from pbsfs.sources.cached.files import INNER, Kind, Name
 from pbsfs.sources.cached.limits import CacheLimits
 from pbsfs.sources.cached.offline import OfflineSource
+from pbsfs.sources.cached.records import Place
 from pbsfs.sources.cached.source import CachedSource
 from pbsfs.sources.cached.store import DiskCache
 from pbsfs.sources.rate import Rate
@@ -628,6 +629,43 @@ async def test_offline_records_of_other_users_are_not_believed(tmp_path: Path) -
         path.chmod(0o622)
         with pytest.raises(SourceError, match="is not in cache"):
             await reader.source.groups(ROOT_NAMESPACE)
+
+
+@in_trio
+async def test_offline_a_record_of_another_user_takes_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path)
+    async with open_reader(machine.cached()) as reader:
+        groups = await reader.source.groups(ROOT_NAMESPACE)
+    other = os.geteuid() + 1
+    machine.source.add(made.snapshot("900"), {NAME: b"x"})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: other)
+        async with open_reader(machine.cached()) as reader:
+            assert await reader.source.groups(ROOT_NAMESPACE) != groups
+    async with open_reader(machine.offline()) as reader:
+        assert await reader.source.groups(ROOT_NAMESPACE) == groups
+
+
+@pytest.mark.parametrize("newer", ["own", "root's"])
+def test_offline_the_newer_record_of_this_user_and_root_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer: str
+) -> None:
+    cache = DiskCache(tmp_path, SIZE)
+    cache.prepare()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    place = Place("memory of a user", "namespaces", "")
+    own, roots = place.usable
+    assert own == place.own
+    for name, which in ((own, "own"), (roots, "root's")):
+        body = f'["{which[0]}"]'.encode()
+        monkeypatch.setattr("time.time", lambda: 2000.0 if which == newer else 1000.0)  # noqa: B023
+        cache.put(name, place.pack(body, hashlib.sha256(body).digest()))
+    monkeypatch.undo()
+    monkeypatch.setattr(Place, "usable", [own, roots])
+    source = OfflineSource("memory", cache, "memory of a user")
+    assert [str(each) for each in trio.run(source.namespaces, ROOT_NAMESPACE)] == [newer[0]]
 
 
 @pytest.mark.parametrize(
