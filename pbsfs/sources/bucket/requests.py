@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from pbsfs.base.errors import DamageError, NotFoundError, UnknownDatastoreError, WrongServerError
+from pbsfs.base.errors import (
+    DamageError,
+    NotFoundError,
+    UnavailableError,
+    UnknownDatastoreError,
+    WrongServerError,
+)
 from pbsfs.runtime.stats import COUNTS
 from pbsfs.sources.bucket import signing
 from pbsfs.sources.bucket.address import BucketAddress
@@ -129,8 +135,8 @@ class Requests:
     ) -> Answer:
         """The answer to a request that succeeds. `more`: further headers."""
         answer = await self._accepted(method, key, query, limit, what, more)
-        if answer.headers.get_content_type() == "text/html":  # no object of a datastore is, nor a list
-            raise WrongServerError(
+        if key and answer.headers.get_content_type() == "text/html":  # no object of a datastore is
+            raise UnavailableError(
                 f"{self.address.address} answers with a page for browsers, as a login to a network does; "
                 "check the endpoint, and the way to it"
             )

@@ -23,6 +23,7 @@ from pbsfs.base.errors import (
     PbsfsError,
     SourceError,
     TrustError,
+    UnavailableError,
     UnknownDatastoreError,
     WrongServerError,
 )
@@ -334,15 +335,23 @@ def test_a_page_for_browsers_is_no_damage(
     )
 
     async def read(source: BucketSource) -> None:
-        server.fail("", *[page] * 20)
-        with pytest.raises(WrongServerError, match="answers with a page for browsers"):
+        server.fail(digest.hex(), *[page] * 20)
+        with pytest.raises(UnavailableError, match="answers with a page for browsers"):
             await source.fetch_chunk(FIRST, IMAGE, digest, MOST)
-        with pytest.raises(WrongServerError, match="answers with a page for browsers"):
+        with pytest.raises(UnavailableError, match="answers with a page for browsers"):
             await source.missing_chunks(FIRST, [digest])
-        with pytest.raises(WrongServerError, match="answers with a page for browsers"):
-            await source.snapshots(VM)
 
-    use(source_of(server, certificate), read)
+    use(source_of(server, certificate, retry_timeout=0.0), read)
+
+
+def test_a_page_for_browsers_that_passes_is_waited_for(
+    server: S3Server, certificate: Certificate, chunk: tuple[bytes, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    digest, stored = chunk
+    page = Status(200, text="<html>Please log in</html>", headers={"Content-Type": "text/html"})
+    work = after(lambda: server.fail(digest.hex(), page, page), fetch(digest))
+    assert use(source_of(server, certificate), work) == stored
+    caplog.clear()
 
 
 @pytest.mark.parametrize("status", [Status(404, text=""), Status(404, "NoSuchKey")])
