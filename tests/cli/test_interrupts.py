@@ -33,7 +33,7 @@ def server(stocked: Stocked) -> Iterator[ReferenceServer]:
 COMMANDS = {
     "ls": (["ls", "-lR", "vm"], 3),
     "ls in a disk": (["ls", f"files/{FIRST}"], 5),
-    "info": (["info", IMAGE], 5),
+    "info": (["info", IMAGE], 4),
     "cat": (["cat", CONFIGURATION], 4),
     "find": (["find", "vm", "--name", "*"], 3),
     "diff": (["diff", IMAGE, NEWER_IMAGE], 5),
