@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import logging
 import socket
 import threading
@@ -279,7 +280,7 @@ def _exchange(
         # Closed in any case: the last answer on a connection owns its socket.
         with connection.getresponse() as response:
             limit = request.limit if response.status in SUCCESSES else MAX_ERROR_BODY
-            data = _read_bounded(response, limit, start_waiting)
+            data = read_bounded(response, limit, start_waiting)
     except TimeoutError:
         raise ConnectError(f"{address}: no answer for {timeout:.0f} s") from None
     except (http.client.RemoteDisconnected, http.client.IncompleteRead, http.client.NotConnected):
@@ -317,7 +318,7 @@ def _is_cut(status_line: str) -> bool:
     return len(status_line) < 12 and not status_line.endswith("\n")
 
 
-def _read_bounded(response: http.client.HTTPResponse, limit: int, start_waiting: Callable[[], None]) -> bytes:
+def read_bounded(response: http.client.HTTPResponse, limit: int, start_waiting: Callable[[], None]) -> bytes:
     """The body, or `limit + 1` bytes of a longer one. Calls `start_waiting` before it receives."""
     if response.length is not None and response.length <= limit:
         return _read_announced(response, response.length, start_waiting)
@@ -338,9 +339,9 @@ def _read_bounded(response: http.client.HTTPResponse, limit: int, start_waiting:
 def _read_announced(
     response: http.client.HTTPResponse, size: int, start_waiting: Callable[[], None]
 ) -> bytes:
-    """A body of `size` bytes, received into one buffer."""
-    buffer = bytearray(size)
-    with memoryview(buffer) as view:
+    """A body of `size` bytes, received into its place."""
+    buffer = io.BytesIO(bytes(size))  # `getvalue` copies nothing once the view is released
+    with buffer.getbuffer() as view:
         received = 0
         while received < size:
             start_waiting()
@@ -348,4 +349,4 @@ def _read_announced(
             if not count:
                 raise http.client.IncompleteRead(b"", size - received)
             received += count
-    return bytes(buffer)
+    return buffer.getvalue()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
-from typing import Any
+import tracemalloc
+from typing import Any, cast
 
 import pytest
 import trio
@@ -14,6 +16,7 @@ from pbsfs.base.errors import (
     SourceError,
     WrongServerError,
 )
+from pbsfs.sources.http.client import read_bounded
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from tests.sources.server.asking import (
     GROUPS,
@@ -172,6 +175,34 @@ def test_an_endless_answer_is_refused_and_not_read(server: ReferenceServer, anno
         assert await api.get("/version", {})
 
     using(api, work)
+
+
+class Announced:
+    """An answer's body of `length` bytes, in pieces of at most 16 KiB."""
+
+    def __init__(self, body: bytes) -> None:
+        self.length = len(body)
+        self._left = memoryview(body)
+
+    def readinto(self, target: memoryview) -> int:
+        count = min(len(target), len(self._left), 16 << 10)
+        target[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+
+def test_a_body_of_announced_length_is_received_into_its_place_and_not_copied() -> None:
+    body = bytes(range(256)) * 4096
+    answer = cast("http.client.HTTPResponse", Announced(body))
+    tracemalloc.start()
+    try:
+        found = read_bounded(answer, len(body), lambda: None)
+        _size, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, bytes)
+    assert found == body
+    assert peak < 1.1 * len(body)
 
 
 def test_an_endless_error_is_cut(server: ReferenceServer) -> None:
