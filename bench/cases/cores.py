@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.data import CHUNK, DAY, INDEX, PLAIN, TIME, Data, check_room
 from bench.measures import GIB, BenchError, Sample
-from bench.plan import Bench, Case, Goal, Plan, Round
+from bench.plan import Bench, Case, Goal, Plan, Round, count_of
 from bench.program import Source
 from bench.serving import serving
 from pbsfs.base.names import MANIFEST, Archive, Snapshot
@@ -29,6 +29,9 @@ SECONDS = 0.0033
 
 WANTED = 2.5e9
 """Bytes of decoded data a second that only decoding may prevent."""
+
+LOOP = "loop s/GiB"
+"""Processor seconds of the loop's thread for 1 GiB of decoded data."""
 
 READERS = 4
 IMAGE_BYTES = 4 * GIB
@@ -117,7 +120,7 @@ def _cores(bench: Bench, stack: ExitStack) -> Plan:
         if sample.size == 0:  # of a command: its start does not count
             sample = replace(sample, seconds=found["seconds"], size=found["chunks"] * kind.chunk)
         ideal = sample.rate / (decoders * CHUNK / SECONDS)
-        return sample.with_counts(ideal=ideal, **{"loop s/GiB": found["loop"] * GIB / sample.size})
+        return sample.with_counts(ideal=ideal, **{LOOP: found["loop"] * GIB / sample.size})
 
     def export(source: Source, kind: Kind, decoders: int) -> Sample:
         sample = bench.pbsfs.export(source, data, kind.snapshot(0), "/dev/null", program=program(decoders))
@@ -159,7 +162,17 @@ def _cores(bench: Bench, stack: ExitStack) -> Plan:
             for decoders in DECODERS:
                 variants[f"pbsfs {what}, {decoders} decoders"] = variant(run, source, kind, decoders)
             most = f"{what}, {max(DECODERS)} decoders"
-            goals.append(Goal(f"{most}: part of 2.5 GB/s", part_of_wanted(f"pbsfs {most}"), 1.0))
+            goals.append(
+                Goal(
+                    f"{most}: the loop's seconds for 1 GiB (0.43 are 2.5 GB/s)",
+                    count_of(f"pbsfs {most}", LOOP),
+                    GIB / WANTED,
+                    at_least=False,
+                )
+            )
+            # All that copies or receives shares the cores of this machine with the rest: no target there.
+            target = 1.0 if run is export and isinstance(source, Path) else None
+            goals.append(Goal(f"{most}: part of 2.5 GB/s", part_of_wanted(f"pbsfs {most}"), target))
     return Plan(variants, goals)
 
 
