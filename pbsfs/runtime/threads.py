@@ -94,13 +94,14 @@ class Threads:
             self._coming += 1
         try:
             trio.lowlevel.start_thread_soon(self._work, _drop)
-        except RuntimeError:  # the system has no more threads: those that run get to it, too
+        except (RuntimeError, MemoryError):  # the system has no more threads
             with self._lock:
                 self._threads -= 1
                 self._coming -= 1
-                if self._threads == 0:
-                    self._waiting.remove(job)
-                    raise
+                if self._threads or job not in self._waiting:
+                    return  # one that runs gets to it, or one that has ended since did it
+                self._waiting.remove(job)
+            raise
 
     def _work(self) -> None:
         """What each thread does: all work that waits."""

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -198,6 +199,61 @@ async def test_with_one_thread_and_no_more_of_them_that_one_does_all_the_work(
         await wait_all_tasks_blocked()
         gate.open()
     assert got == ["done"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+@in_trio
+async def test_work_that_the_last_thread_did_while_no_other_could_start_has_its_result(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    threads, start = Threads(2), trio.lowlevel.start_thread_soon
+    gate, ended = Gate(), threading.Event()
+    got: list[str] = []
+
+    def start_noting_the_end(work: Callable[[], object], *arguments: Any) -> None:
+        def noted() -> None:
+            work()
+            ended.set()
+
+        start(noted, *arguments)
+
+    def refuse(*_arguments: object) -> None:
+        gate.open()
+        assert ended.wait(30)
+        raise error
+
+    async with trio.open_nursery() as nursery:
+        monkeypatch.setattr(trio.lowlevel, "start_thread_soon", start_noting_the_end)
+        nursery.start_soon(threads.run, gate.work)
+        await until(lambda: gate.inside == 1)
+        monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+        got.append(await threads.run(lambda: "done by the one that ended"))
+    monkeypatch.undo()
+    assert got == ["done by the one that ended"]
+    assert await threads.run(lambda: "next") == "next"
+
+
+@in_trio
+async def test_a_lack_of_memory_for_a_thread_leaves_its_place_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = Threads(1)
+
+    def refuse(*_arguments: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+        with pytest.raises(MemoryError):
+            await threads.run(lambda: "lost")
+    got: list[str] = []
+
+    async def one() -> None:
+        got.append(await threads.run(lambda: "done"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one)
+        await until(lambda: got == ["done"])
 
 
 # --- two at once
