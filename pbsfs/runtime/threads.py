@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
+from pbsfs.base.errors import SourceError
+
 T = TypeVar("T")
 
 Together = Callable[[Any, Any], tuple[Any, Any]]
@@ -70,7 +72,8 @@ class Threads:
         self._is_told = False  # whether the loop will call `_deliver`
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which blocks or computes. Raises what it raises.
+        """The result of `work`, which blocks or computes. Raises what it raises, and SourceError where the
+        system has no thread for it.
 
         A cancelled task does not wait: work that has not begun is left out, and the rest goes on for nobody.
         """
@@ -94,14 +97,18 @@ class Threads:
             self._coming += 1
         try:
             trio.lowlevel.start_thread_soon(self._work, _drop)
-        except (RuntimeError, MemoryError):  # the system has no more threads
+        except (RuntimeError, MemoryError) as error:  # the system has no more threads
             with self._lock:
                 self._threads -= 1
                 self._coming -= 1
                 if self._threads or job not in self._waiting:
                     return  # one that runs gets to it, or one that has ended since did it
                 self._waiting.remove(job)
-            raise
+            if isinstance(error, MemoryError):
+                raise
+            raise SourceError(
+                f"{error}; allow more tasks to this user or service (ulimit -u, TasksMax=)", retryable=True
+            ) from None
 
     def _work(self) -> None:
         """What each thread does: all work that waits."""

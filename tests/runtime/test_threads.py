@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from pbsfs.base.errors import SourceError
 from pbsfs.runtime.threads import Threads
 from tests.support.run import in_trio, until
 
@@ -173,8 +174,9 @@ async def test_without_more_threads_of_the_system_the_error_is_raised_and_the_ne
 
     with monkeypatch.context() as patch:
         patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
-        with pytest.raises(RuntimeError, match="new thread"):
+        with pytest.raises(SourceError, match="new thread; allow more tasks") as raised:
             await threads.run(lambda: "lost")
+        assert raised.value.retryable
     assert await threads.run(lambda: "done") == "done"
 
 
