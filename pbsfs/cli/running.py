@@ -141,6 +141,7 @@ async def _until_signalled(work: Callable[[], Awaitable[R]]) -> R:
     stopped_by: int | None = None
     outcome: R | Exception | None = None
     with trio.open_signal_receiver(*ending_signals()) as signals:
+        await trio.lowlevel.checkpoint()  # Ctrl-C before that is raised here, not in a group of a nursery
         async with trio.open_nursery() as nursery:
 
             async def wait_for_signal() -> None:
