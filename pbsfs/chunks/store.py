@@ -217,6 +217,12 @@ class ChunkStore:
                 self.cache.put(chunk.identity, result)
         except PbsfsError as error:
             result = error
+        except MemoryError:  # below the limit of pbsfs, but not of this process (ulimit -v)
+            result = SourceError(
+                f"chunk {chunk.digest.hex()}: the system gives no memory for it; allow this process more, or "
+                "give a smaller --cache-size",
+                retryable=True,
+            )
         except Exception as error:
             log.exception("chunk %s: unexpected failure", chunk.digest.hex())
             result = SourceError(f"chunk {chunk.digest.hex()}: {type(error).__name__}: {error}")

@@ -191,6 +191,18 @@ async def test_what_fails_unexpectedly_becomes_a_source_error_and_is_logged(
 
 
 @in_trio
+async def test_a_lack_of_memory_is_a_fault_that_may_pass() -> None:
+    source, (wanted,), (content,) = source_of(1)
+    source.fail("fetch_chunk", MemoryError())
+    async with opened(source) as store:
+        error = await failure(store, wanted)
+        assert isinstance(error, SourceError)
+        assert error.retryable
+        assert "no memory" in str(error)
+        assert await get(store, wanted) == content
+
+
+@in_trio
 async def test_an_index_that_lies_about_a_length_fails_only_its_own_reads() -> None:
     source, (honest,), (content,) = source_of(1)
     gate = source.hold("fetch_chunk")
