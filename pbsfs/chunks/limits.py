@@ -15,7 +15,8 @@ class FetchLimits:
 
     fetch_budget: int = 96 << 20
     """The decoded size of the chunks that are fetched at once: 24 chunks of 4 MiB. Until they are decoded
-    they take their stored size."""
+    they take their stored size. With a smaller cache, its size: threads of nbdkit may each still hold a chunk
+    that has left it."""
 
     prefetch_share: float = 2 / 3
     """The part of `fetch_budget` that prefetching may use; the rest is reserved for reads. These 16 chunks of

@@ -141,7 +141,7 @@ class ChunkStore:
         self._queued: deque[tuple[Chunk, Fetch, bool]] = deque()
         self._prefetching = 0
         self.sequential_readers = 0
-        self._budget = Budget(limits.fetch_budget)
+        self._budget = Budget(min(limits.fetch_budget, memory.cache_size))
         threads = len(os.sched_getaffinity(0)) + limits.spare_decoders
         self._decoders = Threads(threads, together=None if is_pure() else decode_pair)
 
