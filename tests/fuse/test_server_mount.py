@@ -592,8 +592,11 @@ def test_a_snapshot_that_is_forgotten_under_a_reader_is_an_error_and_no_wrong_by
 
 
 def test_two_mounts_of_one_server_do_not_disturb_each_other(own: Stocked, tmp_path: Path) -> None:
-    with serving(own.path) as server, mounted(access(server, TOKEN), tmp_path / "m1") as first:
-        with mounted(access(server), tmp_path / "m2", "--ns", "prod") as second:
+    with (
+        serving(own.path) as server,
+        mounted(access(server, TOKEN), tmp_path / "m1", "--connections", "1") as first,
+    ):
+        with mounted(access(server), tmp_path / "m2", "--connections", "1", "--ns", "prod") as second:
             inside = IN_NAMESPACE.removeprefix("ns/prod/")
             assert (first / IN_NAMESPACE).read_bytes() == own.contents[IN_NAMESPACE]
             assert (second / inside).read_bytes() == own.contents[IN_NAMESPACE]
