@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import trio
 
 from pbsfs.base.errors import (
+    ConnectError,
     DamageError,
     NotFoundError,
     UnavailableError,
@@ -140,6 +141,10 @@ class Requests:
                 f"{self.address.address} answers with a page for browsers, as a login to a network does; "
                 "check the endpoint, and the way to it"
             )
+        if method == "GET" and not _has_announced_end(answer):
+            raise ConnectError(
+                f"{self.address.address}: the connection was closed before the answer was complete"
+            )
         return answer
 
     async def _accepted(
@@ -213,3 +218,8 @@ class Requests:
         return not self._has_key or (
             expires is not None and self._clock() > expires - self._limits.renewal_margin
         )
+
+
+def _has_announced_end(answer: Answer) -> bool:
+    """Whether a lost connection would differ from the end of the answer (RFC 9112, 6.3)."""
+    return "content-length" in answer.headers or "transfer-encoding" in answer.headers

@@ -298,9 +298,8 @@ def _exchange(
             f"{address} does not answer as {peer.kind.name} does ({type(error).__name__}); "
             f"{peer.kind.check_address}"
         ) from None
-    if response.status in SUCCESSES and response.length is None and not response.chunked:
-        # Servers announce how long an answer is: the headers that do so were cut off. And nothing shows
-        # whether the end of the connection is that of the answer.
+    if response.status in SUCCESSES and not data and response.length is None and not response.chunked:
+        # Servers announce how long an answer is: the headers that do so were cut off.
         raise _cut(address)
     if len(data) > request.limit and response.status in SUCCESSES:
         del data  # otherwise the error's traceback would hold it

@@ -86,6 +86,7 @@ PASSING = {
     "reset": (Reset(), Reset(), Reset()),
     "cut at once": (Cut(0), Cut(0)),
     "cut in the middle": (Cut(1000), Cut(10)),
+    "cut without a length": (Cut(1000, announced=False), Cut(10, announced=False)),
     "all in turn": (Reset(), Status(503, "ServiceUnavailable"), Cut(7), Status(500, text="")),
 }
 
@@ -121,7 +122,10 @@ def test_lists_are_retried_too(
     caplog.clear()
 
 
-@pytest.mark.parametrize("fault", [Status(503, "SlowDown"), Reset(), Cut(100), Status(500, "InternalError")])
+@pytest.mark.parametrize(
+    "fault",
+    [Status(503, "SlowDown"), Reset(), Cut(100), Cut(100, announced=False), Status(500, "InternalError")],
+)
 def test_what_does_not_pass_in_time_is_a_fault_of_the_source_and_no_damage(
     fault: Fault,
     chunk: tuple[bytes, bytes],

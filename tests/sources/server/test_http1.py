@@ -266,20 +266,6 @@ def test_an_answer_that_breaks_off_at_any_byte_is_a_lost_connection(
             assert got(peer_api(peer, peer_certificate)) == [1]
 
 
-def test_an_answer_that_only_the_end_of_its_connection_ends_is_a_lost_connection(
-    peer_certificate: Certificate,
-) -> None:
-    def talk(connection: socket.socket) -> None:
-        request_of(connection)
-        connection.sendall(b'HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{"data": [1]}')
-
-    with (
-        Peer(peer_certificate, talk) as peer,
-        pytest.raises(ConnectError, match="closed before the answer was complete"),
-    ):
-        got(peer_api(peer, peer_certificate))
-
-
 def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(peer_certificate: Certificate) -> None:
     good = b'{"data": "%d"}'
 

@@ -41,9 +41,13 @@ class Body(Fault):
 
 @dataclass(frozen=True, slots=True)
 class Cut(Fault):
-    """The true answer, whose body ends after `size` bytes with the connection."""
+    """The true answer, whose body ends after `size` bytes with the connection.
+
+    `announced`: whether its headers say how long it would be.
+    """
 
     size: int
+    announced: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,10 @@ class S3Server:
             f"HTTP/1.1 {status} Made\r\nDate: {formatdate(time.time() + self.clock_ahead, usegmt=True)}\r\n"
         )
         head += "".join(f"{name}: {value}\r\n" for name, value in more.items())
-        head += f"Content-Length: {len(body)}\r\n\r\n"
+        if isinstance(fault, Cut) and not fault.announced:
+            head += "Connection: close\r\n\r\n"
+        else:
+            head += f"Content-Length: {len(body)}\r\n\r\n"
         if isinstance(fault, Stall):
             if fault.after is not None:
                 connection.sendall(head.encode() + body[: fault.after])
