@@ -43,7 +43,7 @@ COMMANDS = {
     "export": (["export", IMAGE, "DEST/disk"], 5),
     "export to standard output": (["export", IMAGE, "-"], 5),
     "export of a snapshot": (["export", "vm/100/latest", "DEST/all/"], 5),
-    "export in place": (["export", "--in-place", IMAGE, "DEST/existing"], 5),
+    "export in place": (["export", "--in-place", IMAGE, "DEST/existing"], 4),
     "export to qcow2": (["export", "--format", "qcow2", IMAGE, "DEST/disk.qcow2"], 5),
     "mount": (["mount", "DEST/mount"], 2),
     "mount in the foreground": (["mount", "-f", "DEST/mount"], 2),
