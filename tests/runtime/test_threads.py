@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -144,10 +143,13 @@ async def test_several_results_wake_the_loop_up_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(trio.lowlevel, "current_trio_token", Counted)
     gate = Gate()
     ended: list[int] = []
+    all_ended = threading.Event()
 
     def work(number: int) -> None:
         gate.work()
         ended.append(number)
+        if len(ended) == 20:
+            all_ended.set()
 
     async with trio.open_nursery() as nursery:
         for number in range(20):
@@ -155,10 +157,7 @@ async def test_several_results_wake_the_loop_up_once(monkeypatch: pytest.MonkeyP
         await until(lambda: gate.inside == 4)
         await wait_all_tasks_blocked()
         gate.open()
-        limit = time.monotonic() + 30
-        while len(ended) < 20:  # the loop is busy until all of it has ended
-            assert time.monotonic() < limit
-            time.sleep(0.001)  # noqa: ASYNC251
+        assert all_ended.wait(30)  # the loop is busy until all of it has ended
     assert sorted(ended) == list(range(20))
     assert calls <= 2  # the last thread may not have told yet
 
