@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -33,11 +34,23 @@ from pbsfs.sources.retry import SharedTry, connecting
 _WORDLESS = (400, 401, 403)
 """Refusals whose document says why, and whether another key helps. An answer to HEAD has no document."""
 
-_NO_MORE: Mapping[str, str] = {}
 _FIRST_BYTE: Mapping[str, str] = {"range": "bytes=0-0"}
 
 _MOST_PASSED_OVER = 64 << 10
 """Bytes that pbsfs receives at most from a server that ignores ranges."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request without its signature. `key`: empty for a list. `limit`: bytes of the answer at most. `what`:
+    names it in errors. `headers`: further ones."""
+
+    method: str
+    key: str
+    limit: int
+    what: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Requests:
@@ -78,12 +91,12 @@ class Requests:
 
         Raises NotFoundError, DamageError above `limit` bytes, SourceError.
         """
-        return (await self._send("GET", key, {}, limit, what)).body
+        return (await self._send(_Asked("GET", key, limit, what))).body
 
     async def exists(self, key: str, what: str) -> bool:
         """Whether there is an object with this key; fetches none of it. Raises SourceError."""
         try:
-            await self._send("HEAD", key, {}, 0, what)
+            await self._send(_Asked("HEAD", key, 0, what))
         except NotFoundError:
             return False
         except DamageError:  # a server that ignores ranges sent more than one byte
@@ -108,7 +121,8 @@ class Requests:
         if token is not None:
             query["continuation-token"] = token
         try:
-            answer = await self._send("GET", "", query, self._limits.max_page, f"the list of {self.address}")
+            asked = _Asked("GET", "", self._limits.max_page, f"the list of {self.address}", query)
+            answer = await self._send(asked)
             if len(answer.body) <= self._limits.parse_at_once:
                 return parse_page(answer.body, prefix)
             return await trio.to_thread.run_sync(
@@ -125,65 +139,42 @@ class Requests:
                 "check the endpoint"
             ) from None
 
-    async def _send(
-        self,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        limit: int,
-        what: str,
-        more: Mapping[str, str] = _NO_MORE,
-    ) -> Answer:
-        """The answer to a request that succeeds. `more`: further headers."""
-        answer = await self._accepted(method, key, query, limit, what, more)
-        if key and answer.headers.get_content_type() == "text/html":  # no object of a datastore is
+    async def _send(self, asked: _Asked) -> Answer:
+        """The answer to a request that succeeds."""
+        answer = await self._accepted(asked)
+        if asked.key and answer.headers.get_content_type() == "text/html":  # no object of a datastore is
             raise UnavailableError(
                 f"{self.address.address} answers with a page for browsers, as a login to a network does; "
                 "check the endpoint, and the way to it"
             )
-        if method == "GET" and not _has_announced_end(answer):
+        if asked.method == "GET" and not _has_announced_end(answer):
             raise ConnectError(
                 f"{self.address.address}: the connection was closed before the answer was complete"
             )
         return answer
 
-    async def _accepted(
-        self,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        limit: int,
-        what: str,
-        more: Mapping[str, str],
-    ) -> Answer:
+    async def _accepted(self, asked: _Asked) -> Answer:
         was_kept = self._has_key
         credentials = await self._current()
-        answer = await self._try(method, key, query, limit, credentials, more)
+        answer = await self._try(asked, credentials)
         if answer.status in SUCCESSES:
             return answer
-        if method == "HEAD" and answer.status in _WORDLESS:
-            return await self._accepted("GET", key, query, _MOST_PASSED_OVER, what, _FIRST_BYTE)
+        if asked.method == "HEAD" and answer.status in _WORDLESS:
+            first_byte = replace(asked, method="GET", limit=_MOST_PASSED_OVER, headers=_FIRST_BYTE)
+            return await self._accepted(first_byte)
         refusal = Refusal.of(answer)
         if refusal.concerns_key and was_kept:
             if self._key is credentials:  # not yet exchanged for another request
                 self._has_key = False
-            answer = await self._try(method, key, query, limit, await self._current(), more)
+            answer = await self._try(asked, await self._current())
             if answer.status in SUCCESSES:
                 return answer
             refusal = Refusal.of(answer)
-        raise refusal.error(self.address, what)
+        raise refusal.error(self.address, asked.what)
 
-    async def _try(
-        self,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        limit: int,
-        credentials: AwsCredentials | None,
-        more: Mapping[str, str],
-    ) -> Answer:
-        path, text = self.address.path(key), signing.query_of(query)
-        headers = {"host": self.address.authority, **more}
+    async def _try(self, asked: _Asked, credentials: AwsCredentials | None) -> Answer:
+        path, text = self.address.path(asked.key), signing.query_of(asked.query)
+        headers = {"host": self.address.authority, **asked.headers}
         if credentials is not None:
             headers = signing.signed_headers(
                 path,
@@ -192,11 +183,11 @@ class Requests:
                 credentials,
                 region=self.address.signing_region,
                 now=self._clock(),
-                method=method,
+                method=asked.method,
             )
         COUNTS.requests += 1
         target = f"{path}?{text}" if text else path
-        return await self._client.request(Request(method, target, headers, limit))
+        return await self._client.request(Request(asked.method, target, headers, asked.limit))
 
     async def _current(self) -> AwsCredentials | None:
         """The key to sign with. Asking for it may take long, so one that stays valid is kept."""
