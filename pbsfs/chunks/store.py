@@ -163,6 +163,13 @@ class ChunkStore:
             room = min(room, self._source.rate.limit * self.limits.rate_window)
         return room // max(1, self.sequential_readers)
 
+    def serve_copy(self, streams: int) -> None:
+        """From now on, the cache has room for little more than what is fetched ahead of so many streams.
+
+        A copy needs most chunks once, and each new page of memory costs time.
+        """
+        self.memory.limit_cache((1 + streams) * self.limits.max_window)
+
     def under_way(self, chunk: Chunk) -> Fetch | None:
         """The fetch of `chunk` that runs already, or None. Any thread may call this."""
         return self._fetches.get((chunk.identity, chunk.length))

@@ -67,6 +67,7 @@ async def restore(
     )
     attributes = Attributes(options.kept)
     streams = opened.streams()
+    node.tree.reader.store.serve_copy(len(streams))
     result = Restored()
 
     def step(count: int) -> None:
@@ -111,6 +112,7 @@ async def pack(node: ContentsNode, out: IO[bytes], form: str, options: Options, 
     entry = await node.learn()
     opened = await node.inside.open()
     streams = opened.streams()
+    node.tree.reader.store.serve_copy(len(streams))
     result = Restored()
 
     def step(count: int) -> None:

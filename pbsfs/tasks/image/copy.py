@@ -40,12 +40,9 @@ async def copy_image(
 ) -> None:
     """Writes all of `image` to `target`; calls `advance` with the bytes of each step.
 
-    From then on, the cache of the image's reader has room for little more than what is fetched ahead: a copy
-    needs most chunks once, and each new page of memory costs time.
-
     Raises DamageError and SourceError from reading, OSError from writing.
     """
-    image.store.memory.limit_cache(2 * image.store.limits.max_window)
+    image.store.serve_copy(1)
     sending, receiving = trio.open_memory_channel[tuple[Extent, list[Buffer]]](pieces.queued)
 
     async def read() -> None:
