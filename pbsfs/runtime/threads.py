@@ -22,7 +22,7 @@ from pbsfs.base.errors import SourceError
 T = TypeVar("T")
 
 Together = Callable[[Any, Any], tuple[Any, Any]]
-"""Does two pieces of work at once. None for one that it can't do: it is done by itself."""
+"""Does two pieces of work at once. None for one that it can't do: that one is done alone."""
 
 
 class _Job(Generic[T]):

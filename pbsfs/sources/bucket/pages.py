@@ -42,7 +42,7 @@ def parse_page(body: bytes, prefix: str) -> Page:
     objects: list[StoredObject] = []
 
     def checked(key: str) -> str:
-        # What is not UTF-8 is no name of a datastore, and stops nothing else.
+        # What is not UTF-8 is not a name of a datastore, and stops nothing else.
         key = unquote_plus(key, errors="surrogateescape") if encoded else key
         if not key.startswith(prefix):
             raise DamageError("it lists keys that were not asked for")

@@ -168,7 +168,7 @@ class CacheFiles:
         return file
 
     def _remove_wrong(self, name: str, inner: int) -> None:
-        """Removes a link, directory or the like in the place of a file. Raises SourceError."""
+        """Removes a link, directory or the like where a file belongs. Raises SourceError."""
         try:
             try:
                 os.unlink(name, dir_fd=inner)
@@ -223,7 +223,7 @@ class CacheFiles:
             return None
 
     def write(self, name: Name, data: Stored, reserve: Callable[[], bool]) -> bool:
-        """Writes an entry, in the place of the one that may exist; whether it did. Raises OSError.
+        """Writes an entry instead of the one that may exist; whether it did. Raises OSError.
 
         `reserve`: counts the entry, or returns False if it does not fit. When it is called, the file has its
         size already, but no content: what is counted is found by those who count all files meanwhile.

@@ -119,7 +119,7 @@ class Ahead:
             async with trio.open_nursery() as nursery:
                 for question in questions:
                     nursery.start_soon(self._ask, question)
-        except PbsfsError as error:  # whoever needs it meets it again
+        except PbsfsError as error:  # the one who needs it asks again
             log.debug("%s: not asked ahead: %s", self._api.repository, error)
         except Exception:  # in the source's nursery it would end all reading
             log.exception("%s: not asked ahead, unexpected error", self._api.repository)
