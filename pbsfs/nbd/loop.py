@@ -84,8 +84,8 @@ class LoopThread:
             try:
                 return answer.result(self.patience)
             except TimeoutError:
-                if answer.done():  # the work raised it
-                    raise
+                if answer.done():  # meanwhile, or the work raised that
+                    return answer.result()
             try:
                 self.check()
             except StoppedError:
