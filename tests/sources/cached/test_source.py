@@ -333,19 +333,25 @@ async def test_a_full_disk_costs_nothing_but_the_cache(
 def test_a_cache_that_vanishes_is_no_error(
     tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # The cache lies behind a link, which one step replaces: a write under way makes a directory that is missing.
+    directory = tmp_path / "disk"
+    directory.mkdir(0o700)
+    (tmp_path / "cache").symlink_to(directory)
+    (tmp_path / "a file").touch()
+    (tmp_path / "unreadable").symlink_to("cache")
+
     @in_trio
     async def run() -> None:
-        machine = Machine(tmp_path / "cache")
+        machine = Machine(directory if what == "removed" else tmp_path / "cache")
         async with open_reader(machine.cached()) as reader:
             assert await read_all(reader, machine.info) == CONTENT
-            os.rename(tmp_path / "cache", tmp_path / "away")
-            if what == "a file":
-                (tmp_path / "cache").touch()
-            elif what == "unreadable":
-                (tmp_path / "cache").symlink_to("cache")
+            if what == "removed":
+                os.rename(directory, tmp_path / "away")
+            else:
+                os.replace(tmp_path / what, tmp_path / "cache")
         async with open_reader(machine.cached()) as reader:
             if what == "removed":
-                os.rename(tmp_path / "cache", tmp_path / "away again")
+                os.rename(directory, tmp_path / "away again")
             assert await read_all(reader, machine.info) == CONTENT
 
     with caplog.at_level(logging.WARNING):
