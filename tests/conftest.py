@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, watchdog
+from tests.support.stocked import Stocked, stock
 
 pytest.register_assert_rewrite("tests.sources.conformance")
 
@@ -39,8 +40,6 @@ LONG = (
     "fuse/test_interrupts.py",
     "fuse/test_mount.py",
     "fuse/test_mountpoint.py",
-    "fuse/test_semantics.py",
-    "fuse/test_semantics_cache.py",
     "fuse/test_server_mount.py",
     "fuse/test_shim.py",
     "fuse/test_space.py",
@@ -52,6 +51,7 @@ LONG = (
     "reader/test_damage.py",
     "reader/test_keys.py",
     "reader/test_latency.py",
+    "semantics/",
     "server/",
     "sources/bucket/test_gateway.py",
     "sources/server/test_random.py",
@@ -125,3 +125,15 @@ def no_unexpected_warnings(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def writer(tmp_path: Path) -> DatastoreWriter:
     """An empty datastore, and the means to fill it."""
     return DatastoreWriter(tmp_path / "datastore")
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
+    """A datastore that no test changes."""
+    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Stocked:
+    """A datastore of the test's own, to change."""
+    return stock(tmp_path / "datastore")

@@ -1,4 +1,4 @@
-"""What most tests of commands read: a datastore, and a server of it."""
+"""What many tests of commands read from: a server."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ import pytest
 
 from tests.support.server import ReferenceServer
 from tests.support.serving import serving
-from tests.support.stocked import Stocked, stock
-
-
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
+from tests.support.stocked import Stocked
 
 
 @pytest.fixture

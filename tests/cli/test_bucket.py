@@ -23,7 +23,7 @@ from tests.support.needs import need, need_fuse
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, STORE, S3Server, Status
 from tests.support.server import certificate as certificates
-from tests.support.stocked import FIRST, IMAGE, Stocked, stock
+from tests.support.stocked import FIRST, IMAGE, Stocked
 from tests.support.terminal import at_a_terminal
 
 GUIDE = Path(__file__).parents[2] / "docs/guides/bucket.md"
@@ -62,11 +62,6 @@ class Cloud:
         file.write_text(text)
         file.chmod(0o600)
         return file
-
-
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    return stock(tmp_path_factory.mktemp("bucket") / "datastore")
 
 
 @pytest.fixture

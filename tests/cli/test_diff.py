@@ -15,14 +15,8 @@ from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import golden, keyfiles, made
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
-from tests.support.stocked import CHUNK, CONFIGURATION, FIRST, IMAGE, NEWER_IMAGE, SECOND, Stocked, stock
+from tests.support.stocked import CHUNK, CONFIGURATION, FIRST, IMAGE, NEWER_IMAGE, SECOND, Stocked
 from tests.support.truth import ARCHIVES, FILES, truth
-
-
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    return stock(tmp_path_factory.mktemp("diff") / "store")
-
 
 OLD, NEW = "2023-11-14T22:13:20Z", "2023-11-15T22:13:20Z"
 DIRECTORY, FILE, LINK = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777

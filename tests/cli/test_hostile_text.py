@@ -24,11 +24,6 @@ MANIFEST = "index.json.blob"
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Stocked:
-    return stock(tmp_path / "datastore")
-
-
-@pytest.fixture
 def server(own: Stocked) -> Iterator[ReferenceServer]:
     with serving(own.path) as found:
         yield found

@@ -37,7 +37,6 @@ from tests.support.stocked import (
     IN_NAMESPACE,
     NEWER_IMAGE,
     Stocked,
-    stock,
 )
 from tests.support.strangers import closed_port
 from tests.support.waiting import wait_until
@@ -48,12 +47,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module", autouse=True)
 def _programs() -> None:
     need("nbdkit", "nbdinfo", "nbdcopy")
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Stocked:
-    """A datastore that a test may damage."""
-    return stock(tmp_path / "datastore")
 
 
 @pytest.fixture(scope="module")

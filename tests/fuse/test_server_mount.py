@@ -36,7 +36,6 @@ from tests.support.stocked import (
     LOG,
     NEWER_IMAGE,
     Stocked,
-    stock,
 )
 from tests.support.waiting import wait_until
 
@@ -90,12 +89,6 @@ def idling(big: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         mounted(access(server), tmp_path_factory.mktemp("idling") / "m", *ONE_SESSION, lifetime=300) as mount,
     ):
         yield server, mount
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Stocked:
-    """A datastore of the test's own, to change."""
-    return stock(tmp_path / "datastore")
 
 
 @pytest.fixture(scope="module")

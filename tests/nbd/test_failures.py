@@ -25,19 +25,13 @@ from tests.support.needs import need, need_root
 from tests.support.program import environment, run
 from tests.support.server import Hold, ReferenceServer
 from tests.support.serving import access, serving
-from tests.support.stocked import FIRST, IMAGE, NEWER_IMAGE, Stocked, stock
+from tests.support.stocked import FIRST, IMAGE, NEWER_IMAGE, Stocked
 from tests.support.waiting import wait_until
 
 DAMAGED = range(CHUNK, 2 * CHUNK)
 """The bytes of `IMAGE` whose chunk is damaged here: the second one."""
 
 SMALL_CACHE = "cache_size=32M"
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Stocked:
-    """A datastore of the test's own, to change."""
-    return stock(tmp_path / "datastore")
 
 
 @pytest.fixture

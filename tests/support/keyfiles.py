@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -12,6 +13,8 @@ from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from pbsfs.formats.keys import Key
 
 PASSWORD = "geh€im: staple"
 HINT = "what the horse said"
@@ -62,3 +65,11 @@ def document(
 def key_file(kind: str = "none", **changes: Any) -> bytes:
     """`document` as JSON."""
     return json.dumps(document(kind, **changes)).encode()
+
+
+def keys_in(directory: Path, **keys: Key) -> str:
+    """The option that gives some keys, which lie in `directory` after that."""
+    directory.mkdir()
+    for name, key in keys.items():
+        (directory / f"{name}.json").write_bytes(key_file(key=key.reveal()))
+    return f"--keyfile={directory}"

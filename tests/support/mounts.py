@@ -25,6 +25,9 @@ LIFETIME = 60.0
 """Seconds after which a mount's process is killed, so that no test hangs for ever. A test that starts gives
 mounts that live longer, as those of a module do, their time again: see `watchdog`."""
 
+SOON = ("--refresh", "0.1")
+"""Options of a mount that soon shows what changed."""
+
 
 class Mounted:
     """A mount. `pid`: the process that serves it."""

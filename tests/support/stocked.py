@@ -25,6 +25,9 @@ IN_NAMESPACE = "ns/prod/vm/100/2023-11-14T22:13:20Z/drive-scsi0.img"
 LAYOUT = "rr00tr0r"
 """The chunks of `IMAGE`, as `made.image` has them."""
 
+SEALED = made.image(4, "r0", tail=5)
+"""What `ENCRYPTED` holds."""
+
 
 @dataclass
 class Stocked:
@@ -43,7 +46,6 @@ def stock(path: Path) -> Stocked:
     configuration = b"name: made\nmemory: 512\n" * 40
     pxar = made.image(3, "rtr", tail=99)
     log = b"starting backup\n"
-    encrypted = made.image(4, "r0", tail=5)
     writer.add_snapshot(
         made.snapshot(),
         {"drive-scsi0.img.fidx": first, "qemu-server.conf.blob": configuration},
@@ -59,7 +61,7 @@ def stock(path: Path) -> Stocked:
     )
     writer.add_snapshot(
         made.snapshot("101"),
-        {"drive-scsi0.img.fidx": encrypted},
+        {"drive-scsi0.img.fidx": SEALED},
         crypt_mode=CryptMode.ENCRYPT,
         key=made.KEY,
         chunk_size=CHUNK,

@@ -14,14 +14,8 @@ from tests.support.in_place import VERIFIED, a_device, changed, in_place
 from tests.support.program import PBSFS, TIMEOUT, error_of, pbsfs
 from tests.support.server.faults import Hold
 from tests.support.serving import access, serving
-from tests.support.stocked import CHUNK, IMAGE, Stocked, stock
+from tests.support.stocked import CHUNK, IMAGE, Stocked
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Stocked:
-    """A datastore that no test changes."""
-    return stock(tmp_path_factory.mktemp("stocked") / "datastore")
 
 
 @pytest.fixture
