@@ -333,7 +333,7 @@ async def test_a_full_disk_costs_nothing_but_the_cache(
 def test_a_cache_that_vanishes_is_no_error(
     tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The cache lies behind a link, which one step replaces: a write under way makes a directory that is missing.
+    # The cache lies behind a link, which one step replaces: a write under way makes a missing directory.
     directory = tmp_path / "disk"
     directory.mkdir(0o700)
     (tmp_path / "cache").symlink_to(directory)
