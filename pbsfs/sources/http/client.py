@@ -345,7 +345,9 @@ def _read_announced(
         received = 0
         while received < size:
             start_waiting()
-            count = response.readinto(view[received : received + READ_SIZE])
+            # Released at once: a traceback that held it would keep the buffer from being closed.
+            with view[received : received + READ_SIZE] as part:
+                count = response.readinto(part)
             if not count:
                 raise http.client.IncompleteRead(b"", size - received)
             received += count

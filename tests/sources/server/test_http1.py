@@ -205,6 +205,31 @@ def test_a_body_of_announced_length_is_received_into_its_place_and_not_copied() 
     assert peak < 1.1 * len(body)
 
 
+class Lost(Announced):
+    """An answer whose connection is lost after the first piece. `seen`: where the pieces should have gone."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self.seen: list[memoryview] = []
+
+    def readinto(self, target: memoryview) -> int:
+        self.seen.append(target)
+        if len(self.seen) > 1:
+            raise ConnectionResetError
+        return super().readinto(target)
+
+
+def test_nothing_holds_the_place_of_a_body_that_does_not_come() -> None:
+    """Python 3.13 writes to standard error that it could not close such a buffer."""
+    answer = Lost(bytes(1 << 20))
+    with pytest.raises(ConnectionResetError):
+        read_bounded(cast("http.client.HTTPResponse", answer), 1 << 20, lambda: None)
+    assert len(answer.seen) == 2
+    for view in answer.seen:
+        with pytest.raises(ValueError, match="released"):
+            view.tobytes()
+
+
 def test_an_endless_error_is_cut(server: ReferenceServer) -> None:
     class HugeError(Huge):
         def change(self, answer: Any) -> Any:
