@@ -91,7 +91,8 @@ def end(notices: Notices, mount: Mount | None, *, attached: bool = False) -> Non
         try:
             unmount(mount.path, lazy=True)
         except MountError as error:
-            log.warning("%s", error)
+            if mounted_at(mount.path) == mount:  # else another process unmounted it first
+                log.warning("%s", error)
 
 
 @contextmanager

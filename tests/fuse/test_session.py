@@ -13,6 +13,7 @@ import pyfuse3
 import pytest
 import trio
 
+from pbsfs.base.errors import MountError
 from pbsfs.fuse import session
 from pbsfs.fuse.mountpoint import Mount, mounted_at
 from pbsfs.fuse.notices import Notices
@@ -102,6 +103,26 @@ def test_a_mount_that_was_aborted_is_detached_and_not_the_next_one_at_its_place(
     monkeypatch.setattr(session, "unmount", lambda place, **_how: detached.append(place))
     session.end(Notices(), MOUNT)
     assert detached == [MOUNT.path] * is_dead
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_mount_that_another_process_unmounts_first_is_no_reason_for_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stays: bool
+) -> None:
+    table: list[Mount | None] = [MOUNT]
+
+    def unmount(_place: Path, **_how: bool) -> None:
+        if not stays:
+            table[0] = None
+        raise MountError("cannot unmount /nowhere: not mounted")
+
+    monkeypatch.setattr(pbsfs.fuse.shim, "is_connected", lambda: True)
+    monkeypatch.setattr(pyfuse3, "close", lambda *, unmount: None)
+    monkeypatch.setattr(session, "mounted_at", lambda _place: table[0])
+    monkeypatch.setattr(session, "unmount", unmount)
+    session.end(Notices(), MOUNT)
+    assert caplog.messages == ["cannot unmount /nowhere: not mounted"] * stays
+    caplog.clear()
 
 
 @pytest.mark.mount
