@@ -50,7 +50,9 @@ class Handle:
         self._lock = threading.Lock()  # guards all of these but `_sequential`, which is the loop's
         self._ahead = ReadAhead(image.store.limits, whole=whole)
         self._wanted = 0  # bytes behind its position that are worth fetching
-        self._next_chunk = 0  # the first chunk that was not fetched ahead yet
+        self._next = 0  # where the data begins that was not fetched ahead yet
+        self._fetched = 0  # bytes of data before that, from `_counted` on
+        self._counted = 0
         self._launched = NOTHING  # the chunk at the position, and `_wanted`, when all of it was launched
         self._sequential = False
 
@@ -118,7 +120,7 @@ class Handle:
             wanted = self._ahead.observe(offset, size)
             self._wanted = wanted
             if not wanted:
-                self._next_chunk = 0
+                self._next = 0
                 self._launched = NOTHING
                 return self._sequential
             # Nothing is new before the reader gets to the next chunk, or has shown that it wants much more:
@@ -132,13 +134,24 @@ class Handle:
         with self._lock:
             self._set_sequential(self._wanted > 0)
             position, wanted = self._ahead.position, self._wanted
-            for number in self.image.data_chunks(position, min(wanted, store.window_limit)):
-                if number < self._next_chunk:
-                    continue
+            self._pass(position)
+            left = min(wanted, store.window_limit) - self._fetched
+            for number in self.image.data_chunks(self._next, left):
                 if not self.image.prefetch(number):
                     return  # there is no memory now, but there may be at the next read
-                self._next_chunk = number + 1
+                start, end = self.image.index.span(number)
+                self._fetched += end - max(start, self._next)
+                self._next = end
             self._launched = self._chunk_at(position), wanted
+
+    def _pass(self, position: int) -> None:
+        """Takes note that what lies before `position` is not ahead any more."""
+        if position >= self._next:
+            self._next, self._fetched = position, 0
+        else:
+            passed = self.image.extents(self._counted, position - self._counted)
+            self._fetched -= sum(extent.length for extent in passed if not extent.hole)
+        self._counted = position
 
     def _chunk_at(self, position: int) -> int:
         return self.image.index.find(position) if position < self.image.size else self.image.index.count

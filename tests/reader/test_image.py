@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -716,6 +716,28 @@ async def test_after_a_jump_back_the_next_sequence_is_fetched_ahead_too() -> Non
         await wait_all_tasks_blocked()
         assert image.index.digest(2) in source.fetched
         handle.close()
+
+
+@in_trio
+async def test_each_chunk_is_looked_at_once_to_be_fetched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    data_chunks = Image.data_chunks
+
+    def noted(image: Image, offset: int, size: int) -> Iterator[int]:
+        for number in data_chunks(image, offset, size):
+            looked_at.append(number)
+            yield number
+
+    monkeypatch.setattr(Image, "data_chunks", noted)
+    content = made.image(1, "r" * 20 + "0" * 5 + "r" * 40, tail=300)
+    source, info = stored(content)
+    async with opened(source, info, limits=SMALL) as image:
+        handle = image.handle()
+        # Requests that end within chunks, too.
+        assert await read_through(handle, 0, len(content), REQUEST * 3 // 4) == content
+        handle.close()
+    assert len(set(looked_at)) > 50
+    assert len(looked_at) <= len(set(looked_at)) + 4  # those that did not fit at first
 
 
 def test_looking_ahead_in_a_huge_image_without_holes_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
