@@ -61,7 +61,7 @@ LONG = (
     "sources/server/test_sessions.py",
     "sources/server/test_source.py",
     "test_bench.py",
-    "tasks/test_copy.py",
+    "tasks/test_copy",
     "test_damage_mount.py",
     "contents/test_hostile_archives.py",
     "test_golden_formats.py",
