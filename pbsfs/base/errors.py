@@ -168,6 +168,9 @@ class HelperError(PbsfsError):
     exit_status = 9
 
 
+ALLOW_TASKS = "end other programs, or allow more tasks to this user or service (ulimit -u, TasksMax=)"
+"""What to do where the system starts no more threads or processes."""
+
 INTERRUPTED_EXIT_STATUS = 130
 """Exit status after SIGINT, as shells expect it (128 + 2)."""
 

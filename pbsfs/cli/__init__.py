@@ -19,7 +19,15 @@ import click
 
 from pbsfs import __version__
 from pbsfs.access.credentials import take_secrets
-from pbsfs.base.errors import INTERRUPTED_EXIT_STATUS, DamageError, OutputError, PbsfsError, exit_status_of
+from pbsfs.base.errors import (
+    ALLOW_TASKS,
+    INTERRUPTED_EXIT_STATUS,
+    DamageError,
+    OutputError,
+    PbsfsError,
+    SourceError,
+    exit_status_of,
+)
 from pbsfs.base.text import escaped
 from pbsfs.runtime import process
 from pbsfs.runtime.logs import log_failure
@@ -244,6 +252,9 @@ def main(command: click.Command = cli) -> NoReturn:
     except PbsfsError as error:
         status = exit_status_of(error)
         _tell(_with_action(error), status)
+    except BlockingIOError as error:  # of fork(2)
+        status = SourceError.exit_status
+        _tell(f"can't start a process: {error.strerror}; {ALLOW_TASKS}", status)
     except OSError as error:  # an unexpected one: no memory, no descriptors
         log.debug("failed", exc_info=True)
         what = f"{error.filename}: " if error.filename is not None else ""

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import trio
-
 from pbsfs.access.config import check_no_profile, split_profiles, with_secrets
 from pbsfs.access.options import (
     PROFILE_VARIABLE,
@@ -27,6 +25,7 @@ from pbsfs.access.options import (
 from pbsfs.base.errors import NotFoundError, SourceError, UsageError
 from pbsfs.cli.running import environment, ignore_source
 from pbsfs.fuse.mountpoint import DEAD, FS_TYPE, Mount, mount_of, mounts
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.server.repository import Repository
 from pbsfs.tree import Node, Tree
 
@@ -97,7 +96,7 @@ async def find(tree: Tree, path: str, source: SourceOptions, *, follow: bool = T
     except NotFoundError as error:
         if source.names_source() or path.startswith(("/", ".")):
             raise
-        if not await trio.to_thread.run_sync(_is_in_mount, path):
+        if not await in_thread(_is_in_mount, path):
             raise
         raise NotFoundError(f"{error}; for the path in the mount, write ./{path}") from None
 

@@ -23,6 +23,7 @@ from pbsfs.base.text import one_line
 from pbsfs.contents.base import Stream
 from pbsfs.disks import wire
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.runtime.threads import no_task, start
 
 SILENT = 150.0
 """Seconds without a word from the process after which it is ended: more than it may compute."""
@@ -262,14 +263,21 @@ class Parser:
                     env={"PATH": os.defpath},
                     start_new_session=True,
                 )
-            except BaseException:
+            except BaseException as error:
                 ours.close()
                 self._has_place = False
+                if isinstance(error, BlockingIOError):
+                    raise no_task(f"{self.name}: can't start a process for its file systems") from None
                 raise
         COUNTS.parsers += 1
         COUNTS.parsers_started += 1
         reaper = threading.Thread(target=_reap, args=(self._process, weakref.ref(self)), daemon=True)
-        reaper.start()
+        try:
+            start(reaper)
+        except SourceError:
+            ours.close()
+            self._end()
+            raise
         ours.settimeout(SILENT)
         self._sock = ours
         disks = [[name, stream.size] for name, stream in zip(self._names, self.streams, strict=True)]

@@ -22,7 +22,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from pbsfs.base.errors import MountError, UsageError
+from pbsfs.base.errors import MountError, SourceError, UsageError
 from pbsfs.base.names import Namespace
 from pbsfs.formats.keys import Key
 from pbsfs.fuse.attributes import Ownership
@@ -33,6 +33,7 @@ from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime.process import ending_signals
 from pbsfs.runtime.recent import Recent
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.base import Source
 from pbsfs.tasks.metrics import MetricsAddress, listening, serve_metrics
 from pbsfs.tree import Directory, Tree
@@ -217,7 +218,7 @@ async def _serve_until_stopped(
         nonlocal failure
         with trio.move_on_after(ANSWER_TIMEOUT):
             try:
-                await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+                await in_thread(os.stat, mountpoint, abandon_on_cancel=True)
                 # Only now: the kernel's handshake, which the answer comes after, resets it.
                 _raise_read_ahead(mountpoint)
                 ready()
@@ -226,6 +227,8 @@ async def _serve_until_stopped(
                 failure = MountError(
                     f"the mount on {mountpoint} does not answer: {error.strerror}; look at its log"
                 )
+            except SourceError as error:  # no thread
+                failure = MountError(f"cannot mount on {mountpoint}: {error}")
         failure = failure or MountError(f"the mount on {mountpoint} does not answer; look at its log")
         nursery.cancel_scope.cancel()
 

@@ -93,9 +93,14 @@ def states(places: Sequence[Path]) -> list[str]:
         except OSError as error:
             found[place] = DEAD_STATE if error.errno in DEAD else str(error.strerror)
 
-    asking = [threading.Thread(target=ask, args=(place,), daemon=True) for place in places]
-    for thread in asking:
-        thread.start()
+    asking = []
+    for place in places:
+        thread = threading.Thread(target=ask, args=(place,), daemon=True)
+        try:
+            thread.start()
+            asking.append(thread)
+        except RuntimeError as error:  # the system has no more of them
+            found[place] = f"not asked: {error}"
     limit = time.monotonic() + ANSWER_PATIENCE
     for thread in asking:
         thread.join(max(0.0, limit - time.monotonic()))

@@ -7,13 +7,22 @@ and `Forgetting`, in the trio loop.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import ParamSpec
 
 import trio
 
+from pbsfs.base.errors import SourceError
+from pbsfs.runtime.threads import in_thread
+
+log = logging.getLogger(__name__)
+
 P = ParamSpec("P")
+
+PAUSE = 1.0
+"""Seconds until a call is tried again for which the system had no thread."""
 
 
 class Notices:
@@ -25,7 +34,10 @@ class Notices:
         self._has_ended = False
 
     async def send(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Makes `call` in a thread, and waits for it. Raises like it. If cancelled, the thread goes on."""
+        """Makes `call` in a thread, and waits for it. Raises like it. If cancelled, the thread goes on.
+
+        Where the system has no thread, tries again: the tasks that call this are not to end the mount.
+        """
 
         def make() -> None:
             with self._changed:
@@ -39,7 +51,12 @@ class Notices:
                     self._running -= 1
                     self._changed.notify_all()
 
-        await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        while True:
+            try:
+                return await in_thread(make, abandon_on_cancel=True)
+            except SourceError as error:  # the system has no thread now: serving goes on meanwhile
+                log.debug("the kernel is asked later: %s", error)
+                await trio.sleep(PAUSE)
 
     def end(self, within: float) -> bool:
         """Lets no call begin from now on. Returns whether all return within so many seconds; blocks."""

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import pyfuse3
-import trio
 
 from pbsfs.base.errors import NotFoundError, SourceError
 from pbsfs.base.names import safe_name
@@ -40,6 +39,7 @@ from pbsfs.reader.pieces import PiecesHandle
 from pbsfs.runtime.recent import Recent
 from pbsfs.runtime.report import HOUR, Reporter
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.runtime.threads import in_thread
 from pbsfs.tasks.numbers import Numbers
 from pbsfs.tree import (
     BlobFile,
@@ -433,4 +433,4 @@ async def _digest(data: bytes) -> bytes:
     """SHA-256; in a thread where it takes longer than going there."""
     if len(data) <= SMALL:
         return hashlib.sha256(data).digest()
-    return (await trio.to_thread.run_sync(hashlib.sha256, data)).digest()
+    return (await in_thread(hashlib.sha256, data)).digest()

@@ -19,6 +19,7 @@ from typing import TypeVar
 import trio
 
 from pbsfs.base.errors import SourceError
+from pbsfs.runtime.threads import start
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class LoopThread:
         self._thread = threading.Thread(
             target=self._run, args=(context, started, ended), name="pbsfs", daemon=True
         )
-        self._thread.start()
+        start(self._thread)
         started.result()
 
     def stop(self) -> None:

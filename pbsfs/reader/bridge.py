@@ -20,6 +20,7 @@ import trio
 from pbsfs.base.errors import DamageError
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.image import Extent, Image
+from pbsfs.runtime.threads import in_thread
 
 R = TypeVar("R")
 
@@ -53,7 +54,7 @@ class Bridge:
 
         `abandon`: cancelling does not wait for the thread, which may be blocked by something else.
         """
-        return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=abandon)
+        return await in_thread(work, limiter=self._limiter, abandon_on_cancel=abandon)
 
     def run_cached(self, work: Callable[[], R | None]) -> R | None:
         """The result of work that takes less time than going to a thread; None where what it reads is not

@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import trio
-
 from pbsfs.base.errors import DamageError, NotFoundError
 from pbsfs.base.names import Archive, ArchiveKind, Snapshot
 from pbsfs.formats import blob
@@ -29,6 +27,7 @@ from pbsfs.formats.keys import Key
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE, Manifest
 from pbsfs.formats.zeros import ZeroDigests
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.base import FileInfo, Source
 
 MAX_INDEX_SIZE = HEADER_SIZE + (1 << 30)
@@ -83,7 +82,7 @@ async def in_thread_if_large(size: int, work: Callable[P, R], *args: P.args, **k
     """Calls `work`, which processes `size` bytes: in a worker thread if these would delay the loop."""
     if size <= SMALL:
         return work(*args, **kwargs)
-    return await trio.to_thread.run_sync(functools.partial(work, *args, **kwargs))
+    return await in_thread(functools.partial(work, *args, **kwargs))
 
 
 def index_limit(file: FileInfo) -> int:

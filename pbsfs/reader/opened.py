@@ -27,6 +27,7 @@ from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats.index import Index
 from pbsfs.reader.image import Image
 from pbsfs.runtime.memory import Charge, Memory
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.base import FileInfo
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class OpenFiles:
             async with self._fetching.take(index.table_size):
                 table = self._memory.charge(HOLDER, index.table_size, passing=True)
                 self._memory.reclaim()
-                await trio.to_thread.run_sync(index.restore_table, await fetch())
+                await in_thread(index.restore_table, await fetch())
                 self._tables[index] = table
 
         # The tasks that wait continue some turns of the loop after the table was restored. If another image
@@ -146,7 +147,7 @@ class OpenFiles:
                 passing = self._memory.charge(HOLDER, max(0, size - file.size), passing=True)
                 self._memory.reclaim()
                 data = await read()
-                content = file.csum or await trio.to_thread.run_sync(_sum, data)
+                content = file.csum or await in_thread(_sum, data)
                 identity = (name, replace(file, csum=content))
                 blob = self._blobs.get(identity)
                 if blob is None:

@@ -1,10 +1,11 @@
-"""Threads for work that blocks or computes, with one queue before them and one behind them.
+"""Threads: every thread of pbsfs starts here, where a lack of them becomes an error of pbsfs.
 
+`Threads` are for much work that blocks or computes: one queue before them and one behind them.
 `trio.to_thread` takes a turn of the loop for each piece of work, in which the thread waits for its next one.
 Here a thread takes the next piece itself, and several results wake the loop up once. Where more wait than
 threads come, a thread may take two pieces, which take less time together than one by one. The chunk store
 decodes in such threads, and the directory source reads in others, in tasks of one trio loop. The threads are
-trio's own, and go back there when nothing is left to do.
+trio's own, and go back there when nothing is left to do. `in_thread` is for single pieces of work.
 """
 
 from __future__ import annotations
@@ -13,16 +14,50 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
 
 import trio
 
-from pbsfs.base.errors import SourceError
+from pbsfs.base.errors import ALLOW_TASKS, SourceError
 
 T = TypeVar("T")
+A = TypeVarTuple("A")
 
 Together = Callable[[Any, Any], tuple[Any, Any]]
 """Does two pieces of work at once. None for one that it can't do: that one is done alone."""
+
+
+_NO_THREAD = "can't start new thread"  # CPython's words, whatever limit was met
+
+
+def no_task(problem: str) -> SourceError:
+    """The error where the system has no further thread or process, as `problem` says. It may pass."""
+    return SourceError(f"{problem}; {ALLOW_TASKS}", retryable=True)
+
+
+def start(thread: threading.Thread) -> None:
+    """Starts `thread`. Raises SourceError where the system has none."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise no_task(str(error)) from None
+
+
+async def in_thread(
+    work: Callable[[Unpack[A]], T],
+    *arguments: *A,
+    limiter: trio.CapacityLimiter | None = None,
+    abandon_on_cancel: bool = False,
+) -> T:
+    """As `trio.to_thread.run_sync`, but raises SourceError where the system has no thread."""
+    try:
+        return await trio.to_thread.run_sync(
+            work, *arguments, limiter=limiter, abandon_on_cancel=abandon_on_cancel
+        )
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        raise no_task(str(error)) from None
 
 
 class _Job(Generic[T]):
@@ -106,9 +141,7 @@ class Threads:
                 self._waiting.remove(job)
             if isinstance(error, MemoryError):
                 raise
-            raise SourceError(
-                f"{error}; allow more tasks to this user or service (ulimit -u, TasksMax=)", retryable=True
-            ) from None
+            raise no_task(str(error)) from None
 
     def _work(self) -> None:
         """What each thread does: all work that waits."""

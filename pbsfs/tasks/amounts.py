@@ -13,6 +13,7 @@ import trio
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError
 from pbsfs.reader.bridge import digest_of
 from pbsfs.reader.image import Image
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.base import SnapshotInfo
 from pbsfs.tree import Directory, ImageFile, SnapshotDirectory
 
@@ -48,7 +49,7 @@ async def amounts_of(image: Image, before: Image | None) -> Amounts | None:
     """
     if max(image.index.count, 0 if before is None else before.index.count) > MOST_CHUNKS:
         return None
-    return await trio.to_thread.run_sync(_count, image, before)
+    return await in_thread(_count, image, before)
 
 
 async def snapshot_before(snapshot: SnapshotDirectory) -> SnapshotDirectory | None:

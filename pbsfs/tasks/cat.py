@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 from typing import IO
 
-import trio
-
 from pbsfs.base.errors import UsageError
+from pbsfs.runtime.threads import in_thread
 from pbsfs.tree import BlobFile, ContentsFile, ImageFile, Node
 
 PIECE = 4 << 20
@@ -20,7 +19,7 @@ async def write_file(node: Node, out: IO[bytes]) -> None:
     Raises UsageError for what has no bytes, what reading raises, and OSError.
     """
     if isinstance(node, BlobFile):
-        await trio.to_thread.run_sync(out.write, await node.read(), abandon_on_cancel=True)
+        await in_thread(out.write, await node.read(), abandon_on_cancel=True)
     elif isinstance(node, ImageFile | ContentsFile):
         file = (await node.open()).handle(whole=True) if isinstance(node, ImageFile) else await node.open()
         try:
@@ -28,7 +27,7 @@ async def write_file(node: Node, out: IO[bytes]) -> None:
             while offset < file.size:
                 data = await file.read(offset, PIECE)
                 offset += len(data)
-                await trio.to_thread.run_sync(functools.partial(out.write, data), abandon_on_cancel=True)
+                await in_thread(functools.partial(out.write, data), abandon_on_cancel=True)
         finally:
             file.close()
     else:

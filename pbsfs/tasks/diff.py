@@ -22,6 +22,7 @@ from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.decoded import stream_of
 from pbsfs.reader.image import Image
+from pbsfs.runtime.threads import in_thread
 from pbsfs.tasks.attributes import differing
 from pbsfs.tree import (
     ArchiveDirectory,
@@ -175,7 +176,7 @@ class Comparison:
         before, after = await old.open(), await new.open()
         if before.index.csum == after.index.csum:
             return
-        ranges = await trio.to_thread.run_sync(changed_ranges, before, after)
+        ranges = await in_thread(changed_ranges, before, after)
         if ranges or before.size != after.size:
             fields = ("size",) if before.size != after.size else ()
             emit([Change(path, CHANGED, fields, None, None, tuple(ranges), before.size, after.size)])

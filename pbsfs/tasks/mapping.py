@@ -19,6 +19,7 @@ from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError
 from pbsfs.formats.index import Index
 from pbsfs.reader.bridge import digest_of
 from pbsfs.reader.image import Image
+from pbsfs.runtime.threads import in_thread
 from pbsfs.tasks.amounts import snapshot_before
 from pbsfs.tasks.diff import changed_chunks
 from pbsfs.tasks.verify import Verification
@@ -129,7 +130,7 @@ async def map_of(
     """
     image = await file.open()
     before = None if since is None else await since.open()
-    states = await trio.to_thread.run_sync(_states, image, before)
+    states = await in_thread(_states, image, before)
     found = ImageMap(image.index, states, compared=before is not None, checked=check)
     if check:
         report = await Verification(image.store.memory).run([file], advance)
@@ -140,7 +141,7 @@ async def map_of(
                 found.mark_damaged(part.offset, part.offset + part.length)
     else:
         await _look(file, image, found)
-    await trio.to_thread.run_sync(found.add_up)
+    await in_thread(found.add_up)
     return found
 
 
@@ -167,7 +168,7 @@ async def _look(file: ImageFile, image: Image, found: ImageMap) -> None:
     numbers = image.data_chunks(0, image.size)
     end = trio.current_time() + LOOK_TIME
     try:
-        while batch := await trio.to_thread.run_sync(_batch, image, numbers):
+        while batch := await in_thread(_batch, image, numbers):
             digests = [digest for _number, digest in batch]
             missing = await source.missing_chunks(file.info.snapshot, digests)
             if missing is None:

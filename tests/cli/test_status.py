@@ -62,6 +62,16 @@ def test_a_mount_that_does_not_answer_is_not_waited_for(
     assert states([tmp_path, tmp_path / "b"]) == [SILENT_STATE] * 2
 
 
+def test_a_mount_that_no_thread_can_ask_is_listed_without_its_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert states([tmp_path]) == ["not asked: can't start new thread"]
+
+
 def test_a_server_is_listed_with_its_address(stocked: Stocked, tmp_path: Path) -> None:
     need("nbdkit")
     need_root("see all servers")

@@ -89,6 +89,19 @@ def test_a_failure_of_the_system_is_not_one_of_standard_output(stocked: Stocked)
     assert error_of(done, 1) == "Too many open files; --log-level debug shows where"
 
 
+def test_at_the_limit_of_tasks_a_command_fails_with_one_line() -> None:
+    need_root("run programs as other users")
+    need("prlimit", "setpriv")
+    user = 1_000_000 + os.getpid()  # has no other tasks
+    command = ["setpriv", f"--reuid={user}", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    command += ["prlimit", "--nproc=1", PBSFS, "ls", "--repository", "localhost:1:store"]
+    done = run([*command, "--retry-timeout", "0"], env=environment(PBS_PASSWORD="x"))
+    assert error_of(done, 4) == (
+        "can't start new thread; end other programs, or allow more tasks to this user or service "
+        "(ulimit -u, TasksMax=)"
+    )
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_are_nothing_to_stumble_over(stocked: Stocked, closed: str) -> None:
     done = run(["sh", "-c", f'"$0" ls --datastore-dir "$1" {closed}', PBSFS, stocked.path])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from pbsfs.disks.host import (
     VolumeInfo,
 )
 from pbsfs.disks.remote import MAPS_AT_ONCE, MOST_KEPT, RemoteVolume
+from pbsfs.runtime.stats import COUNTS
 from tests.support.disks import MemoryDisk
 from tests.support.waiting import wait_until
 
@@ -85,6 +88,33 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 def is_luks(volumes: Sequence[VolumeInfo]) -> bool:
     return [(volume.name, volume.kind) for volume in volumes] == [(b"scsi0-p1", "luks")]
+
+
+def refuse_thread(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def refuse_process(*_arguments: object, **_options: object) -> None:
+    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+@pytest.mark.parametrize("lacks", ["thread", "process"])
+def test_at_the_limit_of_tasks_the_error_passes_and_is_no_failure_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    before = COUNTS.parsers
+    with parser_of(MemoryDisk(disk_with_luks())) as parser:
+        with monkeypatch.context() as patch:
+            if lacks == "thread":
+                patch.setattr(threading.Thread, "start", refuse_thread)
+            else:
+                patch.setattr(subprocess, "Popen", refuse_process)
+            for _ in range(FAILURES + 1):
+                with pytest.raises(SourceError, match=r"; end other programs, or allow more tasks") as raised:
+                    parser.volumes()
+                assert raised.value.retryable
+                assert COUNTS.parsers == before
+        assert is_luks(parser.volumes())
 
 
 def test_the_process_says_what_is_on_the_disks() -> None:

@@ -7,14 +7,16 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+import pbsfs
 from pbsfs.base.errors import SourceError
-from pbsfs.runtime.threads import Threads
+from pbsfs.runtime.threads import Threads, in_thread, start
 from tests.support.run import in_trio, until
 
 
@@ -173,7 +175,7 @@ async def test_without_more_threads_of_the_system_the_error_is_raised_and_the_ne
 
     with monkeypatch.context() as patch:
         patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
-        with pytest.raises(SourceError, match="new thread; allow more tasks") as raised:
+        with pytest.raises(SourceError, match="new thread; end other programs") as raised:
             await threads.run(lambda: "lost")
         assert raised.value.retryable
     assert await threads.run(lambda: "done") == "done"
@@ -349,3 +351,46 @@ async def test_work_that_a_free_thread_comes_for_is_not_paired() -> None:
         await until(lambda: gate.inside == 3)
         gate.open()
     assert pairs.seen == []
+
+
+# --- single pieces of work
+
+
+def refuse_threads(*_arguments: object, **_options: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@in_trio
+async def test_without_a_thread_for_a_piece_of_work_the_error_says_what_to_do_and_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limiter = trio.CapacityLimiter(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", refuse_threads)
+        with pytest.raises(
+            SourceError, match=r"new thread; end other .* \(ulimit -u, TasksMax=\)$"
+        ) as raised:
+            await in_thread(sum, [1, 2], limiter=limiter)
+    assert raised.value.retryable
+    assert await in_thread(sum, [1, 2], limiter=limiter) == 3
+
+
+@in_trio
+async def test_what_work_in_a_thread_raises_stays_what_it_is() -> None:
+    def fail(text: str) -> None:
+        raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError, match=r"^an error of its own$"):
+        await in_thread(fail, "an error of its own")
+
+
+def test_a_thread_that_cannot_start_is_an_error_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", refuse_threads)
+    with pytest.raises(SourceError, match="new thread; end other"):
+        start(threading.Thread())
+
+
+def test_no_other_module_has_work_done_in_threads_of_trio() -> None:
+    package = Path(pbsfs.__file__).parent
+    users = [path for path in package.rglob("*.py") if "to_thread.run_sync" in path.read_text()]
+    assert users == [package / "runtime" / "threads.py"]

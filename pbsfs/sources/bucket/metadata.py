@@ -20,6 +20,7 @@ from pbsfs.base.names import BACKUP_TYPES, MANIFEST, Group, Namespace
 from pbsfs.formats import blob
 from pbsfs.formats.manifest import MAX_MANIFEST_SIZE
 from pbsfs.runtime.report import DAY, Reporter
+from pbsfs.runtime.threads import in_thread
 from pbsfs.runtime.together import run_for_each, run_together
 from pbsfs.sources import layout
 from pbsfs.sources.base import GroupInfo, SnapshotInfo
@@ -237,7 +238,7 @@ class Metadata:
         if count <= _AT_ONCE // 10:
             return work()
         try:
-            return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+            return await in_thread(work, abandon_on_cancel=True)
         except FileNotFoundError as error:
             raise NotFoundError(f"{error.filename} does not exist") from None
 

@@ -20,6 +20,7 @@ from pbsfs.base.errors import (
     WrongServerError,
 )
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.bucket import signing
 from pbsfs.sources.bucket.address import BucketAddress
 from pbsfs.sources.bucket.credentials import AwsCredentials, CredentialSource
@@ -125,7 +126,7 @@ class Requests:
             answer = await self._send(asked)
             if len(answer.body) <= self._limits.parse_at_once:
                 return parse_page(answer.body, prefix)
-            return await trio.to_thread.run_sync(
+            return await in_thread(
                 parse_page, answer.body, prefix, limiter=self._parsers, abandon_on_cancel=True
             )
         except NotFoundError:  # nothing in a bucket, but the bucket, or what is behind the endpoint
@@ -197,7 +198,7 @@ class Requests:
 
     async def _ask(self) -> tuple[AwsCredentials | None]:
         with connecting("what gives the access key"):
-            self._key = await trio.to_thread.run_sync(
+            self._key = await in_thread(
                 self._credentials.current, limiter=self._threads, abandon_on_cancel=True
             )
         self._has_key = True

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-import trio
-
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import ROOT_NAMESPACE, Archive, Group, Namespace, Snapshot
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source
 from pbsfs.sources.cached import records
 from pbsfs.sources.cached.records import MAX_RECORD, Place
@@ -104,7 +103,7 @@ class OfflineSource(Source):
             return newest[1]
 
         try:
-            return await trio.to_thread.run_sync(read)
+            return await in_thread(read)
         except OSError as error:
             raise SourceError(f"{self._cache}: {error.strerror}; make it readable") from None
 

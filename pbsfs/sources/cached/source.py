@@ -36,6 +36,7 @@ from pbsfs.base.names import (
 from pbsfs.formats.blob import Stored
 from pbsfs.formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, HEADER_SIZE
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.base import Expected, GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.cached import records
 from pbsfs.sources.cached.files import Kind, Name
@@ -331,7 +332,7 @@ class CachedSource(Source):
             digest = hashlib.sha256(body).digest()
             return place.own, digest, place.pack(body, digest)
 
-        name, digest, record = await trio.to_thread.run_sync(packed)
+        name, digest, record = await in_thread(packed)
         known, when = self._recorded.get(name, (b"", 0.0))
         now = trio.current_time()
         if known == digest and now - when < _RECORD_AGAIN:

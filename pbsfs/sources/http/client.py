@@ -22,6 +22,7 @@ from typing import TypeVar
 import trio
 
 from pbsfs.base.errors import ConnectError, DamageError, WrongServerError
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.http.limits import DEFAULT, HttpLimits
 from pbsfs.sources.http.peer import Peer
 from pbsfs.sources.http.proxy import Proxy
@@ -184,7 +185,7 @@ class HttpClient:
             connection.close()
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
-        return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
+        return await in_thread(work, limiter=self._threads, abandon_on_cancel=True)
 
     def _connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(self._peer.host, self._peer.port)

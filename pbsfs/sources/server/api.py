@@ -15,6 +15,7 @@ import trio
 
 from pbsfs.base.errors import NotFoundError, WrongServerError
 from pbsfs.base.secret import Secret
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.http.client import Answer, HttpClient, Request
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust
@@ -74,7 +75,7 @@ class Api:
         where = f"{self.repository.address}: the answer to {path}"
         if len(answer.body) <= self._limits.parse_at_once:
             return _parsed(answer.body, parse, where, self._limits.max_values)
-        return await trio.to_thread.run_sync(
+        return await in_thread(
             _parsed,
             answer.body,
             parse,

@@ -18,6 +18,7 @@ import trio
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import Archive, Snapshot
 from pbsfs.formats.blob import Stored
+from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.retry import SharedTry
 from pbsfs.sources.server.api import Api
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
@@ -129,7 +130,7 @@ class SessionPool:
         try:
             answer = await reader.session.get(f"/download?file-name={archive}", limit)
             body = bytes(self._body(answer, meaning_of_file))  # an index of several frames is bytes already
-            found = len(body), await trio.to_thread.run_sync(_sum, body)
+            found = len(body), await in_thread(_sum, body)
         except DamageError as error:
             if not again:
                 raise

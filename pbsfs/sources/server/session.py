@@ -27,6 +27,7 @@ import trio
 
 from pbsfs.base.errors import ConnectError, PbsfsError, SourceError
 from pbsfs.runtime.stats import COUNTS
+from pbsfs.runtime.threads import start
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Connection, Trust, connect
 from pbsfs.sources.retry import patience_ends
@@ -93,8 +94,8 @@ class Session:
         COUNTS.sessions += 1  # until `_end`
         try:
             self._inbox.open()
-            threading.Thread(target=self._run, name="pbsfs-session", daemon=True).start()
-        except (OSError, RuntimeError) as error:  # too many descriptors or threads
+            start(threading.Thread(target=self._run, name="pbsfs-session", daemon=True))
+        except (OSError, SourceError) as error:  # too many descriptors or threads
             self._end(SourceError(f"a session can't be opened: {error}", retryable=True), ())
         try:
             self._headers = dict(await headers())

@@ -13,6 +13,7 @@ import trio
 
 from pbsfs.reader.buffers import Buffer
 from pbsfs.reader.image import Extent, Image
+from pbsfs.runtime.threads import in_thread
 from pbsfs.runtime.together import run_together
 from pbsfs.tasks.image.target import Target
 
@@ -62,7 +63,7 @@ async def copy_image(
     async def write() -> None:
         with receiving:  # closed before `read` runs, which otherwise could report the failure first
             async for extent, data in receiving:
-                await trio.to_thread.run_sync(_put, target, extent, data, abandon_on_cancel=target.endless)
+                await in_thread(_put, target, extent, data, abandon_on_cancel=target.endless)
                 advance(extent.length)
 
     await run_together([read, write])
@@ -70,7 +71,7 @@ async def copy_image(
 
 async def copy_blob(data: bytes, target: Target) -> None:
     """Writes a small file's content to `target`. Raises OSError."""
-    await trio.to_thread.run_sync(target.write, 0, data, abandon_on_cancel=target.endless)
+    await in_thread(target.write, 0, data, abandon_on_cancel=target.endless)
 
 
 def _cut(image: Image, data_piece: int, hole_piece: int) -> Iterator[Extent]:

@@ -21,6 +21,7 @@ from pbsfs.chunks.store import Chunk
 from pbsfs.formats.blob import MAX_CHUNK_SIZE
 from pbsfs.reader.buffers import is_zero
 from pbsfs.reader.image import Image
+from pbsfs.runtime.threads import in_thread
 from pbsfs.runtime.together import run_together
 from pbsfs.tasks.image.compared import ComparedTarget
 
@@ -124,7 +125,7 @@ class Restore:
         if self._dry_run:
             return
         self.began = True
-        await trio.to_thread.run_sync(self._target.settle)
+        await in_thread(self._target.settle)
         await self._check()
 
     async def _compare(self) -> None:
@@ -139,7 +140,7 @@ class Restore:
                         await self._empty(step, buffer)
                     else:
                         chunk = await self._chunk(step.chunk)
-                        same = await trio.to_thread.run_sync(self._is_same, step, chunk, buffer)
+                        same = await in_thread(self._is_same, step, chunk, buffer)
                         if same:
                             self.amounts.reused += step.length
                             self._advance(step.length)
@@ -175,10 +176,10 @@ class Restore:
     async def _fetch(self, step: Step, chunk: Chunk) -> None:
         data = await self._image.read(step.offset, step.length)
         kind = _DATA
-        if self._image.shows_zeros and not await trio.to_thread.run_sync(chunk.matches, data):
+        if self._image.shows_zeros and not await in_thread(chunk.matches, data):
             kind = _ZEROS  # of a damaged chunk, as the user asked for
         self.began = True
-        await trio.to_thread.run_sync(self._target.write, step.offset, data)
+        await in_thread(self._target.write, step.offset, data)
         assert step.chunk is not None
         self._written[step.chunk] = kind
         self.amounts.written += step.length
@@ -189,7 +190,7 @@ class Restore:
             self._target.hole(piece, length)
 
         act = _nothing if self._dry_run else discard
-        found = await trio.to_thread.run_sync(_each_not_zero, self._target, step, buffer, act)
+        found = await in_thread(_each_not_zero, self._target, step, buffer, act)
         self.amounts.discarded += found
         self.amounts.empty += step.length - found
         if found:
@@ -208,11 +209,11 @@ class Restore:
             buffer = memoryview(bytearray(self._buffer_size))
             for step in steps:
                 if step.chunk is None or self._written[step.chunk] == _ZEROS:
-                    bad = await trio.to_thread.run_sync(_each_not_zero, self._target, step, buffer, _nothing)
+                    bad = await in_thread(_each_not_zero, self._target, step, buffer, _nothing)
                     right = bad == 0
                 else:
                     chunk = await self._chunk(step.chunk)
-                    right = await trio.to_thread.run_sync(self._reads_as, step, chunk, buffer)
+                    right = await in_thread(self._reads_as, step, chunk, buffer)
                 if not right:
                     raise OutputError(
                         f"{self._target}: bytes {step.offset} to {step.offset + step.length - 1} do not read "
