@@ -57,7 +57,8 @@ from pbsfs.tree import (
     Stat,
     Tree,
 )
-from pbsfs.tree.node import DIRECTORY_MODE, XATTR_PREFIX
+from pbsfs.tree.node import XATTR_PREFIX
+from pbsfs.tree.stat import DIRECTORY_MODE
 
 log = logging.getLogger(__name__)
 

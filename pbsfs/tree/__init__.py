@@ -13,8 +13,9 @@ from pbsfs.tree.entries import (
 )
 from pbsfs.tree.files import BlobFile, File, ImageFile
 from pbsfs.tree.namespaces import FilesDirectory, NamespaceDirectory, NamespacesDirectory, TypeDirectory
-from pbsfs.tree.node import Directory, Link, Listing, Node, Nodes, Stat
+from pbsfs.tree.node import Directory, Link, Listing, Node, Nodes
 from pbsfs.tree.snapshots import LATEST, GroupDirectory, Latest, SnapshotDirectory
+from pbsfs.tree.stat import Stat
 from pbsfs.tree.tree import DEFAULT_REFRESH, Tree
 from pbsfs.tree.volumes import BrokenDisk, Note, VolumeDirectory
 

@@ -19,7 +19,7 @@ from pbsfs.sources.base import FileInfo
 from pbsfs.sources.retry import SharedTry
 from pbsfs.tree.entries import ContentsDirectory
 from pbsfs.tree.files import known_facts, snapshot_facts
-from pbsfs.tree.node import Stat, nanoseconds
+from pbsfs.tree.stat import Stat, nanoseconds
 
 if TYPE_CHECKING:
     from pbsfs.tree.snapshots import SnapshotDirectory

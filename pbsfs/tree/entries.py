@@ -18,7 +18,8 @@ from pbsfs.base.errors import DamageError, NotFoundError, PbsfsError
 from pbsfs.base.text import quoted
 from pbsfs.contents.base import Entry
 from pbsfs.reader.pieces import PiecesHandle
-from pbsfs.tree.node import NAME_SIZE, XATTR_PREFIX, Directory, Link, Listing, Node, Stat
+from pbsfs.tree.node import NAME_SIZE, XATTR_PREFIX, Directory, Link, Listing, Node
+from pbsfs.tree.stat import Stat
 
 if TYPE_CHECKING:
     from pbsfs.tree.archives import ContentsRoot

@@ -20,7 +20,8 @@ from pbsfs.base.names import ArchiveKind
 from pbsfs.reader.image import Image
 from pbsfs.reader.opened import Blob
 from pbsfs.sources.base import FileInfo, SnapshotInfo
-from pbsfs.tree.node import Node, Stat, nanoseconds
+from pbsfs.tree.node import Node
+from pbsfs.tree.stat import Stat, nanoseconds
 
 if TYPE_CHECKING:
     from pbsfs.tree.snapshots import SnapshotDirectory

@@ -15,8 +15,10 @@ from pbsfs.base.errors import ForbiddenError
 from pbsfs.base.names import BACKUP_TYPES, Namespace
 from pbsfs.runtime.memory import MemoryLimitError
 from pbsfs.sources.base import GroupInfo
-from pbsfs.tree.node import NAME_SIZE, Directory, Listing, Node, Nodes, Walk, nanoseconds
+from pbsfs.tree.node import NAME_SIZE, Directory, Listing, Node, Nodes
 from pbsfs.tree.snapshots import GroupDirectory
+from pbsfs.tree.stat import nanoseconds
+from pbsfs.tree.walk import Walk
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What every node of the tree does: names, stat, and listings that are kept for a while.
+"""What every node of the tree does: names, attributes, and listings that are kept for a while.
 
 A directory keeps its listing as values: the source's facts by name. It makes the node of a child on demand
 and holds it weakly. What uses a node keeps it alive: the kernel's inodes, open files, and `Nodes`, which
@@ -14,11 +14,9 @@ from __future__ import annotations
 import abc
 import copy
 import logging
-import stat as stat_bits
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import trio
@@ -28,15 +26,12 @@ from pbsfs.base.text import quoted
 from pbsfs.reader.reader import Reader
 from pbsfs.runtime.memory import Charge, MemoryLimitError
 from pbsfs.sources.retry import SharedTry
+from pbsfs.tree.stat import DIRECTORY_MODE, LINK_MODE, Stat
+
+if TYPE_CHECKING:
+    from pbsfs.tree.walk import Walk
 
 log = logging.getLogger(__name__)
-
-AHEAD = 8
-"""Directories that are listed side by side where they are listed one after another. As many connections are
-kept to a server."""
-
-LISTED_IN_ORDER = 3
-"""Directories that are listed one after another before the next ones are listed with them."""
 
 IN_ONE_GO = 500
 """Names that are taken from a listing before other tasks have their turn: a few milliseconds."""
@@ -52,38 +47,6 @@ HOLDER = "listings"
 """What an error calls the bytes that are charged for listings."""
 
 XATTR_PREFIX = b"user.pbs."
-
-DIRECTORY_MODE = stat_bits.S_IFDIR | 0o555
-FILE_MODE = stat_bits.S_IFREG | 0o444
-LINK_MODE = stat_bits.S_IFLNK | 0o777
-
-
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """What `stat` returns for a node, as far as the tree knows it.
-
-    `size` and `data_size`: in bytes; `data_size` without holes. `mode`: type and permissions, as in st_mode.
-    `mtime_ns`: nanoseconds since the epoch, negative before it; None where the node has no time. `uid` and
-    `gid`: None for the owner of the mount. `rdev`: the device number of a device file. `target`: where a link
-    points to; None for all else, and for a link that can't be read now. `exact`: whether `size` and
-    `data_size` are final.
-    """
-
-    size: int = 0
-    data_size: int = 0
-    mode: int = FILE_MODE
-    mtime_ns: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    nlink: int = 1
-    rdev: int = 0
-    target: bytes | None = None
-    exact: bool = True
-
-
-def nanoseconds(seconds: int | None) -> int | None:
-    """A time of the source, in seconds since the epoch, as a stat has it."""
-    return None if seconds is None else seconds * 1_000_000_000
 
 
 class Nodes:
@@ -372,42 +335,3 @@ class Directory(Node):
             await self._listed()
         except PbsfsError as error:  # listing it on demand raises the error
             log.debug("%s: not listed ahead: %s", self, error)
-
-
-class Walk:
-    """Notices that the children of one directory are listed or looked at in order, as `find` and `ls -R` do.
-
-    It says which come next, so that the source is asked for them side by side.
-    """
-
-    def __init__(self) -> None:
-        self._values: dict[bytes, object] = {}  # the listing that the places are from
-        self._names: list[bytes] = []
-        self._places: dict[bytes, int] = {}
-        self._place = -1  # of the one that was listed last
-        self._asked = float("-inf")
-        self._in_order = 0
-        self._ahead: list[Directory] = []  # held until the walk has come to them
-
-    def next_after(self, node: Directory) -> list[Directory]:
-        """The directories to ask for together with `node`, which somebody wants now."""
-        parent = node.parent
-        if parent is None:
-            return []
-        listing = parent.listing()
-        if self._values is not listing.values_by_name:
-            self._values = listing.values_by_name
-            self._names = list(listing)
-            self._places = {name: place for place, name in enumerate(self._names)}
-        before, asked = self._place, self._asked
-        self._place, self._asked = self._places.get(node.name, -1), trio.current_time()
-        # Up to AHEAD of them were listed meanwhile. A program that takes longer than the refresh time for one
-        # has no use for listings that were made ahead.
-        follows = 0 < self._place - before <= AHEAD and self._asked - asked < node.tree.refresh
-        self._in_order = self._in_order + 1 if follows else 1
-        if self._in_order < LISTED_IN_ORDER:
-            self._ahead = []
-            return []
-        after = (listing[name] for name in self._names[self._place + 1 : self._place + AHEAD])
-        self._ahead = [node for node in after if isinstance(node, Directory)]
-        return [node for node in self._ahead if not node.is_fresh()]

@@ -17,8 +17,10 @@ from pbsfs.sources.base import FileInfo, GroupInfo, SnapshotInfo
 from pbsfs.sources.retry import SharedTry
 from pbsfs.tree.archives import ArchiveDirectory, ArchiveFiles
 from pbsfs.tree.files import BlobFile, ImageFile, known_facts, snapshot_facts
-from pbsfs.tree.node import HOLDER, NAME_SIZE, Directory, Link, Listing, Node, Stat, Walk, nanoseconds
+from pbsfs.tree.node import HOLDER, NAME_SIZE, Directory, Link, Listing, Node
+from pbsfs.tree.stat import Stat, nanoseconds
 from pbsfs.tree.volumes import NOTE, BrokenDisk, Note, VolumeDirectory
+from pbsfs.tree.walk import Walk
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pbsfs.reader.opened import HOLDER, Blob
 from pbsfs.sources.base import FileInfo
 from pbsfs.tree.archives import ContentsRoot
 from pbsfs.tree.files import BlobFile, known_facts, snapshot_facts
-from pbsfs.tree.node import Stat
+from pbsfs.tree.stat import Stat
 
 if TYPE_CHECKING:
     from pbsfs.tree.snapshots import SnapshotDirectory

@@ -7,9 +7,7 @@ import trio
 
 from pbsfs.base.errors import DamageError, NotFoundError
 from pbsfs.tree import BlobFile, Directory, ImageFile, Node, Stat
-from pbsfs.tree.node import (
-    LINK_MODE,
-)
+from pbsfs.tree.stat import LINK_MODE
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.run import in_trio

@@ -10,10 +10,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from pbsfs.base.errors import SourceError
 from pbsfs.base.names import Namespace
-from pbsfs.tree.node import (
-    AHEAD,
-    IN_ONE_GO,
-)
+from pbsfs.tree.node import IN_ONE_GO
+from pbsfs.tree.walk import AHEAD
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.run import in_trio

@@ -9,10 +9,7 @@ from pbsfs.base.names import ROOT_NAMESPACE, Namespace, Snapshot
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.base import SnapshotInfo
 from pbsfs.tree import BlobFile, Directory, ImageFile, Latest, Node, Stat, Tree
-from pbsfs.tree.node import (
-    DIRECTORY_MODE,
-    nanoseconds,
-)
+from pbsfs.tree.stat import DIRECTORY_MODE, nanoseconds
 from tests.support import made
 from tests.support.made import DAY, TIME
 from tests.support.sources import CHUNK_SIZE, MemorySource
