@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
-from pbsfs.access.credentials import MAX_SECRET, run_command, take_secrets
+from pbsfs.access.credentials import MAX_SECRET, ended, run_command, take_secrets
 from pbsfs.base.errors import AuthError
 from pbsfs.base.text import one_line
 from pbsfs.sources.bucket.credentials import AwsCredentials
@@ -101,7 +101,7 @@ class CommandKey(KeySource):
             take_secrets(variables)  # those of pbsfs are not for the command; nbdkit's environment has them
             output = run_command(words, variables, COMMAND_TIMEOUT)
         except subprocess.CalledProcessError as error:
-            problem = f"the command ended with status {error.returncode}; run it in a shell to see why"
+            problem = f"the command {ended(error)}; run it in a shell to see why"
         except subprocess.TimeoutExpired:
             problem = f"the command did not end within {COMMAND_TIMEOUT:.0f} s; run it in a shell to see why"
         except OSError as error:

@@ -130,6 +130,10 @@ def test_a_command_gets_no_secret_in_its_environment(monkeypatch: pytest.MonkeyP
     ("program", "said"),
     [
         ("raise SystemExit(3)", "the command ended with status 3; run it in a shell to see why"),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            "the command was ended by signal 9; run it in a shell to see why",
+        ),
         ("print('hello secret/of+it')", "what it gives is not a key in JSON"),
         ("print('[' * 100000)", "what it gives is not a key in JSON"),
         ("print('{}')", "the key has no Version 1; update the command"),
