@@ -92,11 +92,14 @@ def has_credential(name: str, environment: Mapping[str, str]) -> bool:
     return bool(directory) and os.path.lexists(Path(directory or "") / (_CREDENTIAL_PREFIX + name))
 
 
-def _read_descriptor(text: str, _environment: Mapping[str, str]) -> bytes:
-    # Closed after reading: no child may inherit it.
+def _read_named_descriptor(text: str, _environment: Mapping[str, str]) -> bytes:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise ValueError(text)
-    fd = int(text)
+    return read_descriptor(int(text))
+
+
+def read_descriptor(fd: int) -> bytes:
+    """The same as `read_file` from a descriptor, which is closed then: no child may inherit it."""
     try:
         return _read_all(fd)
     finally:
@@ -172,7 +175,7 @@ def _read_until(fd: int, end: float | None) -> bytes:
 
 _FORMS: dict[str, Callable[[str, Mapping[str, str]], bytes]] = {
     "": lambda value, _environment: value.encode("utf-8", "surrogateescape"),
-    "_FD": _read_descriptor,
+    "_FD": _read_named_descriptor,
     "_FILE": lambda path, _environment: read_file(path),
     "_CMD": _run_shell_words,
 }

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import termios
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from pbsfs.access.caching import parse_disk_size
 from pbsfs.access.config import configure
-from pbsfs.access.credentials import MAX_SECRET, PASSWORD_VARIABLE, names_secret
+from pbsfs.access.credentials import PASSWORD_VARIABLE, names_secret
 from pbsfs.access.description import Description
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.profiles import Profile
@@ -27,6 +25,7 @@ from pbsfs.access.tickets import Tickets
 from pbsfs.base.errors import UsageError
 from pbsfs.base.names import BACKUP_TYPES
 from pbsfs.base.secret import Secret
+from pbsfs.nbd.passwords import password_of
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import FORMAT_VARIABLE, parse_format
 from pbsfs.runtime.memory import DEFAULT_CACHE_SIZE
@@ -148,7 +147,7 @@ class Parameters:
             raise UsageError(f"{key}=: given twice; give it once")
         self._given[name] = "" if name == "password" else value
         if name == "password":
-            self._password = _password(value)
+            self._password = password_of(value)
             self._shows_password = value[:1] not in ("", "+", "-")
 
     def log_format(self) -> str | None:
@@ -201,7 +200,7 @@ class Parameters:
             limit_rate=parse_rate(given["limit_rate"]) if "limit_rate" in given else None,
             cache_dir=self._directory("cache_dir"),
             cache_disk_size=parse_disk_size(given["cache_disk_size"]) if "cache_disk_size" in given else None,
-            offline=self._offline(),
+            offline=self._truth("offline") or False,
             keyfiles=tuple(self._keyfiles),
             port=self._whole("port", 1, 65535),
             namespace=given.get("namespace"),
@@ -261,12 +260,6 @@ class Parameters:
         # nbdkit changes its directory when it daemonizes
         return Path(os.path.abspath(self._given[name]))
 
-    def _offline(self) -> bool:
-        text = self._given.get("offline", "false")
-        if text not in ("true", "false"):
-            raise UsageError(f"offline={text}: unknown; use true or false")
-        return text == "true"
-
     def _file(self, name: str) -> Path | None:
         return Path(os.path.abspath(self._given[name])) if self._given.get(name) else None
 
@@ -275,7 +268,7 @@ class Parameters:
         if not text:
             return None
         if text not in ("true", "false"):
-            raise UsageError(f"{name}={text}: not true or false")
+            raise UsageError(f"{name}={text}: unknown; use true or false")
         return text == "true"
 
     def _secret(self, options: SourceOptions, environment: Mapping[str, str]) -> Secret | None:
@@ -333,47 +326,3 @@ def filters_of(arguments: Sequence[str]) -> frozenset[str]:
             name = value if equals else following
             found.add(os.path.basename(name).removeprefix("nbdkit-").removesuffix("-filter.so"))
     return frozenset(found)
-
-
-def _password(value: str) -> Secret:
-    """A password in one of nbdkit's forms: `-` asks, `+FILE` and `-FD` read the first line."""
-    if value == "-":
-        return Secret(_ask())
-    if value.startswith("+"):
-        return Secret(_first_line(value[1:], "password=+FILE", lambda: os.open(value[1:], os.O_RDONLY)))
-    if value.startswith("-"):
-        if not (value[1:].isascii() and value[1:].isdigit() and 2 < int(value[1:]) < 1 << 20):
-            raise UsageError("password=-FD: not the number of a descriptor; give one from 3 on")
-        return Secret(_first_line(f"descriptor {value[1:]}", "password=-FD", lambda: int(value[1:])))
-    return Secret(value)
-
-
-def _first_line(place: str, form: str, get: Callable[[], int]) -> str:
-    try:
-        with open(get(), "rb") as file:
-            line = file.readline(MAX_SECRET).rstrip(b"\n").removesuffix(b"\r")
-        return line.decode()
-    except OSError as error:
-        raise UsageError(f"{form}: cannot read {place}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{form}: {place} is not UTF-8 text") from None
-
-
-def _ask() -> str:
-    """A line from standard input; a terminal does not show it."""
-    if sys.stdin is None or sys.stdin.closed:
-        raise UsageError("password=-: standard input is closed; use password=+FILE")
-    fd = 0
-    if not os.isatty(fd):
-        return _first_line("standard input", "password=-", lambda: os.dup(fd))
-    before = termios.tcgetattr(fd)
-    silent = termios.tcgetattr(fd)
-    silent[3] &= ~termios.ECHO
-    try:
-        termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
-        os.write(2, b"password: ")
-        line = sys.stdin.readline()
-    finally:
-        termios.tcsetattr(fd, termios.TCSAFLUSH, before)
-        os.write(2, b"\n")
-    return line.rstrip("\n")

@@ -108,7 +108,7 @@ def test_a_bucket_with_all_that_belongs_to_it(told: Tells, tmp_path: Path) -> No
         (["bucket=s3://backups/s", "aws_profile=ci"], "AWS profile 'ci': neither in"),
         (["bucket=s3://backups/s", f"s3_config={tmp_path}/s3.cfg"], "s3.cfg: No such file"),
         (["bucket=s3://backups/s", f"ca_file={tmp_path}/ca"], "ca: No such file"),
-        (["bucket=s3://backups/s", "path_style=yes"], "path_style=yes: not true or false"),
+        (["bucket=s3://backups/s", "path_style=yes"], "path_style=yes: unknown; use true or false"),
         (["region=x", DIRECTORY], "region= is for a bucket; leave it out, or give bucket="),
     ):
         with pytest.raises(UsageError) as caught:
