@@ -7,6 +7,7 @@ servers, in tasks of one trio loop. Answers are bounded before they are read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import io
 import logging
@@ -27,6 +28,7 @@ from pbsfs.sources.http.limits import DEFAULT, HttpLimits
 from pbsfs.sources.http.peer import Peer
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust, connect, connect_plain
+from pbsfs.sources.http.watched import Response, SlowError
 from pbsfs.sources.retry import connecting, patience_ends
 
 log = logging.getLogger(__name__)
@@ -189,6 +191,8 @@ class HttpClient:
 
     def _connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(self._peer.host, self._peer.port)
+        answers = functools.partial(Response, limits=self._limits)
+        connection.response_class = answers  # type: ignore[assignment]  # only called
         if self._peer.secure:
             connection.sock = connect(self._peer, self._trust, self._proxy, self._limits).socket
         else:
@@ -284,6 +288,11 @@ def _exchange(
             data = read_bounded(response, limit, start_waiting)
     except TimeoutError:
         raise ConnectError(f"{address}: no answer for {timeout:.0f} s") from None
+    except SlowError as error:
+        raise ConnectError(
+            f"{address}: an answer is too slow, {error.received} bytes in {error.seconds:.0f} s; check the "
+            "network and the server, then try again"
+        ) from None
     except (http.client.RemoteDisconnected, http.client.IncompleteRead, http.client.NotConnected):
         raise _cut(address) from None
     except http.client.BadStatusLine as error:

@@ -27,6 +27,13 @@ class HttpLimits:
     """How long the server may send no byte before pbsfs gives up the request: one that reads the manifests
     of a large group from a sleeping disk is silent for long. Not a limit on the whole answer."""
 
+    slow_time: float = 60.0
+    """How long an answer that has begun may grow by less than `least_rate` before pbsfs gives it up."""
+
+    least_rate: float = 10.0
+    """Bytes a second: what cargo (http.low-speed-limit) and curl's documentation use too, and less than a
+    link has that all `requests` of a bucket share and that is of any use."""
+
     kept_connections: int = 8
     """Idle connections that pbsfs keeps: the tree lists as many groups at once."""
 

@@ -55,6 +55,10 @@ SMALL_PART = 4 << 10
 """Bytes below which the data of adjacent frames is joined: as objects of their own, frames of one byte each
 would take hundreds of times the size of the body."""
 
+LEAST_GROWTH = 16 << 10
+"""Bytes by which an answer has to grow (or end) within the limit of its time, which is 30 minutes: a server
+that sends many answers in turn sends as much of each at a time, a frame of the default size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -72,9 +76,10 @@ class RefusedStreamError(ConnectError):
 @dataclass(slots=True)
 class _Stream:
     limit: int
-    since: float  # when pbsfs sent the request, or received the last part of its answer
+    since: float  # when pbsfs sent the request, or its answer last grew by LEAST_GROWTH
     status: int = 0
     size: int = 0
+    grown: int = 0  # bytes since then
     announced: int | None = None
     parts: list[memoryview | bytearray] = field(default_factory=list)
     gathered: io.BytesIO | None = None  # the body so far, if it is too large to join at the end
@@ -292,8 +297,9 @@ class ReaderProtocol:
         if stream is None:
             return
         data = memoryview(event.data or b"")
-        if data:  # an empty frame is not progress
-            stream.since = now
+        stream.grown += len(data)
+        if stream.grown >= LEAST_GROWTH:  # less is not progress: a byte now and then would never end
+            stream.since, stream.grown = now, 0
         stream.size += len(data)
         if stream.size <= stream.limit:
             stream.add(data)

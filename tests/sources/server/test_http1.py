@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import io
+import re
 import socket
 import tracemalloc
+from collections import deque
 from typing import Any, cast
 
 import pytest
@@ -17,6 +20,8 @@ from pbsfs.base.errors import (
     WrongServerError,
 )
 from pbsfs.sources.http.client import read_bounded
+from pbsfs.sources.http.limits import HttpLimits
+from pbsfs.sources.http.watched import SlowError, Watched
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from tests.sources.server.asking import (
     GROUPS,
@@ -127,6 +132,55 @@ def test_a_server_that_goes_silent_is_given_up(server: ReferenceServer) -> None:
     server.faults.add(Stall(match="/version", after_bytes=10))
     api = api_of(server, TOKEN, limits=ServerLimits(request_timeout=0.1))
     assert "no answer for" in failure(api, ConnectError)
+
+
+def test_an_answer_that_grows_too_slowly_is_given_up(server: ReferenceServer) -> None:
+    server.faults.add(Huge(match="/version"))  # arrives in many parts
+    api = api_of(server, TOKEN, limits=ServerLimits(slow_time=0, least_rate=1e18))
+    text = failure(api, ConnectError)
+    assert re.search(
+        r": an answer is too slow, \d+ bytes in 0 s; check the network and the server, then", text
+    )
+
+
+class Pieces:
+    """A socket that receives pieces of these sizes, at these times."""
+
+    def __init__(self, *pieces: tuple[float, int]) -> None:
+        self._pieces = deque(pieces)
+        self.now = 0.0
+
+    def makefile(self, mode: str, buffering: int) -> io.BytesIO:
+        assert (mode, buffering) == ("rb", 0)
+        return io.BytesIO()
+
+    def recv_into(self, target: memoryview) -> int:
+        self.now, count = self._pieces.popleft() if self._pieces else (self.now, 0)
+        assert count <= len(target)
+        return count
+
+
+def received(pieces: Pieces) -> int:
+    """How many bytes are received until the end, with limits of 60 seconds and 10 bytes a second."""
+    limits = HttpLimits(slow_time=60, least_rate=10)
+    with Watched(cast("socket.socket", pieces), limits, lambda: pieces.now) as watched:
+        return sum(iter(lambda: watched.readinto(bytearray(1 << 20)), 0))
+
+
+def test_a_server_may_need_long_to_begin_and_be_slow_for_a_moment() -> None:
+    assert received(Pieces((1000, 1), (1059, 1), (1060, 598), (1119, 1), (1121, 700))) == 1301
+
+
+def test_a_link_of_ten_bytes_a_second_is_not_too_slow() -> None:
+    assert received(Pieces(*((second, 10) for second in range(1000)))) == 10_000
+    assert received(Pieces(*((50 * part, 16 << 10) for part in range(10)))) == 160 << 10
+
+
+def test_a_byte_a_second_is_too_slow_after_a_minute_whatever_came_before() -> None:
+    pieces = Pieces((0, 1 << 20), *((60 + second, 1) for second in range(1000)))
+    with pytest.raises(SlowError) as caught:
+        received(pieces)
+    assert (caught.value.received, caught.value.seconds, pieces.now) == (60, 60, 120)
 
 
 def test_a_connection_that_lies_idle_is_closed(server: ReferenceServer) -> None:

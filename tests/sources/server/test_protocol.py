@@ -26,6 +26,7 @@ from pbsfs.base.errors import ConnectError, DamageError
 from pbsfs.sources.server.frames import MAX_CONTROL_FRAME_SIZE, MAX_FRAME_SIZE
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.protocol import (
+    LEAST_GROWTH,
     MAX_ERROR_BODY,
     MAX_STREAMS,
     ReaderProtocol,
@@ -503,6 +504,25 @@ def test_it_is_known_which_answers_do_not_grow() -> None:
         with contextlib.suppress(ConnectError):
             protocol.received(len(received), now=11)
     assert number in protocol.overdue(10)
+
+
+def test_an_answer_that_grows_by_a_byte_now_and_then_does_not_grow() -> None:
+    protocol = asked()
+    feed_at(protocol, headers(1), now=1)
+    for minute in range(100):
+        feed_at(protocol, data(1, b"x"), now=60 * minute)
+    assert protocol.overdue(2) == [1]
+    feed_at(protocol, data(1, bytes(LEAST_GROWTH - 100)), now=7000)
+    assert (protocol.overdue(7000), protocol.overdue(7001)) == ([], [1])
+
+
+def feed_at(protocol: ReaderProtocol, text: bytes, now: float) -> None:
+    while text:
+        target = protocol.target()
+        count = min(len(target), len(text))
+        target[:count] = text[:count]
+        text = text[count:]
+        protocol.received(count, now=now)
 
 
 def protocol_bytes(text: bytes) -> list[bytes]:
