@@ -17,13 +17,13 @@ import trio
 from pbsfs.base.errors import DamageError, PbsfsError, UsageError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ArchiveKind
 from pbsfs.contents.base import Contents, Entry, Found
-from pbsfs.reader.bridge import ImageStream, digest_of
+from pbsfs.reader.bridge import ImageStream
 from pbsfs.reader.contents import OpenContents
-from pbsfs.reader.damage import Range, merged
+from pbsfs.reader.damage import Range
 from pbsfs.reader.decoded import stream_of
-from pbsfs.reader.image import Image
 from pbsfs.runtime.threads import in_thread
 from pbsfs.tasks.attributes import differing
+from pbsfs.tasks.changed import changed_ranges
 from pbsfs.tree import (
     ArchiveDirectory,
     BlobFile,
@@ -306,45 +306,3 @@ class _Bytes:
                 size -= length
             offset -= piece.length
         return b"".join(parts)
-
-
-def changed_chunks(old: Image, new: Image) -> Iterator[int]:
-    """The chunks of `new` that `old` does not have at the same place, by their indexes: another digest.
-
-    Holes are the same, whichever keys they were made with. Call in a worker thread.
-    """
-    before, after = old.index, new.index
-    number = 0
-    for place in range(after.count):
-        start, end = after.span(place)
-        while number < before.count and before.span(number)[0] < start:
-            number += 1
-        same = (
-            number < before.count
-            and before.span(number) == (start, end)
-            and (
-                (before.is_hole(number) and after.is_hole(place))
-                or digest_of(old, number) == digest_of(new, place)
-            )
-        )
-        if not same:
-            yield place
-        if place % IN_ONE_GO == 0:
-            trio.from_thread.check_cancelled()
-
-
-def changed_ranges(old: Image, new: Image) -> list[Range]:
-    """The ranges of `new` that differ from `old`: see `changed_chunks`.
-
-    What lies behind the end of the shorter one counts as changed. Call in a worker thread.
-    """
-    ranges: list[Range] = []
-    for place in changed_chunks(old, new):
-        start, end = new.index.span(place)
-        if ranges and ranges[-1].offset + ranges[-1].length == start:
-            ranges[-1] = Range(ranges[-1].offset, end - ranges[-1].offset)
-        else:
-            ranges.append(Range(start, end - start))
-    if new.size < old.size:
-        ranges.append(Range(new.size, old.size - new.size))
-    return merged(ranges)

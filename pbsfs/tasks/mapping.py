@@ -21,7 +21,7 @@ from pbsfs.reader.bridge import digest_of
 from pbsfs.reader.image import Image
 from pbsfs.runtime.threads import in_thread
 from pbsfs.tasks.amounts import snapshot_before
-from pbsfs.tasks.diff import changed_chunks
+from pbsfs.tasks.changed import changed_chunks
 from pbsfs.tasks.verify import Verification
 from pbsfs.tree import ImageFile, SnapshotDirectory
 
