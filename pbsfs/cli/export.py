@@ -226,8 +226,9 @@ def command(
     async def work(tree: Tree) -> None:
         nodes = [await find(tree, place, source) for place in places]
         if len(nodes) > 1 or isinstance(nodes[0], SnapshotDirectory):
+            files = await _files_of(nodes)
             _refuse_for_contents(nodes[0], for_contents)
-            await copying.run_all(await _files_of(nodes))
+            await copying.run_all(files)
             return
         node = nodes[0]
         is_restore = isinstance(node, ContentsDirectory) and form is None and dest != "-"
@@ -281,6 +282,11 @@ async def _files_of(nodes: Sequence[Node]) -> list[ImageFile | BlobFile]:
     for node in nodes:
         if isinstance(node, SnapshotDirectory):
             children = (await node.children()).values()
+            contents = [str(child) for child in children if isinstance(child, ContentsNode)]
+            if contents:  # in `files`: without them, hardly anything would be restored
+                raise UsageError(
+                    f"{node}: pbsfs exports one archive or volume at a time; name one: {first_of(contents)}"
+                )
             files += [child for child in children if isinstance(child, ImageFile | BlobFile)]
         elif isinstance(node, ImageFile | BlobFile):
             files.append(node)

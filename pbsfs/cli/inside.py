@@ -88,17 +88,24 @@ def from_mounts(source: SourceOptions, paths: Sequence[str]) -> tuple[SourceOpti
 async def find(tree: Tree, path: str, source: SourceOptions, *, follow: bool = True) -> Node:
     """What is at `path` in `tree`; `follow` and what it raises: see `Tree.find`.
 
-    `source`: as `from_mounts` returned it. If only the environment names it, a path that does not exist may
-    be one in a mount: then the error says how to write it.
+    `source`: as `from_mounts` returned it.
     """
     try:
         return await tree.find(path, follow=follow)
     except NotFoundError as error:
-        if source.names_source() or path.startswith(("/", ".")):
-            raise
-        if not await in_thread(_is_in_mount, path):
-            raise
-        raise NotFoundError(f"{error}; for the path in the mount, write ./{path}") from None
+        raise await explained(error, path, source) from None
+
+
+async def explained(error: NotFoundError, path: str, source: SourceOptions) -> NotFoundError:
+    """`error`, that there is no `path`; if it may be one in a mount, the error says how to write it.
+
+    `source`: as `from_mounts` returned it. If an option names it, `path` was never one in a mount.
+    """
+    if source.names_source() or path.startswith(("/", ".")):
+        return error
+    if not await in_thread(_is_in_mount, path):
+        return error
+    return NotFoundError(f"{error}; for the path in the mount, write ./{path}")
 
 
 def _is_in_mount(path: str) -> bool:

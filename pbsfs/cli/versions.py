@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from pbsfs.access.options import SourceOptions
-from pbsfs.base.errors import exit_status_of
+from pbsfs.base.errors import NotFoundError, exit_status_of
 from pbsfs.base.names import format_time
 from pbsfs.base.text import counted, one_line, printable
-from pbsfs.cli.inside import from_mounts
+from pbsfs.cli.inside import explained, from_mounts
 from pbsfs.cli.options import logging_options, source_options
 from pbsfs.cli.progress import Status
 from pbsfs.cli.running import run_on_tree
@@ -60,6 +60,8 @@ def command(
     async def work(tree: Tree) -> Versions:
         try:
             return await versions_of(tree, os.fsencode(path), content=content, looked=looked)
+        except NotFoundError as error:
+            raise await explained(error, path, source) from None
         finally:
             status.clear()
 

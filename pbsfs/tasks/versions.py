@@ -118,7 +118,7 @@ async def _split(tree: Tree, path: bytes) -> tuple[SnapshotDirectory, bytes]:
     here: Directory = tree.root
     steps = [step for step in path.split(b"/") if step not in (b"", b".")]
     for number, step in enumerate(steps):
-        node = await here.child(step)
+        node = await tree.typed_child(here, step)
         if isinstance(node, Latest):
             node = await here.child(await node.target())
         if isinstance(node, SnapshotDirectory) and node.tree.opens_archives and len(steps) > number + 2:

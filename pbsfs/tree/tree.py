@@ -22,6 +22,7 @@ MAX_LINKS = 40
 """Symbolic links that are followed for one path, as by Linux (MAXSYMLINKS)."""
 
 _ARCHIVES = (b".pxar", b".mpxar", b".ppxar")  # what their names end with
+_DISK = b".img"
 
 
 class RootDirectory(NamespaceDirectory):
@@ -86,7 +87,7 @@ class Tree(Nodes):
             if step == b"..":  # of a link in an archive
                 here = here.above()
                 continue
-            node = await self._child_or_suggest(here, step)
+            node = await self.typed_child(here, step)
             if not isinstance(node, Link) or not (follow or any(steps)):
                 here = node
                 continue
@@ -99,7 +100,8 @@ class Tree(Nodes):
             steps.extendleft(reversed(target.split(b"/")))
         return here
 
-    async def _child_or_suggest(self, directory: Directory, name: bytes) -> Node:
+    async def typed_child(self, directory: Directory, name: bytes) -> Node:
+        """The child that a person calls `name`. Raises NotFoundError, which says what there is instead."""
         children = await directory.children()
         if directory.listed_as(name) in children:
             return await directory.child(name)
@@ -111,16 +113,20 @@ class Tree(Nodes):
                 return node  # people copy stored names from the vendor's client
         there = first_of(os.fsdecode(shown) for shown in children) or "nothing"
         archive = next((name + form for form in _ARCHIVES if name + form in children), b"")
-        contents = await self._contents(children[archive], archive) if archive else ""
+        is_file = b"." in name or name + _DISK in children
+        meant = archive or next((shown for shown in children if shown.endswith(_DISK) and not is_file), b"")
+        contents = await self._contents(children[meant], meant) if meant else ""
         raise NotFoundError(f"{directory}: there is no {quoted(typed)}; there is {there}{contents}")
 
     async def _contents(self, node: Node, name: bytes) -> str:
-        """Where an archive is a directory, as the end of an error; nothing for other nodes."""
+        """Where the files of an archive or disk are, as the end of an error; nothing for other nodes."""
         if (
             not isinstance(node, File)
-            or not name.endswith(_ARCHIVES)
+            or not name.endswith((*_ARCHIVES, _DISK))
             or FILES not in await self.root.children()
         ):
             return ""
-        snapshot = os.fsdecode(node.path.rpartition(b"/")[0])
-        return f"; the files in {quoted(os.fsdecode(name))} are below files/{printable(snapshot)}"
+        snapshot = printable(os.fsdecode(node.path.rpartition(b"/")[0]))
+        if name.endswith(_DISK):
+            return f"; the files on its disks are below files/{snapshot}"
+        return f"; the files in {quoted(os.fsdecode(name))} are below files/{snapshot}"

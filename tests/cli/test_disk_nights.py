@@ -23,7 +23,7 @@ from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Directory, Tree
 from tests.support import made
 from tests.support.disks import ext4_of, partitioned
-from tests.support.program import PBSFS, output_of, pbsfs
+from tests.support.program import PBSFS, error_of, output_of, pbsfs
 
 DAYS = [f"2023-11-{14 + day}T22:13:20Z" for day in range(3)]
 NIGHTS = [f"files/vm/100/{day}" for day in DAYS]
@@ -159,6 +159,24 @@ def test_what_cannot_be_read_is_not_taken_for_absent(store: Path, tmp_path: Path
     done = pbsfs("versions", "--datastore-dir", store, f"{NIGHTS[2]}/scsi0-p2/etc/hosts")
     assert done.returncode == 6
     assert f"{NIGHTS[2]}: scsi0-p2.txt: luks: encrypted" in done.stderr
+
+
+def test_versions_sends_a_path_beside_files_there(store: Path) -> None:
+    done = pbsfs("versions", "--datastore-dir", store, "vm/100/latest/scsi0/etc/hosts")
+    hint = f"the files on its disks are below {NIGHTS[2]}"
+    assert error_of(done, 3).endswith(f"there is no 'scsi0'; there is drive-scsi0.img, index.json; {hint}")
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",), ("--format", "tar")])
+def test_a_snapshot_is_not_restored_without_its_files(
+    store: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Only the manifest would be left of it."""
+    done = pbsfs("export", *options, "--datastore-dir", store, NIGHTS[2], tmp_path / "restored")
+    problem = "pbsfs exports one archive or volume at a time"
+    there = f"{NIGHTS[2]}/scsi0-p1, {NIGHTS[2]}/guest"
+    assert error_of(done, 2) == f"{NIGHTS[2]}: {problem}; name one: {there}"
+    assert not (tmp_path / "restored").exists()
 
 
 def test_verify_counts_each_file_of_a_disk_once(store: Path) -> None:

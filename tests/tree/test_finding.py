@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pbsfs.base.errors import NotFoundError, UsageError
-from pbsfs.tree import SnapshotDirectory
+from pbsfs.tree import SnapshotDirectory, Tree
 from tests.support import made
 from tests.support.run import in_trio
 from tests.support.sources import MemorySource
@@ -73,3 +73,23 @@ async def test_steps_up_are_refused(path: str) -> None:
     async with shown(filled()) as tree:
         with pytest.raises(UsageError, match="no meaning"):
             await tree.find(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("latest/guest", "; the files on its disks are below files/vm/100/"),
+        (f"latest/{IMAGE}/etc/fstab", "; the files on its disks are below files/vm/100/"),
+        (f"latest/{IMAGE.removesuffix('.img')}", ""),
+        ("latest/other.img", ""),
+        ("latest/qemu-server.conf/name", ""),
+    ],
+)
+@in_trio
+async def test_a_path_into_a_disk_outside_of_files_is_sent_there(path: str, hint: str) -> None:
+    async with shown(filled()) as tree:
+        for in_files in (True, False):
+            with pytest.raises(NotFoundError) as caught:
+                await Tree(tree.reader, files=in_files).find(f"vm/100/{path}")
+            assert ("files/" in str(caught.value)) == (in_files and bool(hint))
+            assert not in_files or hint in str(caught.value)
