@@ -17,6 +17,7 @@ import trio
 from pbsfs.base.errors import DamageError, KeyRequiredError, NotFoundError, PbsfsError
 from pbsfs.base.permissions import DEFAULT_UMASK
 from pbsfs.base.text import size_text
+from pbsfs.runtime.threads import in_thread
 from pbsfs.tasks.attributes import device_text, mode_text, time_text, type_text
 from pbsfs.tree import ContentsDirectory, ContentsNode, Directory, FilesDirectory, Link, Node, Stat
 
@@ -130,7 +131,7 @@ class Lister:
             await self._emit(node, node.name, None, ())
             return
         root = node.path_of(b"")
-        stack = [_Level(iter((await node.children()).values()))]
+        stack = [_Level(await _children(node))]
         if (damage := _damage(node)) is not None:
             self.report(damage)
         while stack:
@@ -143,7 +144,7 @@ class Lister:
             deeper = self.recursive and (self.depth is None or len(stack) < self.depth)
             if deeper and isinstance(child, Directory) and not isinstance(child, FilesDirectory):
                 try:
-                    below = iter((await child.children()).values())
+                    below = await _children(child)
                     error = _damage(child)
                 except HIDDEN as failure:
                     error = failure
@@ -175,6 +176,16 @@ class Lister:
         if isinstance(node, Link) and not stored:
             target = await node.target()
         self.emit(Row(name, node.path, stat, target, stored, text, branches))
+
+
+async def _children(directory: Directory) -> Iterator[Node]:
+    """The children in the order of a listing: in archives and on volumes, where the order means nothing to
+    people, by name. Raises what listing them raises."""
+    children = await directory.children()
+    if not isinstance(directory, ContentsDirectory):
+        return iter(children.values())
+    names = await in_thread(lambda: sorted(children))
+    return (children[name] for name in names)
 
 
 class _Level:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
+import trio
 
+from pbsfs.base.errors import PbsfsError
+from pbsfs.reader.reader import open_reader
+from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.tasks.attributes import time_text
-from pbsfs.tasks.listing import Row
-from pbsfs.tree import Stat
+from pbsfs.tasks.listing import Lister, Row
+from pbsfs.testing.archives import Node, write
+from pbsfs.testing.writer import DatastoreWriter
+from pbsfs.tree import Stat, Tree
+from tests.support import made
 
 SECOND = 1_000_000_000
+PLAIN = stat.S_IFREG | 0o644
 FILE = Stat(7, 5, stat.S_IFREG | 0o4750, SECOND, 1000, 100, nlink=2)
 
 
@@ -79,3 +88,21 @@ def test_a_row_for_programs_has_what_is_known() -> None:
         "data_size",
         "time",
     }
+
+
+def test_what_is_in_an_archive_is_listed_by_name(tmp_path: Path) -> None:
+    """Disks and other clients store names in any order."""
+    below = Node(b"m", children=[Node(b"2", PLAIN), Node(b"1", PLAIN)])
+    root = Node(b"", children=[Node(b"z", PLAIN), below, Node(b"a", PLAIN)])
+    writer = DatastoreWriter(tmp_path / "store")
+    writer.add_snapshot(made.snapshot(type="host"), {"root.pxar.didx": write(root, split=False).main})
+    listed: list[bytes] = []
+    failed: list[PbsfsError] = []
+
+    async def main() -> None:
+        async with open_reader(DirectorySource(writer.path)) as reader:
+            node = await Tree(reader, files=True).find("files/host/100/latest/root")
+            await Lister(lambda row: listed.append(row.name), failed.append, recursive=True).list(node)
+
+    trio.run(main)  # threads on a true clock
+    assert (listed, failed) == ([b"a", b"m", b"m/1", b"m/2", b"z"], [])
