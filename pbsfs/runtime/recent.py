@@ -18,9 +18,9 @@ MOST = 100
 class Recent(logging.Handler):
     """Keeps the last records of at least level WARNING."""
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._lines: deque[str] = deque(maxlen=most)
+        self._lines: deque[str] = deque(maxlen=MOST)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

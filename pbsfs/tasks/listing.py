@@ -73,10 +73,6 @@ class Row:
             row["error"] = self.error
         return row
 
-    def as_line(self) -> str:
-        """The row for programs that read lines, similar to `ls -ln`; without a stat only the name."""
-        return line_of(self.as_cells(), WIDTHS)
-
     def as_cells(self, *, human: bool = False) -> tuple[str, ...]:
         """The row by `COLUMNS`; without a stat only the name. `human`: sizes with a unit."""
         name, stat = os.fsdecode(self.name), self.stat

@@ -13,7 +13,7 @@ from pbsfs.base.errors import PbsfsError
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.directory.source import DirectorySource
 from pbsfs.tasks.attributes import time_text
-from pbsfs.tasks.listing import Lister, Row
+from pbsfs.tasks.listing import WIDTHS, Lister, Row, line_of
 from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
 from pbsfs.tree import Stat, Tree
@@ -47,7 +47,7 @@ def test_a_listing_may_leave_out_the_fraction_of_a_time() -> None:
 
 
 def line(name: bytes, stat: Stat, target: bytes | None = None) -> list[str]:
-    return Row(name, b"x/" + name, stat, target, stored=True).as_line().split()
+    return line_of(Row(name, b"x/" + name, stat, target, stored=True).as_cells(), WIDTHS).split()
 
 
 def test_a_line_is_that_of_ls() -> None:

@@ -66,7 +66,6 @@ class Superblock:
     uuid: bytes
     label: bytes
     journal_inode: int
-    journal_uuid: bytes
     seed: int
 
     @property
@@ -163,7 +162,6 @@ def parse_superblock(data: bytes) -> Superblock:
         uuid=uuid,
         label=data[120:136].split(b"\0")[0],
         journal_inode=int.from_bytes(data[224:228], "little"),
-        journal_uuid=data[208:224],
         seed=seed,
     )
 

@@ -6,7 +6,7 @@ Used by the other modules of this folder, in tasks of one trio loop. `retry` is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -64,14 +64,10 @@ class Requests:
         trust: Trust,
         proxy: Proxy | None = None,
         limits: BucketLimits = DEFAULT,
-        *,
-        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock`: seconds since 1970, for signatures."""
         self.address = address
         self._credentials = credentials
         self._limits = limits
-        self._clock = clock
         self._threads = trio.CapacityLimiter(limits.requests)
         self._parsers = trio.CapacityLimiter(limits.parsed_at_once)
         self._client = HttpClient(address, trust, proxy, limits, threads=self._threads)
@@ -183,7 +179,7 @@ class Requests:
                 headers,
                 credentials,
                 region=self.address.signing_region,
-                now=self._clock(),
+                now=time.time(),
                 method=asked.method,
             )
         COUNTS.requests += 1
@@ -208,7 +204,7 @@ class Requests:
         """Whether the key has to be asked for, as none is known or it expires soon."""
         expires = None if self._key is None else self._key.expires
         return not self._has_key or (
-            expires is not None and self._clock() > expires - self._limits.renewal_margin
+            expires is not None and time.time() > expires - self._limits.renewal_margin
         )
 
 

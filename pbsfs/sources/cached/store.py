@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,13 +165,13 @@ class DiskCache:
             used += [min(entries).used, max(entries).used] if entries else []
         return Contents(counts, sizes, min(used) / 1e9 if used else None, max(used) / 1e9 if used else None)
 
-    def prune(self, size: int, advance: Callable[[int], None] = lambda _size: None) -> int:
+    def prune(self, size: int) -> int:
         """Removes the least recently used entries until at most `size` bytes are left; returns the bytes
-        that it removed. `advance` gets the bytes of each removed entry."""
+        that it removed."""
         removed = 0
         while True:
             over = self._recounted() - size
-            freed = self._remove_oldest(over, range(SHARDS), advance) if over > 0 else 0
+            freed = self._remove_oldest(over, range(SHARDS)) if over > 0 else 0
             removed += freed
             if not freed:
                 return removed
@@ -198,9 +198,7 @@ class DiskCache:
             if over > 0:
                 self._remove_oldest(over, shards)
 
-    def _remove_oldest(
-        self, over: int, shards: range | list[int], advance: Callable[[int], None] = lambda _size: None
-    ) -> int:
+    def _remove_oldest(self, over: int, shards: range | list[int]) -> int:
         """Removes the oldest entries of `shards`, of `over` bytes if they have as many; returns the bytes."""
         found: list[tuple[Found, int]] = []
         whole = 0
@@ -220,7 +218,6 @@ class DiskCache:
                     self._usage.add(shard, -entry.size)
                     removed += entry.size
                     self.newest_removed = max(self.newest_removed, entry.used)
-                    advance(entry.size)
         return removed
 
     def _counted(self, shards: range | list[int]) -> Iterator[tuple[int, list[Found]]]:
