@@ -101,7 +101,7 @@ class Threads:
         self._token: trio.lowlevel.TrioToken | None = None
         self._lock = threading.Lock()  # guards these three
         self._threads = 0
-        self._coming = 0  # those of them that have not taken any work yet
+        self._coming = 0  # those of them that have not taken any work yet: at most one
         self._waiting: deque[_Job[Any]] = deque()
         self._done: deque[_Job[Any]] = deque()
         self._is_told = False  # whether the loop will call `_deliver`
@@ -126,10 +126,8 @@ class Threads:
     def _submit(self, job: _Job[Any]) -> None:
         with self._lock:
             self._waiting.append(job)
-            if self._threads == self._count:
+            if not self._calls_another():
                 return
-            self._threads += 1
-            self._coming += 1
         try:
             trio.lowlevel.start_thread_soon(self._work, _drop)
         except (RuntimeError, MemoryError) as error:  # the system has no more threads
@@ -143,26 +141,51 @@ class Threads:
                 raise
             raise no_task(str(error)) from None
 
+    def _calls_another(self) -> bool:
+        """Whether another thread is to be started, which then counts. Call with the lock.
+
+        One after the other: each that takes work has the next one started. So no more come than there is work
+        for that the others are not done with by then, and do not keep them from Python's lock.
+        """
+        if not self._waiting or self._coming or self._threads == self._count:
+            return False
+        self._threads += 1
+        self._coming += 1
+        return True
+
     def _work(self) -> None:
         """What each thread does: all work that waits."""
-        with self._lock:
-            self._coming -= 1
+        comes = 1
         while True:
             with self._lock:
+                self._coming -= comes
+                comes = 0
                 jobs = self._take()
                 if not jobs:
                     self._threads -= 1
                     return
+                calls_another = self._calls_another()
+            if calls_another:
+                self._call()
             self._run(jobs)
             self._done.extend(jobs)
             self._tell()
             del jobs  # and what they hold, while this thread waits
 
+    def _call(self) -> None:
+        try:
+            trio.lowlevel.start_thread_soon(self._work, _drop)
+        except (RuntimeError, MemoryError):  # this one goes on, and gets to the work
+            with self._lock:
+                self._threads -= 1
+                self._coming -= 1
+
     def _take(self) -> list[_Job[Any]]:
         """The next piece of work that a task waits for, and one more where no other thread comes for it."""
         jobs: list[_Job[Any]] = []
+        free = self._coming + self._count - self._threads
         while self._waiting:
-            if jobs and (len(jobs) == 2 or self._together is None or len(self._waiting) <= self._coming):
+            if jobs and (len(jobs) == 2 or self._together is None or len(self._waiting) <= free):
                 break
             job = self._waiting.popleft()
             if job.task is not None:

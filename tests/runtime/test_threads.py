@@ -259,6 +259,55 @@ async def test_a_lack_of_memory_for_a_thread_leaves_its_place_to_the_next(
         await until(lambda: got == ["done"])
 
 
+@in_trio
+async def test_threads_come_one_after_the_other_and_all_that_are_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, gate, start = Threads(4), Gate(), trio.lowlevel.start_thread_soon
+    coming: list[tuple[Any, ...]] = []
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.lowlevel, "start_thread_soon", lambda *arguments: coming.append(arguments))
+            for _ in range(6):
+                nursery.start_soon(threads.run, gate.work)
+            await wait_all_tasks_blocked()
+        assert len(coming) == 1
+        start(*coming[0])
+        await until(lambda: gate.inside == 4)
+        gate.open()
+    assert gate.most == 4
+
+
+@in_trio
+async def test_a_thread_that_cannot_call_another_does_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, start = Threads(3), trio.lowlevel.start_thread_soon
+    starts: list[Callable[[], object]] = []
+    got: list[int] = []
+
+    def start_one(work: Callable[[], object], deliver: Callable[..., object]) -> None:
+        starts.append(work)
+        if len(starts) > 1:
+            raise RuntimeError("can't start new thread")
+        start(work, deliver)
+
+    async def one(number: int) -> None:
+        got.append(await threads.run(lambda: number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "start_thread_soon", start_one)
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(one, number)
+    assert sorted(got) == [0, 1, 2]
+    assert len(starts) > 1
+    gate = Gate()
+    async with trio.open_nursery() as nursery:  # those that could not come have left no place taken
+        for _ in range(3):
+            nursery.start_soon(threads.run, gate.work)
+        await until(lambda: gate.inside == 3)
+        gate.open()
+
+
 # --- two at once
 
 
