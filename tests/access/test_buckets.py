@@ -151,7 +151,7 @@ def test_a_fingerprint_or_a_ca_is_trusted(tmp_path: Path) -> None:
     identity = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_ROLE_ARN": "r", "AWS_ACCESS_KEY_ID": ""}
     key = access(tmp_path, bundle | identity).key
     assert isinstance(key, WebIdentityKey)
-    assert key.ca == trusted.ca
+    assert key.route.ca == trusted.ca
     assert access(tmp_path, {"AWS_CA_BUNDLE": str(ca)}, fingerprint=PINNED).trust == Trust(pinned=PINNED)
     assert access(tmp_path, {"PBS_FINGERPRINT": PINNED}).trust == Trust(), "it is a server's"
 

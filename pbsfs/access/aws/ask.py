@@ -20,7 +20,7 @@ from pbsfs.base.errors import ConnectError, UsageError, WrongServerError
 from pbsfs.base.text import excerpt
 from pbsfs.sources.http.limits import HttpLimits
 from pbsfs.sources.http.peer import Kind, address_of, authority_of
-from pbsfs.sources.http.proxy import Proxy, find_proxy
+from pbsfs.sources.http.proxy import find_proxy
 from pbsfs.sources.http.tls import Trust, connect
 
 MAX_ANSWER = 64 << 10
@@ -85,6 +85,17 @@ class Service:
         return _SERVICE
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Route:
+    """How a service outside of this machine is reached.
+
+    `proxies`: the environment that may name a proxy, with its password. `ca`: as for `Trust`.
+    """
+
+    proxies: Mapping[str, str]
+    ca: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An answer that was received in full."""
@@ -100,14 +111,13 @@ def ask(
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
-    proxies: Mapping[str, str] | None = None,
-    ca: str | None = None,
+    route: Route | None = None,
 ) -> Reply:
     """The answer of a service, whatever its status.
 
-    `timeout`: seconds for all of it. `proxies`: the environment that may name a proxy; None to connect
-    directly, as metadata services are only there for this machine. `ca`: as for `Trust`. Raises
-    ConnectError, TrustError, ResolveError, and WrongServerError for what is not an answer of such a service.
+    `timeout`: seconds for all of it. `route`: None to connect directly, as metadata services are only there
+    for this machine. Raises ConnectError, TrustError, ResolveError, and WrongServerError for what is not an
+    answer of such a service.
     """
     deadline = time.monotonic() + timeout
     request = h11.Request(
@@ -121,9 +131,8 @@ def ask(
             *([("Content-Length", str(len(body)))] if body or method != "GET" else []),
         ],
     )
-    proxy = find_proxy(service, proxies) if proxies is not None and service.secure else None
     try:
-        with contextlib.closing(_connected(service, timeout, proxy, ca)) as connection:
+        with contextlib.closing(_connected(service, timeout, route)) as connection:
             return _exchanged(connection, request, body, deadline)
     except h11.RemoteProtocolError:
         raise WrongServerError(f"{service.address}: not an answer of {_SERVICE.name}") from None
@@ -133,9 +142,10 @@ def ask(
         raise ConnectError(f"{service.address}: {error.strerror or error}") from None
 
 
-def _connected(service: Service, timeout: float, proxy: Proxy | None, ca: str | None) -> socket.socket:
+def _connected(service: Service, timeout: float, route: Route | None) -> socket.socket:
     if service.secure:
         limits = HttpLimits(connect_timeout=timeout, tunnel_timeout=timeout)
+        proxy, ca = (None, None) if route is None else (find_proxy(service, route.proxies), route.ca)
         return connect(service, Trust(ca=ca), proxy, limits).socket
     return socket.create_connection((service.host, service.port), timeout)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pbsfs.access.aws.ask import Route
 from pbsfs.access.aws.keys import CommandKey, Facts, GivenKey, KeySource, NoKey
 from pbsfs.access.aws.services import ContainerKey, InstanceKey
 from pbsfs.access.aws.sso import LoginKey
@@ -29,6 +30,8 @@ def dump_key(source: KeySource) -> Facts:
 def load_key(facts: Facts) -> KeySource:
     """The inverse of `dump_key`."""
     kind, inside = KINDS[facts["kind"]], dict(facts["facts"])
-    if kind is RoleKey:
+    if "source" in inside:
         inside["source"] = load_key(inside["source"])
+    if "route" in inside:
+        inside["route"] = Route(**inside["route"])
     return kind.load(inside)

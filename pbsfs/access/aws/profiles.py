@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pbsfs.access.aws.ask import Service
+from pbsfs.access.aws.ask import Route, Service
 from pbsfs.access.aws.files import AwsFile, AwsProfile
 from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource
 from pbsfs.access.aws.sso import SSO_VARIABLE, LoginKey
@@ -55,10 +55,10 @@ class Surroundings:
     ca: str | None
 
     @property
-    def proxies(self) -> dict[str, str]:
-        """The variables of proxies."""
+    def route(self) -> Route:
+        """How STS and the portal are reached."""
         names = (*VARIABLES, *EXCEPTIONS)
-        return {each: self.environment[each] for each in names if self.environment.get(each)}
+        return Route({each: self.environment[each] for each in names if self.environment.get(each)}, self.ca)
 
     def sts(self, profile: AwsProfile) -> str:
         """The address of the token service for a role of `profile`. Raises UsageError."""
@@ -126,8 +126,7 @@ def _of_login(profile: AwsProfile, surroundings: Surroundings) -> KeySource | No
         role or "",
         f"{home}/.aws/sso/cache/{digest}.json",
         profile.name,
-        surroundings.proxies,
-        surroundings.ca,
+        surroundings.route,
     )
 
 
@@ -171,8 +170,7 @@ def _of_role(profile: AwsProfile, role: str, surroundings: Surroundings, seen: t
         _source(profile, surroundings, (*seen, profile.name)),
         external_id,
         None if duration is None else int(duration),
-        surroundings.proxies,
-        surroundings.ca,
+        surroundings.route,
     )
 
 
@@ -242,7 +240,7 @@ def web_identity(
         raise UsageError(f"{WEB_TOKEN_VARIABLE}: {ROLE_VARIABLE} is not set; set both")
     session = _session(profile, surroundings.environment)
     url = surroundings.sts(profile)
-    return WebIdentityKey(url, role, token_file, session, surroundings.proxies, surroundings.ca)
+    return WebIdentityKey(url, role, token_file, session, surroundings.route)
 
 
 def _session(profile: AwsProfile, environment: Mapping[str, str]) -> str:

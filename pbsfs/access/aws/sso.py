@@ -9,12 +9,11 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
-from pbsfs.access.aws.ask import MAX_ANSWER, Service, ask
+from pbsfs.access.aws.ask import MAX_ANSWER, Route, Service, ask
 from pbsfs.access.aws.keys import KeySource, checked
 from pbsfs.access.aws.tokens import printable_token, refused
 from pbsfs.base.errors import AuthError
@@ -31,9 +30,8 @@ SSO_VARIABLE = "AWS_ENDPOINT_URL_SSO"
 class LoginKey(KeySource):
     """The key of `role` in `account`, for the login whose token is in `token_file`.
 
-    `url`: of the portal. `profile`: of AWS's files, for errors. `proxies`: the variables of proxies. `ca`:
-    certificates that count instead of the system's CAs. Source: AWS, "GetRoleCredentials" of the IAM Identity
-    Center portal, and "IAM Identity Center credential provider" of the SDKs and tools reference.
+    `url`: of the portal. `profile`: of AWS's files, for errors. Source: AWS, "GetRoleCredentials" of the IAM
+    Identity Center portal, and "IAM Identity Center credential provider" of the SDKs and tools reference.
     """
 
     kind: ClassVar[str] = "login"
@@ -42,15 +40,14 @@ class LoginKey(KeySource):
     role: str
     token_file: str
     profile: str
-    proxies: Mapping[str, str]
-    ca: str | None = None
+    route: Route
 
     def fetch(self) -> AwsCredentials:
         token = self._token()
         query = urlencode({"role_name": self.role, "account_id": self.account})
         service = Service.parse(f"{self.url.rstrip('/')}/federation/credentials?{query}", SSO_VARIABLE)
         headers = {"x-amz-sso_bearer_token": token}
-        reply = ask(service, SSO_TIMEOUT, headers=headers, proxies=self.proxies, ca=self.ca)
+        reply = ask(service, SSO_TIMEOUT, headers=headers, route=self.route)
         if reply.status == 401:
             raise self._expired()
         found = _object(reply.body)

@@ -12,7 +12,7 @@ from typing import ClassVar
 from urllib.parse import urlencode
 from xml.etree import ElementTree as ET
 
-from pbsfs.access.aws.ask import Reply, Service, ask
+from pbsfs.access.aws.ask import Reply, Route, Service, ask
 from pbsfs.access.aws.keys import KeySource, checked
 from pbsfs.access.aws.tokens import refused, token_in
 from pbsfs.base.errors import AuthError
@@ -34,8 +34,7 @@ _PASSING_CODES = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "
 class WebIdentityKey(KeySource):
     """STS exchanges a token in a file for the key of a role: in Kubernetes, for example.
 
-    `url`: of STS. `proxies`: the variables of proxies. `ca`: certificates that count instead of the system's
-    CAs. Source: AWS, "AssumeRoleWithWebIdentity".
+    `url`: of STS. Source: AWS, "AssumeRoleWithWebIdentity".
     """
 
     kind: ClassVar[str] = "web-identity"
@@ -43,8 +42,7 @@ class WebIdentityKey(KeySource):
     role: str
     token_file: str
     session: str
-    proxies: Mapping[str, str]
-    ca: str | None = None
+    route: Route
 
     def fetch(self) -> AwsCredentials:
         token = token_in(self.token_file)
@@ -56,7 +54,7 @@ class WebIdentityKey(KeySource):
             "WebIdentityToken": token,
         }
         body = _body(parameters)
-        return _key_of(_posted(service, {}, body, self.proxies, self.ca), service, self.role)
+        return _key_of(_posted(service, {}, body, self.route), service, self.role)
 
     def __str__(self) -> str:
         return f"of the role {self.role}, by the token in {self.token_file}"
@@ -67,7 +65,7 @@ class RoleKey(KeySource):
     """STS gives the key of a role for the key of another place, `source`.
 
     `url`, `region`: of STS. `session`: the name in AWS's logs. `duration`: seconds that the key is valid, or
-    None for AWS's default. `proxies`, `ca`: as for `WebIdentityKey`. Source: AWS, "AssumeRole".
+    None for AWS's default. Source: AWS, "AssumeRole".
     """
 
     kind: ClassVar[str] = "role"
@@ -78,8 +76,7 @@ class RoleKey(KeySource):
     source: KeySource
     external_id: str | None
     duration: int | None
-    proxies: Mapping[str, str]
-    ca: str | None = None
+    route: Route
 
     def fetch(self) -> AwsCredentials:
         key = self.source.fetch()
@@ -104,7 +101,7 @@ class RoleKey(KeySource):
             service="sts",
             body=body,
         )
-        return _key_of(_posted(service, headers, body, self.proxies, self.ca), service, self.role)
+        return _key_of(_posted(service, headers, body, self.route), service, self.role)
 
     def __str__(self) -> str:
         return f"of the role {self.role}, by {self.source}"
@@ -114,13 +111,11 @@ def _body(parameters: Mapping[str, str]) -> bytes:
     return urlencode({"Version": "2011-06-15", **parameters}).encode()
 
 
-def _posted(
-    service: Service, headers: Mapping[str, str], body: bytes, proxies: Mapping[str, str], ca: str | None
-) -> Reply:
+def _posted(service: Service, headers: Mapping[str, str], body: bytes, route: Route) -> Reply:
     """The answer to a form. `headers`: of its signature; the connection has its own `host`."""
     more = {name: value for name, value in headers.items() if name != "host"}
     more["content-type"] = _FORM
-    return ask(service, STS_TIMEOUT, method="POST", headers=more, body=body, proxies=proxies, ca=ca)
+    return ask(service, STS_TIMEOUT, method="POST", headers=more, body=body, route=route)
 
 
 def _key_of(reply: Reply, service: Service, role: str) -> AwsCredentials:

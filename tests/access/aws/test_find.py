@@ -149,7 +149,7 @@ def test_a_profile_takes_the_role_with_the_key_of_another(home: Home) -> None:
     assert (found.role, found.url) == ("arn:aws:iam::1:role/reader", "https://sts.eu-west-1.amazonaws.com")
     assert (found.region, found.session) == ("eu-west-1", "backups")
     assert (found.external_id, found.duration) == ("ext/1", 3600)
-    assert found.proxies == {"https_proxy": "http://proxy:3128"}
+    assert found.route.proxies == {"https_proxy": "http://proxy:3128"}
     assert isinstance(found.source, GivenKey)
     assert found.source.access_key == "AKIABASE"
     assert str(found).startswith("of the role arn:aws:iam::1:role/reader, by AKIABASE of AWS profile 'base'")
@@ -256,7 +256,7 @@ def test_a_login_is_that_of_a_session_or_of_the_profile(home: Home) -> None:
         assert found.token_file == f"{home.path}/.aws/sso/cache/{digest}.json"
     assert isinstance(role_of(home.find("role")).source, LoginKey)
     given = home.find("old", AWS_ENDPOINT_URL_SSO="https://portal.example.com", https_proxy="http://p:1")
-    assert (login(given).url, login(given).proxies) == (
+    assert (login(given).url, login(given).route.proxies) == (
         "https://portal.example.com",
         {"https_proxy": "http://p:1"},
     )
@@ -319,7 +319,7 @@ def test_a_profile_may_have_a_web_identity(home: Home) -> None:
 
 def test_sts_is_reached_through_the_proxy_of_the_environment(home: Home) -> None:
     found = identity(home.find(**IDENTITY, https_proxy="http://proxy:3128", OTHER="x"))
-    assert found.proxies == {"https_proxy": "http://proxy:3128"}
+    assert found.route.proxies == {"https_proxy": "http://proxy:3128"}
 
 
 # --- containers and machines

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from pbsfs.access.aws import keys, services
-from pbsfs.access.aws.ask import Service
+from pbsfs.access.aws.ask import Route, Service
 from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource, NoKey
 from pbsfs.access.aws.kinds import KINDS, dump_key, load_key
 from pbsfs.access.aws.renewed import Renewed
@@ -47,9 +47,16 @@ SOURCES: list[KeySource] = [
     NoKey(),
     GivenKey("the environment", "AKIDEXAMPLE", "s3cret", "t0ken"),
     CommandKey("credential_process", "print-key --secret s3cret"),
-    WebIdentityKey("https://sts", ROLE, "/token", "me", {"HTTPS_PROXY": "http://u:s3cret@proxy"}),
-    RoleKey("https://sts", "r", ROLE, "me", GivenKey("x", "A", "s3cret", "t0ken"), "e", 900, {}),
-    LoginKey("https://portal", "1", "Reader", "/token.json", "ci", {"HTTPS_PROXY": "http://u:s3cret@proxy"}),
+    WebIdentityKey("https://sts", ROLE, "/token", "me", Route({"HTTPS_PROXY": "http://u:s3cret@proxy"})),
+    RoleKey("https://sts", "r", ROLE, "me", GivenKey("x", "A", "s3cret", "t0ken"), "e", 900, Route({})),
+    LoginKey(
+        "https://portal",
+        "1",
+        "Reader",
+        "/token.json",
+        "ci",
+        Route({"HTTPS_PROXY": "http://u:s3cret@proxy"}, "/ca"),
+    ),
     ContainerKey("http://127.0.0.1/s3cret", "t0ken", None),
     InstanceKey("http://127.0.0.1", "no key"),
 ]
@@ -178,7 +185,7 @@ def token(tmp_path: Path) -> Path:
 
 
 def identity(url: str, token: Path, **proxies: str) -> WebIdentityKey:
-    return WebIdentityKey(f"{url}/", ROLE, str(token), "me", proxies)
+    return WebIdentityKey(f"{url}/", ROLE, str(token), "me", Route(proxies))
 
 
 def test_sts_gives_the_key_of_a_role_for_a_token(token: Path) -> None:
@@ -201,7 +208,7 @@ def test_sts_gives_the_key_of_a_role_for_a_token(token: Path) -> None:
 def test_sts_is_verified_by_the_ca_that_was_named(token: Path) -> None:
     certificate = certificates.make(ca_signed=True)
     with key_service({("POST", "/"): (200, STS_XML)}, certificate) as service:
-        source = WebIdentityKey(f"{service.url}/", ROLE, str(token), "me", {}, certificate.ca)
+        source = WebIdentityKey(f"{service.url}/", ROLE, str(token), "me", Route({}, certificate.ca))
         assert source.fetch() == KEY
         assert "certificate is not trusted" in refused(identity(service.url, token), TrustError)
     assert len(service.asked) == 1, "no token goes to a service that is not trusted"
@@ -248,7 +255,7 @@ def test_a_token_file_that_is_missing_or_no_token(token: Path, tmp_path: Path) -
 
 def role(url: str, source: KeySource | None = None, **changed: Any) -> RoleKey:
     key = source or GivenKey("here", "AKIDEXAMPLE", "s3cret", "t0ken")
-    return replace(RoleKey(f"{url}/", "eu-west-1", ROLE, "me", key, None, None, {}), **changed)
+    return replace(RoleKey(f"{url}/", "eu-west-1", ROLE, "me", key, None, None, Route({})), **changed)
 
 
 def test_sts_gives_the_key_of_a_role_for_a_signed_request() -> None:
@@ -315,7 +322,7 @@ LOGIN_JSON = b"""{"roleCredentials": {
 
 
 def login(url: str, file: Path) -> LoginKey:
-    return LoginKey(url, "123456789012", "Reader", str(file), "ci", {})
+    return LoginKey(url, "123456789012", "Reader", str(file), "ci", Route({}))
 
 
 def logged_in(file: Path, token: object = "t0ken", until: object = "2199-01-01T00:00:00Z") -> Path:
