@@ -34,6 +34,7 @@ GUEST = "guest"
 """The name and kind of the machine's own tree."""
 
 _BIG = 1 << 63
+_SECOND = 1_000_000_000
 _TARGET = Entry._fields.index("target")
 
 
@@ -130,7 +131,7 @@ def entry_of(row: Any, *, root: bool = False) -> Entry:
         mode & 0o170000 not in FILE_TYPES
         or not 0 <= mode <= 0o177777
         or not (0 <= uid < 1 << 32 and 0 <= gid < 1 << 32)
-        or not -_BIG <= mtime < _BIG
+        or not -_BIG <= mtime // _SECOND < _BIG
         or not 0 <= size < _BIG
         or not 0 <= rdev < _BIG
         or not 0 <= links < _BIG

@@ -30,7 +30,8 @@ from pbsfs.disks.host import (
 )
 from pbsfs.disks.remote import MAPS_AT_ONCE, MOST_KEPT, RemoteVolume
 from pbsfs.runtime.stats import COUNTS
-from tests.support.disks import MemoryDisk
+from tests.support.disks import FileDisk, MemoryDisk, image_from
+from tests.support.needs import need
 from tests.support.waiting import wait_until
 
 
@@ -387,7 +388,8 @@ def _row(**changes: Any) -> list[object]:
         {"mode": True},
         {"uid": -1},
         {"gid": 1 << 32},
-        {"mtime": 1 << 63},
+        {"mtime": (1 << 63) * 10**9},
+        {"mtime": -(1 << 63) * 10**9 - 1},
         {"size": -1},
         {"size": 1.5},
         {"inode": -1},
@@ -404,6 +406,30 @@ def test_entries_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
     assert wire.entry_of(_row()) == FILE
     with pytest.raises(wire.WireError):
         wire.entry_of(_row(**changes))
+
+
+@pytest.mark.parametrize("seconds", [-(1 << 63), 15_032_385_535, (1 << 63) - 1])
+def test_times_of_every_file_system_come_through(seconds: int) -> None:
+    assert wire.entry_of(_row(mtime=seconds * 10**9)).mtime_ns == seconds * 10**9
+
+
+def test_a_file_of_the_year_2300_does_not_cost_its_directory(tmp_path: Path) -> None:
+    """Nanoseconds since 1970 need more than 64 bits after April 2262; ext4 keeps times until 2446."""
+    need("mke2fs", "debugfs")
+    image = image_from(tmp_path / "image", 8 << 20)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", image], check=True, capture_output=True)
+    (tmp_path / "file").write_bytes(b"content")
+    script = f"write {tmp_path / 'file'} late\nset_inode_field late mtime @15032385535\n"
+    subprocess.run(["debugfs", "-w", image], input=script, check=True, capture_output=True, text=True)
+    made = Parser("vm/1/x", [("scsi0", FileDisk(image))])
+    try:
+        volume = RemoteVolume(made, made.volumes()[0])
+        late = volume.child(volume.root, b"late")
+        assert late is not None
+        assert late.mtime_ns == 15_032_385_535 * 10**9
+        assert {entry.name for entry in volume.children(volume.root).entries} == {b"late", b"lost+found"}
+    finally:
+        made.close()
 
 
 _TRY = """

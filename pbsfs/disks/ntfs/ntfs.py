@@ -32,6 +32,9 @@ MOST_XATTRS = 1 << 20
 MOST_NAME = 255
 """Bytes of the name of an xattr: what Linux allows."""
 
+MOST_TARGET = 64 << 10
+"""Bytes of the target of a link: Linux follows 4 KiB."""
+
 _ROOT = 5
 _LOGFILE = 2
 _VOLUME = 3
@@ -42,8 +45,6 @@ _STANDARD = struct.Struct("<8xq16xI")
 _VERSION = struct.Struct("<8xBBH")
 _EPOCH = 116_444_736_000_000_000
 """1970 in units of 100 ns since 1601."""
-
-_MOST_TIME = (1 << 63) - 1
 
 _READ_ONLY = 0x1
 _HIDDEN = 0x2
@@ -198,7 +199,6 @@ class Ntfs(FileSystem):
         if standard is None or len(standard.value) < _STANDARD.size or not standard.resident:
             raise DamageError("it has no times")
         time, flags = _STANDARD.unpack_from(standard.value)
-        mtime = max(min((time - _EPOCH) * 100, _MOST_TIME), -_MOST_TIME)
         mode, target, rdev, size = 0, None, 0, 0
         if flags & _REPARSE:
             mode, target = self._reparsed(inode)
@@ -215,6 +215,8 @@ class Ntfs(FileSystem):
                 if flags & _SYSTEM and is_small:
                     mode, target, rdev = self._special(inode)
         if target is not None:
+            if len(target) > MOST_TARGET:
+                raise UnsupportedError(f"a link with a target of {len(target)} bytes is not supported")
             mode, size = mode | 0o777, len(target)
         else:
             mode |= 0o755 if stat.S_ISDIR(mode) else 0o644
@@ -232,7 +234,7 @@ class Ntfs(FileSystem):
         return Entry(
             b"",
             mode,
-            mtime_ns=mtime,
+            mtime_ns=(time - _EPOCH) * 100,
             size=size,
             inode=number,
             rdev=rdev,
