@@ -6,7 +6,7 @@ turns errors into errnos; it logs those that a user should know of. Called in th
 
 from __future__ import annotations
 
-import pbsfs.fuse.shim  # before pyfuse3, see there
+from pbsfs.fuse.shim import Request, last_request  # before pyfuse3, see there
 
 import errno
 import functools
@@ -22,6 +22,9 @@ from pbsfs.runtime.report import Reporter
 from pbsfs.runtime.stats import COUNTS
 
 log = logging.getLogger(__name__)
+
+LOOKED_AT = 0.2
+"""Seconds between two looks at the signals of a program that waits and got one that does not end it."""
 
 
 class Reporting(Protocol):
@@ -70,11 +73,24 @@ def waits(
 
     @functools.wraps(handler)
     async def interruptible(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with (
-            trio.CancelScope() as scope,
-            pbsfs.fuse.shim.Request(pbsfs.fuse.shim.last_request(), scope.cancel),
-        ):
+        scope = trio.CancelScope()
+
+        def on_signal(request: Request) -> None:
+            if request.is_given_up():
+                scope.cancel()
+            else:
+                trio.lowlevel.spawn_system_task(_watch, request, scope)
+
+        with scope, Request(last_request(), on_signal):
             return await handler(self, *args, **kwargs)
         raise pyfuse3.FUSEError(errno.EINTR)
 
     return interruptible
+
+
+async def _watch(request: Request, scope: trio.CancelScope) -> None:
+    """Cancels `scope` when the program is to end, whose first signal was another: nobody reports the next."""
+    while request.is_handled:
+        if request.is_given_up():
+            scope.cancel()
+        await trio.sleep(LOOKED_AT)

@@ -65,7 +65,7 @@ _REINSTALL = "build pyfuse3 on this system: pip install --force-reinstall --no-b
 _HOLES = ffi.from_buffer(zeros(MAX_CHUNK_SIZE))
 
 _handlers: "AtOnce | None" = None
-_waiting: dict[int, Callable[[], None]] = {}
+_waiting: "dict[int, Request]" = {}
 
 # Signals that end a program. Others (a child's end, a changed window) interrupt the wait too, but most
 # programs don't expect a read of a file to fail for them.
@@ -236,31 +236,40 @@ def _lacks_xattr(inode: int, name: Any) -> int:
 
 
 class Request:
-    """A request that is being handled, for as long as `with` lasts.
+    """A request that is being handled, for as long as `with` lasts: `is_handled`.
 
-    Calls `on_interrupt`, once or more, when the program that waits for the answer gets a signal that ends it.
-    The handler should then give up and answer with EINTR; until it answers, the program can't end.
+    Calls `on_signal` when the program that waits for the answer gets its first signal. The kernel reports no
+    further one, and after the first it lets not even SIGKILL end the program before the answer (Linux:
+    fs/fuse/dev.c, request_wait_answer). So the handler has to look at `is_given_up` from then on, and to
+    answer with EINTR once that is true.
     """
 
-    __slots__ = ("_id", "_on_interrupt")
+    __slots__ = ("_id", "_on_signal", "is_handled")
 
-    def __init__(self, request: int, on_interrupt: Callable[[], None]) -> None:
+    def __init__(self, request: int, on_signal: Callable[["Request"], None]) -> None:
         """`request`: what `last_request` returned at the start of the handler."""
         self._id = request
-        self._on_interrupt = on_interrupt
+        self._on_signal = on_signal
+        self.is_handled = False
 
     def __enter__(self) -> None:
         if self._id:
-            _waiting[self._id] = self._check
+            self.is_handled = True
+            _waiting[self._id] = self
             if lib.pbsfs_is_interrupted(self._id):
-                self._check()
+                self.signalled()
 
     def __exit__(self, *_error: object) -> None:
+        self.is_handled = False
         _waiting.pop(self._id, None)
 
-    def _check(self) -> None:
-        if _is_ending(lib.pbsfs_caller(self._id)):
-            self._on_interrupt()
+    def signalled(self) -> None:
+        """The program got a signal."""
+        self._on_signal(self)
+
+    def is_given_up(self) -> bool:
+        """Whether the program that waits is to end. Call it while the request is handled."""
+        return _is_ending(lib.pbsfs_caller(self._id))
 
 
 def last_request() -> int:
@@ -334,10 +343,10 @@ def _is_ending(caller: int) -> bool:
 
 @ffi.def_extern(name="pbsfs_interrupted")
 def _interrupted(request: int) -> None:
-    """What C calls. `Request` checks a request that was interrupted before its handler started."""
-    check = _waiting.get(request)
-    if check is not None:
+    """What C calls. `Request` notices a signal that came before its handler started."""
+    waiting = _waiting.get(request)
+    if waiting is not None:
         try:
-            check()
+            waiting.signalled()
         except Exception:
             logger.exception("request %d: its interrupt was not handled", request)

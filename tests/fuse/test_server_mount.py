@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -566,6 +567,32 @@ def test_a_reader_that_waits_for_the_server_can_be_killed(
             assert reader.wait(AT_ONCE) == -signal.SIGKILL
         output_of(PBSFS, "umount", mount.place, timeout=AT_ONCE)
         wait_until(mount.has_ended, "it ends", limit=AT_ONCE)
+
+
+def test_a_program_that_waits_for_the_server_can_be_killed_after_a_signal_that_it_handles(
+    big_server: ReferenceServer, tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGUSR1, lambda *_: None); "
+        "print(flush=True); os.listdir(sys.argv[1])"
+    )
+    with mounted(access(big_server), tmp_path / "m") as mount:
+        held = big_server.faults.add(Hold(match="/snapshots"))
+        command = [sys.executable, "-c", code, str(mount / "vm/100")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
+            assert program.stdout is not None
+            try:
+                program.stdout.readline()
+                held.wait()
+                program.send_signal(signal.SIGUSR1)
+                status = Path(f"/proc/{program.pid}/status")
+                # From now on the kernel lets no signal end the wait.
+                wait_until(lambda: "State:\tD" in status.read_text(), "the kernel has reported the signal")
+                assert (mount / ".pbsfs/version").read_text()  # and pbsfs takes that report first
+                program.kill()
+                assert program.wait(AT_ONCE) == -signal.SIGKILL
+            finally:
+                held.release()
 
 
 def test_a_snapshot_that_is_forgotten_under_a_reader_is_an_error_and_no_wrong_byte(
