@@ -19,7 +19,7 @@ from tests.support.program import PBSFS, environment, output_of, pbsfs
 from tests.support.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, STORE
 from tests.support.s3.gateway import REGION, Gateway
 from tests.support.server import certificate as certificates
-from tests.test_golden_mount import sum_of, sum_of_stream
+from tests.support.sums import sum_of, sum_of_stream
 
 pytestmark = pytest.mark.golden
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import random
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -21,6 +19,7 @@ from tests.support.golden import Original
 from tests.support.mounts import Mounted, fails_with, mounted, opened, read_at
 from tests.support.needs import need, need_loop
 from tests.support.program import output_of
+from tests.support.sums import sum_of, sum_of_stream
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.golden, pytest.mark.mount]
@@ -52,18 +51,6 @@ def disk(mount: Mounted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     assert sum_of(copy) == next(original.sha256 for original in READABLE if original.path == DISK)
     yield copy
     copy.unlink()
-
-
-def sum_of_stream(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while data := stream.read(MIB):
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def sum_of(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
-        return sum_of_stream(file)
 
 
 def forget(path: Path) -> None:

@@ -132,6 +132,17 @@ def test_no_command_imports_another(module: str, tree: ast.Module) -> None:
     assert not imported_commands(module, tree, COMMANDS), "what both need belongs to a module of its own"
 
 
+def test_no_test_module_imports_another() -> None:
+    tests = Path(__file__).parent
+    found = [
+        f"{path.relative_to(tests)}: {name}"
+        for path in tests.rglob("*.py")
+        for name in imports("tests.x", ast.parse(path.read_text()))
+        if any(step.startswith("test_") for step in name.split(".")[:-1])
+    ]
+    assert not found, "what several modules need belongs to a module of its own"
+
+
 # --- the check itself
 
 

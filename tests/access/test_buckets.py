@@ -19,8 +19,7 @@ from pbsfs.base.errors import PbsfsError, UsageError
 from pbsfs.sources.bucket.address import BucketAddress
 from pbsfs.sources.bucket.source import BucketSource
 from pbsfs.sources.http.tls import Trust
-from tests.access.test_config import Files
-from tests.access.test_config import files as files  # noqa: PLC0414 - a fixture
+from tests.access.files import Files
 from tests.support.server import certificate as certificates
 
 BUCKET = "s3://backups/store1"

@@ -23,6 +23,7 @@ from pbsfs.access.config import (
 from pbsfs.access.options import SourceOptions, resolve
 from pbsfs.access.resolve import describe
 from pbsfs.base.errors import UsageError
+from tests.access.files import Files
 from tests.support.needs import need_root
 
 HOME = """
@@ -38,35 +39,6 @@ retry-timeout = 7
 refresh = 60
 mount-options = ["allow_other", "gid=100"]
 """.format(fingerprint="ab" * 32)
-
-
-class Files:
-    """A user's and the system's configuration files, and an environment that finds them."""
-
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.user = path / "home" / "pbsfs"
-        self.system = path / "etc"
-        monkeypatch.setattr(config, "SYSTEM_DIRECTORY", self.system)
-        self.environment = {"XDG_CONFIG_HOME": str(path / "home")}
-
-    def write(self, text: str, name: str = "config.toml", *, system: bool = False) -> Path:
-        file = (self.system if system else self.user) / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        return file
-
-    def options(self, given: SourceOptions | None = None, **environment: str) -> SourceOptions:
-        return configure(given or SourceOptions(), self.environment | environment).options
-
-    def refused(self, name: str = "home") -> str:
-        with pytest.raises(UsageError) as caught:
-            read_configuration(self.environment).profile(name)
-        return str(caught.value)
-
-
-@pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
-    return Files(tmp_path, monkeypatch)
 
 
 def directory_profile(name: str, path: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pbsfs.testing.archives import Node
-from tests.fuse.test_watching import archive_with
 from tests.support.mounts import mounted
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
+from tests.support.small_archive import archive_with
 from tests.support.stocked import CONFIGURATION, Stocked, stock
 from tests.support.waiting import wait_until
 

@@ -38,6 +38,7 @@ from tests.support.stocked import (
     NEWER_IMAGE,
     Stocked,
 )
+from tests.support.sums import sum_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.mount
@@ -96,11 +97,6 @@ def idling(big: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
 def golden_server() -> Iterator[ReferenceServer]:
     with serving(golden.DATASTORE) as found:
         yield found
-
-
-def sum_of(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def apparent_blocks(size: int) -> int:

@@ -18,18 +18,17 @@ import pytest
 import trio
 
 from pbsfs import __version__
-from pbsfs.base.names import Group, Namespace, Snapshot
 from pbsfs.fuse.attributes import Ownership
 from pbsfs.fuse.inodes import ROOT
 from pbsfs.fuse.operations import Operations
 from pbsfs.reader.reader import open_reader
 from pbsfs.sources.directory.source import DirectorySource
-from pbsfs.testing.archives import Node, write
-from pbsfs.testing.writer import DatastoreWriter
+from pbsfs.testing.archives import Node
 from pbsfs.tree import Directory, Tree
 from tests.support import damage
 from tests.support.mounts import Mounted, fails_with, mounted
 from tests.support.serving import PASSWORD, access, serving
+from tests.support.small_archive import archive_with
 from tests.support.stocked import CHUNK, ENCRYPTED, FIRST, IMAGE, Stocked, stock
 from tests.support.waiting import wait_until
 
@@ -148,14 +147,6 @@ def test_sigusr1_logs_the_numbers_whatever_the_level_of_the_log(stocked: Stocked
         assert " cache_hits=0 " in line
         assert mount.is_mounted()
         assert (mount / ".pbsfs/errors").read_text() == ""
-
-
-def archive_with(path: Path, *children: Node) -> str:
-    """A datastore with a host's archive that has these files; the path of its root in the tree."""
-    snapshot = Snapshot(Group(Namespace(), "host", "a"), 1_700_000_000)
-    made = write(Node(b"", children=list(children)), split=False).main
-    DatastoreWriter(path).add_snapshot(snapshot, {"root.pxar.didx": made})
-    return f"files/{snapshot}/root"
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["a directory of its own", "none"])

@@ -37,6 +37,7 @@ from tests.support.server import ReferenceServer
 from tests.support.server.certificate import make
 from tests.support.serving import PASSWORD, USER, access, serving
 from tests.support.stocked import Stocked
+from tests.support.sums import sum_of
 from tests.support.waiting import wait_until
 
 FORMATS = ("raw", "qcow2", "vmdk")
@@ -77,10 +78,6 @@ def same(first: str | Path, second: str | Path, kind: str = "raw") -> bool:
     """Whether `qemu-img compare` finds no difference; `kind`: the format of the first."""
     shown = output_of("qemu-img", "compare", "-f", kind, "-F", "raw", first, second)
     return "Images are identical." in shown
-
-
-def sum_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- libnbd's

@@ -18,10 +18,10 @@ import pytest
 
 from pbsfs.formats.index import FixedIndex
 from pbsfs.testing.writer import DatastoreWriter
-from tests.cli.test_verify_disks import Damaged
-from tests.disks.test_ext_made import Journaled
+from tests.disks.ext_images import Journaled
 from tests.support import made
 from tests.support.damage import flip_bit
+from tests.support.damaged_disk import Damaged
 from tests.support.disks import ext4_of, partitioned
 from tests.support.mounts import Mounted, fails_with
 from tests.support.program import PBSFS, output_of, pbsfs

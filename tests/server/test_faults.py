@@ -20,7 +20,7 @@ from pbsfs.base.errors import DamageError
 from pbsfs.formats import blob
 from tests.server.conftest import SECRET
 from tests.server.h2_client import Connection, Reply, Session
-from tests.server.test_reader_protocol import BIG, SNAPSHOT, chunks, refused, stored
+from tests.server.snapshots import BIG, SNAPSHOT, chunks, refused, stored
 from tests.support import made
 from tests.support.server import (
     Body,
