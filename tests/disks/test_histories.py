@@ -58,8 +58,8 @@ XFS = (
     "-b size=2048 -i size=1024,maxpct=5",
     "-m inobtcount=1,rmapbt=1 -l size=14m -d agcount=1 --unsupported",
     "-l size=8m,su=32k -b size=1024 --unsupported",
-    "-l size=8m,version=2,sunit=64 -n size=8192 --unsupported",
-    "-s size=4096 -l size=8m --unsupported",
+    "-l size=13m,version=2,sunit=64 -n size=8192 --unsupported",
+    "-s size=4096 -l size=12m --unsupported",
 )
 """What mkfs.xfs makes; the smaller logs, which go round, it makes only when it is told to."""
 
