@@ -157,8 +157,8 @@ def logged_in(
 def _no_password(repository: Repository) -> UsageError:
     return UsageError(
         f"no password for {repository.auth_id} at {repository.address}: set PBS_PASSWORD (or "
-        "PBS_PASSWORD_FD, _FILE, _CMD), or password in a profile; for an API token it is the token's secret; "
-        "or run pbsfs login at a terminal"
+        "PBS_PASSWORD_FD, _FILE, _CMD), password in a profile, or password-file= in fstab; for an API token "
+        "it is the token's secret; or run pbsfs login at a terminal"
     )
 
 

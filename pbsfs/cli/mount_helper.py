@@ -28,17 +28,15 @@ from pbsfs.cli import cli
 from pbsfs.cli import main as run
 from pbsfs.fuse.options import FuseOptions, split_options
 
-OPTIONS = frozenset(
-    (
-        *("ns", "keyfile", "fingerprint", "connections", "retry-timeout", "limit-rate"),
-        *("ca-file", "endpoint", "region", "aws-profile", "s3-config"),
-        *("cache-dir", "cache-disk-size"),
-        *("cache-size", "refresh", "on-damage", "log-level", "log-file", "log-format", "metrics"),
-    )
+OPTIONS = (
+    *("ns", "keyfile", "fingerprint", "connections", "retry-timeout", "limit-rate"),
+    *("ca-file", "endpoint", "region", "aws-profile", "s3-config"),
+    *("cache-dir", "cache-disk-size"),
+    *("cache-size", "refresh", "on-damage", "log-level", "log-file", "log-format", "metrics"),
 )
 """Options of `pbsfs mount` that a line of fstab may have, without their dashes."""
 
-FLAGS = frozenset(("path-style", "virtual-host", "anonymous", "offline"))
+FLAGS = ("path-style", "virtual-host", "anonymous", "offline")
 """The same, without a value."""
 
 SECRETS = {
@@ -150,7 +148,7 @@ def translated(source: str, options: tuple[str, ...]) -> tuple[list[str], Mappin
             words.append(f"--{name}")
         elif option != "rw":  # mount(8) adds it where nobody wrote ro
             passed_on.append(option)
-    FuseOptions.parse(passed_on)
+    FuseOptions.parse(passed_on, [*(f"{name}=" for name in (*SECRETS, *OPTIONS)), *FLAGS])
     return [*words, *(f"-o{option}" for option in passed_on)], files
 
 

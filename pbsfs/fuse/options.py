@@ -66,14 +66,14 @@ class FuseOptions:
     fsname: str | None = None
 
     @classmethod
-    def parse(cls, texts: Iterable[str]) -> FuseOptions:
-        """From the arguments of all `-o`. Raises UsageError."""
+    def parse(cls, texts: Iterable[str], others: Iterable[str] = ()) -> FuseOptions:
+        """From the arguments of all `-o`. `others`: options that the caller knows. Raises UsageError."""
         options = cls()
         for option in split_options(texts):
-            options._take(option)
+            options._take(option, others)
         return options
 
-    def _take(self, option: str) -> None:
+    def _take(self, option: str, others: Iterable[str]) -> None:
         name, _equals, value = option.partition("=")
         if option in _PASSED_ON:
             self.flags.add(option)
@@ -98,7 +98,7 @@ class FuseOptions:
         elif option not in _FULFILLED | _FULFILLED_ALSO and not name.startswith(("x-", "X-", "comment")):
             shown = f"{name}=…" if value else option  # the value may be a secret
             raise UsageError(
-                f"mount option '{shown}' is not known; there are {', '.join(OPTIONS)}, "
+                f"mount option '{shown}' is not known; there are {', '.join((*others, *OPTIONS))}, "
                 "and the general ones of mount(8)"
             )
 

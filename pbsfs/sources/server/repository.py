@@ -23,7 +23,7 @@ PBS = Kind(
     named_in="the repository",
     program="proxmox-backup-proxy",
     shown_by="the server's dashboard",
-    accept="--fingerprint or PBS_FINGERPRINT",
+    accept="--fingerprint or PBS_FINGERPRINT (fingerprint= in fstab and for nbdkit)",
 )
 """Words for errors about a server and its address."""
 
