@@ -1,4 +1,4 @@
-"""Decoded chunks, bounded in bytes. The least recently used chunk is dropped first.
+"""Decoded chunks, bounded in bytes. The least recently used chunk is dropped first, in a copy the oldest one.
 
 The chunk store fills it from the trio loop. Any thread may look chunks up and change the bound.
 """
@@ -11,23 +11,35 @@ from collections.abc import Hashable
 
 
 class ChunkCache:
-    """At most `room` bytes of decoded chunks; `size` is what they take now."""
+    """At most `room` bytes of decoded chunks; `size` is what they take now.
+
+    `is_for_copy`: chunks are read once and in order, so reading one is no reason to keep it.
+    """
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.size = 0
+        self.is_for_copy = False
         self._chunks: OrderedDict[Hashable, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> bytes | None:
         with self._lock:
             data = self._chunks.get(key)
-            if data is not None:
+            if data is not None and not self.is_for_copy:
                 self._chunks.move_to_end(key)
             return data
 
+    def expect(self, key: Hashable) -> bool:
+        """Whether the chunk is there; one that is will be read soon, so it becomes the last to be dropped."""
+        with self._lock:
+            if key not in self._chunks:
+                return False
+            self._chunks.move_to_end(key)
+            return True
+
     def put(self, key: Hashable, data: bytes) -> None:
-        """Adds `data` and drops the least recently used chunks. Does nothing if `data` alone does not fit."""
+        """Adds `data`, and drops chunks until all fit. Does nothing if `data` alone does not fit."""
         if len(data) > self.room:
             return
         with self._lock:

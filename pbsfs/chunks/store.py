@@ -30,6 +30,7 @@ from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import blob
 from pbsfs.formats.blob import Stored
 from pbsfs.formats.keys import Key
+from pbsfs.runtime import process
 from pbsfs.runtime.memory import Memory
 from pbsfs.runtime.stats import COUNTS
 from pbsfs.runtime.threads import Threads
@@ -140,6 +141,7 @@ class ChunkStore:
         # first from here: a chunk that is read must not start after one that was prefetched later.
         self._queued: deque[tuple[Chunk, Fetch, bool]] = deque()
         self._prefetching = 0
+        self._others = 2  # the cache's part for chunks that are not fetched ahead: 1 / `_others`
         self.sequential_readers = 0
         self._budget = Budget(min(limits.fetch_budget, memory.cache_size))
         threads = len(os.sched_getaffinity(0)) + limits.spare_decoders
@@ -158,17 +160,29 @@ class ChunkStore:
     @property
     def window_limit(self) -> int:
         """Bytes to prefetch for one sequential reader, so that those of all readers fit the cache."""
-        room = self.cache.room // 2
+        room = self._room_ahead
         if self._source.rate is not None:
             room = min(room, self._source.rate.limit * self.limits.rate_window)
         return room // max(1, self.sequential_readers)
 
-    def serve_copy(self, streams: int) -> None:
+    @property
+    def _room_ahead(self) -> int:
+        """Bytes of the cache for what is fetched ahead, which has to stay there until it is read."""
+        room = self.cache.room
+        return room - room // self._others
+
+    def serve_copy(self, streams: int, *, in_order: bool = False) -> None:
         """From now on, the cache has room for little more than what is fetched ahead of so many streams.
 
-        A copy needs most chunks once, and each new page of memory costs time.
+        A copy needs most chunks once, and each new page of memory costs time. `in_order`: there is one
+        stream, of which each chunk is read once and in order; so what was read makes room for the next.
         """
-        self.memory.limit_cache((1 + streams) * self.limits.max_window)
+        if in_order:
+            self.cache.is_for_copy = True
+            self._others = 5
+        size = self.limits.max_window * 5 // 4 if in_order else (1 + streams) * self.limits.max_window
+        self.memory.limit_cache(size)
+        process.keep_freed_memory()
 
     def under_way(self, chunk: Chunk) -> Fetch | None:
         """The fetch of `chunk` that runs already, or None. Any thread may call this."""
@@ -193,12 +207,11 @@ class ChunkStore:
 
     def prefetch(self, chunk: Chunk) -> bool:
         """Fetches `chunk` into the cache, unless it is there. Returns False if it does not fit now."""
-        if chunk.identity in self.cache or (chunk.identity, chunk.length) in self._fetches:
+        if self.cache.expect(chunk.identity) or (chunk.identity, chunk.length) in self._fetches:
             return True
         if chunk.length > self.cache.room:
             return False  # the cache would not take it
-        # Half of the cache: a prefetched chunk has to stay there until it is read.
-        room = min(self.limits.fetch_budget * self.limits.prefetch_share, self.cache.room / 2)
+        room = min(self.limits.fetch_budget * self.limits.prefetch_share, self._room_ahead)
         if self._prefetching and self._prefetching + chunk.length > room:
             return False
         COUNTS.chunks_prefetched += 1

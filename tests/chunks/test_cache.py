@@ -42,6 +42,26 @@ def test_looking_whether_a_chunk_is_there_does_not_count_as_use() -> None:
     assert "a" not in cache
 
 
+def test_a_chunk_that_is_expected_to_be_read_goes_last() -> None:
+    cache = ChunkCache(2)
+    cache.put("a", b"x")
+    cache.put("b", b"x")
+    assert cache.expect("a")
+    assert not cache.expect("c")
+    cache.put("d", b"x")
+    assert [name for name in "abd" if name in cache] == ["a", "d"]
+
+
+def test_in_a_copy_the_oldest_goes_first_however_often_it_is_read() -> None:
+    cache = ChunkCache(2)
+    cache.is_for_copy = True
+    cache.put("a", b"x")
+    cache.put("b", b"x")
+    assert cache.get("a") == b"x"
+    cache.put("c", b"x")
+    assert [name for name in "abc" if name in cache] == ["b", "c"]
+
+
 def test_as_many_are_dropped_as_the_new_one_needs() -> None:
     cache = ChunkCache(10)
     for name in "abcde":

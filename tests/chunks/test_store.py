@@ -19,7 +19,7 @@ from pbsfs.formats.manifest import CryptMode
 from pbsfs.runtime.memory import Memory
 from pbsfs.sources.rate import Rate
 from tests.support import made
-from tests.support.run import in_trio
+from tests.support.run import in_trio, until
 from tests.support.sources import CHUNK_SIZE, MemorySource, file_of
 
 ARCHIVE = Archive("disk.img.fidx")
@@ -481,6 +481,21 @@ async def test_prefetching_fills_no_more_than_half_of_a_small_cache() -> None:
     source.hold("fetch_chunk")
     async with opened(source, cache_size=4 * CHUNK_SIZE) as store:
         assert [store.prefetch(wanted) for wanted in chunks].count(True) == 2
+
+
+@in_trio
+async def test_a_copy_in_order_fills_most_of_the_cache_ahead_and_loses_nothing_before_it_is_read() -> None:
+    source, chunks, contents = source_of(12)
+    order = [0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10, 11]  # one occurs again
+    async with opened(source, cache_size=5 * CHUNK_SIZE) as store:
+        store.serve_copy(1, in_order=True)
+        assert store.window_limit == 4 * CHUNK_SIZE
+        for place, number in enumerate(order):
+            for wanted in (chunks[ahead] for ahead in order[place + 3 if place else 0 : place + 4]):
+                assert store.prefetch(wanted)
+                await until(lambda wanted=wanted: wanted.identity in store.cache)  # type: ignore[misc]
+            assert store.peek(chunks[number].digest, None) == contents[number]
+        assert source.calls["fetch_chunk"] == 12
 
 
 @in_trio

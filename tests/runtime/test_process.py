@@ -1,4 +1,4 @@
-"""Signals that wait until a child is noted."""
+"""Signals that wait until a child is noted, and memory that the allocator keeps."""
 
 from __future__ import annotations
 
@@ -46,3 +46,27 @@ def test_a_child_can_be_ended_by_signals() -> None:
     assert child.stdin is not None
     child.stdin.close()
     assert os.getpid() != child.pid
+
+
+CHURN = """
+import resource
+from pbsfs.runtime import process
+
+process.use_one_arena()
+if {keeps}:
+    process.keep_freed_memory()
+for count in range(6):
+    if count == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pieces = [bytes(4 << 20).replace(b"\\0", b"x") for _ in range(4)]
+    del pieces
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_memory_that_is_kept_needs_no_page_faults_again() -> None:
+    faults = {}
+    for keeps in (False, True):
+        words = [sys.executable, "-c", CHURN.format(keeps=keeps)]
+        faults[keeps] = int(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)
+    assert faults[True] < 1000 < faults[False]

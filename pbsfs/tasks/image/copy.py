@@ -43,7 +43,7 @@ async def copy_image(
 
     Raises DamageError and SourceError from reading, OSError from writing.
     """
-    image.store.serve_copy(1)
+    image.store.serve_copy(1, in_order=True)
     sending, receiving = trio.open_memory_channel[tuple[Extent, list[Buffer]]](pieces.queued)
 
     async def read() -> None:
