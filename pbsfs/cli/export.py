@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.base.errors import OutputError, UsageError
 from pbsfs.base.text import first_of
-from pbsfs.cli.export_contents import export_contents
 from pbsfs.cli.export_destination import ARCHIVE_NAMES, COMPRESSED_NAMES, Destination, Mode, meant_by
 from pbsfs.cli.export_image import Copying
 from pbsfs.cli.inside import find, from_mounts
@@ -21,10 +21,6 @@ from pbsfs.cli.progress import is_shown, shown_entries
 from pbsfs.cli.running import described, run_on_tree
 from pbsfs.reader.damage import ZeroedRanges
 from pbsfs.runtime.logs import LogOptions, set_up_logging
-from pbsfs.tasks.extract.attributes import Kept
-from pbsfs.tasks.extract.extract import OnDamage
-from pbsfs.tasks.extract.run import Options, size_below
-from pbsfs.tasks.patterns import Selection
 from pbsfs.tree import (
     BlobFile,
     ContentsDirectory,
@@ -35,6 +31,9 @@ from pbsfs.tree import (
     SnapshotDirectory,
     Tree,
 )
+
+if TYPE_CHECKING:
+    from pbsfs.tasks.extract.run import Options
 
 
 @click.command("export")
@@ -164,13 +163,25 @@ def command(
         raise click.UsageError("Missing argument 'DEST', the place to copy to", click.get_current_context())
     source, places = from_mounts(source, paths)
     zeroed = None if on_damage == "fail" else ZeroedRanges()
-    options = Options(
-        Kept(not ignore_ownership, not ignore_permissions, not ignore_acls, not ignore_xattrs),
-        Selection.parse(map(os.fsencode, patterns), map(os.fsencode, excludes)),
-        overwrite,
-        allow_existing_dirs,
-        OnDamage(zero=on_damage != "fail", skip=on_damage == "skip"),
-    )
+
+    def for_archives() -> Options:
+        """How to restore files of archives. Raises UsageError."""
+        # Slow to import, and images do without.
+        from pbsfs.tasks.extract.attributes import Kept  # noqa: PLC0415
+        from pbsfs.tasks.extract.extract import OnDamage  # noqa: PLC0415
+        from pbsfs.tasks.extract.run import Options  # noqa: PLC0415
+        from pbsfs.tasks.patterns import Selection  # noqa: PLC0415
+
+        return Options(
+            Kept(not ignore_ownership, not ignore_permissions, not ignore_acls, not ignore_xattrs),
+            Selection.parse(map(os.fsencode, patterns), map(os.fsencode, excludes)),
+            overwrite,
+            allow_existing_dirs,
+            OnDamage(zero=on_damage != "fail", skip=on_damage == "skip"),
+        )
+
+    if patterns or excludes:
+        for_archives()  # a wrong pattern is reported before the source is asked
     if map_file is not None and zeroed is None:
         raise UsageError("--map-file requires --on-damage zero; give both or neither")
 
@@ -257,6 +268,10 @@ def command(
         if isinstance(node, ImageFile | BlobFile):
             await copying.run(node)
         elif isinstance(node, ContentsNode):
+            from pbsfs.cli.export_contents import export_contents  # noqa: PLC0415 - as in `for_archives`
+            from pbsfs.tasks.extract.run import size_below  # noqa: PLC0415
+
+            options = for_archives()
             size = await size_below(node, options.selection) if is_shown(progress) else None
             with shown_entries(progress, os.fsdecode(node.name), size) as advance:
                 await export_contents(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import trio
 
@@ -20,10 +20,11 @@ from pbsfs.tasks.extract.attributes import Attributes, Kept, Unset
 from pbsfs.tasks.extract.destination import Destination
 from pbsfs.tasks.extract.extract import OnDamage, Restore, Restored
 from pbsfs.tasks.image.refusals import refusal
-from pbsfs.tasks.pack import Packing, write_zip
 from pbsfs.tasks.patterns import Selection
-from pbsfs.tasks.tar import write_tar
 from pbsfs.tree import ContentsNode
+
+if TYPE_CHECKING:
+    from pbsfs.tasks.pack import Packing
 
 Advance = Callable[[int, int], None]
 """Called with the bytes of each step, and the number of entries that are done."""
@@ -109,6 +110,9 @@ def _where(entry: Entry, name: bytes, place: Path) -> tuple[Path, bytes]:
 
 async def pack(node: ContentsNode, out: IO[bytes], form: str, options: Options, advance: Advance) -> Packing:
     """Writes an archive of `form`, tar or zip. Raises what reading raises, and OutputError."""
+    from pbsfs.tasks.pack import Packing, write_zip  # noqa: PLC0415 - slow to import, and to restore needs none
+    from pbsfs.tasks.tar import write_tar  # noqa: PLC0415
+
     entry = await node.learn()
     opened = await node.inside.open()
     streams = opened.streams()
