@@ -16,6 +16,10 @@ from pbsfs.base.errors import SourceError
 from pbsfs.runtime.threads import Threads
 from pbsfs.sources.directory.limits import DirectoryLimits
 
+LATE = 1.0
+"""Seconds after the end of a limit from which it says nothing: this process was stopped meanwhile (Ctrl-Z, a
+container that is paused), and the storage may have answered."""
+
 _ADVICE = "look at the kernel's log for its disk or network"
 
 T = TypeVar("T")
@@ -56,7 +60,8 @@ class Workers:
     async def run(self, work: Callable[[], T]) -> T:
         """Runs blocking `work` in a thread and returns its result.
 
-        Raises what `work` raises, and a retryable SourceError if the storage does not answer in time.
+        Raises what `work` raises, and a retryable SourceError if the storage does not answer in time. Then a
+        thread may still be in `work`; after a stop of this process, two may be at once.
         """
         limits, stuck = self._limits, self.stuck()
         if stuck and trio.current_time() < self._try_at:
@@ -64,11 +69,13 @@ class Workers:
                 f"no answer from {self._name}: earlier reads of it are stuck; {_ADVICE}", retryable=True
             )
         limit = limits.stuck_timeout if stuck else limits.io_timeout
-        operation = _Operation(work)
-        with trio.move_on_after(limit):
+        operation, until = _Operation(work), trio.current_time() + limit
+        with trio.move_on_at(until):
             result = await self._threads.run(operation)
             self._try_at = float("-inf")
             return result
+        if trio.current_time() > until + LATE:
+            return await self.run(work)
         if operation.is_running:
             self._abandoned.append(operation)
         self._try_at = trio.current_time() + limits.stuck_pause

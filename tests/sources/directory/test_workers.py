@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from pbsfs.base.errors import SourceError
 from pbsfs.sources.directory.limits import DEFAULT, DirectoryLimits
 from pbsfs.sources.directory.root import Root
 from pbsfs.sources.directory.source import DirectorySource
+from pbsfs.sources.directory.workers import LATE
 from pbsfs.sources.layout import Steps
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.conformance import CONFIG, FIRST, IMAGE, LIMIT, add, stored
@@ -146,3 +148,26 @@ def test_what_can_be_read_beside_a_stuck_operation_is_read(writer: DatastoreWrit
         return [await source.fetch_file(FIRST, CONFIG, LIMIT) for _ in range(3)]
 
     assert trio.run(main, clock=clock) == [stored(writer, CONFIG)] * 3
+
+
+def test_a_stop_of_the_process_is_no_fault_of_the_storage(writer: DatastoreWriter, stuck: Stuck) -> None:
+    add(writer)
+    source = DirectorySource(writer.path)
+    clock = MockClock()
+
+    async def main() -> bytes:
+        async with trio.open_nursery() as nursery:
+            found: list[bytes] = []
+
+            async def read() -> None:
+                found.append(await source.fetch_file(FIRST, CONFIG, LIMIT))
+
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            clock.jump(DEFAULT.io_timeout + 2 * LATE)  # all at once
+            await trio.testing.wait_all_tasks_blocked()
+            stuck.release()
+        assert not source.workers.stuck()
+        return found[0]
+
+    assert trio.run(main, clock=clock) == stored(writer, CONFIG)
