@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+SILENT_PARTS = 3
+"""Parts of a try, each of which may be silent for `Pacing.least_try` seconds after the limit: connecting, the
+answer with an index, that with a chunk. A try that ends still later was not silent."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
@@ -121,21 +125,20 @@ async def retried(
 ) -> R:
     """The result of `work`, tried again for `limit` seconds while it raises a retryable SourceError.
 
-    After that, raises the last error. `what`: names the work in the log. `outage`: shared with other work on
+    After that, raises the last error. The limit begins once more where the first try of it ends long after it:
+    an answer that made progress all the time was lost, or this process was stopped meanwhile. `what`: names the work in the log. `outage`: shared with other work on
     the same server. `of`: the errors to retry. `log`: receives the reports.
     """
-    outage = outage or Outage()
-    deadline = trio.current_time() + limit
-    before = _limit.set(_Limit(deadline, pacing.least_try))
+    before = _limit.set(_Limit(trio.current_time() + limit, pacing.least_try))
     try:
-        return await _tried(work, deadline, what, outage, of, log, pacing)
+        return await _tried(work, limit, what, outage or Outage(), of, log, pacing)
     finally:
         _limit.reset(before)
 
 
 async def _tried(
     work: Callable[[], Awaitable[R]],
-    deadline: float,
+    limit: float,
     what: str,
     outage: Outage,
     of: type[SourceError],
@@ -144,11 +147,15 @@ async def _tried(
 ) -> R:
     pause = pacing.first_pause
     tries = 1
+    begun_anew = False
     while True:
         try:
             result = await work()
         except of as error:
-            left = deadline - trio.current_time()
+            left = _limit.get().deadline - trio.current_time()
+            if limit and left < -SILENT_PARTS * pacing.least_try and not begun_anew:
+                begun_anew, left = True, limit
+                _limit.set(_Limit(trio.current_time() + limit, pacing.least_try))
             if not error.retryable or left <= 0:
                 raise
             # A warning once, and only if the second try fails too: most faults end before that.

@@ -126,7 +126,10 @@ class Conversation:
         text = f"{self._address}: no answer for {self._answer_timeout:.0f} s, though the server is reachable"
         for number in self._protocol.overdue(now - self._answer_timeout):
             self._protocol.cancel(number)
-            self._tell(self.waiting.pop(number), ConnectError(text))
+            exchange = self.waiting.pop(number)
+            error = ConnectError(text)
+            error.retryable = now < exchange.until  # waiting as long once more does not help
+            self._tell(exchange, error)
 
     def _time_left(self, patience: Patience, now: float) -> float:
         """Seconds until there is something to do, if nothing arrives."""

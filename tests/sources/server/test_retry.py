@@ -82,6 +82,26 @@ async def test_the_time_that_tries_take_counts(caplog: pytest.LogCaptureFixture)
     caplog.clear()
 
 
+@in_trio
+async def test_the_limit_begins_once_more_after_a_try_that_was_not_silent_or_a_stop_of_the_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert await retried(Work(retryable(), takes=500, times=1), 120, "reading") == "done"
+    limits: list[float] = []
+
+    async def work() -> str:
+        limits.append(patience_ends() - time.monotonic())
+        await trio.sleep(500)
+        raise retryable(f"try {len(limits)}")
+
+    with pytest.raises(SourceError, match="try 2"):
+        await retried(work, 120, "reading")
+    assert limits == pytest.approx([120, 120 - DEFAULT_PACING.first_pause], abs=1)
+    with pytest.raises(SourceError, match="try 3"):
+        await retried(work, 0, "reading")
+    caplog.clear()
+
+
 class Connecting:
     """Never gets its connection."""
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -244,11 +245,14 @@ def test_a_server_that_is_dead_is_noticed(server: ReferenceServer, caplog: pytes
 
 def test_an_answer_that_does_not_come_from_a_living_server_fails_by_itself(server: ReferenceServer) -> None:
     async def main() -> None:
-        async with reading(source_of(server, retry_timeout=0, answer_timeout=SHORT)) as reader:
+        pacing = replace(serving.QUICK, least_try=SHORT / 2)
+        source = source_of(server, retry_timeout=0, answer_timeout=SHORT, pacing=pacing)
+        async with reading(source) as reader:
             image = await image_of(reader)
             hold = server.faults.add(Hold(match="/chunk"))
-            with pytest.raises(ConnectError, match="no answer for 0 s, though the server is reachable"):
+            with pytest.raises(ConnectError, match="no answer for 0 s, though the server is reachable") as e:
                 await image.read(0, 1)
+            assert not e.value.retryable
             assert await read_all(image) == CONTENT
             hold.release()
 
