@@ -125,9 +125,10 @@ async def retried(
 ) -> R:
     """The result of `work`, tried again for `limit` seconds while it raises a retryable SourceError.
 
-    After that, raises the last error. The limit begins once more where the first try of it ends long after it:
-    an answer that made progress all the time was lost, or this process was stopped meanwhile. `what`: names the work in the log. `outage`: shared with other work on
-    the same server. `of`: the errors to retry. `log`: receives the reports.
+    After that, raises the last error. The limit begins once more where a try ends long after it: an
+    answer that made progress was lost, or this process was stopped meanwhile. `what`: names the work in the
+    log. `outage`: shared with other work on the same server. `of`: the errors to retry. `log`: receives the
+    reports.
     """
     before = _limit.set(_Limit(trio.current_time() + limit, pacing.least_try))
     try:

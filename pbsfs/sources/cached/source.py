@@ -289,7 +289,7 @@ class CachedSource(Source):
         self._wrong[name] = None
         with suppress(OSError, SourceError):
             await self._workers.run(lambda: self.cache.drop(name))
-            del self._wrong[name]
+            self._wrong.pop(name, None)  # another task may have dropped it too
 
     async def _give_back(self, names: Sequence[Name]) -> None:
         def give_back() -> None:

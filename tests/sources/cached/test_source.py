@@ -192,6 +192,33 @@ async def test_an_entry_that_another_keeps_spoiling_is_not_damage(
 
 
 @in_trio
+async def test_a_bad_entry_that_two_tasks_drop_at_once_is_not_damage(tmp_path: Path) -> None:
+    source = Machine(tmp_path).cached()
+    source.cache.prepare()
+    digest = bytes(32)
+    assert source.cache.put(Name(digest, Kind.CHUNK), b"bad")
+    looked, gate = [0], trio.Event()
+
+    async def work() -> str:
+        if await source.kept_chunk(digest, 100) is None:
+            return "from the source"
+        looked[0] += 1
+        if looked[0] == 2:
+            gate.set()
+        await gate.wait()  # both have the bad entry
+        raise DamageError("bad")
+
+    async def read() -> None:
+        found.append(await source.confirmed(work))
+
+    found: list[str] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(read)
+    assert found == ["from the source"] * 2
+
+
+@in_trio
 async def test_a_bad_entry_is_not_damage_without_the_key_either(tmp_path: Path) -> None:
     machine = Machine(tmp_path, CryptMode.ENCRYPT)
     archive = file_of(machine.info, CONF).archive
