@@ -32,11 +32,6 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.fixture
-def stocked(tmp_path: Path) -> Stocked:
-    return stock(tmp_path / "datastore")
-
-
-@pytest.fixture
 def mount(stocked: Stocked, tmp_path: Path) -> Iterator[Mounted]:
     with mounted(stocked.path, tmp_path / "m") as found:
         yield found

@@ -10,14 +10,9 @@ import pytest
 from tests.support.mounts import mounted
 from tests.support.needs import need
 from tests.support.program import PBSFS, environment, error_of, pbsfs, run
-from tests.support.stocked import Stocked, stock
+from tests.support.stocked import Stocked
 
 IMAGE = "vm/100/latest/drive-scsi0.img"
-
-
-@pytest.fixture
-def stocked(tmp_path: Path) -> Stocked:
-    return stock(tmp_path / "datastore")
 
 
 @pytest.mark.parametrize(

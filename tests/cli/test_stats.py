@@ -13,15 +13,10 @@ from pbsfs.testing.archives import Node
 from tests.support.mounts import mounted
 from tests.support.program import PBSFS, error_of, output_of, pbsfs
 from tests.support.small_archive import archive_with
-from tests.support.stocked import CONFIGURATION, Stocked, stock
+from tests.support.stocked import CONFIGURATION, Stocked
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.mount
-
-
-@pytest.fixture
-def stocked(tmp_path: Path) -> Stocked:
-    return stock(tmp_path / "datastore")
 
 
 def test_the_numbers_are_printed_for_people_and_programs(stocked: Stocked, tmp_path: Path) -> None:

@@ -16,13 +16,8 @@ from pbsfs.nbd import servers
 from tests.support.mounts import mounted
 from tests.support.needs import need, need_root
 from tests.support.program import PBSFS, error_of, output_of, run
-from tests.support.stocked import IMAGE, Stocked, stock
+from tests.support.stocked import IMAGE, Stocked
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def stocked(tmp_path: Path) -> Stocked:
-    return stock(tmp_path / "datastore")
 
 
 def at(place: Path | str) -> dict[str, Any]:

@@ -8,13 +8,8 @@ import pytest
 
 from tests.support.mounts import mounted, opened
 from tests.support.program import error_of, pbsfs
-from tests.support.stocked import IMAGE, Stocked, stock
+from tests.support.stocked import IMAGE, Stocked
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def stocked(tmp_path: Path) -> Stocked:
-    return stock(tmp_path / "datastore")
 
 
 def test_what_is_not_mounted_is_status_7(tmp_path: Path) -> None:

@@ -16,12 +16,7 @@ from pbsfs.base.errors import MountError, UsageError
 from pbsfs.tasks.metrics import MAX_REQUEST, MetricsAddress, listening
 from tests.support.mounts import mounted, refusal
 from tests.support.program import error_of, pbsfs
-from tests.support.stocked import IMAGE, Stocked, stock
-
-
-@pytest.fixture
-def stocked(tmp_path: Path) -> Stocked:
-    return stock(tmp_path / "datastore")
+from tests.support.stocked import IMAGE, Stocked
 
 
 @pytest.fixture
