@@ -16,6 +16,8 @@ class PbsfsError(Exception):
 
     errno: ClassVar[int] = errno.EIO
     exit_status: ClassVar[int] = 1
+    action: ClassVar[str] = ""
+    """What to do, for texts without it: see `with_action`."""
 
 
 class UsageError(PbsfsError):
@@ -30,6 +32,7 @@ class NotFoundError(PbsfsError):
 
     errno = errno.ENOENT
     exit_status = 3
+    action = "pbsfs ls shows what is there"
 
 
 class SourceError(PbsfsError):
@@ -39,6 +42,7 @@ class SourceError(PbsfsError):
     """
 
     exit_status = 4
+    action = "look at the log of the server, or at the kernel's log for a disk, then try again"
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
@@ -47,6 +51,8 @@ class SourceError(PbsfsError):
 
 class UnavailableError(SourceError):
     """The server answers, and says that it can't give this for now: a lock, or maintenance."""
+
+    action = "try again later"
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retryable=True)
@@ -76,6 +82,7 @@ class ResolveError(SourceError):
     """The server's name has no address."""
 
     exit_status = 13
+    action = "check the name, and the network of this computer"
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retryable=True)
@@ -85,6 +92,7 @@ class ConnectError(SourceError):
     """There is no connection to the server, or it was lost."""
 
     exit_status = 14
+    action = "check the network and the server, then try again"
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retryable=True)
@@ -94,6 +102,7 @@ class WrongServerError(SourceError):
     """What answers at this address is not a server of the kind that was named."""
 
     exit_status = 15
+    action = "check the host and port"
 
 
 class UnknownDatastoreError(SourceError):
@@ -101,6 +110,7 @@ class UnknownDatastoreError(SourceError):
 
     errno = errno.ENOENT
     exit_status = 16
+    action = "check its name, and what this user may see"
 
 
 class UnknownRealmError(AuthError):
@@ -114,6 +124,7 @@ class KeyRequiredError(PbsfsError):
 
     errno = errno.EACCES
     exit_status = 5
+    action = "give the file of the key with --keyfile"
 
     def __init__(self, message: str, *, fingerprint: str | None = None) -> None:
         super().__init__(message)
@@ -132,12 +143,14 @@ class KeyFileError(PbsfsError):
 
     errno = errno.EACCES
     exit_status = 19
+    action = "name the right file"
 
 
 class DamageError(PbsfsError):
     """Stored data fails a check: wrong magic, CRC, digest, length, kind, or syntax."""
 
     exit_status = 6
+    action = "read another snapshot, and verify the datastore to see what else is damaged"
 
 
 class UnsupportedError(DamageError):
@@ -154,12 +167,14 @@ class MountError(PbsfsError):
     """The mount (or its end) is refused or failed."""
 
     exit_status = 7
+    action = "correct that, then try again"
 
 
 class OutputError(PbsfsError):
     """The destination of `export` can't be written."""
 
     exit_status = 8
+    action = "name another place, or correct that"
 
 
 class HelperError(PbsfsError):
@@ -181,6 +196,12 @@ def errno_of(error: BaseException) -> int:
     Errors of other kinds are EIO: the data could not be read.
     """
     return error.errno if isinstance(error, PbsfsError) else errno.EIO
+
+
+def with_action(error: PbsfsError) -> str:
+    """The text of an error, with what its kind says to do where the text does not (`PROBLEM; ACTION`)."""
+    text = str(error)
+    return text if not error.action or "; " in text else f"{text}; {error.action}"
 
 
 def exit_status_of(error: BaseException) -> int:

@@ -22,11 +22,11 @@ from pbsfs.access.credentials import take_secrets
 from pbsfs.base.errors import (
     ALLOW_TASKS,
     INTERRUPTED_EXIT_STATUS,
-    DamageError,
     OutputError,
     PbsfsError,
     SourceError,
     exit_status_of,
+    with_action,
 )
 from pbsfs.base.text import escaped
 from pbsfs.runtime import process
@@ -251,7 +251,7 @@ def main(command: click.Command = cli) -> NoReturn:
         status = _reader_left()
     except PbsfsError as error:
         status = exit_status_of(error)
-        _tell(_with_action(error), status)
+        _tell(with_action(error), status)
     except BlockingIOError as error:  # of fork(2)
         status = SourceError.exit_status
         _tell(f"can't start a process: {error.strerror}; {ALLOW_TASKS}", status)
@@ -278,14 +278,6 @@ def _message(error: click.ClickException) -> str:
         if meant := _OPTION_HABITS.get(habit):
             return f"No such option '{option}'; did you mean: {meant}?"
     return error.format_message()
-
-
-def _with_action(error: PbsfsError) -> str:
-    """The text of an error. What to do is the same for all damage, and only the last line has to say it."""
-    text = str(error)
-    if isinstance(error, DamageError) and "; " not in text:
-        return f"{text}; read another snapshot, and verify the datastore to see what else is damaged"
-    return text
 
 
 def _tell(text: str, status: int) -> None:

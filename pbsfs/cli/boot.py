@@ -85,7 +85,7 @@ def command(
     source, (path,) = from_mounts(source, [path])
     qemu = shutil.which(QEMU)
     if qemu is None or shutil.which("qemu-img") is None:
-        raise HelperError("QEMU is not installed: apt install qemu-system-x86 qemu-utils")
+        raise HelperError("QEMU is not installed; apt install qemu-system-x86 qemu-utils")
     with ExitStack() as stack:
         directory = stack.enter_context(private_directory())
         address = Address.of_socket(directory / "nbd.sock")

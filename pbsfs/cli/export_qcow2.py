@@ -52,7 +52,7 @@ def export_qcow2(
     if str(dest) == "-" or (os.path.exists(dest) and not (os.path.isfile(dest) or os.path.isdir(dest))):
         raise UsageError(f"{dest}: --format qcow2 requires a file; name one")
     if shutil.which("qemu-img") is None:
-        raise HelperError("qemu-img is not installed: apt install qemu-utils")
+        raise HelperError("qemu-img is not installed; apt install qemu-utils")
     nbdkit = launch.find_nbdkit()
     served, name = run_on_described(find, description, first=path)
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pbsfs.access.description import Description
-from pbsfs.base.errors import MountError, PbsfsError, exit_status_of
+from pbsfs.base.errors import MountError, PbsfsError, exit_status_of, with_action
 from pbsfs.fuse.mountpoint import is_automount
 from pbsfs.runtime.process import signals_held_back
 from pbsfs.runtime.service import ServiceManager
@@ -52,7 +52,7 @@ class Report:
         self._service.stopping()
 
     def failed(self, error: PbsfsError) -> None:
-        self._send(f"{exit_status_of(error)} {error}")
+        self._send(f"{exit_status_of(error)} {with_action(error)}")
 
     def _send(self, line: str) -> None:
         if self._fd is not None:

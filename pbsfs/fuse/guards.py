@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import pyfuse3
 import trio
 
-from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of
+from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError, SourceError, errno_of, with_action
 from pbsfs.runtime.report import Reporter
 from pbsfs.runtime.stats import COUNTS
 
@@ -53,7 +53,10 @@ def answers(
             if isinstance(error, DamageError | KeyRequiredError | SourceError):
                 COUNTS.failed(error)
                 level = logging.WARNING if isinstance(error, KeyRequiredError) else logging.ERROR
-                self.reporter.report(str(error), level)
+                text = (
+                    str(error) if isinstance(error, DamageError) else with_action(error)
+                )  # one for all of it
+                self.reporter.report(text, level)
             raise pyfuse3.FUSEError(errno_of(error)) from None
         except Exception:
             COUNTS.errors_internal += 1

@@ -140,7 +140,7 @@ def find_nbdkit() -> str:
     """The path of an nbdkit that can run the plugin. Raises HelperError, which says what to install."""
     nbdkit = shutil.which("nbdkit") or shutil.which("nbdkit", path="/usr/sbin:/sbin:/usr/local/sbin")
     if nbdkit is None:
-        raise HelperError("nbdkit is not installed: apt install nbdkit nbdkit-plugin-python")
+        raise HelperError("nbdkit is not installed; apt install nbdkit nbdkit-plugin-python")
     done = subprocess.run(
         [nbdkit, "python", "--dump-plugin"],
         stdin=subprocess.DEVNULL,
@@ -151,7 +151,7 @@ def find_nbdkit() -> str:
     shown = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     version = shown.get("python_version")
     if done.returncode != 0 or version is None:
-        raise HelperError("nbdkit has no Python plugin: apt install nbdkit-plugin-python")
+        raise HelperError("nbdkit has no Python plugin; apt install nbdkit-plugin-python")
     if tuple(version.split(".")[:2]) != tuple(map(str, sys.version_info[:2])):
         ours = ".".join(map(str, sys.version_info[:2]))
         raise HelperError(

@@ -16,7 +16,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 import trio
 
-from pbsfs.base.errors import PbsfsError, errno_of
+from pbsfs.base.errors import PbsfsError, errno_of, with_action
 from pbsfs.nbd.connections import Connections
 from pbsfs.nbd.exports import Exports
 from pbsfs.nbd.limits import Limits
@@ -102,7 +102,7 @@ class Server:
                 os.close(reading)
                 report = {"path": trio.run(self._check)}
             except PbsfsError as error:
-                report = {"error": str(error)}
+                report = {"error": with_action(error)}
             except BaseException as error:
                 log.exception("checking failed in a way that was not foreseen")
                 report = {"error": f"{type(error).__name__}: {error}"}

@@ -19,6 +19,7 @@ from pbsfs.base.errors import (
     UsageError,
     errno_of,
     exit_status_of,
+    with_action,
 )
 
 
@@ -71,3 +72,24 @@ def test_the_status_of_an_interrupt_is_the_one_that_shells_expect() -> None:
 def test_a_source_error_says_whether_a_retry_may_help() -> None:
     assert SourceError("x", retryable=True).retryable
     assert not SourceError("x").retryable
+
+
+SAID_BY_EACH = {"PbsfsError", "UsageError", "PasswordError", "HelperError", "PartialError"}
+"""Kinds whose texts all say what to do: it differs."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+def test_what_to_do_is_said_where_the_text_does_not_say_it(kind: type) -> None:
+    if not issubclass(kind, PbsfsError) or kind.__name__ in SAID_BY_EACH:
+        return
+    error = kind("store: status 503, SlowDown")
+    assert with_action(error) == f"store: status 503, SlowDown; {error.action}"
+    assert error.action
+    assert with_action(kind("store: it is closed; open it")) == "store: it is closed; open it"
+
+
+def test_each_kind_of_fault_of_a_source_says_what_to_do_about_it() -> None:
+    assert with_action(errors.UnavailableError("x: status 503")).endswith("; try again later")
+    assert with_action(errors.ConnectError("x: lost")).endswith(
+        "; check the network and the server, then try again"
+    )

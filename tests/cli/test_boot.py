@@ -425,7 +425,7 @@ def test_without_qemu_it_says_what_to_install(
 ) -> None:
     told = folder_of_programs(tmp_path / "bin", *there)
     done = pbsfs("boot", "--datastore-dir", writer.path, "vm/100/latest", env=told)
-    assert error_of(done, 9) == "QEMU is not installed: apt install qemu-system-x86 qemu-utils"
+    assert error_of(done, 9) == "QEMU is not installed; apt install qemu-system-x86 qemu-utils"
 
 
 # --- how it ends

@@ -247,7 +247,7 @@ def test_a_public_bucket_needs_none(stocked: Stocked, tmp_path: Path) -> None:
         (
             {"PBSFS_BUCKET": "backups/store"},
             2,
-            "'backups/store' is not a bucket: write s3://BUCKET/DATASTORE",
+            "'backups/store' is not a bucket; write s3://BUCKET/DATASTORE",
         ),
         ({"AWS_ENDPOINT_URL_S3": "ftp://x"}, 2, "'ftp://x' is not an endpoint"),
     ],

@@ -258,7 +258,10 @@ def test_output_that_cannot_be_written_is_a_failure_without_a_traceback(
             check=False,
             env=environment(),
         )
-    assert error_of(done, 8) == "cannot write standard output: No space left on device"
+    text = error_of(done, 8)
+    assert (
+        text == "cannot write standard output: No space left on device; name another place, or correct that"
+    )
 
 
 @pytest.mark.parametrize(

@@ -425,7 +425,7 @@ def test_without_nbdkit_it_says_what_to_install(stocked: Stocked, tmp_path: Path
     if any(Path(folder, "nbdkit").exists() for folder in ("/usr/sbin", "/sbin", "/usr/local/sbin")):
         pytest.skip("nbdkit lies where it is looked for without PATH")
     done = pbsfs("nbd", "--datastore-dir", stocked.path, IMAGE, env=environment(PATH=str(tmp_path)))
-    assert error_of(done, 9) == "nbdkit is not installed: apt install nbdkit nbdkit-plugin-python"
+    assert error_of(done, 9) == "nbdkit is not installed; apt install nbdkit nbdkit-plugin-python"
 
 
 def test_an_nbdkit_of_another_python_is_named(stocked: Stocked, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_without_nbdkit_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(shutil, "which", lambda *_arguments, **_options: None)
     with pytest.raises(HelperError) as caught:
         find_nbdkit()
-    assert str(caught.value) == "nbdkit is not installed: apt install nbdkit nbdkit-plugin-python"
+    assert str(caught.value) == "nbdkit is not installed; apt install nbdkit nbdkit-plugin-python"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_without_nbdkit_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_without_the_plugin_its_package_is_named(fake_nbdkit: Path, script: str) -> None:
     text = refusal(fake_nbdkit, script)
-    assert text == "nbdkit has no Python plugin: apt install nbdkit-plugin-python"
+    assert text == "nbdkit has no Python plugin; apt install nbdkit-plugin-python"
 
 
 @pytest.mark.parametrize("version", ["3.1.1", "2.7.18", f"{OURS}0.2", "4.0"])

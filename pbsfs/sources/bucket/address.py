@@ -62,16 +62,16 @@ class BucketAddress:
     ) -> BucketAddress:
         """`text`: `s3://BUCKET/STORE`. Raises UsageError."""
         if not text.startswith(SCHEME):
-            raise UsageError(f"'{excerpt(text)}' is not a bucket: {_FORM}")
+            raise UsageError(f"'{excerpt(text)}' is not a bucket; {_FORM}")
         bucket, _slash, store = text[len(SCHEME) :].partition("/")
         if not _BUCKET.fullmatch(bucket):
-            raise UsageError(f"'{excerpt(bucket)}' is not the name of a bucket: {_FORM}")
+            raise UsageError(f"'{excerpt(bucket)}' is not the name of a bucket; {_FORM}")
         store = store.rstrip("/")
         steps = store.split("/")
         if len(store.encode(errors="replace")) > MAX_LENGTH // 2 or not store.isprintable():
-            raise UsageError(f"'{excerpt(store)}' is not the name of a datastore: {_FORM}")
+            raise UsageError(f"'{excerpt(store)}' is not the name of a datastore; {_FORM}")
         if store and any(step in ("", ".", "..") for step in steps):
-            raise UsageError(f"'{excerpt(store)}' is not the name of a datastore: {_FORM}")
+            raise UsageError(f"'{excerpt(store)}' is not the name of a datastore; {_FORM}")
         if region is not None and not _REGION.fullmatch(region):  # it is a part of names and signatures
             raise UsageError(
                 f"'{excerpt(region)}' is not the name of a region; write one such as eu-central-1"
@@ -161,7 +161,7 @@ def _endpoint(text: str | None) -> str | None:
     if text is None:
         return None
     if "@" in text:  # not shown: it may have a secret
-        raise UsageError("an endpoint has no user and password: give the access key in the environment")
+        raise UsageError("an endpoint has no user and password; give the access key in the environment")
     if "://" not in text:
         text = f"https://{text}"
     wrong = f"'{excerpt(text)}' is not an endpoint; write https://HOST or https://HOST:PORT"

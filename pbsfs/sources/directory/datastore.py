@@ -69,9 +69,12 @@ class Datastore(Store):
                 f"cannot read datastore {self.path}: {error.strerror}{_ACTIONS.get(error.errno or 0, '')}"
             ) from None
         if not stat.S_ISDIR(kind.st_mode):
-            raise SourceError(f"{self.path} is not a directory: name the datastore's directory")
+            raise SourceError(f"{self.path} is not a directory; name the datastore's directory")
         if has_chunks:
-            raise SourceError(f"{self.path} is not a datastore: its directory '{layout.METADATA}' is missing")
+            raise SourceError(
+                f"{self.path} is not a datastore: its directory '{layout.METADATA}' is missing; "
+                "mount the disk that has it"
+            )
         raise SourceError(
             f"{self.path} is not a datastore: it has no directory '{layout.CHUNKS}'{self._nearby()}"
         )

@@ -136,7 +136,7 @@ def _connect(peer: Peer, context: ssl.SSLContext, proxy: Proxy | None, limits: H
     except ssl.SSLCertVerificationError as error:
         _close(plain, wrapped)
         raise TrustError(
-            f"{peer.address}: the certificate is not trusted ({error.verify_message}). "
+            f"{peer.address}: the certificate is not trusted ({error.verify_message}); "
             f"{_how_to_accept(peer, proxy, limits)}"
         ) from None
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # it restarts, or the network lost the connection
@@ -255,9 +255,9 @@ def _how_to_accept(peer: Peer, proxy: Proxy | None, limits: HttpLimits) -> str:
     try:
         found = show_fingerprint(peek_fingerprint(peer, proxy, limits))
     except SourceError:
-        return f"Give its fingerprint with {peer.kind.accept}"
+        return f"give its fingerprint with {peer.kind.accept}"
     return (
-        f"Its fingerprint is {found}; if that is what {peer.kind.shown_by} shows, "
+        f"its fingerprint is {found}: if that is what {peer.kind.shown_by} shows, "
         f"accept it with {peer.kind.accept}"
     )
 

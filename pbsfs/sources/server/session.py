@@ -95,8 +95,13 @@ class Session:
         try:
             self._inbox.open()
             start(threading.Thread(target=self._run, name="pbsfs-session", daemon=True))
-        except (OSError, SourceError) as error:  # too many descriptors or threads
-            self._end(SourceError(f"a session can't be opened: {error}", retryable=True), ())
+        except OSError as error:
+            text = (
+                f"a session can't be opened: {error.strerror}; allow this process more open files (ulimit -n)"
+            )
+            self._end(SourceError(text, retryable=True), ())
+        except SourceError as error:  # no thread
+            self._end(error, ())
         try:
             self._headers = dict(await headers())
             self._inbox.notify()

@@ -57,7 +57,7 @@ def test_a_directory_without_chunks_is_no_datastore(tmp_path: Path) -> None:
 
 def test_a_file_is_no_datastore(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SourceError, match="is not a directory: name the datastore's directory"):
+    with pytest.raises(SourceError, match="is not a directory; name the datastore's directory"):
         DirectorySource(tmp_path / "file")
 
 

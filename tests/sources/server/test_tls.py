@@ -164,7 +164,7 @@ def test_a_stranger_is_refused_with_its_fingerprint_and_told_nothing(self_signed
     with Peer(self_signed) as peer:
         text = refuses(peer, Trust())
     assert "the certificate is not trusted" in text
-    assert f"Its fingerprint is {self_signed.fingerprint}" in text
+    assert f"its fingerprint is {self_signed.fingerprint}" in text
     assert "accept it with --fingerprint or PBS_FINGERPRINT" in text
     assert set(peer.received) == {b""}
 
@@ -177,7 +177,7 @@ def test_a_stranger_that_is_gone_again_is_refused_all_the_same(
 
     monkeypatch.setattr(tls, "peek_fingerprint", gone)
     with Peer(self_signed) as peer:
-        assert "Give its fingerprint with --fingerprint or PBS_FINGERPRINT" in refuses(peer, Trust())
+        assert "give its fingerprint with --fingerprint or PBS_FINGERPRINT" in refuses(peer, Trust())
 
 
 @pytest.mark.usefixtures("ca")
