@@ -1,4 +1,5 @@
-"""The documents: their links lead somewhere, and every document can be reached from the README."""
+"""The documents: their links lead somewhere, every document can be reached from the README, and the list of
+modules is complete."""
 
 from __future__ import annotations
 
@@ -47,3 +48,11 @@ def test_documents_that_programs_name_exist() -> None:
     }
     assert named
     assert not [name for name in named if not (CHECKOUT / name).exists()]
+
+
+def test_the_architecture_names_every_module() -> None:
+    listed = (CHECKOUT / "docs" / "architecture.md").read_text().split("```")[1]
+    assert listed.lstrip().startswith("pbsfs/")
+    modules = {path for path in (CHECKOUT / "pbsfs").rglob("*.py") if not path.stem.startswith("__")}
+    commands = set((CHECKOUT / "pbsfs" / "cli").glob("*.py"))  # which the list has as one
+    assert {path.stem for path in modules - commands} <= set(re.findall(r"\w+", listed))
