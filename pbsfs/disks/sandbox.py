@@ -79,6 +79,7 @@ def start_clock(seconds: float = SECONDS) -> None:
 
 
 def stop_clock() -> None:
+    """Ends what `start_clock` began: the process waits for the next request."""
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 

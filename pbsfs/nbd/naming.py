@@ -72,6 +72,7 @@ def _is_in_files(node: Node | None) -> bool:
 
 
 async def image_in(node: Node, name: str) -> ImageFile:
+    """`node` as an image. Raises NotFoundError for anything else, as `name` was taken for an image."""
     if isinstance(node, ImageFile):
         return node
     if isinstance(node, Directory):
@@ -80,6 +81,7 @@ async def image_in(node: Node, name: str) -> ImageFile:
 
 
 async def what_there_is(node: Node) -> str:
+    """For errors: the images or names in `node`."""
     if isinstance(node, SnapshotDirectory):
         names = [name for name, _image in await images_below(node)]
     else:

@@ -54,6 +54,7 @@ class Hit:
     incomplete: dict[bytes, str] = field(default_factory=dict)
 
     def add(self, path: bytes) -> None:
+        """Counts a path, and names it if there is room."""
         self.count += 1
         if len(self.paths) < MOST_NAMED:
             self.paths.append(path)

@@ -99,6 +99,7 @@ class Refusal:
 
     @property
     def may_pass(self) -> bool:
+        """Whether the same request may succeed later."""
         return self.status in _PASSING or self.code in _PASSING_CODES
 
     @property

@@ -42,6 +42,7 @@ class KeptManifests:
             self._parsed.clear()
 
     def get(self, snapshot: Snapshot, identity: _Identity) -> SnapshotInfo | None:
+        """What the manifest says; None if the one that is kept is not that of `identity`."""
         with self._lock:
             known = self._parsed.get(snapshot)
             if known is None or known[0] != identity:
@@ -50,6 +51,7 @@ class KeptManifests:
             return known[1]
 
     def put(self, snapshot: Snapshot, identity: _Identity, info: SnapshotInfo) -> None:
+        """Keeps what the manifest of `identity` says."""
         with self._lock:
             self._parsed[snapshot] = (identity, info)
             self._parsed.move_to_end(snapshot)

@@ -36,6 +36,7 @@ class Exchange:
         self.result: Response | Exception | None = None
 
     def answer(self, result: Response | Exception) -> None:
+        """Wakes the caller up with `result`. In the trio loop."""
         self.result = result
         self.answered.set()
 
@@ -59,10 +60,12 @@ class Inbox:
         self.descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def add(self, exchange: Exchange) -> None:
+        """Has the thread send a request."""
         self.requests.append(exchange)
         self.notify()
 
     def cancel(self, exchange: Exchange) -> None:
+        """Has the thread give a request up, whether it was sent or not."""
         exchange.given_up = True
         exchange.until = math.inf  # it stays in `requests` until its turn, without a limit
         self.cancelled.append(exchange)

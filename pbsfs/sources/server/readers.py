@@ -43,6 +43,7 @@ class Readers:
         return len(self._readers.get(snapshot, ()))
 
     def add(self, snapshot: Snapshot, reader: Reader) -> None:
+        """Takes an open session."""
         self._readers.setdefault(snapshot, []).append(reader)
         self._added.set()
 
@@ -71,6 +72,7 @@ class Readers:
         ]
 
     def all(self) -> list[Reader]:
+        """All sessions, to any snapshot."""
         return [reader for readers in self._readers.values() for reader in readers]
 
     def drop(self, snapshot: Snapshot, reader: Reader) -> None:
@@ -94,4 +96,5 @@ class Readers:
                 self.drop(snapshot, reader)
 
     def clear(self) -> None:
+        """Forgets all sessions, without closing them."""
         self._readers.clear()

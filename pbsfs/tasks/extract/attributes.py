@@ -76,6 +76,7 @@ class Unset:
     reasons: dict[Part, str] = field(default_factory=dict)
 
     def add(self, part: Part, reason: OSError | str) -> None:
+        """Counts a part that was not restored, and keeps the first reason."""
         self.counts[part] += 1
         if part not in self.reasons:
             self.reasons[part] = reason if isinstance(reason, str) else reason.strerror or str(reason)

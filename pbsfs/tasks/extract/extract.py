@@ -61,11 +61,13 @@ class Restored:
     zeroed_count: int = 0
 
     def lose(self, path: str, reason: str) -> None:
+        """Counts an entry that could not be read, and lists it if there is room."""
         self.lost_count += 1
         if self.lost_count <= MAX_LISTED:
             self.lost.append((path, reason))
 
     def zero(self, path: str, ranges: list[Range], reason: str) -> None:
+        """Counts a file with zeros instead of damaged ranges, and lists it if there is room."""
         self.zeroed_count += 1
         if self.zeroed_count <= MAX_LISTED:
             self.zeroed.append((path, ranges, reason))
