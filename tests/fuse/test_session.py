@@ -18,6 +18,7 @@ from pbsfs.fuse import session
 from pbsfs.fuse.mountpoint import Mount, mounted_at
 from pbsfs.fuse.notices import Notices
 from tests.support.mounts import fails_with, mounted, opened
+from tests.support.needs import need_fuse_control
 from tests.support.run import in_trio, until
 from tests.support.stocked import CONFIGURATION, stock
 from tests.support.waiting import wait_until
@@ -127,6 +128,7 @@ def test_a_mount_that_another_process_unmounts_first_is_no_reason_for_a_warning(
 
 @pytest.mark.mount
 def test_the_connection_of_a_mount_may_be_aborted(tmp_path: Path) -> None:
+    need_fuse_control()
     stocked = stock(tmp_path / "datastore")
     with mounted(stocked.path, tmp_path / "m") as mount:
         found = mounted_at(mount.place)

@@ -32,6 +32,13 @@ def need_fuse() -> None:
         need("fusermount3")
 
 
+def need_fuse_control() -> None:
+    """The files by which a FUSE connection is aborted, which a chroot or container may lack."""
+    need_fuse()
+    if not os.path.ismount("/sys/fs/fuse/connections"):
+        _missing("nothing is mounted at /sys/fs/fuse/connections (mount -t fusectl none …)")
+
+
 def need_autofs() -> None:
     """The kernel's automounts, and the right to make them."""
     need_root("make automounts")
