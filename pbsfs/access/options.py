@@ -304,4 +304,4 @@ def named_by(shown: bytes) -> tuple[SourceOptions, str]:
         )
         if options.names_source():
             return options, str(facts.get("subtree", ""))
-    raise SourceError(f"{SOURCE_ATTRIBUTE}: the mount does not tell its source")
+    raise SourceError(f"{SOURCE_ATTRIBUTE}: the mount does not name its source")

@@ -362,7 +362,7 @@ class Archive(Contents):
         split = self._payload is not None
 
         def both(data: bytes, at: int) -> dict[bytes, bytes]:
-            parse(data, at, 0, split=split)  # which sees to it that all attributes are in the window
+            parse(data, at, 0, split=split)  # so that all attributes are in the window
             return pxar.parse_xattrs(data, at, named=named)
 
         return self._items.take(entry.position, self.streams[0].size, both)

@@ -53,7 +53,7 @@ class Entry(NamedTuple):
 
     `exact`: False where only `name`, the type in `mode`, and perhaps `size` and `mtime_ns` are known, from a
     source that may be wrong; `Contents.complete` reads the rest. `position`: about where it reads them in a
-    stream. `end`, `hint`: the reader's own. `links`: how many names a file has, where an entry itself tells.
+    stream. `end`, `hint`: the reader's own. `links`: how many names a file has, where an entry says it.
     """
 
     name: bytes
@@ -160,7 +160,7 @@ class Contents(abc.ABC):
         """Where the bytes of an exact `file` are: pieces in order, `file.size` bytes in all.
 
         Zeros that the stream itself stores as a hole are not set apart. `unconfirmed`: also where damage
-        hides what confirms the place, for callers that put zeros in the place of damaged bytes.
+        hides what confirms the place, for callers that put zeros instead of damaged bytes.
         """
 
     def data_at_once(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece] | None:
@@ -168,7 +168,7 @@ class Contents(abc.ABC):
         return self.data(file, unconfirmed=unconfirmed)
 
     def stored_at(self, file: Entry) -> Piece | None:
-        """Where the bytes of an exact `file` are, if the entry tells that without reading; not checked."""
+        """Where the bytes of an exact `file` are, if the entry says that without reading; not checked."""
         return None
 
     @abc.abstractmethod
@@ -182,7 +182,7 @@ class Contents(abc.ABC):
 
     def decoded_from(self, file: Entry) -> Sequence[Piece] | None:
         """The ranges of streams that the DECODED bytes of an exact `file` are decoded from, in any order, all
-        copies of them; None where only `read` tells. What lies with the metadata is not among them."""
+        copies of them; None where only `read` gives them. What lies with the metadata is not among them."""
         return None
 
     def facts(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pbsfs.disks.filesystem import FileSystem
 from pbsfs.disks.volume import Disk
 
 MOST = 1 << 12
-"""File systems of a machine: what tells their inodes apart."""
+"""File systems of a machine: what distinguishes their inodes."""
 
 MOST_FSTAB = 256 << 10
 """Bytes of an fstab that are read."""
@@ -229,11 +229,11 @@ class Guest(Contents):
                 return number
             if what in {"UUID", "LABEL"}:
                 try:
-                    told = self._system(number).facts().get(what.lower(), "")
+                    found = self._system(number).facts().get(what.lower(), "")
                 except DamageError as error:
                     damage = DamageError(f"{part.name}: {error}")
                     continue
-                if told and told.lower() == value and (what == "UUID" or told == device.partition("=")[2]):
+                if found and found.lower() == value and (what == "UUID" or found == device.partition("=")[2]):
                     return number
             if device.startswith("/dev/disk/by-uuid/"):
                 return self._part_of("UUID=" + device.removeprefix("/dev/disk/by-uuid/"))

@@ -45,7 +45,7 @@ def _decompress(data: bytes, most: int) -> bytes:
 
 
 def _length(data: bytes, at: int, count: int) -> tuple[int, int]:
-    """A length, which may go on in further bytes, and where those end."""
+    """A length, which may continue in further bytes, and where those end."""
     if count == 15:
         while data[at] == 255:
             count += 255

@@ -90,7 +90,7 @@ def _decompress(data: bytes, most: int) -> bytes:
 
 
 def _long(data: bytes, at: int, base: int) -> tuple[int, int]:
-    """A count that goes on in further bytes, and where those end."""
+    """A count that continues in further bytes, and where those end."""
     while not data[at]:
         base += 255
         at += 1

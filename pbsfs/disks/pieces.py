@@ -10,7 +10,7 @@ MOST_PIECES = 600_000
 
 
 def append(pieces: list[Piece], piece: Piece) -> None:
-    """Appends a piece, as one with the last where it goes on there; an empty one not. Raises
+    """Appends a piece, as one with the last where it continues that; an empty one not. Raises
     UnsupportedError where there are too many."""
     if piece.length <= 0:
         return

@@ -91,7 +91,7 @@ _TYPES = MappingProxyType(
         "e75caf8f-f680-4cee-afa3-b001e56efc2d": "storage-spaces",
     }
 )
-"""The types of partitions that tell what is in them."""
+"""The types of partitions that say what is in them."""
 
 _LEFT_OUT = {
     "41",  # PReP boot

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pbsfs.disks.volume import Volume
 
 HEAD = 260 << 10
-"""Bytes at the start of a volume that tell what is in it."""
+"""Bytes at the start of a volume that say what is in it."""
 
 _U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
 _PAGES = tuple(4096 << shift for shift in range(5))
@@ -93,7 +93,7 @@ def _lvm(head: bytes) -> Content | None:
 
 
 def _label_size(sector: bytes) -> int | None:
-    """The size of a physical volume, which its label tells."""
+    """The size of a physical volume, as its label says."""
     at = _U32.unpack_from(sector, 20)[0] + 32 if len(sector) == 512 else 512
     return _U64.unpack_from(sector, at)[0] if at <= 504 else None
 

@@ -2,7 +2,7 @@
 
 A service may thus be closed as one that mounts nothing: a mount that it makes in a mount namespace of its
 own is not visible outside. The privileged process attaches, leaves the connection to the kernel with the
-service manager, and ends; the kernel holds back whoever uses the mount until the other process serves it.
+service manager, and ends; programs that use the mount wait until the other process serves it.
 
 Synchronous; called by `pbsfs mount`.
 """

@@ -1,4 +1,4 @@
-"""A mount, from start to end: set up, serve until told to stop, clean up.
+"""A mount, from start to end: set up, serve until asked to stop, clean up.
 
 Runs in the process that serves the mount (`pbsfs mount` starts one of its own for the background).
 The mount ends on SIGTERM, SIGINT and SIGHUP (unless it is ignored), on any kind of umount, and when serving

@@ -34,7 +34,7 @@ class Notices:
         self._has_ended = False
 
     async def send(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Makes `call` in a thread, and waits for it. Raises like it. If cancelled, the thread goes on.
+        """Makes `call` in a thread, and waits for it. Raises like it. If cancelled, the thread continues.
 
         Where the system has no thread, tries again: the tasks that call this are not to end the mount.
         """
@@ -54,7 +54,7 @@ class Notices:
         while True:
             try:
                 return await in_thread(make, abandon_on_cancel=True)
-            except SourceError as error:  # the system has no thread now: serving goes on meanwhile
+            except SourceError as error:  # the system has no thread now: serving continues meanwhile
                 log.debug("the kernel is asked later: %s", error)
                 await trio.sleep(PAUSE)
 

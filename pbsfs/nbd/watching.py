@@ -75,7 +75,7 @@ class Wake:
         self._writing.setblocking(False)
         signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
-        signal.siginterrupt(signal.SIGUSR1, False)  # nbdkit's own calls go on
+        signal.siginterrupt(signal.SIGUSR1, False)  # nbdkit's own calls continue
 
     async def log_numbers(self, numbers: Numbers, what: str) -> None:
         """Logs `numbers` at each signal, until it is cancelled. `what`: names the server in the log."""

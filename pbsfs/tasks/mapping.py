@@ -1,7 +1,7 @@
 """The map of an image: which of its bytes are data, holes, changed since another snapshot, and damaged.
 
 Holes and changes come from indexes alone. Damage takes a look at the chunks: whether their files are there,
-where the source can tell that at little cost, or a full check. A map has one byte for each chunk, and its
+where the source can say that at little cost, or a full check. A map has one byte for each chunk, and its
 extents are made one by one, so that a map of 16 TiB takes some MB. Used by `pbsfs map`, from tasks of one
 trio loop; a finished map is read from any thread.
 """

@@ -190,7 +190,7 @@ async def serve_metrics(numbers: Numbers, sock: socket.socket) -> None:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client ended
         except Exception:
-            log.exception("serving metrics failed")  # all else goes on
+            log.exception("serving metrics failed")  # all else continues
         finally:
             busy.release()
 

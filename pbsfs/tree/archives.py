@@ -141,7 +141,7 @@ class ArchiveDirectory(ContentsRoot):
         super().__init__(snapshot, name)
         self.files = files
         self._key = b"\0".join((self.path, *(file.csum or b"" for file in files.streams)))
-        self._version = b""  # of the snapshot's manifest, where the listing does not tell the checksums
+        self._version = b""  # of the snapshot's manifest, where the listing does not have the checksums
 
     def shows(self, value: object) -> bool:
         return self.files == value

@@ -48,7 +48,7 @@ class VolumeDirectory(ContentsRoot):
         return await self._disks.open(self.volume)
 
     async def facts(self) -> dict[str, str]:
-        told = (await self.open()).contents.facts()
+        found = (await self.open()).contents.facts()
         return (
             snapshot_facts(self.snapshot.info)
             | known_facts(
@@ -56,7 +56,7 @@ class VolumeDirectory(ContentsRoot):
                 size=None if self.volume.is_guest else str(self.volume.size),  # it lies on several
                 part_uuid=self.volume.part_uuid,
             )
-            | told
+            | found
         )
 
 

@@ -194,5 +194,5 @@ def test_what_a_mount_tells_is_read_as_it_was(access: Access, namespace: str, op
 
 @pytest.mark.parametrize("text", [b"", b"x", b"[]", b"null", b'"x"', b'{"datastore_dir": 1}', b"\xff"])
 def test_what_is_not_told_by_a_mount_of_ours_is_refused(text: bytes) -> None:
-    with pytest.raises(SourceError, match="does not tell its source"):
+    with pytest.raises(SourceError, match="does not name its source"):
         named_by(text)

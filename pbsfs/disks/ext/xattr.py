@@ -62,7 +62,7 @@ def in_block(superblock: Superblock, inode: Inode, block: bytes, value_of: Value
 
 
 def inline_data(inode: Inode) -> bytes:
-    """What the inode holds of a file's data: that in the map, and an attribute in which it goes on."""
+    """What the inode holds of a file's data: that in the map, and an attribute in which it continues."""
     data = inode.xattrs
     if data[:4] == _MAGIC:
         for prefix, name, offset, size, value_inode in _entries(inode, data[4:], 0):

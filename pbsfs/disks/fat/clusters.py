@@ -106,7 +106,7 @@ class Clusters:
         """The clusters of a chain as runs: a cluster, and how many lie side by side from it on.
 
         `wanted`: how many clusters it has to have; None for a directory, of any length. Raises DamageError
-        after the runs that can be told: where it meets a cluster that is free, bad, or does not exist, comes
+        after the runs that can be read: where it meets a cluster that is free, bad, or does not exist, comes
         to a cluster again, or has another length.
         """
         most = self._most if wanted is None else wanted

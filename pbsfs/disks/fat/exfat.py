@@ -54,7 +54,7 @@ class ExFat(FatLike):
         facts["state"] = "not cleanly unmounted" if boot.flags & DIRTY else "clean"
         if boot.backup:
             facts["boot"] = "the first boot region is damaged: read from its backup"
-        with suppress(DamageError):  # whoever lists the root is told of it
+        with suppress(DamageError):  # listing the root reports it
             for _position, item in self._items(self.root):
                 if item[0] == sets.LABEL:
                     label = utf16_name(item[2 : 2 + 2 * min(item[1], 11)])
@@ -183,8 +183,8 @@ class ExFat(FatLike):
         raise error
 
     def _continued(self, cluster: int, size: int) -> Iterator[bytes]:
-        """What may be the `size` bytes of a directory after a cluster: the entry does not tell whether its
-        directory has a chain. The set's checksum tells which it is."""
+        """What may be the `size` bytes of a directory after a cluster: the entry does not say whether its
+        directory has a chain. The set's checksum decides which it is."""
         if not size:
             yield b""
             return

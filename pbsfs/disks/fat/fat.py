@@ -69,7 +69,7 @@ class Fat(FatLike):
         dirty = boot.dirty or self.clusters.item(1) & clean != clean
         facts["state"] = "not cleanly unmounted" if dirty else "clean"
         label = boot.label
-        with suppress(DamageError):  # whoever lists the root is told of it
+        with suppress(DamageError):  # listing the root reports it
             for _position, stored, attributes, _flags, _item in self._items(self.root):
                 if attributes & 0x3F != _LONG and attributes & _VOLUME and stored[0] != _DELETED:
                     label = stored
@@ -138,7 +138,7 @@ class Fat(FatLike):
 
     def _ranges(self, directory: Entry) -> Iterator[tuple[int, int]]:
         """Where a directory lies: bytes of the volume, and how many. Raises DamageError after those that can
-        be told."""
+        be read."""
         if not directory.hint:
             yield self._boot.root_start, self._boot.root_size
             return

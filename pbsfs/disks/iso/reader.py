@@ -154,7 +154,7 @@ class Iso(FileSystem):
 
     def _area(self, block: int, offset: int, size: int) -> bytes:
         if offset + size > self._size:
-            raise DamageError("entries of Rock Ridge go on beyond a block")
+            raise DamageError("entries of Rock Ridge continue beyond a block")
         return self._block(block * self._size)[offset : offset + size]
 
     def _name(self, place: int, record: Record) -> tuple[bytes, int, int] | None:

@@ -18,7 +18,7 @@ _QUARTER = 15 * 60
 
 class Record(NamedTuple):
     """`start`: the block where the data begins. `system`: what extensions keep in it. `is_interleaved`: the
-    data lies in parts that this does not tell. `continues`: the next record has more of the same file."""
+    data lies in parts, which are not in it. `continues`: the next record has more of the same file."""
 
     name: bytes
     start: int

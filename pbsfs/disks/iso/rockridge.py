@@ -49,12 +49,12 @@ def skipped(system: bytes) -> int | None:
 
 
 def attributes(system: bytes, area: Callable[[int, int, int], bytes]) -> Attributes:
-    """What is in the entries of a record. `area`: reads where they go on: a block, an offset and a size.
+    """What is in the entries of a record. `area`: reads where they continue: a block, an offset and a size.
     Raises DamageError."""
     found = Attributes()
     name: list[bytes] = []
     target: list[bytes] = []
-    is_joined = True  # whether the next component of the target goes on with the last
+    is_joined = True  # whether the next component of the target continues the last
     for kind, data in _entries(system, area):
         if kind == b"PX":
             found.mode, found.links, found.uid, found.gid = struct.unpack_from("<I4xI4xI4xI", data)
@@ -105,7 +105,7 @@ def _entries(system: bytes, area: Callable[[int, int, int], bytes]) -> Iterator[
         if after is None:
             return
         system = area(*after)
-    raise DamageError("entries of Rock Ridge go on in too many places")
+    raise DamageError("entries of Rock Ridge continue in too many places")
 
 
 def _modified(data: bytes, known: int | None) -> int | None:
@@ -121,7 +121,7 @@ def _modified(data: bytes, known: int | None) -> int | None:
 
 
 def _add_components(target: list[bytes], data: bytes, is_joined: bool) -> bool:
-    """Adds the components of a link's target. Returns whether the next one goes on with the last."""
+    """Adds the components of a link's target. Returns whether the next one continues the last."""
     at = 0
     while at + 2 <= len(data):
         flags, length = data[at], data[at + 1]

@@ -100,7 +100,7 @@ def _text(volume: Volume, start: int, size: int) -> bytes | None:
     offset, length, text_checksum, flags = _LOCATION.unpack_from(raw, _HEADER.size)
     if not offset or not length or flags & _IGNORED:
         return None
-    # The area is a ring: its text goes on after the header where it reaches the end.
+    # The area is a ring: its text continues after the header where it reaches the end.
     if not _HEADER_SIZE <= offset < own_size or length > min(own_size - _HEADER_SIZE, MOST_TEXT):
         raise DamageError(f"the text of the LVM metadata area at byte {start} lies beyond it")
     first = min(length, own_size - offset)

@@ -209,7 +209,7 @@ class _Volumes:
         return part_of(volume, offset, volume.size - offset)
 
     def _raid1(self, segment: Section) -> Volume:
-        """A leg that has all that was written, as the superblocks of dm-raid tell."""
+        """A leg that has all that was written, as the superblocks of dm-raid say."""
         names = typed(segment, "raids", list)
         if not names or len(names) % 2 or len(names) > 2 * 64:
             raise DamageError(f"a RAID has {len(names)} parts")

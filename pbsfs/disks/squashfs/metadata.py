@@ -74,7 +74,7 @@ class Metadata:
 
 
 class Cursor:
-    """A place in metadata, from which reading goes on into the next blocks."""
+    """A place in metadata, from which reading continues into the next blocks."""
 
     def __init__(self, metadata: Metadata, place: int, offset: int) -> None:
         self._metadata = metadata

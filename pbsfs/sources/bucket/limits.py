@@ -34,7 +34,7 @@ class BucketLimits(HttpLimits):
     """Keys of one listing at most: some 170,000 snapshots of one group, or the names of that many in all."""
 
     idle_pages: int = 16
-    """Answers in a row without a key that is new, after which a listing does not end by itself."""
+    """Answers in a row without a key that is new, after which a listing counts as endless."""
 
     parse_at_once: int = 16 << 10
     """The size up to which pbsfs parses an answer in the trio loop: that takes less time than handing it to

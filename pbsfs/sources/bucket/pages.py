@@ -27,8 +27,8 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`prefixes`: of keys that go on after the delimiter, with it. `token`: for the next answer; None at the
-    end."""
+    """`prefixes`: of keys that continue after the delimiter, with it. `token`: for the next answer; None at
+    the end."""
 
     objects: list[StoredObject]
     prefixes: list[str]
@@ -62,6 +62,6 @@ def parse_page(body: bytes, prefix: str) -> Page:
     token = xml.text_of(root, "NextContinuationToken") or None
     if xml.text_of(root, "IsTruncated") == "true":
         if token is None:
-            raise DamageError("it does not say where the list goes on")
+            raise DamageError("it does not say where the list continues")
         return Page(objects, prefixes, token)
     return Page(objects, prefixes, None)

@@ -31,7 +31,7 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 """A cache that this user may only read: the administrator's choice, so not a warning."""
 
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY)
-"""Something else is in the place of one entry or shard: the others can still be written."""
+"""Something else is where one entry or shard should be: the others can still be written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A source that is not asked: what it said before comes from the records in the cache on disk.
 
-It stands behind a `CachedSource` in the place of the real source; chunks, indexes and blobs come from the
+It stands behind a `CachedSource` instead of the real source; chunks, indexes and blobs come from the
 cache, or not at all. Used from tasks of one trio loop.
 """
 

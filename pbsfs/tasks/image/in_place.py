@@ -41,7 +41,7 @@ HOLE_PART = 64 << 10
 """Bytes of it that are discarded together where they are not zeros: the smallest chunk."""
 
 WAITING = 256
-"""Steps that may wait for a fetch, so that comparing goes on meanwhile."""
+"""Steps that may wait for a fetch, so that comparing continues meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
