@@ -26,6 +26,7 @@ from pbsfs.tasks.image.map import check_map_file, write_map
 from pbsfs.tasks.image.opening import open_existing, open_resumed, open_target
 from pbsfs.tasks.image.refusals import refusal, refuse_existing
 from pbsfs.tasks.image.target import Target
+from pbsfs.tasks.made import made_directory
 from pbsfs.tree import BlobFile, ImageFile
 
 
@@ -71,14 +72,15 @@ class Copying:
         self._check_apart(names)
         if self.in_place:
             await self._check_all(files)
-        else:
-            try:
-                self.dest.mkdir(exist_ok=True)
-            except OSError as error:
-                raise OutputError(refusal(self.dest, error)) from None
+            await self._run_each(files)
+            return
+        with made_directory(self.dest):
             if not self.force and not self.resume:
                 for name in names:
                     refuse_existing(self.dest / name)
+            await self._run_each(files)
+
+    async def _run_each(self, files: Sequence[ImageFile | BlobFile]) -> None:
         damaged: list[DamageError] = []
         for file in files:
             try:

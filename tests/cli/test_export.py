@@ -189,6 +189,14 @@ def test_a_snapshot_is_resumed_and_complete_files_are_left_alone(stocked: Stocke
     assert image.read_bytes() == content[:-1] + b"?"
 
 
+def test_where_the_first_file_fails_no_directory_stays(stocked: Stocked, tmp_path: Path) -> None:
+    (own := tmp_path / "own").mkdir()
+    refused(stocked, 5, ENCRYPTED, CONFIGURATION, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    refused(stocked, 5, ENCRYPTED, CONFIGURATION, own)
+    assert list(own.iterdir()) == []
+
+
 def test_damage_in_one_of_several_files_leaves_the_others(tmp_path: Path) -> None:
     own = stock(tmp_path / "datastore")
     digest = hashlib.sha256(own.contents[IMAGE][5 * CHUNK : 6 * CHUNK]).digest()

@@ -343,6 +343,17 @@ def test_a_damaged_chunk_costs_the_files_in_it_and_no_other(stored: Store, tmp_p
         assert error_of(export(stored, "--on-damage", "zero", ROOT, tmp_path / "zero"), 6)
 
 
+def test_where_the_first_file_fails_no_directory_stays(stored: Store, tmp_path: Path) -> None:
+    chunk, _hit = stored.chunk_of("d1/f030")
+    chunk.unlink()
+    only = ("--pattern", "d1/f030", ROOT)
+    error_of(export(stored, *only, tmp_path / "new"), 6)
+    assert not (tmp_path / "new").exists()
+    (own := tmp_path / "own").mkdir()
+    error_of(export(stored, *only, own), 6)
+    assert list(own.iterdir()) == []
+
+
 def test_damage_is_the_same_from_a_server(stored: Store, tmp_path: Path) -> None:
     chunk, _hit = stored.chunk_of("d1/f030")
     damage.flip_bit(chunk, chunk.stat().st_size * 8 - 3)

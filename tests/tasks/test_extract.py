@@ -373,6 +373,17 @@ def damaged_payload() -> tuple[Node, bytes]:
     ), data
 
 
+def test_directories_that_it_made_do_not_stay_where_nothing_is_in_them(tmp_path: Path) -> None:
+    files = directory(b"b", directory(b"c", file(b"hit", b"1" * 5000)))
+    written = write(mine(directory(b"", directory(b"a", files))), split=True)
+    streams = [Chunked(written.main), Chunked(written.payload or b"", damaged=[0, 1])]
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    with pytest.raises(DamageError, match="hit: chunk"):
+        restored(written, tmp_path / "out", streams=streams, existing_directories=True)
+    assert os.listdir(tmp_path / "out") == ["a"]
+    assert os.listdir(tmp_path / "out" / "a") == []
+
+
 def test_a_damaged_chunk_of_the_payload_costs_the_files_in_it(tmp_path: Path) -> None:
     root, data = damaged_payload()
     written = write(root, split=True)

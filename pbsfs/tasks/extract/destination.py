@@ -83,8 +83,9 @@ class Destination:
                 os.close(self._open.popitem(last=False)[1])
         return fd
 
-    def make_directory(self, path: bytes) -> None:
-        """Makes a directory, for its owner only. Raises OutputError where there is something else."""
+    def make_directory(self, path: bytes) -> bool:
+        """Makes a directory, for its owner only; returns whether it is new. Raises OutputError where there is
+        something else."""
         above, name = self._place(path)
         with self._words(path):
             try:
@@ -99,6 +100,14 @@ class Destination:
                     raise
                 else:
                     self.use_directory(path)
+                    return False
+        return True
+
+    def remove_empty(self, path: bytes) -> None:
+        """Removes a directory if it is empty."""
+        with suppress(OSError, OutputError):
+            above, name = self._place(path)
+            os.rmdir(name, dir_fd=above)
 
     def use_directory(self, path: bytes) -> None:
         """Has a directory that exists take new entries, where it is the user's own. Raises OutputError."""

@@ -104,24 +104,29 @@ class Restore:
         Raises DamageError, KeyRequiredError, SourceError and OutputError.
         """
         self.destination.use_directory(b"")
-        levels: list[tuple[bytes, Entry]] = [(b"", top)]
-        for path, entry in self.selection.walk(self.contents, top):
+        levels: list[tuple[bytes, Entry, bool]] = [(b"", top, False)]  # the flag: made by this restore
+        try:
+            for path, entry in self.selection.walk(self.contents, top):
+                self.advance(0)
+                if not isinstance(entry, Entry):
+                    self._lose(path, entry)
+                    continue
+                parent = path.rpartition(b"/")[0]
+                while levels[-1][0] != parent:
+                    self._leave(*levels.pop()[:2])
+                if entry.is_directory:
+                    levels.append((path, entry, self.destination.make_directory(path)))
+                    self.result.files += 1
+                else:
+                    self.entry(entry, path)
+            while levels:
+                self._leave(*levels.pop()[:2])
             self.advance(0)
-            if not isinstance(entry, Entry):
-                self._lose(path, entry)
-                continue
-            parent = path.rpartition(b"/")[0]
-            while levels[-1][0] != parent:
-                self._leave(*levels.pop())
-            if entry.is_directory:
-                self.destination.make_directory(path)
-                self.result.files += 1
-                levels.append((path, entry))
-            else:
-                self.entry(entry, path)
-        while levels:
-            self._leave(*levels.pop())
-        self.advance(0)
+        except BaseException:
+            for path, _entry, is_new in reversed(levels):
+                if is_new:
+                    self.destination.remove_empty(path)
+            raise
         return self.result
 
     def entry(self, entry: Entry, path: bytes) -> Restored:

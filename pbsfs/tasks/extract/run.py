@@ -8,18 +8,18 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import trio
 
-from pbsfs.base.errors import OutputError
 from pbsfs.contents.base import Entry
 from pbsfs.tasks.extract.attributes import Attributes, Kept, Unset
 from pbsfs.tasks.extract.destination import Destination
 from pbsfs.tasks.extract.extract import OnDamage, Restore, Restored
-from pbsfs.tasks.image.refusals import refusal
+from pbsfs.tasks.made import made_directory
 from pbsfs.tasks.patterns import Selection
 from pbsfs.tree import ContentsNode
 
@@ -63,49 +63,46 @@ async def restore(
     entry = await node.learn()
     opened = await node.inside.open()
     place, path = _where(entry, node.name, place)
-    destination = Destination(
-        str(place), overwrite=options.overwrite, existing_directories=options.existing_directories
-    )
-    attributes = Attributes(options.kept)
-    streams = opened.streams()
-    node.tree.reader.store.serve_copy(len(streams))
-    result = Restored()
-
-    def step(count: int) -> None:
-        trio.from_thread.check_cancelled()
-        advance(count, result.files)
-
-    work = Restore(
-        opened.contents,
-        streams,
-        destination,
-        attributes,
-        options.selection,
-        options.on_damage,
-        step,
-        result,
-    )
-    try:
-        done = (
-            functools.partial(work.entry, entry, path) if path else functools.partial(work.directory, entry)
+    made = nullcontext() if path else made_directory(place, 0o700)
+    with made:
+        destination = Destination(
+            str(place), overwrite=options.overwrite, existing_directories=options.existing_directories
         )
-        return await opened.run(done), attributes.unset
-    finally:
-        destination.close()
-        for stream in streams:
-            stream.close()
+        attributes = Attributes(options.kept)
+        streams = opened.streams()
+        node.tree.reader.store.serve_copy(len(streams))
+        result = Restored()
+
+        def step(count: int) -> None:
+            trio.from_thread.check_cancelled()
+            advance(count, result.files)
+
+        work = Restore(
+            opened.contents,
+            streams,
+            destination,
+            attributes,
+            options.selection,
+            options.on_damage,
+            step,
+            result,
+        )
+        restored = functools.partial(work.entry, entry, path)
+        if not path:
+            restored = functools.partial(work.directory, entry)
+        try:
+            return await opened.run(restored), attributes.unset
+        finally:
+            destination.close()
+            for stream in streams:
+                stream.close()
 
 
 def _where(entry: Entry, name: bytes, place: Path) -> tuple[Path, bytes]:
-    """The destination, which exists then, and the path from there to what is restored."""
-    if not entry.is_directory:
-        return (place, name) if place.is_dir() else (place.parent, os.fsencode(place.name))
-    if not os.path.lexists(place):
-        try:
-            place.mkdir(mode=0o700)
-        except OSError as error:
-            raise OutputError(refusal(place, error)) from None
-    return place, b""
+    """The destination, and the path from there to what is restored."""
+    if entry.is_directory:
+        return place, b""
+    return (place, name) if place.is_dir() else (place.parent, os.fsencode(place.name))
 
 
 async def pack(node: ContentsNode, out: IO[bytes], form: str, options: Options, advance: Advance) -> Packing:
