@@ -6,14 +6,12 @@ import hashlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pbsfs.testing.writer import DatastoreWriter
 from tests.support import damage, made
-from tests.support.needs import need_loop
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.stocked import (
     ARCHIVE,
@@ -286,18 +284,6 @@ def test_progress_is_shown_on_a_terminal_or_when_asked(stocked: Stocked, tmp_pat
             os.close(other_end)
     assert text is not None
     assert b"drive-scsi0.img" in text
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[Path]:
-    """A block device of 2 MiB that holds no zeros."""
-    need_loop()
-    (backing := tmp_path / "backing").write_bytes(b"\xff" * (2 << 20))
-    name = output_of("losetup", "--find", "--show", str(backing)).strip()
-    try:
-        yield Path(name)
-    finally:
-        subprocess.run(["losetup", "--detach", name], check=True, timeout=30)
 
 
 @pytest.mark.root

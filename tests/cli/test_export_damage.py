@@ -6,7 +6,6 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from pbsfs.reader.damage import Range
 from pbsfs.tasks.image.map import write_map
 from tests.support import damage
 from tests.support.keyfiles import key_file
-from tests.support.needs import need_loop
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.stocked import ARCHIVE, CHUNK, CONFIGURATION, ENCRYPTED, IMAGE, NEWER_IMAGE, Stocked, stock
 
@@ -177,18 +175,6 @@ def test_a_pipe_gets_all_of_it_and_a_map_where_one_is_named(spoiled: Stocked, ou
     assert (done.returncode, done.stdout) == (6, content)
     assert done.stderr.endswith(f"; {out / 'map'} lists them\n".encode())
     assert zeros_of(out / "map", len(content)) == BAD_RANGES
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[Path]:
-    """A block device of 2 MiB that holds no zeros."""
-    need_loop()
-    (backing := tmp_path / "backing").write_bytes(b"\xff" * (2 << 20))
-    name = output_of("losetup", "--find", "--show", str(backing)).strip()
-    try:
-        yield Path(name)
-    finally:
-        subprocess.run(["losetup", "--detach", name], check=True, timeout=30)
 
 
 @pytest.mark.root
