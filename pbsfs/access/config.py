@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pbsfs.access.caching import CACHE_VARIABLE, SIZE_VARIABLE
-from pbsfs.access.credentials import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, names_secret
+from pbsfs.access.credentials import (
+    KEY_PASSWORD_VARIABLE,
+    PASSWORD_VARIABLE,
+    names_secret,
+    others_can_write,
+)
 from pbsfs.access.options import (
     FINGERPRINT_VARIABLE,
     NAMESPACE_VARIABLE,
@@ -60,10 +65,12 @@ class Configuration:
     """What the files say. A profile's table is checked when the profile is used.
 
     `files`: those that were read, in order. `skipped`: files of the system that this user may not read.
+    `shared`: those of `files` that others can write; they may name no commands.
     """
 
     files: tuple[Path, ...]
     skipped: tuple[Path, ...]
+    shared: frozenset[Path]
     environment: Mapping[str, str] = field(repr=False)
     tables: Mapping[str, tuple[Path, Any]] = field(repr=False)
 
@@ -75,7 +82,15 @@ class Configuration:
         if name not in self.tables:
             raise UsageError(f"profile {quoted(name)}: not in the configuration; {self._advice(name)}")
         file, table = self.tables[name]
-        return parse_profile(name, table, file, self.environment)
+        found = parse_profile(name, table, file, self.environment)
+        options = found.options
+        secrets = (options.password, options.key_password, options.secret_key)
+        if file in self.shared and any(secret and secret.kind == "command" for secret in secrets):
+            raise UsageError(
+                f"{file}: profiles.{name} names a command, and others can write the file; run chown and "
+                "chmod go-w on it"
+            )
+        return found
 
     def _advice(self, name: str) -> str:
         if close := difflib.get_close_matches(name, self.tables, n=1):
@@ -97,12 +112,13 @@ def read_configuration(environment: Mapping[str, str]) -> Configuration:
     """Reads all files that exist. Raises UsageError for one that can't be used; the error names it."""
     files: list[Path] = []
     skipped: list[Path] = []
+    shared: set[Path] = set()
     tables: dict[str, tuple[Path, Any]] = {}
     for directory in directories(environment):
         found: dict[str, tuple[Path, Any]] = {}
         for file in [directory / "config.toml", *_drop_ins(directory / "conf.d", skipped)]:
             try:
-                text = _read(file)
+                text = _read(file, shared)
             except FileNotFoundError:
                 continue
             except PermissionError as error:
@@ -121,7 +137,7 @@ def read_configuration(environment: Mapping[str, str]) -> Configuration:
                     )
                 found[name] = file, table
         tables |= found
-    return Configuration(tuple(files), tuple(skipped), environment, tables)
+    return Configuration(tuple(files), tuple(skipped), frozenset(shared), environment, tables)
 
 
 def _drop_ins(directory: Path, skipped: list[Path]) -> list[Path]:
@@ -143,18 +159,20 @@ def _drop_ins(directory: Path, skipped: list[Path]) -> list[Path]:
     return found
 
 
-def _read(file: Path) -> bytes:
-    """The content of a file. Raises OSError, UsageError."""
+def _read(file: Path, shared: set[Path]) -> bytes:
+    """The content of a file, which gets into `shared` if others can write it. Raises OSError, UsageError."""
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe may have no writer
     with open(fd, "rb") as opened:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise UsageError(f"{file}: not a regular file; remove it")
-        # It may name commands, which run as this user.
+        # It names the server that gets the password.
         if found.st_uid not in (0, os.geteuid()):
             raise UsageError(f"{file}: belongs to another user; change that with chown, or remove it")
         if found.st_mode & stat.S_IWOTH:
             raise UsageError(f"{file}: every user of this machine may write it; run chmod o-w on it")
+        if others_can_write(found):
+            shared.add(file)
         text = opened.read(MAX_FILE_SIZE + 1)
     if len(text) > MAX_FILE_SIZE:
         raise UsageError(f"{file}: larger than {MAX_FILE_SIZE >> 20} MiB; it is not a configuration file")

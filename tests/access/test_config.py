@@ -257,6 +257,18 @@ def test_a_file_that_others_control_is_refused(files: Files) -> None:
     assert files.refused() == f"{file}: belongs to another user; change that with chown, or remove it"
 
 
+@pytest.mark.parametrize("key", ["password", "key-password"])
+def test_a_file_that_a_group_can_write_names_no_commands(files: Files, key: str) -> None:
+    file = files.write(HOME + f'{key} = {{ command = ["print-it"] }}\n')
+    file.chmod(0o660)
+    said = "names a command, and others can write the file; run chown and chmod go-w on it"
+    assert files.refused("home") == f"{file}: profiles.home {said}"
+    file.chmod(0o640)
+    assert configure(SourceOptions(profile="home"), files.environment).profile
+    files.write(HOME).chmod(0o660)
+    assert configure(SourceOptions(profile="home"), files.environment).profile
+
+
 def test_an_unknown_profile_is_refused_with_a_suggestion(files: Files) -> None:
     assert files.refused("home").endswith("pbsfs config init writes a first profile")
     files.write(HOME)

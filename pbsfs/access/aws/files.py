@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pbsfs.access.credentials import others_can_write
 from pbsfs.base.errors import UsageError
 from pbsfs.base.text import excerpt, first_of, quoted
 
@@ -23,8 +24,6 @@ CONFIG_VARIABLE = "AWS_CONFIG_FILE"
 DEFAULT_PROFILE = "default"
 
 MAX_FILE_SIZE = 1 << 20
-
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH  # the bits of the group also show access control lists
 
 Settings = Mapping[str, str]
 
@@ -124,9 +123,8 @@ def _read(path: Path, *, prefixed: bool) -> AwsFile:
         raise UsageError(f"{path}: {error.strerror}; check who may read it") from None
     if len(data) > MAX_FILE_SIZE:
         raise UsageError(f"{path}: larger than {MAX_FILE_SIZE >> 20} MiB; it is not a file of AWS's tools")
-    may_name_commands = status.st_uid in (0, os.geteuid()) and not status.st_mode & _OTHERS_WRITE
     sections = dict(_sections(path, data, prefixed=prefixed))
-    return AwsFile(path, sections, may_name_commands, bool(status.st_mode & stat.S_IROTH))
+    return AwsFile(path, sections, not others_can_write(status), bool(status.st_mode & stat.S_IROTH))
 
 
 def _sections(path: Path, data: bytes, *, prefixed: bool) -> Iterator[tuple[str, Settings]]:
