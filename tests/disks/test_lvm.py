@@ -243,6 +243,16 @@ def test_raid1_reads_a_leg_that_is_whole(superblocks: tuple[bytes, bytes], leg: 
         assert pieces(volumes, "vg-r") == [(0, (leg + 1) * MIB, MIB)]
 
 
+def test_a_volume_that_is_being_moved_is_read_where_it_was() -> None:
+    """pvmove(8) makes each segment a mirror of its old and its new place."""
+    mirror = 'start_extent = {}\nextent_count = {}\ntype = "mirror"\nmirrors = ["pv0", {}, "pv1", {}]'
+    moved = linear("pvmove0", mirror.format(0, 2, 3, 0), mirror.format(2, 1, 6, 5), status='"PVMOVE"')
+    shown = linear("a", segment(0, 2, ("pvmove0", 0)), segment(2, 1, ("pvmove0", 2)))
+    text = group(shown + moved, A, B)
+    volumes = found(physical(A, text), physical(B, text))
+    assert pieces(volumes, "vg-a") == [(0, 4 * MIB, 2 * MIB), (0, 7 * MIB, MIB)]
+
+
 def test_a_volume_that_is_a_part_of_itself() -> None:
     text = group(linear("a", segment(0, 1, ("b", 0))) + linear("b", segment(0, 1, ("a", 0))), A)
     assert all("is a part of itself" in str(v.problem) for v in found(physical(A, text)).values())

@@ -147,9 +147,10 @@ class _Volumes:
             yield self._striped(segment, start, length)
         elif kind == "thin":
             yield Segment(start, length, self._thin(segment, start + length), start)
-        elif kind in ("raid1", "mirror"):
-            leg = self._raid1(segment) if kind == "raid1" else self._mirror(segment)
-            yield Segment(start, length, leg, start)
+        elif kind == "raid1":
+            yield Segment(start, length, self._raid1(segment), start)
+        elif kind == "mirror":
+            yield Segment(start, length, *self._mirror(segment))
         else:
             shown = kind if is_name(kind) else quoted(kind)
             raise UnsupportedError(f"a logical volume of the type {shown} is not supported")
@@ -200,13 +201,15 @@ class _Volumes:
             origin = self.volume(typed(segment, "external_origin", str))
         return Thin(self._pools[name], typed(segment, "device_id", int), size, origin)
 
-    def _mirror(self, segment: Section) -> Volume:
-        """The first leg: the others may not have all that was written."""
+    def _mirror(self, segment: Section) -> tuple[Volume, int]:
+        """The volume and the offset of the first leg: the others may not have all that was written.
+
+        Of a volume that pvmove is moving, each segment is a mirror of its own.
+        """
         legs = typed(segment, "mirrors", list)
         if len(legs) < 2:
             raise DamageError("a mirror has no legs")
-        volume, offset = self._area(legs[0], legs[1])
-        return part_of(volume, offset, volume.size - offset)
+        return self._area(legs[0], legs[1])
 
     def _raid1(self, segment: Section) -> Volume:
         """A leg that has all that was written, as the superblocks of dm-raid say."""
