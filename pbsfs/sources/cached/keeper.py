@@ -22,8 +22,7 @@ from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources.cached.files import Name
 from pbsfs.sources.cached.limits import CacheLimits
 from pbsfs.sources.cached.store import DiskCache
-from pbsfs.sources.directory.limits import DirectoryLimits
-from pbsfs.sources.directory.workers import Workers
+from pbsfs.sources.workers import WorkerLimits, Workers
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class Keeper:
         self._cache = cache
         self._limits = limits
         self._workers = Workers(
-            str(cache), DirectoryLimits(io_timeout=limits.io_timeout, threads=limits.writers)
+            str(cache), WorkerLimits(io_timeout=limits.io_timeout, threads=limits.writers)
         )
         self._reporter = Reporter(log, repeat_after=DAY)
         self._queue: deque[Item] = deque()

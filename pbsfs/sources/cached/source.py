@@ -46,8 +46,7 @@ from pbsfs.sources.cached.offline import with_hint
 from pbsfs.sources.cached.records import Place
 from pbsfs.sources.cached.store import DiskCache
 from pbsfs.sources.collection import Collection
-from pbsfs.sources.directory.limits import DirectoryLimits
-from pbsfs.sources.directory.workers import Workers
+from pbsfs.sources.workers import WorkerLimits, Workers
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class CachedSource(Source):
         self._identity = identity
         self._limits = limits
         self._keeper = Keeper(cache, limits)
-        self._workers = Workers(str(cache), DirectoryLimits(io_timeout=limits.io_timeout))
+        self._workers = Workers(str(cache), WorkerLimits(io_timeout=limits.io_timeout))
         self._wrong: dict[Name, None] = {}
         self._recorded: dict[Name, tuple[bytes, float]] = {}
         self._claims_used_from = -math.inf if identity is not None else math.inf  # by trio's clock

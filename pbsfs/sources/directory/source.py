@@ -22,10 +22,10 @@ from pbsfs.sources.collection import Collection
 from pbsfs.sources.directory.chunks import ChunkFiles
 from pbsfs.sources.directory.datastore import Datastore
 from pbsfs.sources.directory.limits import DEFAULT, DirectoryLimits
-from pbsfs.sources.directory.workers import Workers
 from pbsfs.sources.listing.groups import GroupListing
 from pbsfs.sources.listing.names import Names
 from pbsfs.sources.listing.snapshots import KeptManifests, SnapshotListing
+from pbsfs.sources.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class DirectorySource(Source):
         """Raises SourceError if `path` is not a datastore."""
         self.path = path
         self._datastore = Datastore(path, limits)
-        self.workers = Workers(str(self), limits)
+        self.workers = Workers(str(self), limits.workers)
         self._reporter = Reporter(log, repeat_after=DAY)
         self._names = Names(self._datastore.metadata, self._reporter)
         self._groups = GroupListing(self._datastore, self._names, self._reporter, limits)

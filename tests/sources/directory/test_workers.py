@@ -11,13 +11,15 @@ import trio.testing
 from trio.testing import MockClock
 
 from pbsfs.base.errors import SourceError
-from pbsfs.sources.directory.limits import DEFAULT, DirectoryLimits
+from pbsfs.sources.directory.limits import DirectoryLimits
 from pbsfs.sources.directory.root import Root
 from pbsfs.sources.directory.source import DirectorySource
-from pbsfs.sources.directory.workers import LATE
 from pbsfs.sources.layout import Steps
+from pbsfs.sources.workers import LATE, WorkerLimits
 from pbsfs.testing.writer import DatastoreWriter
 from tests.sources.conformance import CONFIG, FIRST, IMAGE, LIMIT, add, stored
+
+LIMITS = WorkerLimits()
 
 
 class Stuck:
@@ -63,13 +65,13 @@ def test_a_stuck_file_system_is_an_error_after_the_timeout(writer: DatastoreWrit
     async def main() -> float:
         start = trio.current_time()
         with pytest.raises(
-            SourceError, match=f"no answer from datastore directory .* within {DEFAULT.io_timeout:.0f} s"
+            SourceError, match=f"no answer from datastore directory .* within {LIMITS.io_timeout:.0f} s"
         ) as e:
             await source.fetch_file(FIRST, CONFIG, LIMIT)
         assert e.value.retryable
         return trio.current_time() - start
 
-    assert trio.run(main, clock=MockClock(autojump_threshold=0)) == pytest.approx(DEFAULT.io_timeout)
+    assert trio.run(main, clock=MockClock(autojump_threshold=0)) == pytest.approx(LIMITS.io_timeout)
     stuck.release()
 
 
@@ -77,9 +79,9 @@ def test_more_stuck_calls_than_threads_all_get_their_error_and_later_ones_their_
     writer: DatastoreWriter, stuck: Stuck
 ) -> None:
     add(writer)
-    source = DirectorySource(writer.path, DirectoryLimits(io_timeout=0.05))
+    source = DirectorySource(writer.path, DirectoryLimits(workers=WorkerLimits(io_timeout=0.05)))
     errors: list[SourceError] = []
-    calls = DEFAULT.threads + 20
+    calls = LIMITS.threads + 20
 
     async def call() -> None:
         try:
@@ -125,12 +127,10 @@ def test_while_an_operation_is_stuck_others_fail_fast(writer: DatastoreWriter, s
     async def main() -> list[float]:
         stuck.loop = trio.lowlevel.current_trio_token()
         found = [await waited() for _ in range(3)]
-        clock.jump(DEFAULT.stuck_pause)
+        clock.jump(LIMITS.stuck_pause)
         return found + [await waited() for _ in range(3)]
 
-    assert trio.run(main, clock=clock) == pytest.approx(
-        [DEFAULT.io_timeout, 0, 0, DEFAULT.stuck_timeout, 0, 0]
-    )
+    assert trio.run(main, clock=clock) == pytest.approx([LIMITS.io_timeout, 0, 0, LIMITS.stuck_timeout, 0, 0])
 
 
 def test_what_can_be_read_beside_a_stuck_operation_is_read(writer: DatastoreWriter, stuck: Stuck) -> None:
@@ -144,7 +144,7 @@ def test_what_can_be_read_beside_a_stuck_operation_is_read(writer: DatastoreWrit
         with pytest.raises(SourceError, match="within 60 s"):
             await source.fetch_file(FIRST, IMAGE, LIMIT)
         clock.autojump_threshold = float("inf")
-        clock.jump(DEFAULT.stuck_pause)
+        clock.jump(LIMITS.stuck_pause)
         return [await source.fetch_file(FIRST, CONFIG, LIMIT) for _ in range(3)]
 
     assert trio.run(main, clock=clock) == [stored(writer, CONFIG)] * 3
@@ -164,7 +164,7 @@ def test_a_stop_of_the_process_is_no_fault_of_the_storage(writer: DatastoreWrite
 
             nursery.start_soon(read)
             await trio.testing.wait_all_tasks_blocked()
-            clock.jump(DEFAULT.io_timeout + 2 * LATE)  # all at once
+            clock.jump(LIMITS.io_timeout + 2 * LATE)  # all at once
             await trio.testing.wait_all_tasks_blocked()
             stuck.release()
         assert not source.workers.stuck()

@@ -8,13 +8,13 @@ readable, on another disk or on the same, so pbsfs tries them. Used from tasks o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import trio
 
 from pbsfs.base.errors import SourceError
 from pbsfs.runtime.threads import Threads
-from pbsfs.sources.directory.limits import DirectoryLimits
 
 LATE = 1.0
 """Seconds after the end of a limit from which it says nothing: this process was stopped meanwhile (Ctrl-Z, a
@@ -23,6 +23,26 @@ container that is paused), and the storage may have answered."""
 _ADVICE = "look at the kernel's log for its disk or network"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """Times are in seconds."""
+
+    io_timeout: float = 60.0
+    """How long one file operation may take. A sick disk answers within its own retries (tens of seconds); a
+    network file system whose server is unreachable never does."""
+
+    stuck_timeout: float = 2.0
+    """How long a file operation may take while another one is stuck for longer than `io_timeout`."""
+
+    stuck_pause: float = 10.0
+    """How long all operations fail at once after one took longer than `stuck_timeout`: a listing of many
+    files must not wait for each."""
+
+    threads: int = 32
+    """Threads in file operations at once. Most of them wait for the disk. They are apart from trio's own
+    threads, on which decoding depends: stuck operations would use those up."""
 
 
 class _Operation(Generic[T]):
@@ -45,7 +65,7 @@ class _Operation(Generic[T]):
 class Workers:
     """The threads that work on the storage `name`."""
 
-    def __init__(self, name: str, limits: DirectoryLimits) -> None:
+    def __init__(self, name: str, limits: WorkerLimits) -> None:
         self._name = name
         self._limits = limits
         self._threads = Threads(limits.threads)
