@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pbsfs.access.sizes import parse_size
 from pbsfs.base.errors import SourceError, UsageError
@@ -31,8 +30,7 @@ def parse_disk_size(text: str) -> int:
     return size
 
 
-@dataclass(frozen=True, slots=True)
-class CacheAccess:
+class CacheAccess(NamedTuple):
     """The cache in `directory`, of at most `size` bytes. `offline`: the source is not asked."""
 
     directory: Path

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -41,8 +41,7 @@ log = logging.getLogger(__name__)
 Identity = tuple[bytes, Key | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A chunk of an archive: where to fetch it, and how to verify it.
 
     `length`: decoded bytes. `key`: the archive's key where it is encrypted, else None.

@@ -12,7 +12,7 @@ import enum
 import hashlib
 import threading
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import zstandard
 
@@ -58,8 +58,7 @@ class BlobKind(enum.Enum):
         return _SEALED_HEADER if self.encrypted else _PLAIN_HEADER
 
 
-@dataclass(frozen=True, slots=True)
-class _Envelope:
+class _Envelope(NamedTuple):
     kind: BlobKind
     iv: bytes
     tag: bytes

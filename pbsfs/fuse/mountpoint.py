@@ -15,8 +15,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pbsfs.base.errors import MountError
 from pbsfs.base.text import first_of
@@ -49,8 +49,7 @@ UNMOUNT_PATIENCE = 10.0
 """Seconds that `unmount` waits for a mount to be gone from the table."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A line of the mount table. `device`: major:minor. `root`: the part of the file system that it shows.
 
     `source`: its name. `owner`: for a FUSE mount, the user who made it, as the kernel reports it; None for

@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,7 @@ ZEROS_LAST = 60.0
 each try costs its reader the time that it takes to be sure."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Range:
+class Range(NamedTuple):
     """`length` bytes from `offset` of an image."""
 
     offset: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pbsfs.base.errors import DamageError
@@ -33,8 +32,7 @@ class Extent(NamedTuple):
     hole: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The part of a read that falls into one chunk: `length` bytes from `start` within it."""
 
     chunk: int

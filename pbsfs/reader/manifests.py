@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -31,8 +32,7 @@ PARSED = 3
 """Bytes of memory that a manifest takes for each byte of its text: some 2, measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A manifest as it was fetched. `size` (bytes) and `digest` (SHA-256): of its text."""
 
     manifest: Manifest

@@ -12,7 +12,7 @@ import abc
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -71,8 +71,7 @@ class SnapshotInfo:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The space of a datastore in bytes, as statvfs(3) has it. `available`: what its owner may still use;
     with `used` it may be less than `total`."""
 

@@ -9,8 +9,7 @@ Source of the fields: proxmox-backup 3.2.4, pbs-api-types/src/datastore.rs, `Gar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pbsfs.base.errors import DamageError
 from pbsfs.formats.index import MAX_ARCHIVE_SIZE
@@ -19,8 +18,7 @@ _MOST_STATE = 200
 """Characters of a state that are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Collection:
+class Collection(NamedTuple):
     """The last garbage collection.
 
     `time`: when it began, in seconds since the epoch; None if there was none. `indexed_size`: bytes that all

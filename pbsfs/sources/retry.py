@@ -12,8 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import trio
 
@@ -30,8 +29,7 @@ SILENT_PARTS = 3
 answer with an index, that with a chunk. A try that ends still later was not silent."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Limit:
+class _Limit(NamedTuple):
     """`deadline`: the time of the trio loop's clock at which the retries end."""
 
     deadline: float = math.inf

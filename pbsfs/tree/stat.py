@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import stat as stat_bits
-from dataclasses import dataclass
+from typing import NamedTuple
 
 DIRECTORY_MODE = stat_bits.S_IFDIR | 0o555
 FILE_MODE = stat_bits.S_IFREG | 0o444
 LINK_MODE = stat_bits.S_IFLNK | 0o777
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What `stat` returns for a node, as far as the tree knows it.
 
     `size` and `data_size`: in bytes; `data_size` without holes. `mode`: type and permissions, as in st_mode.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pbsfs.base.errors import PbsfsError, SourceError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, Group, Snapshot
@@ -59,8 +59,7 @@ class KeptManifests:
                 self._parsed.popitem(last=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """A finished snapshot's directory. `names`: of the files in it. `log_size`: bytes of the client's log, if
     it is there."""
 

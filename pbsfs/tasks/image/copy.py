@@ -7,7 +7,7 @@ them in a worker thread. Called by `pbsfs export`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -18,8 +18,7 @@ from pbsfs.runtime.together import run_together
 from pbsfs.tasks.image.target import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
+class Pieces(NamedTuple):
     """How an image is cut.
 
     `size`: bytes that are read and written at a time, by default one chunk of a usual image. `queued`: pieces

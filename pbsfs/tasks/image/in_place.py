@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -44,8 +45,7 @@ WAITING = 256
 """Steps that may wait for a fetch, so that comparing continues meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """A range of the image that is compared at once: a chunk, or a part of a hole (`chunk` is None)."""
 
     offset: int
