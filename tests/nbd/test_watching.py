@@ -101,8 +101,8 @@ def test_the_numbers_are_served_as_openmetrics(stocked: Stocked) -> None:
 
 def test_other_users_get_no_answer(stocked: Stocked) -> None:
     need_root("become another user")
-    program = (
-        "import os, sys; os.setuid(65534); from pbsfs.nbd import watching; watching.ask(int(sys.argv[1]))"
+    program = (  # which imports first: the checkout may be root's own
+        "import os, sys; from pbsfs.nbd import watching; os.setuid(65534); watching.ask(int(sys.argv[1]))"
     )
     with nbdkit(stocked.path, *ONE) as server:
         line = [sys.executable, "-c", program, str(server.pid)]
