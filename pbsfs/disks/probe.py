@@ -270,19 +270,23 @@ def _table(disk: Volume, whole: Content | None) -> list[tables.Partition] | None
     """The partitions of a disk; None where the disk itself is the volume.
 
     A table may be older than the file system on the disk, or the magic number of a file system older than
-    the table: what is recognised in the partitions decides.
+    the table: what is recognised in the partitions decides. A GPT to which the MBR does not point is older
+    than the MBR, as for the kernel.
     """
     protective = tables.is_protective(disk)
+    by_size: list[list[tables.Partition]] = []
+    if not protective:
+        found = (tables.mbr(disk, sector) for sector in tables.SECTORS)
+        by_size = [table for table in found if table is not None]
+        for table in by_size:
+            if any(_is_formatted(disk, partition) for partition in table):
+                return table
     if protective or whole is None:
-        found = tables.gpt(disk, backup=True)
-        if found is not None:
-            return found
+        partitions = tables.gpt(disk, backup=True)
+        if partitions is not None:
+            return partitions
         if protective:
             raise DamageError("the MBR says that there is a GPT, but both of its tables are missing")
-    by_size = [table for sector in tables.SECTORS if (table := tables.mbr(disk, sector)) is not None]
-    for table in by_size:
-        if any(_is_formatted(disk, partition) for partition in table):
-            return table
     return by_size[0] if by_size and whole is None else None
 
 

@@ -189,6 +189,17 @@ def test_a_file_system_on_the_disk_and_an_old_table(tmp_path: Path) -> None:
     assert names(found(image.read_bytes())) == [("d", "ext4")]
 
 
+@pytest.mark.parametrize("broken", [0, 512, 600])
+def test_a_gpt_that_is_older_than_the_mbr(broken: int) -> None:
+    """A disk of which the start was overwritten with the image of a disk with an MBR; the kernel reads no GPT
+    without its entry in the MBR."""
+    disk = gpt_disk(8 * MIB, [(300, 10, LINUX), (400, 20, LINUX)])
+    disk[:512] = mbr_disk(512, (0, 0, 0x83, 1000, 2000))
+    disk[1000 * 512 : 1000 * 512 + 6] = LUKS
+    disk[broken] ^= 0xFF if broken else 0
+    assert [(v.name, v.size) for v in found(disk)] == [("d-p1", 2000 * 512)]
+
+
 def test_overlapping_partitions() -> None:
     assert len(found(gpt_disk(8 * MIB, [(300, 1000, LINUX)] * 128))) == 128
 
