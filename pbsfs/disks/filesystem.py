@@ -49,6 +49,11 @@ class FileSystem(Contents):
     def inode(self, number: int) -> Entry:
         """The exact entry of an inode, with an empty name."""
 
+    def subvolume(self, number: int | None) -> Entry | None:
+        """The directory that mount(8) shows with the option `subvolid=number`, or without it (None). None
+        where there is no such subvolume. Raises DamageError."""
+        return self.root if number is None else None
+
     def prefetch_inodes(self, numbers: Sequence[int]) -> None:
         """Requests what `inode` will read for each of `numbers`, side by side."""
 

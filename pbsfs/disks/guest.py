@@ -26,8 +26,15 @@ MOST_FSTAB = 256 << 10
 MOST_MOUNTS = 1000
 
 _FSTAB = (b"etc", b"fstab")
-_ROOTS = (b"", b"@", b"root", b"@rootfs", b"@/.snapshots/1/snapshot")
-"""Where the root of a Linux system usually is in a file system: that of a btrfs is often a subvolume."""
+_ROOTS = (b"", b"@", b"root", b"@rootfs")
+"""Where the root of a Linux system usually is in a btrfs that has it in no default subvolume."""
+
+_BY = {
+    "/dev/disk/by-uuid/": "UUID",
+    "/dev/disk/by-label/": "LABEL",
+    "/dev/disk/by-partuuid/": "PARTUUID",
+    "/dev/disk/by-partlabel/": "PARTLABEL",
+}
 
 _WINDOWS = (b"Windows", b"System32")
 _LETTERS = "DEFGHIJKLMNOPQRSTUVWXYZ"
@@ -40,21 +47,23 @@ _TOP = MOST - 1  # the number of the directory with drives
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A volume of the machine. `open`: raises DamageError."""
+    """A volume of the machine. `open`: raises DamageError. `part_label`: the name of its partition."""
 
     name: str
     kind: str
     part_uuid: str | None
     open: Callable[[], FileSystem]
+    part_label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of an fstab: what is mounted, where (steps of the path), and the subvolume of it."""
+    """A line of an fstab: what is mounted, where (steps of the path), and the subvolume of it: a path, a
+    number, or None for the default one."""
 
     device: str
     place: tuple[bytes, ...]
-    subvolume: bytes
+    subvolume: bytes | int | None = None
 
 
 def parse_fstab(text: bytes) -> list[Line]:
@@ -68,12 +77,35 @@ def parse_fstab(text: bytes) -> list[Line]:
             continue
         place = tuple(step for step in _plain(fields[1]).split(b"/") if step)
         options = fields[3].split(b",") if len(fields) > 3 else []
-        subvolume = next((o[7:] for o in options if o.startswith(b"subvol=")), b"")
         if b".." in place or len(found) >= MOST_MOUNTS:
             continue
         device = _plain(fields[0]).decode(errors="replace").replace('"', "")
-        found.append(Line(device, place, subvolume.strip(b"/")))
+        found.append(Line(device, place, _subvolume(options)))
     return found
+
+
+def _subvolume(options: Sequence[bytes]) -> bytes | int | None:
+    for option in options:
+        if option.startswith(b"subvol="):
+            return option[7:].strip(b"/")
+    for option in options:
+        if option.startswith(b"subvolid=") and option[9:].isdigit() and len(option) < 30:
+            return int(option[9:])
+    return None
+
+
+def _named(device: str) -> tuple[str, str]:
+    """What the device of a line is found by, as `UUID`, and the value; both are empty for other names."""
+    what, equals, value = device.partition("=")
+    if equals:
+        return (what, value) if value else ("", "")
+    for directory, what in _BY.items():
+        if device.startswith(directory) and len(device) > len(directory):
+            # udev escapes what a path cannot have (udev_util_encode_string).
+            name = device[len(directory) :].encode(errors="replace")
+            name = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), name)
+            return what, name.decode(errors="replace")
+    return "", ""
 
 
 def _plain(field: bytes) -> bytes:
@@ -117,23 +149,28 @@ class Guest(Contents):
     def _unwrapped(self, entry: Entry) -> tuple[int, Entry]:
         return entry.inode % MOST, entry.but(inode=entry.inode // MOST)
 
-    def _at(self, number: int, steps: Sequence[bytes]) -> Entry | None:
-        """What is at a path in one file system; links are not followed."""
+    def _at(self, number: int, steps: Sequence[bytes], start: Entry | None = None) -> Entry | None:
+        """What is at a path in one file system, from its root or from `start` on; links are not followed."""
         system = self._system(number)
-        here: Entry | None = system.root
+        here: Entry | None = start or system.root
         for step in steps:
             here = system.child(here, step) if here is not None and here.is_directory else None
         return here
+
+    def _start(self, number: int, subvolume: bytes | int | None) -> Entry | None:
+        """The directory that is shown where a file system is mounted; `subvolume`: as in `Line`."""
+        if isinstance(subvolume, bytes):
+            return self._at(number, [step for step in subvolume.split(b"/") if step])
+        return self._system(number).subvolume(subvolume)
 
     def _find_linux(self) -> Entry | None:
         for number, part in enumerate(self._parts):
             if part.kind not in UNIX | {UNREADABLE}:
                 continue
-            for where in _ROOTS if part.kind == "btrfs" else _ROOTS[:1]:
-                above = [step for step in where.split(b"/") if step]
+            for where in (None, *_ROOTS) if part.kind == "btrfs" else (None,):
                 try:
-                    fstab = self._at(number, [*above, *_FSTAB])
-                    root = self._at(number, above)
+                    root = self._start(number, where)
+                    fstab = None if root is None else self._at(number, _FSTAB, root)
                     if fstab is not None and fstab.is_file and root is not None:
                         text = self._read(number, fstab)
                         self._facts["root"] = part.name
@@ -198,7 +235,7 @@ class Guest(Contents):
         if found is None:
             return _TOP, None
         try:
-            return found, self._at(found, [step for step in line.subvolume.split(b"/") if step])
+            return found, self._start(found, line.subvolume)
         except DamageError as error:
             raise DamageError(f"{self._parts[found].name}: {error}") from None
 
@@ -222,21 +259,20 @@ class Guest(Contents):
         Raises DamageError where it may be one that can't be read.
         """
         damage: DamageError | None = None
-        what, _equals, value = device.partition("=")
-        value = value.lower()
+        what, value = _named(device)
         for number, part in enumerate(self._parts):
-            if what == "PARTUUID" and part.part_uuid is not None and part.part_uuid.lower() == value:
+            if what == "PARTUUID" and (part.part_uuid or "").lower() == value.lower():
+                return number
+            if what == "PARTLABEL" and part.part_label == value:
                 return number
             if what in {"UUID", "LABEL"}:
                 try:
-                    found = self._system(number).facts().get(what.lower(), "")
+                    told = self._system(number).facts().get(what.lower(), "")
                 except DamageError as error:
                     damage = DamageError(f"{part.name}: {error}")
                     continue
-                if found and found.lower() == value and (what == "UUID" or found == device.partition("=")[2]):
+                if told and (told == value or (what == "UUID" and told.lower() == value.lower())):
                     return number
-            if device.startswith("/dev/disk/by-uuid/"):
-                return self._part_of("UUID=" + device.removeprefix("/dev/disk/by-uuid/"))
             if device.startswith("/dev/mapper/") and part.name == device.removeprefix("/dev/mapper/"):
                 return number
             group, _slash, volume = device.removeprefix("/dev/").partition("/")

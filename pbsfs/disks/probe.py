@@ -113,8 +113,8 @@ class Found:
     `name`: `scsi0-p2`, `scsi0` for a disk without partitions, `vg0-root` as device mapper names it (dashes
     doubled). `size`: bytes. `kind`: `ext4`, `xfs`, `vfat`, `luks`, … or `unknown`. `volume`: its bytes; None
     where they cannot be read. `problem`: why there is no file system to open, and what to do; None where
-    there is one. `part_uuid`: the PARTUUID of a partition. `others`: the other volumes that the file system
-    lies on.
+    there is one. `part_uuid`, `part_label`: the PARTUUID and PARTLABEL of a partition. `others`: the other
+    volumes that the file system lies on.
     """
 
     name: str
@@ -124,6 +124,7 @@ class Found:
     problem: str | None = None
     part_uuid: str | None = None
     others: tuple[Volume, ...] = ()
+    part_label: str | None = None
 
     def open(self) -> FileSystem:
         """Raises DamageError, KeyRequiredError, SourceError."""
@@ -307,7 +308,15 @@ def _whole(found: Found, content: Content | None) -> Found | None:
 
 
 def _partition(name: str, disk: Volume, partition: tables.Partition) -> Found | None:
-    found = Found(f"{name}-p{partition.number}", partition.size, "unknown", None, None, partition.uuid)
+    found = Found(
+        f"{name}-p{partition.number}",
+        partition.size,
+        "unknown",
+        None,
+        None,
+        partition.uuid,
+        part_label=partition.label,
+    )
     if partition.problem is not None:
         return replace(found, problem=f"{partition.problem}; {ELSEWHERE}")
     found = replace(found, volume=part_of(disk, partition.start, partition.size))

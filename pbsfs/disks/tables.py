@@ -9,7 +9,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pbsfs.base.errors import DamageError
 from pbsfs.disks.volume import Volume
@@ -38,7 +38,7 @@ _NOTHING = bytes(16)
 class Partition:
     """`number`: as in `sda2`. `start`, `size`: bytes; they lie on the disk. `kind`: what the table says: a
     GUID in lower case (GPT), or two hexadecimal digits (MBR). `uuid`: its PARTUUID. `problem`: why there is
-    nothing to read (then `start` and `size` mean nothing)."""
+    nothing to read (then `start` and `size` mean nothing). `label`: its PARTLABEL; None where it has none."""
 
     number: int
     start: int
@@ -46,6 +46,7 @@ class Partition:
     kind: str
     uuid: str
     problem: str | None = None
+    label: str | None = None
 
 
 def is_protective(disk: Volume) -> bool:
@@ -134,7 +135,13 @@ class _Header:
             if kind != _NOTHING:
                 size = (last - first + 1) * self.sector
                 kind, own = str(uuid.UUID(bytes_le=kind)), str(uuid.UUID(bytes_le=own))
-                yield _placed(disk, number + 1, first * self.sector, size, kind, own)
+                found = _placed(disk, number + 1, first * self.sector, size, kind, own)
+                yield replace(found, label=_label(raw, number * self.entry_size) or None)
+
+
+def _label(raw: bytes, entry: int) -> str:
+    """The name in an entry of a GPT: up to 36 units of UTF-16."""
+    return raw[entry + 56 : entry + 128].decode("utf-16-le", "replace").split("\0")[0]
 
 
 def mbr(disk: Volume, sector: int) -> list[Partition] | None:

@@ -150,9 +150,11 @@ class Worker:
                 self._open[number] = found[number].open()
             else:
                 parts = [
-                    Part(f.name, f.kind, f.part_uuid, functools.partial(self._system, n))
+                    Part(f.name, f.kind, f.part_uuid, functools.partial(self._system, n), f.part_label)
                     if f.problem is None
-                    else Part(f.name, UNREADABLE, f.part_uuid, functools.partial(_fail, f.problem))
+                    else Part(
+                        f.name, UNREADABLE, f.part_uuid, functools.partial(_fail, f.problem), f.part_label
+                    )
                     for n, f in enumerate(found)
                     if f.problem is None or self._is_damage(f.problem)
                 ]

@@ -138,6 +138,30 @@ def test_the_kernels_view_of_every_profile(
 
 
 @pytest.mark.root
+def test_subvolumes_by_number_and_the_default_one(tmp_path: Path) -> None:
+    needs.need_loop()
+    needs.need("mkfs.btrfs")
+    (image,) = formatted([tmp_path / "0"])
+    before = Btrfs(Disk(FileDisk(image)))
+    assert before.subvolume(None) == before.root
+    with mounted([image], tmp_path / "mnt", "noatime") as top:
+        run("btrfs", "subvolume", "create", top / "one")
+        run("btrfs", "subvolume", "create", top / "one/two")
+        (top / "one/two/file").write_bytes(TEXT)
+        run("btrfs", "subvolume", "set-default", top / "one/two")
+    contents = Btrfs(Disk(FileDisk(image)))
+    default = contents.subvolume(None)
+    assert default is not None
+    assert [entry.name for entry in contents.children(default).entries] == [b"file"]
+    assert default.inode == found(contents, b"one/two").inode
+    one = contents.subvolume(256)
+    assert one is not None
+    assert [entry.name for entry in contents.children(one).entries] == [b"two"]
+    assert contents.subvolume(5) == contents.subvolume(0) == contents.root
+    assert contents.subvolume(7) is contents.subvolume(999) is contents.subvolume(1 << 70) is None
+
+
+@pytest.mark.root
 def test_a_device_that_is_missing_costs_only_what_is_on_it_alone(tmp_path: Path) -> None:
     needs.need_loop()
     needs.need("mkfs.btrfs")

@@ -93,7 +93,9 @@ def test_an_fstab_is_read_as_fstab_5_says() -> None:
             b"# a comment",
             b"UUID=aa / ext4 errors=remount-ro 0 1",
             b"/dev/mapper/vg-home\t/home\\040of\\040all xfs  defaults 0 2",
-            b"LABEL=x /data btrfs rw,subvol=/@data,noatime 0 0",
+            b"LABEL=x /data btrfs rw,subvolid=5,subvol=/@data,noatime 0 0",
+            b"LABEL=x /top btrfs subvol=/ 0 0",
+            b"LABEL=x /snap btrfs rw,subvolid=258 0 0",
             b"none swap swap sw 0 0",
             b"UUID=bb /swap swap sw 0 0",
             b"server:/x /mnt nfs rw 0 0",
@@ -102,9 +104,11 @@ def test_an_fstab_is_read_as_fstab_5_says() -> None:
         ]
     )
     assert parse_fstab(text) == [
-        Line("UUID=aa", (), b""),
-        Line("/dev/mapper/vg-home", (b"home of all",), b""),
+        Line("UUID=aa", (), None),
+        Line("/dev/mapper/vg-home", (b"home of all",), None),
         Line("LABEL=x", (b"data",), b"@data"),
+        Line("LABEL=x", (b"top",), b""),
+        Line("LABEL=x", (b"snap",), 258),
     ]
 
 
@@ -118,13 +122,18 @@ def test_an_fstab_is_read_as_fstab_5_says() -> None:
         "/dev/mapper/vg-a--b",
         "/dev/vg/a-b",
         "/dev/disk/by-uuid/home-uuid",
+        "/dev/disk/by-label/Home",
+        "/dev/disk/by-partuuid/1234abcd-02",
+        'PARTLABEL="disk-home"',
+        r"/dev/disk/by-partlabel/disk\x2dhome",
     ],
 )
 def test_a_volume_is_mounted_where_the_fstab_names_it(device: str) -> None:
     machine = Machine().add(
         "scsi0-p1", "ext4", with_fstab(f"{device} /home ext4 rw 0 2", home={"below": b"x"})
     )
-    machine.add("vg-a--b", "xfs", Small({"jo": b"hello"}, "home-uuid", "Home"), "1234ABCD-02")
+    home = Small({"jo": b"hello"}, "home-uuid", "Home")
+    machine.parts.append(Part("vg-a--b", "xfs", "1234ABCD-02", lambda: home, "disk-home"))
     assert machine.paths() == {
         "etc": None,
         "etc/fstab": f"{device} /home ext4 rw 0 2".encode(),
@@ -145,6 +154,35 @@ def test_a_subvolume_is_mounted_and_may_be_the_root() -> None:
     fstab = b"UUID=one / btrfs subvol=@ 0 0\nUUID=one /home btrfs subvol=/@home 0 0"
     disk = Small({"@": {"etc": {"fstab": fstab}, "home": {}}, "@home": {"jo": b"1"}}, "one")
     assert set(Machine().add("p1", "btrfs", disk).paths()) == {"etc", "etc/fstab", "home", "home/jo"}
+
+
+class WithSubvolumes(Small):
+    """A file system with subvolumes by number; the default one has the number None."""
+
+    def __init__(self, tree: Tree, uuid: str, **paths: str) -> None:
+        super().__init__(tree, uuid)
+        self._paths = paths
+
+    def subvolume(self, number: int | None) -> Entry | None:
+        here: Entry | None = self.root
+        path = self._paths.get(f"number_{number}")
+        for step in path.split("/") if path else []:
+            assert here is not None
+            here = self.child(here, step.encode())
+        return None if path is None else here
+
+
+def test_a_subvolume_is_mounted_by_its_number_and_the_default_one_without() -> None:
+    """As after a rollback of snapper: the default subvolume is another than the first."""
+    fstab = b"UUID=one / btrfs defaults\nUUID=one /home btrfs subvolid=300\nUUID=one /none btrfs subvolid=9"
+    roots: Tree = {
+        "1": {"etc": {"fstab": b""}, "old": b""},
+        "7": {"etc": {"fstab": fstab}, "home": {}, "none": {}},
+    }
+    disk = WithSubvolumes({"@": roots, "homes": {"jo": b"1"}}, "one", number_None="@/7", number_300="homes")
+    machine = Machine().add("p1", "btrfs", disk)
+    assert set(machine.paths()) == {"etc", "etc/fstab", "home", "home/jo", "none"}
+    assert machine.tree().facts()["not_mounted"] == "/none (UUID=one)"
 
 
 def test_what_is_not_on_the_disks_is_told() -> None:

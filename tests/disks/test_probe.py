@@ -221,12 +221,12 @@ def test_sfdisk_mbr(tmp_path: Path) -> None:
 
 
 def test_sfdisk_gpt(tmp_path: Path) -> None:
-    script = (
-        "label: gpt\nstart=2048,size=2048\nstart=6144,size=100,uuid=C0FFEE00-0000-4000-8000-000000000001\n"
-    )
+    named = 'start=6144,size=100,uuid=C0FFEE00-0000-4000-8000-000000000001,name="dätä"'
+    script = f"label: gpt\nstart=2048,size=2048\n{named}\n"
     volumes = sfdisk(tmp_path / "d", 16 * MIB, script, MIB, 3 * MIB)
     assert names(volumes) == [("d-p1", "luks"), ("d-p2", "luks")]
     assert volumes[1].part_uuid == "c0ffee00-0000-4000-8000-000000000001"
+    assert [volume.part_label for volume in volumes] == [None, "dätä"]
 
 
 def mbr_disk(size: int, *entries: tuple[int, int, int, int, int]) -> bytearray:

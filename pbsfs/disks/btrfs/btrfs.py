@@ -39,6 +39,9 @@ from pbsfs.disks.filesystem import FileSystem
 from pbsfs.disks.volume import Volume
 
 _ROOT_TREE, _CHECKSUM_TREE = 1, 7
+_ROOT_DIRECTORY, _DEFAULT = 6, b"default"
+"""The directory in the tree of roots, and the name in it of the default subvolume."""
+
 _BITS = 40
 """Bits of an inode's number in its subvolume; those above them are the subvolume's number."""
 _MOST_SUBVOLUMES = 1 << 23
@@ -155,6 +158,18 @@ class Btrfs(FileSystem):
             has_xattrs,
             links=1 if kind == stat_bits.S_IFDIR else inode.links,
         )
+
+    def subvolume(self, number: int | None) -> Entry | None:
+        """See `FileSystem.subvolume`. The default one is in a directory of the tree of roots."""
+        if number is None:
+            hash_ = crc32c(_DEFAULT, 1) ^ 0xFFFFFFFF
+            item = self._roots.find((_ROOT_DIRECTORY, DIR_ITEM, hash_))
+            found = [] if item is None else [name.key for name in names_in(item) if name.name == _DEFAULT]
+            number = found[0][0] if found else FILE_TREE
+        number = number or FILE_TREE  # 0 is another number of it
+        if not is_subvolume(number) or number >= _MOST_SUBVOLUMES or self._root_of(number) is None:
+            return None
+        return self.inode(number << _BITS | FIRST_FREE)
 
     def prefetch_inodes(self, numbers: Sequence[int]) -> None:
         wanted: dict[int, list[tuple[int, int, int]]] = {}
