@@ -98,8 +98,8 @@ class FuseOptions:
         elif option not in _FULFILLED | _FULFILLED_ALSO and not name.startswith(("x-", "X-", "comment")):
             shown = f"{name}=…" if value else option  # the value may be a secret
             raise UsageError(
-                f"mount option '{shown}' is not known; there are {', '.join((*others, *OPTIONS))}, "
-                "and the general ones of mount(8)"
+                f"mount option '{shown}' is not known; there are {', '.join((*others, *OPTIONS, *GENERAL))}, "
+                "and all that begin with x- or comment"
             )
 
 

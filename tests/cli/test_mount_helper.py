@@ -74,7 +74,8 @@ def test_a_line_of_fstab_may_read_from_the_cache_alone() -> None:
 def test_an_unknown_option_is_refused_by_name(option: str) -> None:
     name, _equals, value = option.partition("=")
     shown = f"{name}=…" if value else option
-    there = "password-file=, .*, ns=, .*, offline, allow_other, .*, and the general ones"
+    there = "password-file=, .*, ns=, .*, offline, allow_other, .*, _netdev, .*"
+    there += ", noauto, .*, nofail, .*, ro, .*, and all that begin with x-"
     with pytest.raises(UsageError, match=f"'{shown}' is not known; there are {there}"):
         translated("home:", (f"rw,{option}",))
 
