@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from pbsfs.base.errors import DamageError
+from pbsfs.base.errors import DamageError, NotFoundError
 from pbsfs.base.names import Archive, Group, Namespace, Snapshot
+from pbsfs.base.text import first_of
 from pbsfs.formats.blob import Stored
 from pbsfs.formats.manifest import CryptMode
 from pbsfs.sources.collection import Collection
@@ -189,3 +190,18 @@ class Source(abc.ABC):
     @abc.abstractmethod
     async def aclose(self) -> None:
         """Releases all resources of the source."""
+
+
+async def no_namespace(
+    source: str, list_below: Callable[[Namespace], Awaitable[list[Namespace]]], namespace: Namespace
+) -> NotFoundError:
+    """The error for a namespace that does not exist, with those that there are in the one above.
+
+    `list_below`: as `Source.namespaces`. Raises SourceError.
+    """
+    try:
+        found = first_of(map(str, await list_below(Namespace(namespace.parts[:-1]))))
+        there = f"there is {found}" if found else "there is none"
+    except NotFoundError as error:  # which names those above that
+        there = str(error).rpartition("; ")[2]
+    return NotFoundError(f"{source}: there is no namespace '{namespace}'; {there}")

@@ -170,4 +170,4 @@ def test_an_empty_password_is_none() -> None:
 
 def test_a_namespace_that_is_not_there_is_named_and_not_its_path(stocked: Stocked) -> None:
     text = error_of(pbsfs("ls", "--datastore-dir", stocked.path, "--ns", "no/such"), 3)
-    assert text.endswith("there is no namespace 'no/such'; pbsfs ls shows what is there")
+    assert text.endswith("there is no namespace 'no/such'; there is prod")

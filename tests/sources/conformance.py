@@ -8,6 +8,7 @@ interface, and they only make promises that hold for all kinds.
 from __future__ import annotations
 
 import abc
+import functools
 import json
 import os
 import shutil
@@ -322,6 +323,23 @@ class SourceConformance(abc.ABC):
             self.use(writer, lambda s: s.fetch_chunk(FIRST, IMAGE, digest, len(expected) - 1))
 
     # --- what is not there
+
+    def test_a_namespace_that_does_not_exist_is_named_with_those_that_do(
+        self, writer: DatastoreWriter
+    ) -> None:
+        for name in ("prod/db", *(f"n{number}" for number in range(9))):
+            add(writer, made.snapshot(namespace=Namespace.parse(name)), {})
+        many = "n0, n1, n2, n3, n4, n5, n6, n7, … (10 in all)"
+        for name, there in (("prod/none", "prod/db"), ("none", many), ("no/such", many)):
+            with pytest.raises(NotFoundError) as caught:
+                self.use(writer, functools.partial(self._namespaces, Namespace.parse(name)))
+            assert str(caught.value).endswith(f": there is no namespace '{name}'; there is {there}")
+        with pytest.raises(NotFoundError, match="'prod/db/none'; there is none"):
+            self.use(writer, lambda s: s.namespaces(Namespace.parse("prod/db/none")))
+
+    @staticmethod
+    async def _namespaces(parent: Namespace, source: Source) -> list[Namespace]:
+        return await source.namespaces(parent)
 
     def test_what_does_not_exist_is_said_not_to_exist(self, writer: DatastoreWriter) -> None:
         add(writer)

@@ -23,7 +23,7 @@ from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.runtime.threads import in_thread
 from pbsfs.runtime.together import run_for_each, run_together
 from pbsfs.sources import layout
-from pbsfs.sources.base import GroupInfo, SnapshotInfo
+from pbsfs.sources.base import GroupInfo, SnapshotInfo, no_namespace
 from pbsfs.sources.bucket.files import KeyFiles
 from pbsfs.sources.bucket.limits import BucketLimits
 from pbsfs.sources.bucket.objects import Objects
@@ -88,7 +88,7 @@ class Metadata:
         listed, steps = self._listed(), layout.namespace_steps(parent)
         await self._list_below((*steps, layout.NAMESPACES), listed)
         if parent.parts and not listed.metadata.exists(steps) and not await self._is_there(steps):
-            raise self._no_namespace(parent)
+            raise await self._no_namespace(parent)
         names = Names(listed.metadata, self._reporter)
         return await self._run(lambda: names.namespaces(parent, steps))
 
@@ -111,7 +111,7 @@ class Metadata:
 
         await run_together([look, *(partial(list_type, backup_type) for backup_type in BACKUP_TYPES)])
         if not there:
-            raise self._no_namespace(namespace)
+            raise await self._no_namespace(namespace)
         listed.metadata.add_directories([self.key(steps)])
         listing = GroupListing(listed, names, self._reporter, self._limits.listing)
         return await self._run(lambda: listing.groups(namespace))
@@ -134,8 +134,8 @@ class Metadata:
     def _listed(self) -> _Listed:
         return _Listed(self._root, str(self._objects.address), self._limits)
 
-    def _no_namespace(self, namespace: Namespace) -> NotFoundError:
-        return NotFoundError(f"{self._objects.address}: there is no namespace '{namespace}'")
+    async def _no_namespace(self, namespace: Namespace) -> NotFoundError:
+        return await no_namespace(str(self._objects.address), self.namespaces, namespace)
 
     async def _learn(self, group: Group, names: Names, listed: _Listed) -> None:
         """Lists a group without what is in its snapshots, and fetches what a list of groups reads of it."""

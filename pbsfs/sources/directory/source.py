@@ -17,7 +17,7 @@ from pbsfs.base.errors import NotFoundError, SourceError
 from pbsfs.base.names import Archive, Group, Namespace, Snapshot
 from pbsfs.runtime.report import DAY, Reporter
 from pbsfs.sources import layout
-from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage
+from pbsfs.sources.base import GroupInfo, SnapshotInfo, Source, Usage, no_namespace
 from pbsfs.sources.collection import Collection
 from pbsfs.sources.directory.chunks import ChunkFiles
 from pbsfs.sources.directory.datastore import Datastore
@@ -25,6 +25,7 @@ from pbsfs.sources.directory.limits import DEFAULT, DirectoryLimits
 from pbsfs.sources.listing.groups import GroupListing
 from pbsfs.sources.listing.names import Names
 from pbsfs.sources.listing.snapshots import KeptManifests, SnapshotListing
+from pbsfs.sources.listing.store import NoNamespaceError
 from pbsfs.sources.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,18 @@ class DirectorySource(Source):
         self._kept.forget()
 
     async def namespaces(self, parent: Namespace) -> list[Namespace]:
-        return await self._in_thread(
-            lambda: self._names.namespaces(parent, self._datastore.enter_namespace(parent))
-        )
+        try:
+            return await self._in_thread(
+                lambda: self._names.namespaces(parent, self._datastore.enter_namespace(parent))
+            )
+        except NoNamespaceError:
+            raise await no_namespace(str(self), self.namespaces, parent) from None
 
     async def groups(self, namespace: Namespace) -> list[GroupInfo]:
-        return await self._in_thread(lambda: self._groups.groups(namespace))
+        try:
+            return await self._in_thread(lambda: self._groups.groups(namespace))
+        except NoNamespaceError:
+            raise await no_namespace(str(self), self.namespaces, namespace) from None
 
     async def snapshots(self, group: Group) -> list[SnapshotInfo]:
         return await self._in_thread(lambda: self._snapshots.snapshots(group))

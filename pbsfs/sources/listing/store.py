@@ -20,6 +20,10 @@ from pbsfs.sources.layout import Steps
 from pbsfs.sources.listing.limits import ListingLimits
 
 
+class NoNamespaceError(NotFoundError):
+    """A namespace that does not exist."""
+
+
 class Status(Protocol):
     """What changes when a file changes; a part of os.stat_result."""
 
@@ -80,13 +84,13 @@ class Store(abc.ABC):
         """Raises SourceError if this is not a datastore: not any more, if its storage is gone."""
 
     def enter_namespace(self, namespace: Namespace) -> Steps:
-        """The steps to a namespace. Raises NotFoundError if it does not exist, SourceError, OSError."""
+        """The steps to a namespace. Raises NoNamespaceError, SourceError, OSError."""
         steps = layout.namespace_steps(namespace)
         try:
             self._enter(steps)
         except (FileNotFoundError, NotADirectoryError):
             self.check()  # a datastore whose disk is not mounted has no namespaces either
-            raise NotFoundError(f"{self}: there is no namespace '{namespace}'") from None
+            raise NoNamespaceError(f"{self}: there is no namespace '{namespace}'") from None
         return steps
 
     def enter_group(self, group: Group) -> Steps:

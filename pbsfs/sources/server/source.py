@@ -33,7 +33,7 @@ from pbsfs.base.text import first_of
 from pbsfs.formats.blob import Stored
 from pbsfs.runtime.logs import STARTING
 from pbsfs.runtime.report import DAY, Reporter
-from pbsfs.sources.base import Expected, GroupInfo, SnapshotInfo, Source, Usage
+from pbsfs.sources.base import Expected, GroupInfo, SnapshotInfo, Source, Usage, no_namespace
 from pbsfs.sources.collection import Collection, parse_collection
 from pbsfs.sources.http.proxy import Proxy
 from pbsfs.sources.http.tls import Trust
@@ -169,7 +169,7 @@ class ServerSource(Source):
         }
         # The list has what this user may see. Every namespace above one of those exists too.
         if parent.parts and parent not in visible and not below:
-            raise NotFoundError(f"{self}: there is no namespace '{parent}'")
+            raise await no_namespace(str(self), self.namespaces, parent)
         return sorted(below)
 
     async def _all_namespaces(self) -> list[Namespace]:
