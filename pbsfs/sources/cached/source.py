@@ -36,14 +36,13 @@ from pbsfs.base.names import (
 from pbsfs.formats.blob import Stored
 from pbsfs.formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, HEADER_SIZE
 from pbsfs.runtime.stats import COUNTS
-from pbsfs.runtime.threads import in_thread
 from pbsfs.sources.base import Expected, GroupInfo, SnapshotInfo, Source, Usage
 from pbsfs.sources.cached import records
 from pbsfs.sources.cached.files import Kind, Name
 from pbsfs.sources.cached.keeper import Item, Keeper
 from pbsfs.sources.cached.limits import DEFAULT, CacheLimits
 from pbsfs.sources.cached.offline import with_hint
-from pbsfs.sources.cached.records import Place
+from pbsfs.sources.cached.recorder import Recorder
 from pbsfs.sources.cached.store import DiskCache
 from pbsfs.sources.collection import Collection
 from pbsfs.sources.workers import WorkerLimits, Workers
@@ -54,9 +53,6 @@ R = TypeVar("R")
 
 _MOST_WRONG = 10_000
 """Entries that proved wrong and could not be removed, which are remembered."""
-
-_RECORD_AGAIN = 600
-"""Seconds after which a listing that has not changed is kept with its new time."""
 
 
 @dataclass(slots=True)
@@ -93,7 +89,7 @@ class CachedSource(Source):
         self._keeper = Keeper(cache, limits)
         self._workers = Workers(str(cache), WorkerLimits(io_timeout=limits.io_timeout))
         self._wrong: dict[Name, None] = {}
-        self._recorded: dict[Name, tuple[bytes, float]] = {}
+        self._recorder = Recorder(identity, self._offer)
         self._claims_used_from = -math.inf if identity is not None else math.inf  # by trio's clock
         self._nursery: trio.Nursery | None = None
 
@@ -274,13 +270,17 @@ class CachedSource(Source):
 
     async def _keep(self, trial: _Trial) -> None:
         for item in trial.fetched:
-            if self._kept_since is not None:
-                await self._keeper.wait_for_room(len(item.data))
-            if self._keeper.offer(item):
+            if await self._offer(item):
                 self._wrong.pop(item.name, None)
                 with suppress(ValueError):
                     trial.claimed.remove(item.name)  # it ends when the item is written
         self._check_kept()
+
+    async def _offer(self, item: Item) -> bool:
+        """Has `item` written soon; False if it will not be. After `keep_all`, waits for room."""
+        if self._kept_since is not None:
+            await self._keeper.wait_for_room(len(item.data))
+        return self._keeper.offer(item)
 
     async def _drop(self, name: Name) -> None:
         if len(self._wrong) >= _MOST_WRONG:
@@ -302,46 +302,24 @@ class CachedSource(Source):
 
     async def namespaces(self, parent: Namespace) -> list[Namespace]:
         found = await self.source.namespaces(parent)
-        await self._record("namespaces", str(parent), lambda: records.pack_namespaces(found))
+        await self._recorder.keep("namespaces", str(parent), lambda: records.pack_namespaces(found))
         return found
 
     async def groups(self, namespace: Namespace) -> list[GroupInfo]:
         found = await self.source.groups(namespace)
-        await self._record("groups", str(namespace), lambda: records.pack_groups(found))
+        await self._recorder.keep("groups", str(namespace), lambda: records.pack_groups(found))
         return found
 
     async def snapshots(self, group: Group) -> list[SnapshotInfo]:
         found = await self.source.snapshots(group)
-        await self._record("snapshots", str(group), lambda: records.pack_snapshots(found))
+        await self._recorder.keep("snapshots", str(group), lambda: records.pack_snapshots(found))
         return found
 
     async def fetch_file(self, snapshot: Snapshot, archive: Archive, limit: int) -> bytes:
         data = await self.source.fetch_file(snapshot, archive, limit)
         if archive in (MANIFEST, CLIENT_LOG):
-            await self._record("file", f"{snapshot}/{archive.filename}", lambda: data)
+            await self._recorder.keep("file", f"{snapshot}/{archive.filename}", lambda: data)
         return data
-
-    async def _record(self, what: str, of: str, pack: Callable[[], bytes]) -> None:
-        if self._identity is None:
-            return
-        place = Place(self._identity, what, of)
-
-        def packed() -> tuple[Name, bytes, bytes]:
-            body = pack()
-            digest = hashlib.sha256(body).digest()
-            return place.own, digest, place.pack(body, digest)
-
-        name, digest, record = await in_thread(packed)
-        known, when = self._recorded.get(name, (b"", 0.0))
-        now = trio.current_time()
-        if known == digest and now - when < _RECORD_AGAIN:
-            return
-        if self._kept_since is not None:
-            await self._keeper.wait_for_room(len(record))
-        if self._keeper.offer(Item(name, record, replace=True)):
-            if len(self._recorded) >= _MOST_WRONG:
-                self._recorded.clear()
-            self._recorded[name] = digest, now
 
     # --- what the cache has no part in
 
