@@ -24,7 +24,7 @@ import trio
 from pbsfs.base.errors import DamageError, PbsfsError, SourceError
 from pbsfs.base.names import Archive, Snapshot
 from pbsfs.chunks.budget import Budget
-from pbsfs.chunks.cache import ChunkCache
+from pbsfs.chunks.cache import BEHIND, ChunkCache
 from pbsfs.chunks.decoder import Decoding, decode_pair, is_pure
 from pbsfs.chunks.limits import DEFAULT, FetchLimits
 from pbsfs.formats import blob
@@ -140,7 +140,6 @@ class ChunkStore:
         # first from here: a chunk that is read must not start after one that was prefetched later.
         self._queued: deque[tuple[Chunk, Fetch, bool]] = deque()
         self._prefetching = 0
-        self._others = 2  # the cache's part for chunks that are not fetched ahead: 1 / `_others`
         self.sequential_readers = 0
         self._budget = Budget(min(limits.fetch_budget, memory.cache_size))
         threads = len(os.sched_getaffinity(0)) + limits.spare_decoders
@@ -159,28 +158,23 @@ class ChunkStore:
     @property
     def window_limit(self) -> int:
         """Bytes to prefetch for one sequential reader, so that those of all readers fit the cache."""
-        room = self._room_ahead
+        room = self.cache.room_ahead
         if self._source.rate is not None:
             room = min(room, self._source.rate.limit * self.limits.rate_window)
         return room // max(1, self.sequential_readers)
-
-    @property
-    def _room_ahead(self) -> int:
-        """Bytes of the cache for what is fetched ahead, which has to stay there until it is read."""
-        room = self.cache.room
-        return room - room // self._others
 
     def serve_copy(self, streams: int, *, in_order: bool = False) -> None:
         """From now on, the cache has room for little more than what is fetched ahead of so many streams.
 
         A copy needs most chunks once, and each new page of memory costs time. `in_order`: there is one
-        stream, of which each chunk is read once and in order; so what was read makes room for the next.
+        stream, of which each chunk is read once and in order; so what was read makes room for the rest.
         """
+        window = self.limits.max_window
         if in_order:
             self.cache.is_for_copy = True
-            self._others = 5
-        size = self.limits.max_window * 5 // 4 if in_order else (1 + streams) * self.limits.max_window
-        self.memory.limit_cache(size)
+            self.memory.limit_cache(window * BEHIND // (BEHIND - 1))
+        else:
+            self.memory.limit_cache((1 + streams) * window)
         process.keep_freed_memory()
 
     def under_way(self, chunk: Chunk) -> Fetch | None:
@@ -210,7 +204,7 @@ class ChunkStore:
             return True
         if chunk.length > self.cache.room:
             return False  # the cache would not take it
-        room = min(self.limits.fetch_budget * self.limits.prefetch_share, self._room_ahead)
+        room = min(self.limits.fetch_budget * self.limits.prefetch_share, self.cache.room_ahead)
         if self._prefetching and self._prefetching + chunk.length > room:
             return False
         COUNTS.chunks_prefetched += 1
@@ -233,7 +227,7 @@ class ChunkStore:
             async with self._budget.take(chunk.length):
                 result = await self._fetch(chunk, fetch)
                 self.memory.settle()
-                self.cache.put(chunk.identity, result)
+                self.cache.put(chunk.identity, result, is_read=fetch.is_awaited)
         except PbsfsError as error:
             result = error
         except MemoryError:  # below the limit of pbsfs, but not of this process (ulimit -v)

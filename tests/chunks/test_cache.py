@@ -52,14 +52,34 @@ def test_a_chunk_that_is_expected_to_be_read_goes_last() -> None:
     assert [name for name in "abd" if name in cache] == ["a", "d"]
 
 
-def test_in_a_copy_the_oldest_goes_first_however_often_it_is_read() -> None:
-    cache = ChunkCache(2)
+def test_in_a_copy_what_was_read_goes_first_and_takes_little_room() -> None:
+    cache = ChunkCache(10)
+    assert cache.room_ahead == 5
     cache.is_for_copy = True
-    cache.put("a", b"x")
-    cache.put("b", b"x")
-    assert cache.get("a") == b"x"
-    cache.put("c", b"x")
-    assert [name for name in "abc" if name in cache] == ["b", "c"]
+    assert cache.room_ahead == 8
+    for name in "abcdef":
+        cache.put(name, b"x")
+    cache.put("g", b"x", is_read=True)
+    for name in "fgf":
+        assert cache.get(name) == b"x"
+    assert all(name in cache for name in "abcdefg")
+    assert cache.get("e") == b"x"
+    assert "g" not in cache  # f was read after it
+    assert cache.expect("e")  # it occurs again
+    for name in "ba":
+        assert cache.get(name) == b"x"
+    assert [name for name in "abcdefg" if name in cache] == ["a", "b", "c", "d", "e"]
+    assert cache.size == 5
+
+
+def test_in_a_copy_a_large_chunk_stays_while_it_is_read() -> None:
+    cache = ChunkCache(10)
+    cache.is_for_copy = True
+    cache.put("large", b"x" * 9)
+    assert cache.get("large") == cache.get("large") == b"x" * 9
+    cache.put("b", b"x", is_read=True)
+    assert "large" not in cache
+    assert cache.size == 1
 
 
 def test_as_many_are_dropped_as_the_new_one_needs() -> None:

@@ -486,7 +486,7 @@ async def test_prefetching_fills_no_more_than_half_of_a_small_cache() -> None:
 @in_trio
 async def test_a_copy_in_order_fills_most_of_the_cache_ahead_and_loses_nothing_before_it_is_read() -> None:
     source, chunks, contents = source_of(12)
-    order = [0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10, 11]  # one occurs again
+    order = [0, 1, 2, 3, 4, 1, 5, 5, 6, 7, 8, 9, 10, 11]  # two occur again
     async with opened(source, cache_size=5 * CHUNK_SIZE) as store:
         store.serve_copy(1, in_order=True)
         assert store.window_limit == 4 * CHUNK_SIZE
@@ -496,6 +496,15 @@ async def test_a_copy_in_order_fills_most_of_the_cache_ahead_and_loses_nothing_b
                 await until(lambda wanted=wanted: wanted.identity in store.cache)  # type: ignore[misc]
             assert store.peek(chunks[number].digest, None) == contents[number]
         assert source.calls["fetch_chunk"] == 12
+
+
+@in_trio
+async def test_in_a_copy_a_chunk_that_somebody_waits_for_is_read() -> None:
+    source, chunks, contents = source_of(4)
+    async with opened(source, cache_size=5 * CHUNK_SIZE) as store:
+        store.serve_copy(1, in_order=True)
+        assert [await get(store, wanted) for wanted in chunks] == contents
+        assert [wanted.identity in store.cache for wanted in chunks] == [False, False, False, True]
 
 
 @in_trio
