@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import stat as stat_bits
 import sys
 import time
@@ -15,7 +16,7 @@ import click
 
 from pbsfs.access.options import SourceOptions
 from pbsfs.access.sizes import parse_size
-from pbsfs.base.errors import UsageError, exit_status_of
+from pbsfs.base.errors import NotFoundError, UsageError, exit_status_of
 from pbsfs.base.text import counted, one_line, printable, quoted
 from pbsfs.cli.inside import find, from_mounts
 from pbsfs.cli.options import logging_options, source_options
@@ -145,7 +146,15 @@ def command(
     search = Search(condition, latest=latest)
 
     async def work(tree: Tree) -> None:
-        nodes = [await find(tree, path, source) for path in places]
+        nodes = []
+        for path in places:
+            try:
+                nodes.append(await find(tree, path, source))
+            except NotFoundError as error:
+                if "/" in path:
+                    raise
+                # Other programs take the pattern as an argument.
+                raise NotFoundError(f"{error}; for a name, write --name {shlex.quote(path)}") from None
         for node in nodes:
             if node.path.split(b"/")[0] != FILES:
                 inside = os.fsdecode(FILES + b"/" + node.path)

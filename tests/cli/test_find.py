@@ -136,6 +136,17 @@ def test_a_place_outside_of_files_is_refused_with_the_one_inside(store: Path, pa
     assert "find searches below files; name 'files/host" in text
 
 
+@pytest.mark.parametrize(
+    "arguments", [("*.conf",), ("*.conf", "files/host/pc"), ("files/host/pc", "*.conf")], ids=" ".join
+)
+def test_a_pattern_in_the_place_of_a_path_is_told_its_option(store: Path, arguments: tuple[str, ...]) -> None:
+    text = error_of(pbsfs("find", "--datastore-dir", store, *arguments), 3)
+    assert text.startswith("/: there is no '*.conf'; there is ")
+    assert text.endswith("; for a name, write --name '*.conf'")
+    text = error_of(pbsfs("find", "--datastore-dir", store, "files/none"), 3)
+    assert "--name" not in text
+
+
 def test_places_may_be_anywhere_below_files(find: Find) -> None:
     assert (
         len(find("files/host")) == 2 * 8 + 2 * 2 + 2
