@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from pbsfs.base.errors import ConnectError
 from pbsfs.base.names import ROOT_NAMESPACE
@@ -192,8 +193,10 @@ def test_a_request_that_is_cancelled_while_it_waits_for_its_turn_is_never_sent(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(source.fetch_chunk, serving.FIRST, IMAGE, index.digest(0), 1 << 20)
                 await until(lambda: hold.hits)
-                with trio.move_on_after(0.02):
-                    await source.fetch_chunk(serving.FIRST, IMAGE, index.digest(1), 1 << 20)
+                async with trio.open_nursery() as cancelled:
+                    cancelled.start_soon(source.fetch_chunk, serving.FIRST, IMAGE, index.digest(1), 1 << 20)
+                    await trio.testing.wait_all_tasks_blocked()
+                    cancelled.cancel_scope.cancel()
                 hold.release()
             await source.fetch_chunk(serving.FIRST, IMAGE, index.digest(0), 1 << 20)
             assert server.requests.count("/chunk") == sent + 2

@@ -15,6 +15,7 @@ import trio.testing
 
 from pbsfs.base.errors import PbsfsError, SourceError
 from pbsfs.base.names import MANIFEST
+from pbsfs.formats.index import FixedIndex
 from pbsfs.sources.server.limits import DEFAULT, ServerLimits
 from pbsfs.sources.server.source import ServerSource
 from pbsfs.testing.writer import DatastoreWriter
@@ -164,23 +165,21 @@ def test_an_idle_session_is_closed_and_the_next_read_opens_another(server: Refer
 
 def test_a_session_that_waits_for_an_answer_is_not_idle(server: ReferenceServer) -> None:
     hold = server.faults.add(Hold(match="/chunk"))
+    clock = trio.testing.MockClock(rate=0)
 
     async def main() -> None:
-        async with reading(source_of(server, limits=ServerLimits(idle_time=0.02))) as reader:
-            image = await image_of(reader)
+        async with opened(source_of(server)) as source, trio.open_nursery() as nursery:
+            index = FixedIndex(await source.fetch_file(FIRST, IMAGE, 1 << 20))
+            nursery.start_soon(source.fetch_chunk, FIRST, IMAGE, index.digest(0), 1 << 20)
+            while not hold.hits:
+                await trio.lowlevel.checkpoint()
+            for _turn in range(5):  # of the loop that looks for idle ones
+                clock.jump(DEFAULT.idle_time)
+                await trio.testing.wait_all_tasks_blocked()
+            assert len(server.open_sessions()) == 1
+            hold.release()
 
-            async def let_go() -> None:
-                await until(lambda: hold.hits)
-                for _turn in range(5):  # of the loop that looks for idle ones
-                    await trio.sleep(0.02 / 2)
-                assert len(server.open_sessions()) == 1
-                hold.release()
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(let_go)
-                assert await image.read(0, CHUNK) == CONTENT[:CHUNK]
-
-    trio.run(main)
+    trio.run(main, clock=clock)
 
 
 def test_a_session_is_kept_while_it_is_used_now_and_then(server: ReferenceServer) -> None:
