@@ -20,6 +20,141 @@ from pbsfs.runtime.logs import FORMAT_VARIABLE, FORMATS, LogOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SOURCE_OPTIONS = (
+    click.option(
+        "--profile",
+        metavar="NAME",
+        help="Read from the source of this profile in the configuration (or PBSFS_PROFILE; default: "
+        "the profile named default, if there is one).",
+    ),
+    click.option(
+        "--repository",
+        metavar="REPOSITORY",
+        help="Read from a server: [[user@realm[!token]@]host[:port]:]datastore (or PBS_REPOSITORY).",
+    ),
+    click.option(
+        "--server",
+        metavar="HOST",
+        help="Read from this server, given by the parts of a repository (or PBS_SERVER; default: localhost).",
+    ),
+    click.option(
+        "--port",
+        metavar="NUMBER",
+        type=Whole(1, 65535),
+        help="Connect to this port of --server (or PBS_PORT; default: 8007).",
+    ),
+    click.option("--datastore", metavar="NAME", help="Read this datastore of --server (or PBS_DATASTORE)."),
+    click.option(
+        "--auth-id",
+        metavar="USER@REALM[!TOKEN]",
+        help="Log in to --server as this user or token (or PBS_AUTH_ID; default: root@pam).",
+    ),
+    click.option(
+        "--datastore-dir",
+        metavar="DIR",
+        type=FilePath(),
+        help="Read the datastore in this directory, without a server (or PBSFS_DATASTORE_DIR).",
+    ),
+    click.option(
+        "--fingerprint",
+        metavar="FINGERPRINT",
+        help="Trust only the server's certificate with this SHA-256 (or PBS_FINGERPRINT).",
+    ),
+    click.option(
+        "--ca-file",
+        metavar="FILE",
+        type=FilePath(),
+        help="Trust only certificates that a CA in this PEM file signed (default: the system's CAs).",
+    ),
+    click.option(
+        "--bucket",
+        metavar="s3://BUCKET/DATASTORE",
+        help="Read the datastore in this S3 bucket, without a server (or PBSFS_BUCKET).",
+    ),
+    click.option(
+        "--endpoint",
+        metavar="URL",
+        help="Reach the bucket at this address, https://HOST[:PORT] (or AWS_ENDPOINT_URL_S3; default: "
+        "AWS's of the region).",
+    ),
+    click.option("--region", metavar="REGION", help="Sign requests for this region (or AWS_REGION)."),
+    click.option(
+        "--path-style/--virtual-host",
+        "path_style",
+        default=None,
+        help="Name the bucket in the path, or in the host's name (default: in the path if there is an "
+        "endpoint that is not AWS's).",
+    ),
+    click.option(
+        "--aws-profile",
+        metavar="NAME",
+        help="Take the access key from this profile in the files of AWS's tools (or AWS_PROFILE).",
+    ),
+    click.option(
+        "--s3-config",
+        metavar="FILE",
+        type=FilePath(),
+        help="Take endpoint and access key of the bucket from this s3.cfg of a Proxmox Backup Server.",
+    ),
+    click.option(
+        "--anonymous",
+        is_flag=True,
+        default=None,
+        help="Read a public bucket, without an access key.",
+    ),
+    click.option(
+        "--retry-timeout",
+        metavar="SECONDS",
+        type=SECONDS,
+        help="Retry for this long while the server is unreachable (default: 120).",
+    ),
+    click.option(
+        "--connections",
+        metavar="NUMBER",
+        type=Whole(1, 16),
+        help="Open this many connections to the server for each snapshot, 1 to 16 (default: by the round "
+        "trip).",
+    ),
+    click.option(
+        "--limit-rate",
+        metavar="SIZE",
+        callback=lambda _context, _parameter, value: None if value is None else parse_rate(value),
+        help="Fetch at most SIZE in a second from the source, such as 50M (default: no limit).",
+    ),
+    click.option(
+        "--cache-dir",
+        metavar="DIR",
+        type=FilePath(readable=False),
+        help="Keep what was fetched in this directory, which several programs may share (or "
+        "PBSFS_CACHE_DIR; default: nowhere).",
+    ),
+    click.option(
+        "--cache-disk-size",
+        metavar="SIZE",
+        callback=lambda _context, _parameter, value: None if value is None else parse_disk_size(value),
+        help="Use at most SIZE of the disk for --cache-dir (or PBSFS_CACHE_DISK_SIZE; default: 50G).",
+    ),
+    click.option(
+        "--offline",
+        is_flag=True,
+        help="Do not ask the source: read only what --cache-dir holds.",
+    ),
+    click.option(
+        "--keyfile",
+        "keyfiles",
+        metavar="PATH",
+        type=FilePath(),
+        multiple=True,
+        help="Decrypt with this key file, or those in this directory; may be repeated (default: the key "
+        "of proxmox-backup-client, and those of Proxmox VE and Proxmox Backup Server on this machine).",
+    ),
+    click.option("--keyfd", metavar="FD", type=int, help="Read a key file from this descriptor."),
+    click.option(
+        "--ns", "namespace", metavar="NAMESPACE", help="Start at this namespace (or PBS_NAMESPACE)."
+    ),
+)
+"""In the order of the help."""
+
 
 def source_options(command: F) -> F:
     """The options for the source, the same for every command that reads.
@@ -34,142 +169,7 @@ def source_options(command: F) -> F:
         return command(*args, source=source, **given)
 
     wrapped: Callable[..., Any] = with_source
-    for option in (
-        click.option(
-            "--ns", "namespace", metavar="NAMESPACE", help="Start at this namespace (or PBS_NAMESPACE)."
-        ),
-        click.option("--keyfd", metavar="FD", type=int, help="Read a key file from this descriptor."),
-        click.option(
-            "--keyfile",
-            "keyfiles",
-            metavar="PATH",
-            type=FilePath(),
-            multiple=True,
-            help="Decrypt with this key file, or those in this directory; may be repeated (default: the key "
-            "of proxmox-backup-client, and those of Proxmox VE and Proxmox Backup Server on this machine).",
-        ),
-        click.option(
-            "--offline",
-            is_flag=True,
-            help="Do not ask the source: read only what --cache-dir holds.",
-        ),
-        click.option(
-            "--cache-disk-size",
-            metavar="SIZE",
-            callback=lambda _context, _parameter, value: None if value is None else parse_disk_size(value),
-            help="Use at most SIZE of the disk for --cache-dir (or PBSFS_CACHE_DISK_SIZE; default: 50G).",
-        ),
-        click.option(
-            "--cache-dir",
-            metavar="DIR",
-            type=FilePath(readable=False),
-            help="Keep what was fetched in this directory, which several programs may share (or "
-            "PBSFS_CACHE_DIR; default: nowhere).",
-        ),
-        click.option(
-            "--limit-rate",
-            metavar="SIZE",
-            callback=lambda _context, _parameter, value: None if value is None else parse_rate(value),
-            help="Fetch at most SIZE in a second from the source, such as 50M (default: no limit).",
-        ),
-        click.option(
-            "--connections",
-            metavar="NUMBER",
-            type=Whole(1, 16),
-            help="Open this many connections to the server for each snapshot, 1 to 16 (default: by the round "
-            "trip).",
-        ),
-        click.option(
-            "--retry-timeout",
-            metavar="SECONDS",
-            type=SECONDS,
-            help="Retry for this long while the server is unreachable (default: 120).",
-        ),
-        click.option(
-            "--anonymous",
-            is_flag=True,
-            default=None,
-            help="Read a public bucket, without an access key.",
-        ),
-        click.option(
-            "--s3-config",
-            metavar="FILE",
-            type=FilePath(),
-            help="Take endpoint and access key of the bucket from this s3.cfg of a Proxmox Backup Server.",
-        ),
-        click.option(
-            "--aws-profile",
-            metavar="NAME",
-            help="Take the access key from this profile in the files of AWS's tools (or AWS_PROFILE).",
-        ),
-        click.option(
-            "--path-style/--virtual-host",
-            "path_style",
-            default=None,
-            help="Name the bucket in the path, or in the host's name (default: in the path if there is an "
-            "endpoint that is not AWS's).",
-        ),
-        click.option("--region", metavar="REGION", help="Sign requests for this region (or AWS_REGION)."),
-        click.option(
-            "--endpoint",
-            metavar="URL",
-            help="Reach the bucket at this address, https://HOST[:PORT] (or AWS_ENDPOINT_URL_S3; default: "
-            "AWS's of the region).",
-        ),
-        click.option(
-            "--bucket",
-            metavar="s3://BUCKET/DATASTORE",
-            help="Read the datastore in this S3 bucket, without a server (or PBSFS_BUCKET).",
-        ),
-        click.option(
-            "--ca-file",
-            metavar="FILE",
-            type=FilePath(),
-            help="Trust only certificates that a CA in this PEM file signed (default: the system's CAs).",
-        ),
-        click.option(
-            "--fingerprint",
-            metavar="FINGERPRINT",
-            help="Trust only the server's certificate with this SHA-256 (or PBS_FINGERPRINT).",
-        ),
-        click.option(
-            "--datastore-dir",
-            metavar="DIR",
-            type=FilePath(),
-            help="Read the datastore in this directory, without a server (or PBSFS_DATASTORE_DIR).",
-        ),
-        click.option(
-            "--auth-id",
-            metavar="USER@REALM[!TOKEN]",
-            help="Log in to --server as this user or token (or PBS_AUTH_ID; default: root@pam).",
-        ),
-        click.option(
-            "--datastore", metavar="NAME", help="Read this datastore of --server (or PBS_DATASTORE)."
-        ),
-        click.option(
-            "--port",
-            metavar="NUMBER",
-            type=Whole(1, 65535),
-            help="Connect to this port of --server (or PBS_PORT; default: 8007).",
-        ),
-        click.option(
-            "--server",
-            metavar="HOST",
-            help="Read from this server, given by the parts of a repository (or PBS_SERVER; default: "
-            "localhost).",
-        ),
-        click.option(
-            "--repository",
-            metavar="REPOSITORY",
-            help="Read from a server: [[user@realm[!token]@]host[:port]:]datastore (or PBS_REPOSITORY).",
-        ),
-        click.option(
-            "--profile",
-            metavar="NAME",
-            help="Read from the source of this profile in the configuration (or PBSFS_PROFILE; default: "
-            "the profile named default, if there is one).",
-        ),
-    ):
+    for option in reversed(_SOURCE_OPTIONS):
         wrapped = option(wrapped)
     return cast("F", wrapped)
 
