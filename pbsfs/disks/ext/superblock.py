@@ -109,16 +109,7 @@ def parse_superblock(data: bytes) -> Superblock:
     dynamic = data[76] == 1
     incompat, ro_compat = struct.unpack_from("<II", data, 96) if dynamic else (0, 0)
     compat = int.from_bytes(data[92:96], "little") if dynamic else 0
-    if ro_compat & METADATA_CSUM:
-        if data[373] != 1:
-            raise UnsupportedError(f"the checksum type {data[373]} of the file system is not supported")
-        if kernel_crc(0xFFFFFFFF, data[:1020]) != int.from_bytes(data[1020:], "little"):
-            raise DamageError("the superblock has a wrong checksum")
-    for feature, what in _UNREADABLE.items():
-        if incompat & feature:
-            raise UnsupportedError(f"an ext4 file system with {what} is not supported")
-    if incompat & ~_KNOWN:
-        raise UnsupportedError(f"the ext4 feature 0x{incompat & ~_KNOWN:x} is not supported")
+    _check_features(data, incompat, ro_compat)
     inodes, blocks, _, _, _, first_block, log_size = struct.unpack_from("<7I", data, 0)
     blocks_per_group, clusters_per_group, inodes_per_group = struct.unpack_from("<3I", data, 32)
     if incompat & IS_64BIT:
@@ -164,6 +155,20 @@ def parse_superblock(data: bytes) -> Superblock:
         journal_inode=int.from_bytes(data[224:228], "little"),
         seed=seed,
     )
+
+
+def _check_features(data: bytes, incompat: int, ro_compat: int) -> None:
+    """Checks the checksum, if there is one, and that all features are known. Raises as `parse_superblock`."""
+    if ro_compat & METADATA_CSUM:
+        if data[373] != 1:
+            raise UnsupportedError(f"the checksum type {data[373]} of the file system is not supported")
+        if kernel_crc(0xFFFFFFFF, data[:1020]) != int.from_bytes(data[1020:], "little"):
+            raise DamageError("the superblock has a wrong checksum")
+    for feature, what in _UNREADABLE.items():
+        if incompat & feature:
+            raise UnsupportedError(f"an ext4 file system with {what} is not supported")
+    if incompat & ~_KNOWN:
+        raise UnsupportedError(f"the ext4 feature 0x{incompat & ~_KNOWN:x} is not supported")
 
 
 def _is_power(number: int, base: int) -> bool:
