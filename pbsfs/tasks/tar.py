@@ -38,7 +38,14 @@ _TYPES = {
 }
 """The types that tar has; it has none for sockets."""
 
+_DEVICES = {tarfile.CHRTYPE, tarfile.BLKTYPE}
+
 _BLOCK = tarfile.BLOCKSIZE
+_USTAR = struct.Struct("100s48s8sc100s8s64x16s167x")
+"""A header: name, five numbers, checksum, type, link, magic number and version, device numbers."""
+
+_MAGIC = b"ustar\x0000"
+_SUM_OF_REST = sum(_MAGIC) + 8 * ord(" ")  # in a checksum, its own bytes are spaces
 _NAME = tarfile.LENGTH_NAME
 _MOST_ID = 0o7777777
 _MOST_SIZE = 0o77777777777
@@ -231,37 +238,36 @@ def _header(name: bytes, kind: bytes, entry: Entry, size: int, link: bytes, reco
     Names that fit a ustar header stand there as they are, whatever their bytes: readers change those in
     records to the form of UTF-8 that they like.
     """
-    seconds, nanoseconds = divmod(entry.mtime_ns, 1_000_000_000)
-    if nanoseconds or not 0 <= seconds <= _MOST_SIZE:
-        magnitude = abs(entry.mtime_ns)
-        sign = b"-" if entry.mtime_ns < 0 else b""
-        records[b"mtime"] = b"%b%d.%09d" % (sign, magnitude // 1_000_000_000, magnitude % 1_000_000_000)
-    device = None
-    if kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
-        device = (
-            _number(os.major(entry.rdev), _MOST_ID, b"SCHILY.devmajor", records),
-            _number(os.minor(entry.rdev), _MOST_ID, b"SCHILY.devminor", records),
-        )
-    block = _ustar(
-        _fitting(name, b"path", records),
-        kind,
-        _number(size, _MOST_SIZE, b"size", records),
-        _fitting(link, b"linkpath", records),
-        mode=stat_bits.S_IMODE(entry.mode),
-        owner=(
-            _number(entry.uid, _MOST_ID, b"uid", records),
-            _number(entry.gid, _MOST_ID, b"gid", records),
-        ),
-        mtime=seconds if 0 <= seconds <= _MOST_SIZE else 0,
-        device=device,
-    )
+    mtime, nanoseconds = divmod(entry.mtime_ns, 1_000_000_000)
+    in_range = 0 <= mtime <= _MOST_SIZE
+    if nanoseconds or not in_range:
+        sign = b"" if mtime >= 0 else b"-"
+        records[b"mtime"] = b"%b%d.%09d" % (sign, *divmod(abs(entry.mtime_ns), 1_000_000_000))
+        if not in_range:
+            mtime = 0
+    devices = b""
+    if kind in _DEVICES:
+        major = _number(os.major(entry.rdev), _MOST_ID, b"SCHILY.devmajor", records)
+        minor = _number(os.minor(entry.rdev), _MOST_ID, b"SCHILY.devminor", records)
+        devices = b"%07o\0%07o\0" % (major, minor)
+    uid, gid = entry.uid, entry.gid
+    shown = name
+    if len(name) > _NAME or size > _MOST_SIZE or len(link) > _NAME or uid > _MOST_ID or gid > _MOST_ID:
+        shown = _fitting(name, b"path", records)
+        size = _number(size, _MOST_SIZE, b"size", records)
+        link = _fitting(link, b"linkpath", records)
+        uid = _number(uid, _MOST_ID, b"uid", records)
+        gid = _number(gid, _MOST_ID, b"gid", records)
+    block = _ustar(shown, kind, size, link, entry.mode & 0o7777, uid, gid, mtime, devices)
     if not records:
         return block
-    if not all(_is_text(records.get(key, b"")) for key in (b"path", b"linkpath")):
-        records = {b"hdrcharset": b"BINARY", **records}
-    body = b"".join(_record(key, value) for key, value in records.items())
+    for key in (b"path", b"linkpath"):
+        if key in records and not _is_text(records[key]):
+            records = {b"hdrcharset": b"BINARY", **records}
+    body = b"".join([_record(key, value) for key, value in records.items()])
     extended = b"./PaxHeaders/" + name.strip(b"/").rpartition(b"/")[2][:60]
-    return _ustar(extended, tarfile.XHDTYPE, len(body)) + body + bytes(-len(body) % _BLOCK) + block
+    padding = _PADDING[: -len(body) % _BLOCK]
+    return b"".join((_ustar(extended, tarfile.XHDTYPE, len(body)), body, padding, block))
 
 
 def _ustar(
@@ -269,18 +275,18 @@ def _ustar(
     kind: bytes,
     size: int,
     link: bytes = b"",
-    *,
     mode: int = 0o644,
-    owner: tuple[int, int] = (0, 0),
+    uid: int = 0,
+    gid: int = 0,
     mtime: int = 0,
-    device: tuple[int, int] | None = None,
+    devices: bytes = b"",
 ) -> bytes:
     """A header (POSIX.1-2008, pax, "ustar Interchange Format"), all of whose values fit."""
-    before = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(_NAME, b"\0"), mode, *owner, size, mtime)
-    numbers = bytes(16) if device is None else b"%07o\0%07o\0" % device
-    after = b"%b%bustar\x0000%b%b%b" % (kind, link.ljust(_NAME, b"\0"), bytes(64), numbers, bytes(167))
-    checksum = _sum(before) + 8 * ord(" ") + _sum(after[:200]) + _sum(after[200:])  # its own bytes are spaces
-    return b"%b%06o\0 %b" % (before, checksum, after)
+    numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode, uid, gid, size, mtime)
+    checksum = _SUM_OF_REST + _sum(name) + _sum(numbers) + kind[0]
+    if link or devices:
+        checksum += _sum(link) + _sum(devices)
+    return _USTAR.pack(name, numbers, b"%06o\0 " % checksum, kind, link, _MAGIC, devices)
 
 
 def _sum(data: bytes) -> int:
