@@ -329,10 +329,15 @@ class Archive(Contents):
     # --- files
 
     def data(self, file: Entry, *, unconfirmed: bool = False) -> Sequence[Piece]:
+        return self.data_through(file, self.streams, unconfirmed=unconfirmed)
+
+    def data_through(
+        self, file: Entry, streams: Sequence[Stream], *, unconfirmed: bool = False
+    ) -> Sequence[Piece]:
         start = file.end - file.size
         if self._payload is not None:
-            self._confirm(self._payload, start - HEADER_SIZE, file.size, unconfirmed)
-        return [Piece(len(self.streams) - 1, start, file.size)] if file.size else []
+            self._confirm(streams[-1], start - HEADER_SIZE, file.size, unconfirmed)
+        return [Piece(len(streams) - 1, start, file.size)] if file.size else []
 
     def _confirm(self, payload: Stream, where: int, size: int, unconfirmed: bool) -> None:
         try:

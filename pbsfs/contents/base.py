@@ -167,6 +167,13 @@ class Contents(abc.ABC):
         """`data` for a thread that must wait for nothing but `streams`; None where more is needed."""
         return self.data(file, unconfirmed=unconfirmed)
 
+    def data_through(
+        self, file: Entry, streams: Sequence[Stream], *, unconfirmed: bool = False
+    ) -> Sequence[Piece]:
+        """`data` for a caller that reads the bytes with `streams`, its own for the same bytes: what confirms
+        the place may be read with them too."""
+        return self.data(file, unconfirmed=unconfirmed)
+
     def stored_at(self, file: Entry) -> Piece | None:
         """Where the bytes of an exact `file` are, if the entry says that without reading; not checked."""
         return None

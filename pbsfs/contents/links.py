@@ -71,7 +71,9 @@ class LinkCounts:
 
     def of(self, archive: Directories, position: int) -> int:
         """How many names the file at `position` has. Raises KeyRequiredError, SourceError."""
-        targets = self._count(archive)
+        targets = self._targets  # which never changes once it is set
+        if targets is None:
+            targets = self._count(archive)
         if targets is None:
             with self._lock:
                 return 1 + self._seen_counts[position]

@@ -59,7 +59,7 @@ class Packing:
 
     def content(self, path: bytes, entry: Entry) -> Buffer:
         """All bytes of a small file, with zeros where damage is skipped. Raises DamageError."""
-        pieces = self.contents.data(entry, unconfirmed=self.skip_damage)
+        pieces = self.contents.data_through(entry, self.streams, unconfirmed=self.skip_damage)
         if len(pieces) == 1 and (number := pieces[0].stream) is not None and number != DECODED:
             # Most of them lie in the chunk of the file before.
             data = self.streams[number].kept(pieces[0].offset, pieces[0].length)
@@ -74,7 +74,8 @@ class Packing:
 
         An extent's offset is that in the file. Raises DamageError.
         """
-        return self._spans(path, entry, self.contents.data(entry, unconfirmed=self.skip_damage))
+        pieces = self.contents.data_through(entry, self.streams, unconfirmed=self.skip_damage)
+        return self._spans(path, entry, pieces)
 
     def _spans(
         self, path: bytes, entry: Entry, pieces: Sequence[Piece]

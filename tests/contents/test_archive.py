@@ -341,6 +341,21 @@ def test_a_reference_has_to_lead_to_the_payload_of_its_size() -> None:
         assert names_of(archive) == [b"good"]
 
 
+def test_the_place_of_a_file_is_confirmed_with_the_streams_of_the_caller() -> None:
+    archive = open_tree(directory(b"", file(b"wrong", b"1", claimed_size=2), GOOD), split=True)
+    own = archive.streams[1]
+    assert isinstance(own, Memory)
+    callers = [Memory(b""), Memory(own.data)]
+    wrong, good = archive.children(archive.root).entries
+    before = own.reads
+    with pytest.raises(DamageError, match="another file's content"):
+        archive.data_through(wrong, callers)
+    pieces = archive.data_through(good, callers)
+    assert own.reads == before
+    assert callers[1].reads == 2
+    assert pieces == archive.data(good)
+
+
 def test_two_references_may_share_a_payload() -> None:
     archive = open_tree(
         directory(b"", file(b"a", b"same"), file(b"b", b"same", reference=HEADER_SIZE)), split=True

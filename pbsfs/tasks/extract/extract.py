@@ -160,7 +160,7 @@ class Restore:
         if first is not None and self._hard_link(path, first):
             return
         xattrs = self._xattrs(entry)
-        pieces = self.contents.data(entry, unconfirmed=self.on_damage.zero)
+        pieces = self.contents.data_through(entry, self.streams, unconfirmed=self.on_damage.zero)
         zeroed: list[tuple[Range, str]] = []
         with self.destination.new_file(path, entry.size) as fd:
             if self._write(fd, entry, pieces, zeroed) < entry.size:
