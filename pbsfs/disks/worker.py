@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import gc
 import select
 import socket
 import sys
@@ -41,6 +42,9 @@ SMALL_MAP = 16
 
 MOST_DAMAGE = 1000
 """Reasons that a disk remembers, to tell volumes that damage hides from those that are not supported."""
+
+OBJECTS = 50_000
+"""New objects after which the interpreter looks for garbage: a listing makes thousands, which are none."""
 
 _CODECS = ("ascii", "utf-8", "utf-16-le", "utf-16-be", "latin-1", "cp437")
 
@@ -212,7 +216,7 @@ class Worker:
                 found.append(None)
                 continue
             small = not number or len(pieces) <= SMALL_MAP
-            found.append([[p.stream, p.offset, p.length] for p in pieces if p.length] if small else None)
+            found.append([piece for piece in pieces if piece.length] if small else None)
         return found
 
     def run(self) -> None:
@@ -258,6 +262,8 @@ def main() -> int:
     for name in _CODECS:  # Python loads them when they are first used, which needs files
         codecs.lookup(name)
         b"".decode(name)
+    gc.freeze()
+    gc.set_threshold(OBJECTS)
     _kind, data = wire.receive(sock)
     sandbox.enter()
     disks = wire.unpack(data)
