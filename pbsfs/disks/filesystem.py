@@ -7,7 +7,6 @@ would be in two places, so that no walk is without an end. Synchronous; of one t
 from __future__ import annotations
 
 import abc
-import stat as stat_bits
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -21,6 +20,10 @@ MOST_NAMES = 4_000_000
 
 MOST_DIRECTORIES = 1_000_000
 """Directories whose parents are kept."""
+
+
+_UNKNOWN = Entry(b"", 0, exact=False)[7:]
+"""The fields behind the inode, of an entry whose name, type and inode alone are known."""
 
 
 class FileSystem(Contents):
@@ -76,7 +79,7 @@ class FileSystem(Contents):
                         break
                     continue
                 seen.add(name)
-                entries.append(Entry(name, kind, inode=number, exact=False))
+                entries.append(Entry._make((name, kind, 0, 0, 0, 0, number, *_UNKNOWN)))
         except DamageError as error:
             faults.add(error)
         exact = not names_only or any(not entry.mode for entry in entries)
@@ -116,9 +119,10 @@ class FileSystem(Contents):
                 continue
             try:
                 exact = self.inode(entry.inode)
-                if entry.mode and stat_bits.S_IFMT(entry.mode) != stat_bits.S_IFMT(exact.mode):
+                if entry.mode and (entry.mode ^ exact.mode) & 0o170000:
                     raise DamageError(f"inode {entry.inode} has another type than its name says")
-                done.append(self._placed(directory, exact.named(entry.name)))
+                exact = exact.named(entry.name)
+                done.append(self._placed(directory, exact) if exact.is_directory else exact)
             except DamageError as error:
                 done.append(error)
         return done

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import stat as stat_bits
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pbsfs.base.errors import DamageError
 from pbsfs.contents.base import FILE_TYPES
@@ -33,8 +32,7 @@ CHECKSUM: Final = (124, 125, 130, 131)
 """Where the bytes of the checksum are, the lowest first."""
 
 
-@dataclass(slots=True)
-class Inode:
+class Inode(NamedTuple):
     """`map`: 60 bytes that hold extents, a block map, a link's target, or data. `xattrs`: the bytes after the
     fields, for extended attributes. `xattr_block`: 0 where there is none. `base`: the seed of all
     checksums of the file system."""
@@ -92,21 +90,23 @@ def parse_inode(superblock: Superblock, number: int, raw: bytes, *, verified: bo
         size |= size_high << 32
     if superblock.incompat & IS_64BIT:
         xattr_block |= xattr_block_high << 32
-    return Inode(
-        number=number,
-        mode=mode,
-        uid=uid | uid_high << 16,
-        gid=gid | gid_high << 16,
-        mtime_ns=mtime_ns,
-        size=size,
-        links=links,
-        flags=flags,
-        generation=generation,
-        atime=atime,
-        map=block_map,
-        xattrs=raw[128 + extra :] if extra else b"",
-        xattr_block=xattr_block,
-        base=superblock.seed,
+    return Inode._make(
+        (
+            number,
+            mode,
+            uid | uid_high << 16,
+            gid | gid_high << 16,
+            mtime_ns,
+            size,
+            links,
+            flags,
+            generation,
+            atime,
+            block_map,
+            raw[128 + extra :] if extra else b"",
+            xattr_block,
+            superblock.seed,
+        )
     )
 
 

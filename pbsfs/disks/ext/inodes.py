@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
 from pbsfs.base.errors import DamageError
@@ -51,8 +50,10 @@ class Inodes:
         """Requests what `read` needs for each of `numbers`, side by side, and verifies checksums."""
         stretches: dict[tuple[int, int], None] = {}
         for number in numbers:
-            with suppress(DamageError):  # `read` says which
+            try:
                 stretches[self._stretch(number, self._groups.place(number)[0])] = None
+            except DamageError:
+                continue  # `read` raises it
         windows = sorted({window for _group, window in stretches})
         volume = self._blocks.volume
         if len(windows) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import stat as stat_bits
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,9 @@ MOST_DIRECTORY: Final = 4 << 30
 
 MOST_TARGET: Final = 4095
 """Bytes of the target of a link, as the kernel allows."""
+
+MOST_INODES: Final = 4 << 20
+"""Bytes of inodes that are kept: those of a directory of files that are listed, and then read."""
 
 
 def recognise(volume: Volume) -> bool:
@@ -99,25 +103,16 @@ class Ext(FileSystem):
         kind = stat_bits.S_IFMT(inode.mode)
         target = self._target(inode) if kind == stat_bits.S_IFLNK else None
         device = kind in {stat_bits.S_IFCHR, stat_bits.S_IFBLK}
-        return Entry(
-            b"",
-            inode.mode,
-            uid=inode.uid,
-            gid=inode.gid,
-            mtime_ns=inode.mtime_ns,
-            size=inode.size if kind in {stat_bits.S_IFREG, stat_bits.S_IFLNK} else 0,
-            inode=number,
-            rdev=inode.rdev if device else 0,
-            target=target,
-            has_xattrs=xattr.has_shown(inode),
-            links=inode.links if kind != stat_bits.S_IFDIR else 1,
-        )
+        size = inode.size if kind in {stat_bits.S_IFREG, stat_bits.S_IFLNK} else 0
+        links = inode.links if kind != stat_bits.S_IFDIR else 1
+        rdev = inode.rdev if device else 0
+        has_xattrs = xattr.has_shown(inode)
+        owner = inode.uid, inode.gid
+        rest = rdev, target, has_xattrs, True, 0, 0, 0, links
+        return Entry._make((b"", inode.mode, *owner, inode.mtime_ns, size, number, *rest))
 
     def prefetch_inodes(self, numbers: Sequence[int]) -> None:
         self._inodes.prefetch(numbers)
-
-    def _inode(self, number: int) -> Inode:
-        return self._inodes.read(number)
 
     def _target(self, inode: Inode) -> bytes:
         if inode.flags & ENCRYPTED:
@@ -263,6 +258,8 @@ class Ext(FileSystem):
         self._blocks = blocks
         self._inodes = Inodes(self._superblock, blocks, Groups(self._superblock, blocks))
         self._mapping = Mapping(self._superblock, blocks)
+        kept = MOST_INODES // (self._superblock.inode_size + 1024)  # an inode with its fields as objects
+        self._inode = functools.lru_cache(kept)(self._inodes.read)
 
     def _replay(self) -> str:
         """Reads all blocks through the journal from now on. Returns what `facts` says of it."""

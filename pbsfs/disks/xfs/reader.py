@@ -26,6 +26,9 @@ from pbsfs.disks.xfs.superblock import MAGIC, MOST_SECTOR, SIZE, Superblock
 _FEW = 4
 """Inodes of a directory for which it takes longer to verify all those around them."""
 
+INODES = 2048
+"""Inodes that are kept, of 2 KiB at most: those of a directory of files that are listed, and then read."""
+
 _LONGEST_LINK = 1024
 _SECTOR = 512
 
@@ -43,7 +46,7 @@ class Xfs(FileSystem):
         self._overlay = Overlay(volume, superblock)
         self._journal, self._superblock = self._recovered(volume, superblock)
         self._blocks = Blocks(self._overlay, self._superblock, volume.size)
-        self._inode = lru_cache(256)(self._load)
+        self._inode = lru_cache(INODES)(self._load)
         self.root = self.inode(self._superblock.root)
         if not self.root.is_directory:
             raise DamageError("its root is not a directory")
