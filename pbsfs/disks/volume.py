@@ -52,8 +52,7 @@ class Disk(Volume):
 
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         self.check(offset, length)
-        if length:
-            yield Piece(self._number, offset, length)
+        return iter((Piece(self._number, offset, length),) if length else ())
 
     def read(self, offset: int, size: int) -> bytes:
         self.check(offset, size)
@@ -101,6 +100,16 @@ class Mapped(Volume):
         self._starts = [segment.start for segment in segments]
 
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        self.check(offset, length)
+        number = max(bisect.bisect_right(self._starts, offset) - 1, 0)
+        segment = self._segments[number] if number < len(self._segments) else None
+        if segment is not None and segment.volume is not None and length:
+            start = offset - segment.start
+            if start >= 0 and start + length <= segment.length:  # as nearly always
+                return segment.volume.pieces(segment.offset + start, length)
+        return self._all_pieces(offset, length)
+
+    def _all_pieces(self, offset: int, length: int) -> Iterator[Piece]:
         for segment, start, part in self._parts(offset, length):
             if segment.volume is None:
                 yield Piece(None, 0, part)

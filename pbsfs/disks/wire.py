@@ -161,7 +161,9 @@ def trusted_entry(row: list[Any]) -> Entry:
 def pieces_of(rows: Any, size: int, disks: Sequence[int]) -> list[Piece]:
     """The pieces of a file of `size` bytes, on disks of the sizes `disks`. Raises WireError, DamageError."""
     found = _pieces(rows, size, disks)
-    total = sum(piece.length for piece in found)
+    total = 0
+    for piece in found:
+        total += piece.length
     if total != size:
         raise DamageError(f"the map of a file of {size} bytes has {total}")
     return found

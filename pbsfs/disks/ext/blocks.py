@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pbsfs.base.errors import DamageError
@@ -52,19 +52,26 @@ class Blocks:
 
     def copied(self, first: int, count: int) -> Sequence[int]:
         """The numbers of those of `count` blocks that the journal supplies, in order."""
+        if not self._numbers:
+            return ()
         start = bisect.bisect_left(self._numbers, first)
         return self._numbers[start : bisect.bisect_left(self._numbers, first + count, start)]
 
-    def stretches(self, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
+    def stretches(self, first: int, count: int) -> Sequence[tuple[int, int, bool]]:
         """`count` blocks as stretches: first block, how many, and whether the journal supplies them."""
+        copied = self.copied(first, count)
+        if not copied:
+            return [(first, count, False)]
+        found: list[tuple[int, int, bool]] = []
         at = first
-        for number in self.copied(first, count):
+        for number in copied:
             if number > at:
-                yield at, number - at, False
-            yield number, 1, True
+                found.append((at, number - at, False))
+            found.append((number, 1, True))
             at = number + 1
         if at < first + count:
-            yield at, first + count - at, False
+            found.append((at, first + count - at, False))
+        return found
 
     def _copied(self, number: int, copy: Copy) -> bytes:
         data = self._stored(copy.place)
