@@ -175,17 +175,22 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def serving(place: Path) -> list[int]:
-    """The processes that serve a mount at `place`, by their command lines."""
+def processes_with(*words: str | Path) -> list[int]:
+    """The running processes whose command lines have all of `words`."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            words = (directory / "cmdline").read_bytes().split(b"\0")
+            line = (directory / "cmdline").read_bytes().split(b"\0")
         except OSError:  # ended meanwhile
             continue
-        if b"pbsfs" in words and b"--foreground" in words and os.fsencode(place) in words:
+        if {os.fsencode(word) for word in words} <= set(line) and is_running(int(directory.name)):
             found.append(int(directory.name))
     return found
+
+
+def serving(place: Path) -> list[int]:
+    """The processes that serve a mount at `place`, by their command lines."""
+    return processes_with("pbsfs", "--foreground", place)
 
 
 def is_free(place: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.support.mounts import is_running
+from tests.support.mounts import processes_with
 from tests.support.needs import need
 from tests.support.program import environment, run
 from tests.support.waiting import LIMIT, wait_until
@@ -152,15 +152,7 @@ def refused(source: Path | dict[str, str], *words: str, options: Sequence[str | 
 
 def serving_at(place: Path) -> list[int]:
     """The processes with the socket `place` in their command lines."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (directory / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # ended meanwhile
-            continue
-        if str(place).encode() in words and is_running(int(directory.name)):
-            found.append(int(directory.name))
-    return found
+    return processes_with(place)
 
 
 def uri(place: Path, export: str = "") -> str:
