@@ -27,7 +27,7 @@ DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """The errnos of a mount whose process has ended."""
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
-_MOUNTINFO = Path("/proc/self/mountinfo")
+MOUNTINFO = Path("/proc/self/mountinfo")
 _OWNER = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
@@ -66,7 +66,7 @@ class Mount(NamedTuple):
 
 def mounts() -> Iterator[Mount]:
     """The mount table of this process, oldest first (format: proc(5))."""
-    for line in _MOUNTINFO.read_bytes().splitlines():
+    for line in MOUNTINFO.read_bytes().splitlines():
         fields = line.split(b" ")
         behind = fields[fields.index(b"-", 6) + 1 :]
         root, path = (Path(_unescaped(field)) for field in fields[3:5])

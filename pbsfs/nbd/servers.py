@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pbsfs.nbd.launch import LOOPBACK, Address
 
-_PROC = Path("/proc")
+PROC = Path("/proc")
 _BRIDGE = "nbd_bridge.py"
 _USER = re.compile(r"^Uid:\s+\d+\s+(\d+)", re.MULTILINE)
 
@@ -32,14 +32,14 @@ class Server:
 
 def servers() -> Iterator[Server]:
     """Those of all users, by the number of their process."""
-    for pid in sorted(int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()):
+    for pid in sorted(int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()):
         with suppress(OSError):  # it has ended
-            words = [os.fsdecode(word) for word in (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")]
+            words = [os.fsdecode(word) for word in (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")]
             if os.path.basename(words[0]) != "nbdkit":
                 continue
             if not any(os.path.basename(word) == _BRIDGE for word in words):
                 continue
-            found = _USER.search((_PROC / str(pid) / "status").read_text())
+            found = _USER.search((PROC / str(pid) / "status").read_text())
             if found is not None:
                 path = next((word[5:] for word in words if word.startswith("path=")), None)
                 yield Server(pid, int(found[1]), _address(words), path)

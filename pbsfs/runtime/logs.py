@@ -27,7 +27,7 @@ FORMAT_VARIABLE = "PBSFS_LOG_FORMAT"
 STARTING = logging.getLogger("pbsfs.starting")
 """For what the user who starts a program has to know: written to standard error besides the log."""
 
-_SYSLOG_SOCKET = Path("/dev/log")
+SYSLOG_SOCKET = Path("/dev/log")
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 """The attributes of every log record; others are fields of one message (`extra=`)."""
@@ -185,11 +185,11 @@ def _background_handler() -> logging.Handler:
     Where there is neither, standard error, which a background mount keeps only until it serves: so what goes
     wrong at the start is seen, and that nothing is logged afterwards is said there.
     """
-    if _SYSLOG_SOCKET.exists():
+    if SYSLOG_SOCKET.exists():
         from logging.handlers import SysLogHandler  # noqa: PLC0415 - slow to import, and commands log elsewhere
 
         try:
-            syslog = SysLogHandler(str(_SYSLOG_SOCKET), facility=SysLogHandler.LOG_DAEMON)
+            syslog = SysLogHandler(str(SYSLOG_SOCKET), facility=SysLogHandler.LOG_DAEMON)
         except OSError:
             pass
         else:

@@ -164,7 +164,7 @@ def test_the_mount_of_another_user_is_not_believed(tmp_path: Path) -> None:
     code = f"""
 import pathlib, sys
 from pbsfs.fuse import mountpoint
-mountpoint._MOUNTINFO = pathlib.Path({str(table)!r})
+mountpoint.MOUNTINFO = pathlib.Path({str(table)!r})
 sys.argv = ["pbsfs", "ls", {str(tmp_path / "x")!r}]
 from pbsfs.cli import main
 main()

@@ -96,5 +96,5 @@ def test_the_address_is_that_of_the_arguments(
         (tmp_path / str(pid) / "cmdline").write_text("".join(f"{word}\0" for word in line))
         (tmp_path / str(pid) / "status").write_text("Name:\tnbdkit\nUid:\t0\t1000\t0\t0\n")
     (tmp_path / "99").mkdir()  # it has ended
-    monkeypatch.setattr(servers, "_PROC", tmp_path)
+    monkeypatch.setattr(servers, "PROC", tmp_path)
     assert list(servers.servers()) == [servers.Server(7, 1000, address, path)]

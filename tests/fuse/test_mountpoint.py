@@ -189,7 +189,7 @@ def test_the_mount_table_is_read_with_its_escapes(tmp_path: Path, monkeypatch: p
         b"31 22 0:50 / /mnt/m\\012\xff ro,nosuid - fuse.pbsfs datastore\\040directory ro\n"
         b"32 22 0:51 / /mnt/x\\134y ro,nosuid - tmpfs none rw\n"
     )
-    monkeypatch.setattr(mountpoint, "_MOUNTINFO", table)
+    monkeypatch.setattr(mountpoint, "MOUNTINFO", table)
     assert [(m.device, str(m.root), os.fsencode(m.path), m.type) for m in mounts()] == [
         ("8:1", "/", b"/", "ext4"),
         ("8:1", "/home/a b", b"/mnt/x\\y", "ext4"),
@@ -213,7 +213,7 @@ def test_an_automount_can_be_mounted_on_and_is_not_looked_into(
     table = place.with_name("mountinfo")
     for kind in ("autofs", "tmpfs"):
         table.write_text(f"1 1 0:9 / {place} rw - {kind} systemd-1 rw,direct\n")
-        monkeypatch.setattr(mountpoint, "_MOUNTINFO", table)
+        monkeypatch.setattr(mountpoint, "MOUNTINFO", table)
         if kind == "autofs":
             assert check_usable(place, datastore=None, nonempty=False) == place
         else:

@@ -157,7 +157,7 @@ def test_syslog_gets_json_after_the_name_of_the_program(
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(tmp_path / "log"))
-        monkeypatch.setattr("pbsfs.runtime.logs._SYSLOG_SOCKET", tmp_path / "log")
+        monkeypatch.setattr("pbsfs.runtime.logs.SYSLOG_SOCKET", tmp_path / "log")
         set_up_logging(LogOptions(format="json"), background=True)
         logging.getLogger("pbsfs.test").error("two\nlines")
         record = syslog.recv(4096).decode().rstrip("\0")
