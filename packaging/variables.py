@@ -6,6 +6,7 @@ The names are those of the modules that read them; a test finds a variable that 
 from __future__ import annotations
 
 from pbsfs.access.aws.files import CONFIG_VARIABLE, CREDENTIALS_VARIABLE, PROFILE_VARIABLES
+from pbsfs.access.aws.login import OIDC_VARIABLE
 from pbsfs.access.aws.profiles import ROLE_VARIABLE, SESSION_VARIABLE, STS_VARIABLES
 from pbsfs.access.aws.sso import SSO_VARIABLE
 from pbsfs.access.aws.surroundings import (
@@ -89,6 +90,7 @@ VARIABLES = {
     "AWS's token service (STS), by the token in this file and under this name.",
     STS_VARIABLES[0]: "The address of STS (default: AWS's of the region).",
     SSO_VARIABLE: "The address of the portal that gives keys for a login (default: AWS's of sso_region).",
+    OIDC_VARIABLE: "The address of the service that renews such a login (default: AWS's of sso_region).",
     f"{RELATIVE_VARIABLE}, {FULL_VARIABLE}": "Get the access key from the service for containers at this "
     "path or address. AWS sets one of them.",
     f"{CONTAINER_TOKEN_VARIABLE}, {CONTAINER_TOKEN_FILE_VARIABLE}": "The token for that service, or the file "

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pbsfs.access.aws.ask import Route, Service
 from pbsfs.access.aws.files import AwsFile, AwsProfile
 from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource
+from pbsfs.access.aws.login import OIDC_VARIABLE
 from pbsfs.access.aws.sso import SSO_VARIABLE, LoginKey
 from pbsfs.access.aws.sts import RoleKey, WebIdentityKey
 from pbsfs.access.aws.surroundings import (
@@ -113,15 +114,19 @@ def _of_login(profile: AwsProfile, surroundings: Surroundings) -> KeySource | No
     ):
         if not value:
             raise UsageError(f"{name}: it has no {setting}; add it")
-    url = surroundings.environment.get(SSO_VARIABLE) or _portal_of(name, region or "")
-    service = Service.parse(url, SSO_VARIABLE)
-    if not service.secure and not is_local(service.host):
-        raise UsageError(f"{SSO_VARIABLE}: {quoted(service.host)} is not on this machine; write https://")
+    urls: list[str] = []
+    for variable, service in ((SSO_VARIABLE, "portal.sso"), (OIDC_VARIABLE, "oidc")):
+        url = surroundings.environment.get(variable) or _url_of(name, service, region or "")
+        place = Service.parse(url, variable)
+        if not place.secure and not is_local(place.host):
+            raise UsageError(f"{variable}: {quoted(place.host)} is not on this machine; write https://")
+        urls.append(url)
     # Source: botocore, `SSOTokenLoader`.
     digest = hashlib.sha1((session or start or "").encode(), usedforsecurity=False).hexdigest()
     home = surroundings.environment.get("HOME") or os.path.expanduser("~")
     return LoginKey(
-        url,
+        urls[0],
+        urls[1],
         account or "",
         role or "",
         f"{home}/.aws/sso/cache/{digest}.json",
@@ -130,11 +135,11 @@ def _of_login(profile: AwsProfile, surroundings: Surroundings) -> KeySource | No
     )
 
 
-def _portal_of(name: str, region: str) -> str:
-    """The portal of a region. Source: AWS, "IAM Identity Center Portal endpoints"."""
+def _url_of(name: str, service: str, region: str) -> str:
+    """A service of IAM Identity Center. Source: AWS, "IAM Identity Center endpoints and quotas"."""
     if not _REGION.fullmatch(region):
         raise UsageError(f"{name}: sso_region {quoted(region)} is not the name of a region; correct it")
-    return f"https://portal.sso.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
+    return f"https://{service}.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
 
 
 def _has_key(profile: AwsProfile) -> bool:

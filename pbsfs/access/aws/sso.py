@@ -1,27 +1,23 @@
 """The login of AWS's IAM Identity Center (SSO), which gives the key of a role.
 
-`aws sso login` makes the login, in a browser, and keeps its token in a file. pbsfs reads that file each time,
-and changes nothing there: AWS's own programs renew the token. Synchronous, for worker threads.
+`aws sso login` makes the login, in a browser, and keeps its token in a file, which `login` reads and renews.
+Synchronous, for worker threads.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
-import time
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import urlencode
 
-from pbsfs.access.aws.ask import MAX_ANSWER, Route, Service, ask
+from pbsfs.access.aws.ask import Route, Service, ask
 from pbsfs.access.aws.keys import KeySource, checked
-from pbsfs.access.aws.tokens import printable_token, refused
+from pbsfs.access.aws.login import EXPIRED, SSO_TIMEOUT, NoTokenError, json_object, token_in
+from pbsfs.access.aws.tokens import refused
 from pbsfs.base.errors import AuthError
 from pbsfs.base.text import quoted
 from pbsfs.sources.bucket.credentials import AwsCredentials
-
-SSO_TIMEOUT = 15.0
-"""Seconds for an answer."""
 
 SSO_VARIABLE = "AWS_ENDPOINT_URL_SSO"
 
@@ -30,12 +26,14 @@ SSO_VARIABLE = "AWS_ENDPOINT_URL_SSO"
 class LoginKey(KeySource):
     """The key of `role` in `account`, for the login whose token is in `token_file`.
 
-    `url`: of the portal. `profile`: of AWS's files, for errors. Source: AWS, "GetRoleCredentials" of the IAM
-    Identity Center portal, and "IAM Identity Center credential provider" of the SDKs and tools reference.
+    `url`: of the portal. `oidc_url`: of the service that renews tokens. `profile`: of AWS's files, for
+    errors. Source: AWS, "GetRoleCredentials" of the IAM Identity Center portal, and "IAM Identity Center
+    credential provider" of the SDKs and tools reference.
     """
 
     kind: ClassVar[str] = "login"
     url: str
+    oidc_url: str
     account: str
     role: str
     token_file: str
@@ -50,7 +48,7 @@ class LoginKey(KeySource):
         reply = ask(service, SSO_TIMEOUT, headers=headers, route=self.route)
         if reply.status == 401:
             raise self._expired()
-        found = _object(reply.body)
+        found = json_object(reply.body)
         if reply.status != 200:
             said = found.get("message")
             what = f"gives no key for the role {self.role} in the account {self.account}"
@@ -69,24 +67,15 @@ class LoginKey(KeySource):
 
     def _token(self) -> str:
         try:
-            with open(self.token_file, "rb") as file:
-                found = _object(file.read(MAX_ANSWER))
+            return token_in(self.token_file, self.oidc_url, self.route)
         except FileNotFoundError:
             raise AuthError(f"AWS profile {quoted(self.profile)}: not logged in; {self._advice}") from None
         except OSError as error:
             raise AuthError(f"{self.token_file}: {error.strerror}; {self._advice}") from None
-        token, end = found.get("accessToken"), found.get("expiresAt")
-        if not isinstance(token, str) or not isinstance(end, str):
-            raise AuthError(f"{self.token_file}: not the token of a login; {self._advice}")
-        try:
-            moment = datetime.datetime.fromisoformat(end.replace("UTC", "Z"))
-        except ValueError:
-            raise AuthError(f"{self.token_file}: not the token of a login; {self._advice}") from None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.UTC)
-        if moment.timestamp() <= time.time():
-            raise self._expired()
-        return printable_token(self.token_file, token)
+        except NoTokenError as error:
+            if str(error) == EXPIRED:
+                raise self._expired() from None
+            raise AuthError(f"{self.token_file}: {error}; {self._advice}") from None
 
     def _expired(self) -> AuthError:
         return AuthError(f"AWS profile {quoted(self.profile)}: the login has expired; {self._advice}")
@@ -97,15 +86,6 @@ class LoginKey(KeySource):
 
     def __str__(self) -> str:
         return f"of the role {self.role} in the account {self.account}, by the login of {self.profile}"
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    """The JSON object in `data`; empty for anything else."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _time_of(milliseconds: int) -> str:

@@ -251,6 +251,7 @@ def test_a_login_is_that_of_a_session_or_of_the_profile(home: Home) -> None:
     old, new = login(home.find("old")), login(home.find("new"))
     for found, text in ((old, "https://x.awsapps.com/start"), (new, "corp")):
         assert found.url == "https://portal.sso.eu-west-1.amazonaws.com"
+        assert found.oidc_url == "https://oidc.eu-west-1.amazonaws.com"
         assert (found.account, found.role) == ("123456789012", "Reader")
         digest = hashlib.sha1(text.encode()).hexdigest()
         assert found.token_file == f"{home.path}/.aws/sso/cache/{digest}.json"

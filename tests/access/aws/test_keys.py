@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
+import stat
 import sys
 import threading
 from dataclasses import replace
@@ -15,7 +17,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from pbsfs.access.aws import keys, services
-from pbsfs.access.aws.ask import Route, Service
+from pbsfs.access.aws.ask import Reply, Route, Service
 from pbsfs.access.aws.keys import CommandKey, GivenKey, KeySource, NoKey
 from pbsfs.access.aws.kinds import KINDS, dump_key, load_key
 from pbsfs.access.aws.renewed import Renewed
@@ -31,7 +33,7 @@ from pbsfs.base.errors import (
     WrongServerError,
 )
 from pbsfs.sources.bucket.credentials import AwsCredentials
-from tests.support.keyservice import KEY_JSON, STS_XML, key_service, raw_service
+from tests.support.keyservice import KEY_JSON, STS_XML, KeyService, key_service, raw_service
 from tests.support.s3 import signature
 from tests.support.server import certificate as certificates
 
@@ -51,6 +53,7 @@ SOURCES: list[KeySource] = [
     RoleKey("https://sts", "r", ROLE, "me", GivenKey("x", "A", "s3cret", "t0ken"), "e", 900, Route({})),
     LoginKey(
         "https://portal",
+        "https://oidc",
         "1",
         "Reader",
         "/token.json",
@@ -322,7 +325,7 @@ LOGIN_JSON = b"""{"roleCredentials": {
 
 
 def login(url: str, file: Path) -> LoginKey:
-    return LoginKey(url, "123456789012", "Reader", str(file), "ci", Route({}))
+    return LoginKey(url, url, "123456789012", "Reader", str(file), "ci", Route({}))
 
 
 def logged_in(file: Path, token: object = "t0ken", until: object = "2199-01-01T00:00:00Z") -> Path:
@@ -630,3 +633,106 @@ def test_a_failure_is_for_those_who_asked_only() -> None:
         keys_of.current()
     assert keys_of.current() is None
     assert keys_of.current() is None, "no key is an answer, too"
+
+
+# --- the renewal of a login
+
+RENEWED_JSON = b'{"accessToken": "n3w", "expiresIn": 3600, "refreshToken": "r3new-2", "tokenType": "Bearer"}'
+RENEWABLE = {
+    "clientId": "client",
+    "clientSecret": "s3cret",
+    "refreshToken": "r3new-1",
+    "registrationExpiresAt": "2199-01-01T00:00:00Z",
+    "startUrl": "https://x.awsapps.com/start",
+}
+
+
+def in_minutes(count: int) -> str:
+    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=count)
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def renewable(file: Path, minutes: int, **changes: object) -> Path:
+    """A login whose token ends in so many minutes."""
+    found = {"accessToken": "t0ken", "expiresAt": in_minutes(minutes), **RENEWABLE, **changes}
+    file.write_text(json.dumps(found))
+    return file
+
+
+def used(service: KeyService) -> list[str]:
+    """The tokens with which keys were asked for."""
+    return [asked.headers["x-amz-sso_bearer_token"] for asked in service.asked if asked.method == "GET"]
+
+
+@pytest.mark.parametrize("minutes", [-60, 10])
+def test_a_login_whose_token_ends_is_renewed_as_the_program_of_aws_does(minutes: int, tmp_path: Path) -> None:
+    file = renewable(tmp_path / "login.json", minutes)
+    answers = {("GET", CREDENTIALS_OF): (200, LOGIN_JSON), ("POST", "/token"): (200, RENEWED_JSON)}
+    with key_service(answers) as service:
+        assert login(service.url, file).fetch() == KEY
+        assert login(service.url, file).fetch() == KEY  # with what the file has now
+    assert used(service) == ["n3w", "n3w"]
+    (asked,) = [asked for asked in service.asked if asked.method == "POST"]
+    assert asked.headers["content-type"] == "application/json"
+    assert json.loads(asked.body) == {
+        "clientId": "client",
+        "clientSecret": "s3cret",
+        "grantType": "refresh_token",
+        "refreshToken": "r3new-1",
+    }
+    found = json.loads(file.read_text())
+    assert in_minutes(58) < found.pop("expiresAt") < in_minutes(62)
+    assert found == RENEWABLE | {"accessToken": "n3w", "refreshToken": "r3new-2"}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "said"),
+    [
+        (400, b'{"error": "invalid_grant"}', AuthError, "has expired; run aws sso login --profile ci"),
+        (200, b"{}", AuthError, "has expired; run aws sso login --profile ci"),
+        (200, b'{"accessToken": "n3w"}', AuthError, "has expired; run aws sso login --profile ci"),
+        (503, b"", ConnectError, "does not renew the login (status 503)"),
+    ],
+)
+def test_a_login_that_is_not_renewed(
+    status: int, body: bytes, kind: type[SourceError], said: str, tmp_path: Path
+) -> None:
+    file = renewable(tmp_path / "login.json", -1)
+    before = file.read_text()
+    answers = {("GET", CREDENTIALS_OF): (200, LOGIN_JSON), ("POST", "/token"): (status, body)}
+    with key_service(answers) as service:
+        assert said in refused(login(service.url, file), kind)
+        assert used(service) == []
+        assert (file.read_text(), list(tmp_path.iterdir())) == (before, [file])
+        renewable(file, 10)  # still valid
+        assert login(service.url, file).fetch() == KEY
+        assert used(service) == ["t0ken"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"refreshToken": None}, {"clientSecret": 1}, {"registrationExpiresAt": "2020-01-01T00:00:00Z"}],
+    ids=str,
+)
+def test_a_login_that_cannot_be_renewed_is_not_tried(changes: dict[str, object], tmp_path: Path) -> None:
+    file = renewable(tmp_path / "login.json", -1, **changes)
+    with key_service({("POST", "/token"): (200, RENEWED_JSON)}) as service:
+        assert "the login has expired; run aws sso login" in refused(login(service.url, file))
+    assert service.asked == []
+
+
+def test_a_login_that_another_program_renewed_meanwhile_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = renewable(tmp_path / "login.json", -1)
+
+    def lose(*_arguments: object, **_options: object) -> Reply:
+        renewable(file, 60, accessToken="theirs")
+        return Reply(400, b"{}")
+
+    monkeypatch.setattr("pbsfs.access.aws.login.ask", lose)
+    with key_service({("GET", CREDENTIALS_OF): (200, LOGIN_JSON)}) as service:
+        assert login(service.url, file).fetch() == KEY
+    assert used(service) == ["theirs"]
