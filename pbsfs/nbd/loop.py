@@ -146,11 +146,11 @@ class LoopThread:
         async def run() -> None:
             try:
                 result = await work()
-            except trio.Cancelled:
-                answer.set_exception(StoppedError("the server is shutting down"))
-                raise
             except Exception as error:
                 answer.set_exception(error.with_traceback(None))
+            except BaseException:  # Cancelled, or a group of several
+                answer.set_exception(StoppedError("the server is shutting down"))
+                raise
             else:
                 answer.set_result(result)
 
