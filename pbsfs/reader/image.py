@@ -131,7 +131,7 @@ class Image:
         Raises DamageError and SourceError.
         """
         self.note_read()
-        if not self.index.has_table():
+        while not self.index.has_table():  # a cache that is being filled may wait after it was restored
             await self._restore(self.index)
 
     async def request(self, numbers: Iterable[int]) -> dict[int, Fetch]:

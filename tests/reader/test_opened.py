@@ -237,6 +237,27 @@ async def test_every_way_to_read_fetches_the_table_again(name: str) -> None:
         assert not image.index.has_table()
 
 
+@in_trio
+async def test_a_table_that_is_dropped_while_the_source_keeps_it_is_fetched_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, (info,) = several(1)
+    async with open_reader(source) as reader:
+        image = await open_image(reader, info)
+        image.index.drop_table()
+        confirmed = source.confirmed
+
+        async def kept(work: Callable[[], Awaitable[T]]) -> T:
+            result = await confirmed(work)
+            await trio.sleep(1)  # as a cache that is full waits
+            image.index.drop_table()  # for another image
+            monkeypatch.undo()
+            return result
+
+        monkeypatch.setattr(source, "confirmed", kept)
+        assert await image.read(0, 10) == CONTENT[:10]
+
+
 def test_a_thread_that_reads_gets_the_table_again() -> None:
     class Loop:
         """The loop of this test, as a thread sees it."""
