@@ -110,6 +110,10 @@ class Conversation:
                 greeting = time.monotonic() - started
                 self._greeted(max(self._connection.round_trip, greeting))
 
+    def close(self) -> None:
+        """Lets go of what was received."""
+        self._protocol.close()
+
     def _awaited(self) -> str:
         """What the server does not do while pbsfs waits, in the words of an error; empty while idle."""
         if self._protocol.busy:

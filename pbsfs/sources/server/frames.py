@@ -76,6 +76,12 @@ class Frames(FrameBuffer):
         self._filled = 0
         return True
 
+    def clear(self) -> None:
+        """Lets go of what was received."""
+        self._payload = None
+        self._filled = 0
+        self._complete.clear()
+
     def _room(self) -> memoryview:
         length = self._announced()
         place = self._place(self._stream_id(self._header), length) if self._is_data(self._header) else None

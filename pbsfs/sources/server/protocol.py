@@ -232,6 +232,12 @@ class ReaderProtocol:
             raise ConnectError(f"the server broke the protocol: {type(error).__name__}: {error}") from None
         return done
 
+    def close(self) -> None:
+        """Lets go of what was received. The objects of h2 refer to each other: without this, all unfinished
+        answers would stay in memory until the garbage collector runs."""
+        self._streams.clear()
+        self._frames.clear()
+
     def _handle(self, event: Event, done: list[tuple[int, Response | PbsfsError]], now: float) -> None:
         if isinstance(event, DataReceived):
             self._data(event, done, now)

@@ -16,6 +16,7 @@ It fails if the server gives no sign of life for `stall_timeout` seconds; after 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import select
 import ssl
@@ -110,7 +111,7 @@ class Session:
             self.close()
             raise
         if isinstance(self._opening.result, Exception):
-            raise self._opening.result
+            raise _own(self._opening.result)
         COUNTS.sessions_opened += 1
 
     async def get(self, path: str, limit: int) -> Response:
@@ -130,7 +131,7 @@ class Session:
         if isinstance(exchange.result, Response):
             return exchange.result
         assert isinstance(exchange.result, Exception)
-        raise exchange.result.with_traceback(None)
+        raise _own(exchange.result)
 
     def close(self) -> None:
         """Ends the session soon; from any thread, also more than once."""
@@ -166,7 +167,8 @@ class Session:
             )
             conversation.serve(early)
         except (PbsfsError, RefusedError) as error:
-            failure = error
+            failure = error.with_traceback(None)  # its frames would keep what was received
+            failure.__context__ = None
         except TimeoutError:
             failure = ConnectError(f"{self._repository.address}: no answer for {self._stall_timeout:.0f} s")
         except OSError as error:
@@ -177,6 +179,8 @@ class Session:
         finally:
             if connection is not None:
                 connection.socket.close()
+            if conversation is not None:
+                conversation.close()
             self._end(failure, conversation.waiting.values() if conversation is not None else ())
 
     def _greeted(self, round_trip: float) -> None:
@@ -227,3 +231,9 @@ class Session:
             if not poll.poll(self._stall_timeout * 1000):
                 raise TimeoutError
         raise ConnectError("the session was closed")
+
+
+def _own(failure: Exception) -> Exception:
+    """An error of its own for each task: a raised one refers to the frames of its task, and so to what that
+    reads when it tries again, and the session keeps its failure."""
+    return copy.copy(failure) if isinstance(failure, PbsfsError) else failure

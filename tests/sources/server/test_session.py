@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import math
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from pbsfs.base.errors import ConnectError
 from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.formats.index import FixedIndex
 from pbsfs.sources.pacing import Pacing
+from pbsfs.sources.server import protocol
 from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import MAX_STREAMS
 from pbsfs.testing.writer import DatastoreWriter
@@ -355,3 +358,40 @@ def test_after_the_limit_an_answer_of_a_living_server_is_still_waited_for(server
 
     trio.run(main)
     assert len(server.sessions.all()) == 1
+
+
+# --- memory
+
+
+def test_a_lost_connection_leaves_nothing_of_its_answers(
+    server: ReferenceServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Place(bytearray):
+        """The place of an answer."""
+
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            places.append(weakref.ref(self))
+
+    caplog.set_level(logging.INFO, "pbsfs.sources.retry")  # records keep errors
+    places: list[weakref.ref[Place]] = []
+    monkeypatch.setattr(protocol, "bytearray", Place, raising=False)
+
+    async def main() -> None:
+        async with reading(source_of(server)) as reader:
+            image = await image_of(reader)
+            stall = server.faults.add(Stall(match="/chunk", after_bytes=40_000))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_all, image)
+                await until(lambda: stall.hits)
+                await until(lambda: places)
+                server.drop_connections()
+            assert len(server.sessions.all()) > 1
+            await until(lambda: all(place() is None for place in places))
+
+    gc.collect()
+    gc.disable()
+    try:
+        trio.run(main)
+    finally:
+        gc.enable()
