@@ -36,7 +36,11 @@ _BY = {
     "/dev/disk/by-partlabel/": "PARTLABEL",
 }
 
-_WINDOWS = (b"Windows", b"System32")
+_WINDOWS = ((b"windows", b"winnt"), (b"system32",))
+"""The names, in small letters, of a directory that only the volume with Windows has: up to Windows 2003 they
+are written in other ways."""
+
+_EFI = ((b"efi",),)
 _LETTERS = "DEFGHIJKLMNOPQRSTUVWXYZ"
 UNIX = {"ext2", "ext3", "ext4", "xfs", "btrfs"}
 DOS = {"ntfs", "vfat", "exfat"}
@@ -289,9 +293,9 @@ class Guest(Contents):
             if part.kind not in DOS | {UNREADABLE}:
                 continue
             try:
-                if b"C" not in self._drives and self._at(number, _WINDOWS) is not None:
+                if b"C" not in self._drives and self._has(number, _WINDOWS):
                     self._drives[b"C"] = self._wrapped(number, self._system(number).root.but(name=b"C"))
-                elif part.kind == "ntfs" or not self._is_efi(number):
+                elif part.kind == "ntfs" or not self._has(number, _EFI):
                     others.append(number)
             except DamageError as error:
                 self._hide(part, error)
@@ -309,8 +313,22 @@ class Guest(Contents):
             self._facts[f"drive_{name.decode().lower()}"] = self._parts[entry.inode % MOST].name
         return Entry(b"", stat_bits.S_IFDIR | 0o755, inode=_TOP)
 
-    def _is_efi(self, number: int) -> bool:
-        return self._at(number, (b"EFI",)) is not None
+    def _has(self, number: int, steps: Sequence[Sequence[bytes]]) -> bool:
+        """Whether a file system has a directory at a path, whose names may have capitals; `steps`: the names
+        that each step may have. Raises DamageError where it may have one that can't be read."""
+        system = self._system(number)
+        here = [system.root]
+        for names in steps:
+            below: list[Entry] = []
+            damage: DamageError | None = None
+            for directory in here:
+                found = system.children(directory, names_only=True)
+                damage = damage or found.damage
+                below += [each for each in found.entries if each.name.lower() in names and each.is_directory]
+            if not below and damage is not None:
+                raise damage
+            here = below
+        return bool(here)
 
     def _check(self, number: int, directory: Entry) -> None:
         """Raises DamageError for a directory that shows a volume that can't be read: it would look empty."""

@@ -249,6 +249,13 @@ def test_windows_has_drives() -> None:
     assert machine.tree().facts() == {"drive_c": "p3", "drive_d": "p2"}
 
 
+@pytest.mark.parametrize("path", ["WINDOWS/system32", "WINNT/System32", "windows/SYSTEM32"])
+def test_windows_is_found_whatever_letters_it_is_written_in(path: str) -> None:
+    first, second = path.split("/")
+    machine = Machine().add("p1", "vfat", Small({"efi": {}})).add("p2", "ntfs", Small({first: {second: {}}}))
+    assert machine.tree().facts() == {"drive_c": "p2"}
+
+
 def test_disks_of_data_alone_have_an_empty_tree() -> None:
     machine = Machine().add("p1", "ext4", Small({"data": b"1"}))
     assert machine.paths() == {}
