@@ -40,6 +40,7 @@ from pbsfs.access.options import (
 )
 from pbsfs.access.profiles import NAME, Profile, check_keys, parse_profile
 from pbsfs.base.errors import UsageError
+from pbsfs.base.names import BACKUP_TYPES
 from pbsfs.base.text import first_of, one_line, quoted
 from pbsfs.runtime.places import config_home
 from pbsfs.sources.bucket.address import SCHEME
@@ -57,6 +58,7 @@ MAX_FILE_SIZE = 1 << 20
 MAX_FILES = 1000
 """Files of one conf.d."""
 
+_PLACES = frozenset((*BACKUP_TYPES, "ns", "files"))  # what paths in a source begin with
 _PREFIX = re.compile(rf"({NAME.pattern}):(.*)", re.ASCII | re.DOTALL)
 
 
@@ -346,7 +348,8 @@ def source_of(text: str, environment: Mapping[str, str]) -> tuple[SourceOptions,
     A directory (`/DIR`, `./DIR`), a bucket (`s3://BUCKET/STORE`), a profile (`NAME:`) or a repository; a path
     in its tree may follow: `/DIR:PATH`, `s3://BUCKET/STORE:PATH`, `NAME:PATH`, `REPOSITORY/PATH`. A profile
     takes precedence over a host of the same name; `NAME:` is one even if the configuration lacks it. Options
-    go to `configure`. Raises UsageError for an empty text; `resolve` checks the rest.
+    go to `configure`. Raises UsageError for an empty text, a path without a source, and the name of a profile
+    without its colon; `resolve` checks the rest.
     """
     if not text:
         raise UsageError("the source is empty; give a profile (NAME:), a repository, a directory or a bucket")
@@ -364,5 +367,15 @@ def source_of(text: str, environment: Mapping[str, str]) -> tuple[SourceOptions,
     match = _PREFIX.fullmatch(text)
     if match and not match[2]:
         return SourceOptions(profile=match[1]), ""  # no repository ends so
-    repository, _slash, path = text.partition("/")
+    repository, slash, path = text.partition("/")
+    if slash and repository in _PLACES:
+        raise UsageError(
+            f"{quoted(text)} is a path in a source and does not name one; write NAME:{one_line(text)} for "
+            "the profile NAME, or give the path with --subtree"
+        )
+    if NAME.fullmatch(text) and text in read_configuration(environment):
+        raise UsageError(
+            f"{quoted(text)} may be a profile or a datastore of this computer; write {text}: for the "
+            f"profile, or localhost:{text} for the datastore"
+        )
     return SourceOptions(repository=repository), path.strip("/")

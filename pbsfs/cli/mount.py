@@ -193,9 +193,9 @@ def _split(source: SourceOptions, places: tuple[str, ...]) -> tuple[SourceOption
     mountpoint = Path(places[-1])  # not click's: that asks the mount
     if len(places) == 1:
         return source, "", mountpoint
+    named, path = source_of(places[0], environment())
     if source.names_source():
         raise UsageError(f"{places[0]}: an option names the source too; leave one of them out")
-    named, path = source_of(places[0], environment())
     source = replace(
         source,
         profile=named.profile,

@@ -490,7 +490,10 @@ def test_no_file_is_read_for_a_path_without_such_a_name(files: Files) -> None:
         ("home:", SourceOptions(profile="home"), ""),
         ("home:files/host/web1/", SourceOptions(profile="home"), "files/host/web1"),
         ("none:", SourceOptions(profile="none"), ""),
-        ("home", SourceOptions(repository="home"), ""),
+        ("store1", SourceOptions(repository="store1"), ""),
+        ("store1/host/web1", SourceOptions(repository="store1"), "host/web1"),
+        ("localhost:host/vm/100", SourceOptions(repository="localhost:host"), "vm/100"),
+        ("host", SourceOptions(repository="host"), ""),
         ("host:store", SourceOptions(repository="host:store"), ""),
         ("u@pbs!t@host:1:s/vm/100", SourceOptions(repository="u@pbs!t@host:1:s"), "vm/100"),
         ("/srv/store1", SourceOptions(datastore_dir=Path("/srv/store1")), ""),
@@ -503,6 +506,18 @@ def test_a_source_is_a_profile_repository_or_directory(
 ) -> None:
     files.write(HOME)
     assert source_of(text, files.environment) == (options, path)
+
+
+@pytest.mark.parametrize("text", ["host/web1/latest", "files/vm/100/latest/guest", "ns/prod", "vm/100/"])
+def test_a_path_is_not_taken_for_a_datastore_of_this_computer(files: Files, text: str) -> None:
+    with pytest.raises(UsageError, match=f"'{text}' is a path in a source.*; write NAME:{text} .*--subtree"):
+        source_of(text, files.environment)
+
+
+def test_a_profile_without_its_colon_is_not_taken_for_a_datastore(files: Files) -> None:
+    files.write(HOME)
+    with pytest.raises(UsageError, match="write home: for the profile, or localhost:home for the datastore"):
+        source_of("home", files.environment)
 
 
 def test_a_directory_may_have_a_colon(files: Files, tmp_path: Path) -> None:

@@ -178,13 +178,17 @@ def test_a_path_after_the_profile_is_what_a_mount_shows(stocked: Stocked, user: 
 def test_a_mount_names_its_source_once(stocked: Stocked, user: User) -> None:
     user.write(f'[profiles.home]\ndatastore-dir = "{stocked.path}"\ncache-size = "1M"\n')
     (mount := user.home / "mnt").mkdir()
-    for arguments, problem in (
+    cases: list[tuple[list[str | Path], str]] = [
         (["home:"], "profiles.home.cache-size: a cache of 1M is too small"),
         (["hoem:"], "profile 'hoem': not in the configuration; did you mean home?"),
         (["--profile", "hoem"], "profile 'hoem': not in the configuration; did you mean home?"),
         (["--profile", "home", "home:"], "an option names the source too"),
         (["home:", "more"], "one argument too many"),
-    ):
+        (["home"], "'home' may be a profile or a datastore of this computer; write home: for the profile"),
+        (["vm/100"], "'vm/100' is a path in a source and does not name one; write NAME:vm/100"),
+        (["--datastore-dir", stocked.path, "files/vm/100"], "or give the path with --subtree"),
+    ]
+    for arguments, problem in cases:
         assert problem in error_of(pbsfs("mount", *arguments, mount, env=user.env()), 2)
 
 
