@@ -22,6 +22,8 @@ from pbsfs.base.errors import UsageError
 from pbsfs.base.secret import Secret
 from pbsfs.runtime.service import NOTIFY_SOCKET
 
+_NO_TEXT = "is not UTF-8 text"
+
 PASSWORD_VARIABLE = "PBS_PASSWORD"  # noqa: S105 - a name
 KEY_PASSWORD_VARIABLE = "PBS_ENCRYPTION_PASSWORD"  # noqa: S105 - a name
 MASTER_PASSWORD_VARIABLE = "PBS_MASTER_KEY_PASSWORD"  # noqa: S105 - a name
@@ -78,7 +80,9 @@ def find_credential(name: str, environment: Mapping[str, str]) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UsageError(f"credential {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(
+            f"credential {path}: {getattr(error, 'strerror', None) or error}; correct it"
+        ) from None
 
 
 def names_secret(variable: str, credential: str, environment: Mapping[str, str]) -> bool:
@@ -225,14 +229,16 @@ def first_line(data: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError:
-        raise ValueError("is not UTF-8 text") from None
+        raise ValueError(_NO_TEXT) from None
 
 
 def _reason(error: Exception) -> str:
+    """What is wrong with the place that a variable names, and what to do."""
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return f"{text}; check the name and who may use it"
     if isinstance(error, subprocess.CalledProcessError):
-        return f"the command {ended(error)}"
-    if str(error) == "is not UTF-8 text":
-        return str(error)
-    return "does not name a descriptor or command"
+        return f"the command {ended(error)}; run it in a shell to see why"
+    if str(error) == _NO_TEXT:
+        return f"{error}; write it as UTF-8"
+    return "does not name a descriptor or command; correct it"

@@ -184,7 +184,9 @@ def parse_path(name: str, value: Any) -> Path:
         try:
             path = path.expanduser()
         except RuntimeError:
-            raise UsageError(f"{name}: {quoted(value)}: this user has no home directory") from None
+            raise UsageError(
+                f"{name}: {quoted(value)}: this user has no home directory; give an absolute path"
+            ) from None
     if not path.is_absolute():
         raise UsageError(f"{name}: {quoted(value)} is relative; give an absolute path, or start with ~/")
     return path

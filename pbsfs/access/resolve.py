@@ -177,12 +177,14 @@ def open_keys(
     given = None
     if options.keyfd is not None:
         if not 0 <= options.keyfd < 1 << 31:
-            raise UsageError(f"--keyfd {options.keyfd}: not a descriptor's number")
+            raise UsageError(f"--keyfd {options.keyfd}: not a descriptor's number; give one that is open")
         try:
             with open(options.keyfd, "rb") as file:
                 given = file.read(MAX_KEY_FILE_SIZE + 1)
         except OSError as error:
-            raise UsageError(f"--keyfd {options.keyfd}: {error.strerror}") from None
+            raise UsageError(
+                f"--keyfd {options.keyfd}: {error.strerror}; give a descriptor that is open"
+            ) from None
 
     def ask(path: Path, file: KeyFile) -> Secret | None:
         if terminal is None:

@@ -47,7 +47,7 @@ async def export_contents(
     if form is not None and str(dest) == "-" and sys.stdout.isatty():
         raise UsageError(f"a {form} archive is not for a terminal; redirect the output, or name a file")
     if zstd and form != "tar":
-        raise UsageError("--zstd goes with --format tar")
+        raise UsageError("--zstd goes with --format tar; give both")
     if form is None:
         if force or mode is not None:
             raise UsageError("--force and --mode are for images and archives; see --overwrite")

@@ -105,7 +105,9 @@ class Address:
             with socket.socket(fileno=os.dup(3)) as first:
                 name, is_local = first.getsockname(), first.family == socket.AF_UNIX
         except OSError as error:
-            raise UsageError(f"{LISTEN_FDS}={number}: not that many sockets ({error.strerror})") from None
+            raise UsageError(
+                f"{LISTEN_FDS}={number}: not that many sockets ({error.strerror}); correct the socket unit"
+            ) from None
         if is_local:
             return cls(socket=Path(os.fsdecode(name)), descriptors=descriptors)
         return cls(host=name[0], port=name[1], descriptors=descriptors)

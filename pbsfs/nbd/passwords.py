@@ -33,9 +33,11 @@ def _first_line(form: str, place: str, read: Callable[[], bytes]) -> str:
     try:
         return first_line(read())
     except OSError as error:
-        raise UsageError(f"{form}: cannot read {place}: {error.strerror}") from None
+        raise UsageError(
+            f"{form}: cannot read {place}: {error.strerror}; name one that you may read"
+        ) from None
     except ValueError as error:
-        raise UsageError(f"{form}: {place} {error}") from None
+        raise UsageError(f"{form}: {place} {error}; write it as UTF-8") from None
 
 
 def _ask() -> str:

@@ -76,7 +76,9 @@ class Tree(Nodes):
         here: Node = self.root
         steps = deque(os.fsencode(path).split(b"/"))
         if b".." in steps:
-            raise UsageError(f"{quoted(os.fsdecode(path))}: '..' has no meaning here")
+            raise UsageError(
+                f"{quoted(os.fsdecode(path))}: '..' has no meaning here; name the path without it"
+            )
         links = 0
         while steps:
             step = steps.popleft()

@@ -135,7 +135,10 @@ def test_a_descriptor_is_read_once_and_closed() -> None:
     assert found(PBS_PASSWORD_FD=str(fd)) == SECRET
 
     assert not is_open(fd)
-    assert refusal(PBS_PASSWORD_FD=str(fd)) == "PBS_PASSWORD_FD: Bad file descriptor"
+    assert (
+        refusal(PBS_PASSWORD_FD=str(fd))
+        == "PBS_PASSWORD_FD: Bad file descriptor; check the name and who may use it"
+    )
 
 
 def test_a_descriptor_that_comes_in_pieces_is_read_to_the_end_of_the_line() -> None:
@@ -148,21 +151,24 @@ def test_a_descriptor_that_comes_in_pieces_is_read_to_the_end_of_the_line() -> N
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "+3", " 3", "3\n", "1_0", "0x3", "٣", "9" * 30, "3.0"])
 def test_what_is_no_descriptor_is_refused(text: str) -> None:
-    assert refusal(PBS_PASSWORD_FD=text) == "PBS_PASSWORD_FD: does not name a descriptor or command"
+    assert (
+        refusal(PBS_PASSWORD_FD=text) == "PBS_PASSWORD_FD: does not name a descriptor or command; correct it"
+    )
 
 
 def test_a_descriptor_that_is_not_open_or_not_readable_is_refused(tmp_path: Path) -> None:
-    assert refusal(PBS_PASSWORD_FD="987654") == "PBS_PASSWORD_FD: Bad file descriptor"
+    action = "check the name and who may use it"
+    assert refusal(PBS_PASSWORD_FD="987654") == f"PBS_PASSWORD_FD: Bad file descriptor; {action}"
     fd = os.open(tmp_path, os.O_RDONLY)
-    assert refusal(PBS_PASSWORD_FD=str(fd)) == "PBS_PASSWORD_FD: Is a directory"
+    assert refusal(PBS_PASSWORD_FD=str(fd)) == f"PBS_PASSWORD_FD: Is a directory; {action}"
     assert not is_open(fd)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "nope"
-    assert (
-        refusal(PBS_PASSWORD_FILE=str(missing)) == f"PBS_PASSWORD_FILE: {missing}: No such file or directory"
-    )
+    text = refusal(PBS_PASSWORD_FILE=str(missing))
+    problem = f"PBS_PASSWORD_FILE: {missing}: No such file or directory"
+    assert text == f"{problem}; check the name and who may use it"
     assert "Is a directory" in refusal(PBS_PASSWORD_FILE=str(tmp_path))
     assert refusal(PBS_PASSWORD_FILE="").startswith("PBS_PASSWORD_FILE: ")
 
@@ -188,13 +194,16 @@ def test_a_command_gets_nothing_to_read() -> None:
 
 def test_a_command_that_fails_is_told_of_by_its_status() -> None:
     failing = f"{sys.executable} -c 'print(\"{SECRET}\"); raise SystemExit(7)'"
-    assert refusal(PBS_PASSWORD_CMD=failing) == "PBS_PASSWORD_CMD: the command ended with status 7"
+    assert (
+        refusal(PBS_PASSWORD_CMD=failing)
+        == "PBS_PASSWORD_CMD: the command ended with status 7; run it in a shell to see why"
+    )
 
 
 def test_a_command_that_a_signal_ends_is_told_of() -> None:
     assert (
         refusal(PBS_PASSWORD_CMD="sh -c 'kill -9 $$'")
-        == "PBS_PASSWORD_CMD: the command was ended by signal 9"
+        == "PBS_PASSWORD_CMD: the command was ended by signal 9; run it in a shell to see why"
     )
 
 
@@ -206,13 +215,16 @@ def test_a_command_that_prints_without_end_is_killed() -> None:
 def test_a_command_that_is_not_there_is_named() -> None:
     assert (
         refusal(PBS_PASSWORD_CMD="no-such-command --secret")
-        == "PBS_PASSWORD_CMD: no-such-command: No such file or directory"
+        == "PBS_PASSWORD_CMD: no-such-command: No such file or directory; check the name and who may use it"
     )
 
 
 def test_a_command_line_that_makes_no_sense_is_refused() -> None:
     for command in ("", "   ", f"echo '{SECRET}"):
-        assert refusal(PBS_PASSWORD_CMD=command) == "PBS_PASSWORD_CMD: does not name a descriptor or command"
+        assert (
+            refusal(PBS_PASSWORD_CMD=command)
+            == "PBS_PASSWORD_CMD: does not name a descriptor or command; correct it"
+        )
 
 
 def test_what_is_not_text_is_refused_in_every_form(tmp_path: Path) -> None:
@@ -220,10 +232,10 @@ def test_what_is_not_text_is_refused_in_every_form(tmp_path: Path) -> None:
     path.write_bytes(b"hunter2 \xff\xfe\n")
     fd = descriptor(path.read_bytes())
 
-    assert refusal(PBS_PASSWORD_FILE=str(path)) == "PBS_PASSWORD_FILE: is not UTF-8 text"
-    assert refusal(PBS_PASSWORD_FD=str(fd)) == "PBS_PASSWORD_FD: is not UTF-8 text"
-    assert refusal(PBS_PASSWORD_CMD=f"cat {path}") == "PBS_PASSWORD_CMD: is not UTF-8 text"
-    assert refusal(PBS_PASSWORD="hunter2\udcff") == "PBS_PASSWORD: is not UTF-8 text"
+    assert refusal(PBS_PASSWORD_FILE=str(path)) == "PBS_PASSWORD_FILE: is not UTF-8 text; write it as UTF-8"
+    assert refusal(PBS_PASSWORD_FD=str(fd)) == "PBS_PASSWORD_FD: is not UTF-8 text; write it as UTF-8"
+    assert refusal(PBS_PASSWORD_CMD=f"cat {path}") == "PBS_PASSWORD_CMD: is not UTF-8 text; write it as UTF-8"
+    assert refusal(PBS_PASSWORD="hunter2\udcff") == "PBS_PASSWORD: is not UTF-8 text; write it as UTF-8"
 
 
 # --- systemd's credentials
@@ -270,10 +282,10 @@ def test_a_credential_that_is_not_there_is_none(tmp_path: Path) -> None:
 def test_a_credential_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "proxmox-backup-client.password"
     path.mkdir()
-    assert refusal(CREDENTIALS_DIRECTORY=str(tmp_path)) == f"credential {path}: Is a directory"
+    assert refusal(CREDENTIALS_DIRECTORY=str(tmp_path)) == f"credential {path}: Is a directory; correct it"
     path.rmdir()
     path.write_bytes(b"hunter2 \xff")
-    assert refusal(CREDENTIALS_DIRECTORY=str(tmp_path)) == f"credential {path}: is not UTF-8 text"
+    assert refusal(CREDENTIALS_DIRECTORY=str(tmp_path)) == f"credential {path}: is not UTF-8 text; correct it"
 
 
 # --- what does not show it

@@ -57,7 +57,8 @@ class Service:
         safe = url.isascii() and url.isprintable() and " " not in url
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or not safe:
             raise UsageError(
-                f"{setting}: '{excerpt(parts.netloc.rpartition('@')[2])}' is not the address of a service"
+                f"{setting}: '{excerpt(parts.netloc.rpartition('@')[2])}' is not the address of a service; "
+                "write https://HOST"
             )
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80), target)
