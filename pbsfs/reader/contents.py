@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pbsfs.base.errors import DamageError
@@ -107,9 +108,15 @@ class OpenContents:
             self._keep_data_size(entry, _data_in(handle.extents(0, entry.size)))
         return handle
 
-    def streams(self, *, whole: bool = True) -> list[ImageStream]:
-        """Streams of its own for one that reads much in order; to be closed. `whole`: all of the contents."""
-        return [ImageStream(image, whole=whole) for image in self.images]
+    @contextmanager
+    def streams(self, *, whole: bool = True) -> Iterator[list[ImageStream]]:
+        """Streams of its own for one that reads much in order. `whole`: all of the contents."""
+        streams = [ImageStream(image, whole=whole) for image in self.images]
+        try:
+            yield streams
+        finally:
+            for stream in streams:
+                stream.close()
 
     def data_size(self, entry: Entry) -> tuple[int, bool]:
         """Bytes of an exact entry that are not holes, as far as that is known without reading; and whether

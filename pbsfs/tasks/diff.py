@@ -6,6 +6,7 @@ by `pbsfs diff`, from tasks of one trio loop; archives are compared in a worker 
 
 from __future__ import annotations
 
+import functools
 import os
 import stat as stat_bits
 from collections import Counter
@@ -18,7 +19,6 @@ from pbsfs.base.errors import DamageError, PbsfsError, UsageError
 from pbsfs.base.names import CLIENT_LOG, MANIFEST, ArchiveKind
 from pbsfs.contents.base import Contents, Entry, Found
 from pbsfs.reader.bridge import ImageStream
-from pbsfs.reader.contents import OpenContents
 from pbsfs.reader.damage import Range
 from pbsfs.reader.decoded import stream_of
 from pbsfs.runtime.threads import in_thread
@@ -186,9 +186,8 @@ class Comparison:
     ) -> None:
         old_entry, new_entry = await old.learn(), await new.learn()
         before, after = await old.inside.open(), await new.inside.open()
-        both = _Both(self, before, after)
 
-        def work() -> None:
+        def work(both: _Both) -> None:
             batch: list[Change] = []
             for count, change in enumerate(both.compare(path, old_entry, new_entry)):
                 if change is not None:
@@ -200,24 +199,25 @@ class Comparison:
                     batch = []
             trio.from_thread.run_sync(emit, batch)
 
-        try:
-            await before.run(work)
-        finally:
-            both.close()
+        with before.streams() as old_streams, after.streams() as new_streams:
+            both = _Both(self, before.contents, old_streams, after.contents, new_streams)
+            await before.run(functools.partial(work, both))
 
 
 class _Both:
-    """Two archives side by side. Made and closed in the trio loop, used in a worker thread."""
+    """Two archives side by side. Used in a worker thread."""
 
-    def __init__(self, comparison: Comparison, old: OpenContents, new: OpenContents) -> None:
+    def __init__(
+        self,
+        comparison: Comparison,
+        old: Contents,
+        old_streams: list[ImageStream],
+        new: Contents,
+        new_streams: list[ImageStream],
+    ) -> None:
         self._comparison = comparison
-        self._old, self._new = old.contents, new.contents
-        self._old_streams, self._new_streams = old.streams(), new.streams()
-
-    def close(self) -> None:
-        """Gives back the read-ahead memory."""
-        for stream in (*self._old_streams, *self._new_streams):
-            stream.close()
+        self._old, self._new = old, new
+        self._old_streams, self._new_streams = old_streams, new_streams
 
     def compare(self, path: bytes, old: Entry, new: Entry) -> Iterator[Change | None]:
         """The changes; None for what has not changed, so that the caller may look for an end."""

@@ -6,6 +6,7 @@ and range, in every file that contains it. Of more chunks than fit in memory, it
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -17,6 +18,7 @@ from pbsfs.base.errors import DamageError, KeyRequiredError, PbsfsError
 from pbsfs.chunks.store import Chunk
 from pbsfs.contents.base import Entry
 from pbsfs.formats.keys import Key
+from pbsfs.reader.bridge import ImageStream
 from pbsfs.reader.damage import Range, merged
 from pbsfs.reader.decoded import stream_of
 from pbsfs.reader.image import Image
@@ -186,9 +188,8 @@ class Verification:
     async def _check_contents(self, node: ContentsNode) -> None:
         """Reads an entry of an archive, and all below it; what cannot be read goes into the report."""
         top, opened = await node.learn(), await node.inside.open()
-        streams = opened.streams()
 
-        def check(path: bytes, entry: Entry | DamageError) -> None:
+        def check(path: bytes, entry: Entry | DamageError, streams: list[ImageStream]) -> None:
             if not isinstance(entry, Entry):
                 self.report.damaged.append(Damage.of(path, entry))
                 return
@@ -202,21 +203,18 @@ class Verification:
                         stream.pread(span.offset, span.length)
                         self.report.size += span.length
 
-        def work() -> None:
+        def work(streams: list[ImageStream]) -> None:
             walked = opened.contents.walk(top) if top.is_directory else ()
             for path, entry in itertools.chain([(b"", top)], walked):
                 trio.from_thread.check_cancelled()
                 where = b"%b/%b" % (node.path, path) if path else node.path
                 try:
-                    check(where, entry)
+                    check(where, entry, streams)
                 except DamageError as error:
                     self.report.damaged.append(Damage.of(where, error))
 
-        try:
-            await opened.run(work)
-        finally:
-            for stream in streams:
-                stream.close()
+        with opened.streams() as streams:
+            await opened.run(functools.partial(work, streams))
 
 
 def _identity(chunk: Chunk) -> Identity:

@@ -159,12 +159,8 @@ async def _what_hides(snapshot: SnapshotDirectory, name: bytes) -> PbsfsError | 
 
 
 async def _digest(opened: OpenContents, entry: Entry) -> bytes:
-    streams = opened.streams(whole=False)
-    try:
+    with opened.streams(whole=False) as streams:
         return await opened.run(functools.partial(_hash, opened, streams, entry))
-    finally:
-        for stream in streams:
-            stream.close()
 
 
 def _hash(opened: OpenContents, streams: Sequence[ImageStream], entry: Entry) -> bytes:

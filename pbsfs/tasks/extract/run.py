@@ -64,19 +64,13 @@ async def restore(
     opened = await node.inside.open()
     place, path = _where(entry, node.name, place)
     made = nullcontext() if path else made_directory(place, 0o700)
-    with made:
+    with made, opened.streams() as streams:
         destination = Destination(
             str(place), overwrite=options.overwrite, existing_directories=options.existing_directories
         )
         attributes = Attributes(options.kept)
-        streams = opened.streams()
         node.tree.reader.store.serve_copy(len(streams))
         result = Restored()
-
-        def step(count: int) -> None:
-            trio.from_thread.check_cancelled()
-            advance(count, result.files)
-
         work = Restore(
             opened.contents,
             streams,
@@ -84,7 +78,7 @@ async def restore(
             attributes,
             options.selection,
             options.on_damage,
-            step,
+            functools.partial(_step, advance, result),
             result,
         )
         restored = functools.partial(work.entry, entry, path)
@@ -94,8 +88,11 @@ async def restore(
             return await opened.run(restored), attributes.unset
         finally:
             destination.close()
-            for stream in streams:
-                stream.close()
+
+
+def _step(advance: Advance, result: Restored, count: int) -> None:
+    trio.from_thread.check_cancelled()
+    advance(count, result.files)
 
 
 def _where(entry: Entry, name: bytes, place: Path) -> tuple[Path, bytes]:
@@ -112,21 +109,13 @@ async def pack(node: ContentsNode, out: IO[bytes], form: str, options: Options, 
 
     entry = await node.learn()
     opened = await node.inside.open()
-    streams = opened.streams()
-    node.tree.reader.store.serve_copy(len(streams))
     result = Restored()
-
-    def step(count: int) -> None:
-        trio.from_thread.check_cancelled()
-        advance(count, result.files)
-
     skips = options.on_damage.zero or options.on_damage.skip
-    packing = Packing(opened.contents, streams, options.selection, skips, step, result)
     write = write_tar if form == "tar" else write_zip
-    try:
+    with opened.streams() as streams:
+        node.tree.reader.store.serve_copy(len(streams))
+        step = functools.partial(_step, advance, result)
+        packing = Packing(opened.contents, streams, options.selection, skips, step, result)
         # Writing to a pipe may block for ever: then the thread is left behind when the user gives up.
         await opened.run(functools.partial(write, packing, entry, out), abandon=True)
-    finally:
-        for stream in streams:
-            stream.close()
     return packing
