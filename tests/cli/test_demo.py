@@ -16,7 +16,7 @@ from tests.support.program import PBSFS, environment, error_of, output_of, run
 pytestmark = pytest.mark.mount
 
 USERS_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
-"""What Debian's /etc/profile sets for users: without /usr/sbin, where mke2fs and debugfs are."""
+"""What Debian's /etc/profile sets for users: without /usr/sbin, where mke2fs is."""
 
 UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 """What lets root write to no file whose mode forbids it, as with other users."""
@@ -32,7 +32,8 @@ def test_it_shows_everything_and_leaves_nothing(tmp_path: Path, prefix: list[str
     said = output_of(*prefix, PBSFS, "demo", env=told)
     assert said.endswith("Everything came back as it was stored.\n")
     assert said.count("equal to the original") == 2
-    assert "Hello from inside the backup.\n" in said
+    assert said.count("Hello from inside the backup.\n") == 3
+    assert "/files/vm/100/latest/scsi0-p1/hello.txt\nHello from inside the backup.\nThis is day 3.\n" in said
     assert list(tmp_path.iterdir()) == []
 
 
