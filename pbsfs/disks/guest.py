@@ -51,13 +51,15 @@ _TOP = MOST - 1  # the number of the directory with drives
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A volume of the machine. `open`: raises DamageError. `part_label`: the name of its partition."""
+    """A volume of the machine. `open`: raises DamageError. `part_label`: the name of its partition.
+    `mapper_uuid`: of a logical volume, as device mapper has it."""
 
     name: str
     kind: str
     part_uuid: str | None
     open: Callable[[], FileSystem]
     part_label: str | None = None
+    mapper_uuid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +279,9 @@ class Guest(Contents):
                     continue
                 if told and (told == value or (what == "UUID" and told.lower() == value.lower())):
                     return number
-            if device.startswith("/dev/mapper/") and part.name == device.removeprefix("/dev/mapper/"):
+            if device in {f"/dev/mapper/{part.name}", f"/dev/disk/by-id/dm-name-{part.name}"}:
+                return number
+            if part.mapper_uuid is not None and device == f"/dev/disk/by-id/dm-uuid-{part.mapper_uuid}":
                 return number
             group, _slash, volume = device.removeprefix("/dev/").partition("/")
             if volume and part.name == f"{group.replace('-', '--')}-{volume.replace('-', '--')}":

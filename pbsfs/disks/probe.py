@@ -114,7 +114,7 @@ class Found:
     doubled). `size`: bytes. `kind`: `ext4`, `xfs`, `vfat`, `luks`, … or `unknown`. `volume`: its bytes; None
     where they cannot be read. `problem`: why there is no file system to open, and what to do; None where
     there is one. `part_uuid`, `part_label`: the PARTUUID and PARTLABEL of a partition. `others`: the other
-    volumes that the file system lies on.
+    volumes that the file system lies on. `mapper_uuid`: of a logical volume, as device mapper has it.
     """
 
     name: str
@@ -125,6 +125,7 @@ class Found:
     part_uuid: str | None = None
     others: tuple[Volume, ...] = ()
     part_label: str | None = None
+    mapper_uuid: str | None = None
 
     def open(self) -> FileSystem:
         """Raises DamageError, KeyRequiredError, SourceError."""
@@ -226,7 +227,10 @@ def _logical(physical: Sequence[Found]) -> Iterator[Found]:
                 continue
             for found in _volumes(logical.name, logical.volume):
                 nested = f"LVM on a logical volume is not supported; {ELSEWHERE}"
-                yield replace(found, problem=nested) if found.kind == "lvm" else found
+                if found.kind == "lvm":
+                    found = replace(found, problem=nested)  # noqa: PLW2901
+                is_whole = found.name == logical.name
+                yield replace(found, mapper_uuid=logical.uuid) if is_whole and logical.uuid else found
 
 
 def _unique(found: list[Found]) -> list[Found]:

@@ -154,10 +154,15 @@ class Worker:
                 self._open[number] = found[number].open()
             else:
                 parts = [
-                    Part(f.name, f.kind, f.part_uuid, functools.partial(self._system, n), f.part_label)
-                    if f.problem is None
-                    else Part(
-                        f.name, UNREADABLE, f.part_uuid, functools.partial(_fail, f.problem), f.part_label
+                    Part(
+                        f.name,
+                        f.kind if f.problem is None else UNREADABLE,
+                        f.part_uuid,
+                        functools.partial(self._system, n)
+                        if f.problem is None
+                        else functools.partial(_fail, f.problem),
+                        f.part_label,
+                        f.mapper_uuid,
                     )
                     for n, f in enumerate(found)
                     if f.problem is None or self._is_damage(f.problem)

@@ -126,6 +126,8 @@ def test_an_fstab_is_read_as_fstab_5_says() -> None:
         "/dev/disk/by-partuuid/1234abcd-02",
         'PARTLABEL="disk-home"',
         r"/dev/disk/by-partlabel/disk\x2dhome",
+        "/dev/disk/by-id/dm-uuid-LVM-GroupVolume",
+        "/dev/disk/by-id/dm-name-vg-a--b",
     ],
 )
 def test_a_volume_is_mounted_where_the_fstab_names_it(device: str) -> None:
@@ -133,7 +135,7 @@ def test_a_volume_is_mounted_where_the_fstab_names_it(device: str) -> None:
         "scsi0-p1", "ext4", with_fstab(f"{device} /home ext4 rw 0 2", home={"below": b"x"})
     )
     home = Small({"jo": b"hello"}, "home-uuid", "Home")
-    machine.parts.append(Part("vg-a--b", "xfs", "1234ABCD-02", lambda: home, "disk-home"))
+    machine.parts.append(Part("vg-a--b", "xfs", "1234ABCD-02", lambda: home, "disk-home", "LVM-GroupVolume"))
     assert machine.paths() == {
         "etc": None,
         "etc/fstab": f"{device} /home ext4 rw 0 2".encode(),

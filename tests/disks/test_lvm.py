@@ -253,6 +253,16 @@ def test_a_volume_that_is_being_moved_is_read_where_it_was() -> None:
     assert pieces(volumes, "vg-a") == [(0, 4 * MIB, 2 * MIB), (0, 7 * MIB, MIB)]
 
 
+def test_a_volume_has_the_uuid_of_device_mapper() -> None:
+    """Installers of Ubuntu write it into the fstab: /dev/disk/by-id/dm-uuid-LVM-…"""
+    shown = linear("a", segment(0, 1, ("pv0", 0)), status='"READ", "VISIBLE"').replace(
+        "{", '{ id = "LVMabc-WXYZ-0123-4567-89ab-cdef-ghijkl"\n', 1
+    )
+    text = group(shown, A, uuid="GLVMEu-1234-abcd-efgh-ijkl-mnop-qrstuv")
+    (volume,) = found(physical(A, text)).values()
+    assert volume.mapper_uuid == "LVM-GLVMEu1234abcdefghijklmnopqrstuvLVMabcWXYZ0123456789abcdefghijkl"
+
+
 def test_a_volume_that_is_a_part_of_itself() -> None:
     text = group(linear("a", segment(0, 1, ("b", 0))) + linear("b", segment(0, 1, ("a", 0))), A)
     assert all("is a part of itself" in str(v.problem) for v in found(physical(A, text)).values())

@@ -34,13 +34,15 @@ _IN_SYNC = (1 << 64) - 1
 @dataclass(frozen=True, slots=True)
 class Logical:
     """`name`: as device mapper has it, `vg0-root`. `size`: bytes. `volume`: None where it cannot be read:
-    `problem` says why, and `kind` which type it has (`lvm-cache`; `lvm` for all that pbsfs reads)."""
+    `problem` says why, and `kind` which type it has (`lvm-cache`; `lvm` for all that pbsfs reads). `uuid`: as
+    device mapper has it, `LVM-` and the UUIDs of the group and the volume; empty where it is not known."""
 
     name: str
     size: int
     kind: str
     volume: Volume | None
     problem: str | None
+    uuid: str = ""
 
 
 def logical_volumes(group: Group, physical: Mapping[str, PhysicalVolume], alias: str) -> Iterator[Logical]:
@@ -67,7 +69,9 @@ def logical_volumes(group: Group, physical: Mapping[str, PhysicalVolume], alias:
         except DamageError as error:
             yield Logical(shown, size, "lvm", None, str(error))
         else:
-            yield Logical(shown, size, "lvm", volume, None)
+            own = section.get("id")
+            uuid = "LVM-" + f"{group.uuid}{own}".replace("-", "") if isinstance(own, str) else ""
+            yield Logical(shown, size, "lvm", volume, None, uuid)
 
 
 def _segments(section: Section) -> list[Section]:
