@@ -202,11 +202,12 @@ class Server:
     def hold(self, memory: Memory, grown: int) -> None:
         """Charges `memory` for the buffers that nbdkit's threads hold until their connection ends.
 
-        The cache gives way to them: what they hold was read from it.
+        The cache gives way to them: what they hold was read from it. They refuse nothing: that would keep
+        other clients out, and free none of them.
         """
         with self._lock:
             if self._buffers is None:
-                self._buffers = memory.charge("buffers of connections", 0)
+                self._buffers = memory.charge("buffers of connections", 0, passing=True)
             self._buffers.resize(self._buffers.size + grown)
             memory.lend(grown)
 

@@ -441,3 +441,14 @@ def test_memory_is_bounded_however_much_is_read(long: Disk, source: str) -> None
                     reader.result()
             peak = found.status("VmHWM") << 10
     assert peak < 32 * MIB + PROGRAM_BUDGET, f"{peak / MIB:.0f} MiB"
+
+
+def test_a_client_of_large_requests_keeps_no_other_out(large: Disk) -> None:
+    """Each request that is under way has a thread of nbdkit, with a buffer of its own."""
+    size, count = 32 * MIB, 10
+    assert count * size > 256 * MIB + 32 * MIB
+    with nbdkit(large.path, *ONE, "cache_size=32M") as found, found.connect() as client:
+        for cookie in [client.start(READ, number * MIB, size) for number in range(count)]:
+            assert client.finish(cookie).error is None
+        with found.connect() as other:
+            assert other.read(5, 100) == large.content[5:105]
