@@ -13,7 +13,7 @@ import pytest
 from tests.support import damage
 from tests.support.mounts import mounted
 from tests.support.nbd import nbdkit
-from tests.support.needs import need_root
+from tests.support.needs import need_another_user
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs
 from tests.support.server import ReferenceServer
 from tests.support.serving import STORE, access, serving
@@ -190,7 +190,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_warm(server: ReferenceSer
 def test_a_cache_that_another_user_closed_costs_nothing_but_the_cache(
     server: ReferenceServer, stocked: Stocked, tmp_path: Path
 ) -> None:
-    need_root("become another user")
+    need_another_user()
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
     for parent in (tmp_path, *tmp_path.parents):
@@ -220,7 +220,7 @@ def test_a_cache_that_another_user_closed_costs_nothing_but_the_cache(
 def test_another_user_who_may_read_it_reads_from_it(
     server: ReferenceServer, stocked: Stocked, tmp_path: Path
 ) -> None:
-    need_root("become another user")
+    need_another_user()
     cache = tmp_path / "cache"
     cache.mkdir()
     shutil.chown(cache, group=12345)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.support import golden
-from tests.support.needs import need, need_root
+from tests.support.needs import need, need_another_user, need_root
 from tests.support.program import PBSFS, output_of, pbsfs, run
 from tests.support.serving import access, serving
 from tests.support.truth import ARCHIVES, FILES, Archive, differences, truth
@@ -74,7 +74,7 @@ def test_without_its_key_nothing_is_restored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("archive", [FIRST, SPLIT], ids=["version-1", "version-2"])
 def test_another_user_gets_all_that_a_user_may_set(archive: Archive) -> None:
-    need_root("become another user")
+    need_another_user()
     need("setpriv")
     with TemporaryDirectory() as folder, serving(FILES / "datastore") as server:
         os.chmod(folder, 0o755)  # and a relative path, so that what is above does not matter

@@ -20,7 +20,7 @@ from pbsfs.testing.archives import Node, Written, write, write_catalog
 from pbsfs.testing.writer import DatastoreWriter
 from tests.contents.trees import acl, directory, file
 from tests.support import damage, made
-from tests.support.needs import need, need_root
+from tests.support.needs import need, need_another_user, need_root
 from tests.support.program import PBSFS, environment, error_of, output_of, pbsfs, run
 from tests.support.restoring import seen
 from tests.support.server import Drop, Hold
@@ -185,7 +185,7 @@ def public() -> Iterator[Path]:
 
 
 def test_what_another_user_may_not_set_is_counted_once(public: Path) -> None:
-    need_root("become another user")
+    need_another_user()
     need("setpriv")
     capability = {b"security.capability": b"\x01\x00\x00\x02" + bytes(16)}
     nodes = [

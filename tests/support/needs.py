@@ -22,6 +22,14 @@ def need_root(why: str) -> None:
         _missing(f"only root can {why}")
 
 
+def need_another_user() -> None:
+    """The right to become another user, who can run what is in this checkout: not below /root, say."""
+    need_root("become another user")
+    closed = [path for path in Path(__file__).resolve().parents if not path.stat().st_mode & 0o001]
+    if closed:
+        _missing(f"other users can't enter {closed[-1]}, where the checkout is")
+
+
 def need_fuse() -> None:
     """The right to mount FUSE file systems."""
     try:
