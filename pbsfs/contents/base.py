@@ -19,6 +19,9 @@ MAX_PATH = 64 << 10
 """Bytes of a path that `walk` follows: far more than programs can open, and few enough to be built anew for
 each entry."""
 
+WALKED_TOGETHER = 1024
+"""Entries of a directory that `walk` comes to together."""
+
 FILE_TYPES = frozenset(
     (
         *(stat_bits.S_IFREG, stat_bits.S_IFDIR, stat_bits.S_IFLNK, stat_bits.S_IFCHR),
@@ -220,6 +223,10 @@ class Contents(abc.ABC):
             if isinstance(entry, Entry) and entry.is_directory and enter(path):
                 stack.append(self._level(entry, path + b"/"))
 
+    def reach(self, entries: Sequence[Entry]) -> None:
+        """Takes note that `walk` yields `entries` next, which `children` returned long before."""
+        return
+
     def search(
         self, directory: Entry, name: re.Pattern[bytes]
     ) -> Iterator[tuple[bytes, Entry | DamageError]]:
@@ -240,7 +247,11 @@ class Contents(abc.ABC):
         except DamageError as error:
             yield prefix.removesuffix(b"/"), error
             return
-        for entry in found.entries:
-            yield prefix + entry.name, entry
+        for start in range(0, len(found.entries), WALKED_TOGETHER):
+            together = found.entries[start : start + WALKED_TOGETHER]
+            if start:
+                self.reach(together)
+            for entry in together:
+                yield prefix + entry.name, entry
         if found.damage is not None:
             yield prefix.removesuffix(b"/"), found.damage

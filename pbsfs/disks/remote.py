@@ -10,11 +10,11 @@ from typing import Any
 
 from pbsfs.base.errors import DamageError
 from pbsfs.base.text import one_line
-from pbsfs.contents.base import Contents, Entry, Found, Piece
+from pbsfs.contents.base import WALKED_TOGETHER, Contents, Entry, Found, Piece
 from pbsfs.disks import wire
 from pbsfs.disks.host import MOST_NAME, Parser, ParserError, VolumeInfo
 
-MOST_NEAR = 1024
+MOST_NEAR = WALKED_TOGETHER
 """Files whose order is known, so that their maps can be asked for together; up to twice as many."""
 
 MAPS_AT_ONCE = 64
@@ -78,9 +78,9 @@ class RemoteVolume(Contents):
         try:
             rows, damage = answer
             entries = [wire.entry_of(row) for row in rows]
-            self._listed(entries)
         except (TypeError, ValueError, wire.WireError) as error:
             raise self._wrong(str(error)) from None
+        self._listed(entries[:WALKED_TOGETHER])
         return Found(entries, None if damage is None else DamageError(one_line(str(damage))))
 
     def child(self, directory: Entry, name: bytes) -> Entry | None:
@@ -107,6 +107,9 @@ class RemoteVolume(Contents):
             raise self._wrong("it answers for another number of entries")
         self._listed(done)
         return done
+
+    def reach(self, entries: Sequence[Entry]) -> None:
+        self._listed(entries)
 
     def _listed(self, entries: Sequence[Entry | DamageError | None]) -> None:
         """Takes note of files that come one after the other."""

@@ -364,6 +364,23 @@ def test_maps_of_files_that_were_listed_together_are_asked_for_together() -> Non
         assert volume.data_at_once(near[MAPS_AT_ONCE]) is None
 
 
+def test_maps_of_the_files_of_a_large_directory_are_asked_for_together_as_a_walk_reaches_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    together = 2 * MAPS_AT_ONCE
+    for place in ("contents.base.WALKED_TOGETHER", "disks.remote.WALKED_TOGETHER", "disks.remote.MOST_NEAR"):
+        monkeypatch.setattr(f"pbsfs.{place}", together)
+    count = 5 * together
+    files = [FILE.but(name=b"%d" % number, inode=number + 20) for number in range(count)]
+    answers: list[tuple[str, object]] = [("A", [[wire.entry_row(file) for file in files], None])]
+    answers += [("A", [[[0, number, 10]] for number in range(MAPS_AT_ONCE)])] * (count // MAPS_AT_ONCE)
+    with parser_of(MemoryDisk(bytes(4096)), *opened(*answers)) as parser:
+        volume = RemoteVolume(parser, VOLUME)
+        for number, (_path, file) in enumerate(volume.walk(volume.root)):
+            assert isinstance(file, Entry)
+            assert volume.data(file) == [Piece(0, number % MAPS_AT_ONCE, 10)]
+
+
 def _row(**changes: Any) -> list[object]:
     names = ["name", "mode", "uid", "gid", "mtime", "size", "inode", "rdev", "target"]
     names += ["xattrs", "exact", "position", "end", "hint", "links"]
