@@ -72,6 +72,15 @@ class Line:
     subvolume: bytes | int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Linux:
+    """A system: the directory `root` of the volume `number`, and the lines of its fstab."""
+
+    number: int
+    root: Entry
+    lines: list[Line]
+
+
 def parse_fstab(text: bytes) -> list[Line]:
     """The lines of an fstab that mount something in a directory, in order; see fstab(5)."""
     found: list[Line] = []
@@ -175,16 +184,33 @@ class Guest(Contents):
                 continue
             for where in (None, *_ROOTS) if part.kind == "btrfs" else (None,):
                 try:
-                    root = self._start(number, where)
-                    fstab = None if root is None else self._at(number, _FSTAB, root)
-                    if fstab is not None and fstab.is_file and root is not None:
-                        text = self._read(number, fstab)
-                        self._facts["root"] = part.name
-                        self._mount(number, root, parse_fstab(text))
-                        return self._wrapped(number, root.but(name=b""))
+                    system = self._linux(number, self._start(number, where))
+                    if system is not None:
+                        system = self._named_root(system)
+                        self._facts["root"] = self._parts[system.number].name
+                        self._mount(system.number, system.root, system.lines)
+                        return self._wrapped(system.number, system.root.but(name=b""))
                 except DamageError as error:
                     self._hide(part, error)
         return None
+
+    def _linux(self, number: int, root: Entry | None) -> Linux | None:
+        """The system whose root is a directory; None where that has no fstab."""
+        fstab = None if root is None else self._at(number, _FSTAB, root)
+        if root is None or fstab is None or not fstab.is_file:
+            return None
+        return Linux(number, root, parse_fstab(self._read(number, fstab)))
+
+    def _named_root(self, system: Linux) -> Linux:
+        """The system whose root is what the fstab of `system` names: that may be a copy of it."""
+        line = next((line for line in system.lines if not line.place), None)
+        if line is None:
+            return system
+        try:
+            number, goal = self._goal(line)
+            return self._linux(number, goal) or system
+        except DamageError:
+            return system
 
     def _hide(self, part: Part, error: DamageError) -> None:
         self._hidden = DamageError(f"{part.name}: {error}")

@@ -145,6 +145,30 @@ def test_a_volume_is_mounted_where_the_fstab_names_it(device: str) -> None:
     assert machine.tree().facts() == {"root": "scsi0-p1", "mounted": "/home (vg-a--b)"}
 
 
+def test_the_root_is_what_the_fstab_of_a_copy_of_it_names() -> None:
+    line = b"UUID=now / ext4 rw 0 1"
+    copy = Small({"etc": {"fstab": line}, "old": b""}, "copy")
+    now = Small({"etc": {"fstab": line}, "new": b""}, "now")
+    machine = Machine().add("p1", "ext4", copy).add("p2", "ext4", now)
+    assert set(machine.paths()) == {"etc", "etc/fstab", "new"}
+    assert machine.tree().facts() == {"root": "p2"}
+
+
+@pytest.mark.parametrize("other", [Small({}, "now"), None], ids=["without an fstab", "not there"])
+def test_a_root_stays_where_its_fstab_names_no_system(other: Small | None) -> None:
+    machine = Machine().add("p1", "ext4", Small({"etc": {"fstab": b"UUID=now / ext4 rw 0 1"}}, "restored"))
+    if other is not None:
+        machine.add("p2", "ext4", other)
+    machine.add("p3", "ext4", Small({"etc": {"fstab": b""}}, "else"))
+    assert machine.tree().facts() == {"root": "p1"}
+
+
+def test_a_root_stays_where_what_its_fstab_names_may_be_damaged() -> None:
+    machine = Machine().add("p1", "ext4", Small({"etc": {"fstab": b"UUID=now / ext4 rw 0 1"}}, "restored"))
+    machine.parts.append(Part("p2", "xfs", None, broken))
+    assert machine.tree().facts() == {"root": "p1"}
+
+
 def test_mounts_lie_in_mounts_in_whatever_order_they_stand() -> None:
     root = with_fstab("UUID=log /var/log ext4 rw", "UUID=var /var ext4 rw", var={})
     machine = Machine().add("p1", "ext4", root)
