@@ -347,7 +347,10 @@ class Parser:
         )
 
     def __del__(self) -> None:
-        self.close()
+        # When Python ends, the thread that reaps the process has stopped for good, perhaps with a lock that
+        # `close` waits for. The process ends then because its socket does.
+        if not sys.is_finalizing():
+            self.close()
 
     def close(self) -> None:
         """Ends the process. From any thread; a request that is under way fails."""

@@ -31,6 +31,7 @@ from pbsfs.disks.host import (
 from pbsfs.disks.remote import MAPS_AT_ONCE, MOST_KEPT, RemoteVolume
 from pbsfs.runtime.stats import COUNTS
 from tests.support.disks import FileDisk, MemoryDisk, image_from
+from tests.support.mounts import is_running
 from tests.support.needs import need
 from tests.support.waiting import wait_until
 
@@ -379,6 +380,24 @@ def test_maps_of_the_files_of_a_large_directory_are_asked_for_together_as_a_walk
         for number, (_path, file) in enumerate(volume.walk(volume.root)):
             assert isinstance(file, Entry)
             assert volume.data(file) == [Piece(0, number % MAPS_AT_ONCE, 10)]
+
+
+_LEAVE = """
+from pbsfs.disks.host import Parser
+from tests.support.disks import MemoryDisk
+
+parser = Parser("vm/1/x", [("scsi0", MemoryDisk(bytes(4096)))])
+parser.volumes()
+print(parser._process.pid)
+"""
+
+
+def test_a_program_ends_that_has_not_closed_its_parser() -> None:
+    command = [sys.executable, "-c", _LEAVE]
+    checkout = Path(__file__).parents[2]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=checkout)
+    assert not ended.stderr
+    wait_until(lambda: not is_running(int(ended.stdout)), "the end of the parser's process")
 
 
 def _row(**changes: Any) -> list[object]:
