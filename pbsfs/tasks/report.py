@@ -102,9 +102,9 @@ class Report:
             key = f"the key {fingerprint}" if fingerprint else "a key that the manifest does not name"
             some = first_of(sorted(paths), SOME_PATHS)
             lines.append(f"not checked: {key} was not given (--keyfile): {some}")
+        chunks = f"{counted(self.chunks, 'chunk')}, " if self.chunks else ""
         lines.append(
-            f"{counted(self.files, 'file')}, {counted(self.chunks, 'chunk')}, "
-            f"{counted(self.size, 'byte')} read; "
+            f"{counted(self.files, 'file')}, {chunks}{counted(self.size, 'byte')} read; "
             f"{len(self.damaged)} damaged, {len(self.unverified)} not checked"
         )
         return "\n".join(map(printable, lines))  # one by one: a name may hold a line break

@@ -102,7 +102,7 @@ class Verification:
 
         self._advance = done
         for file in files:
-            self.report.files += 1
+            self.report.files += not isinstance(file, ContentsNode)
             path, end = os.fsdecode(file.path), self._done + (await file.glance()).data_size
             try:
                 if isinstance(file, ImageFile):
@@ -193,6 +193,7 @@ class Verification:
             if not isinstance(entry, Entry):
                 self.report.damaged.append(Damage.of(path, entry))
                 return
+            self.report.files += entry.is_file
             opened.contents.xattrs(entry)
             for piece in opened.contents.data(entry) if entry.is_file else ():
                 stream = stream_of(piece, streams, opened.contents, entry)

@@ -132,3 +132,11 @@ def test_all_of_files_can_be_verified(tmp_path: Path) -> None:
     stored(writer, split=True)
     text = output_of(PBSFS, "verify", "--datastore-dir", writer.path, "files")
     assert "0 damaged, 0 not checked" in text
+
+
+def test_the_files_below_a_path_are_counted(tmp_path: Path) -> None:
+    writer = DatastoreWriter(tmp_path / "store")
+    stored(writer, split=True)
+    size = sum(len(data) for path, data in contents().items() if path.startswith("d1/"))
+    said = output_of(PBSFS, "verify", "--datastore-dir", writer.path, f"{ROOT}/d1")
+    assert said == f"6 files, {size} bytes read; 0 damaged, 0 not checked\n"
