@@ -318,7 +318,7 @@ KEYS = {
     "anonymous": Key("Read a public bucket, without an access key.", _truth),
     "namespace": Key("Start at this namespace.", _checked(Namespace.parse)),
     "password": Key("The password, or the secret of an API token: a reference to a secret.", _text),
-    "fingerprint": Key("Trust only the server's certificate with this SHA-256.", _checked(parse_fingerprint)),
+    "fingerprint": Key("Trust only the certificate with this SHA-256.", _checked(parse_fingerprint)),
     "ca-file": Key(
         "Trust only certificates that a CA in this PEM file signed, instead of fingerprint.", parse_path
     ),

@@ -58,7 +58,7 @@ _SOURCE_OPTIONS = (
     click.option(
         "--fingerprint",
         metavar="FINGERPRINT",
-        help="Trust only the server's certificate with this SHA-256 (or PBS_FINGERPRINT).",
+        help="Trust only the certificate with this SHA-256 (or, of a server, PBS_FINGERPRINT).",
     ),
     click.option(
         "--ca-file",

@@ -44,8 +44,8 @@ PARAMETERS = {
     "password": "Take the password, or the secret of an API token, from the first line of a file (+FILE), of "
     "standard input (-) or of a descriptor (-FD) (or PBS_PASSWORD, _FD, _FILE, _CMD). A password as a word "
     "works with a warning: every user can see it in the list of processes.",
-    "fingerprint": "Trust only the server's certificate with this SHA-256 (or PBS_FINGERPRINT; default: the "
-    "client's file of known fingerprints).",
+    "fingerprint": "Trust only the certificate with this SHA-256 (or, of a server, PBS_FINGERPRINT; default: "
+    "the client's file of known fingerprints).",
     "ca_file": "Trust only certificates that a CA in this PEM file signed (default: the system's CAs).",
     "bucket": "Read the datastore in this S3 bucket, s3://BUCKET/DATASTORE, without a server (or "
     "PBSFS_BUCKET).",
