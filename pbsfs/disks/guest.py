@@ -17,8 +17,8 @@ from pbsfs.contents.base import DECODED, Contents, Entry, Found, Piece
 from pbsfs.disks.filesystem import FileSystem
 from pbsfs.disks.volume import Disk
 
-MOST = 1 << 12
-"""File systems of a machine: what distinguishes their inodes."""
+MOST = 1 << 13
+"""Views of a machine's file systems: what distinguishes their inodes."""
 
 MOST_FSTAB = 256 << 10
 """Bytes of an fstab that are read."""
@@ -136,9 +136,12 @@ class Guest(Contents):
         """`disks`: by the numbers of pieces."""
         self.streams = ()
         self._disks = disks
-        self._parts = list(parts[: MOST - 1])
+        self._parts = list(parts[: _TOP - MOST_MOUNTS])
+        # Each volume has a view, and each place where it is mounted another one. What is mounted in one view
+        # of a file system is not in its others, as with mount(8), so that every walk ends.
+        self._views = list(range(len(self._parts)))  # the number of the volume
         self._systems: dict[int, FileSystem] = {}
-        self._mounts: dict[tuple[int, int], Entry] = {}  # a system and a directory of it: what is shown there
+        self._mounts: dict[tuple[int, int], Entry] = {}  # a view and a directory of it: what is shown there
         self._facts: dict[str, str] = {}
         self._drives: dict[bytes, Entry] = {}
         self._hidden: DamageError | None = None  # why there may be more than these drives, or a root
@@ -150,16 +153,17 @@ class Guest(Contents):
 
     # --- putting it together
 
-    def _system(self, number: int) -> FileSystem:
+    def _system(self, view: int) -> FileSystem:
+        number = self._views[view]
         if number not in self._systems:
             self._systems[number] = self._parts[number].open()
         return self._systems[number]
 
-    def _wrapped(self, number: int, entry: Entry) -> Entry:
-        mounted = self._mounts.get((number, entry.inode)) if entry.is_directory else None
+    def _wrapped(self, view: int, entry: Entry) -> Entry:
+        mounted = self._mounts.get((view, entry.inode)) if entry.is_directory else None
         if mounted is not None:
             return mounted.but(name=entry.name)
-        return entry.but(inode=entry.inode * MOST + number)
+        return entry.but(inode=entry.inode * MOST + view)
 
     def _unwrapped(self, entry: Entry) -> tuple[int, Entry]:
         return entry.inode % MOST, entry.but(inode=entry.inode // MOST)
@@ -253,8 +257,8 @@ class Guest(Contents):
             if goal is None or place is None or not goal.is_directory:
                 missing.append(f"{where} ({line.device})")
                 continue
-            shown = goal.but(inode=goal.inode * MOST + found)
-            self._mounts[place] = shown
+            self._mounts[place] = goal.but(inode=goal.inode * MOST + len(self._views))
+            self._views.append(found)
             mounted.append(f"{where} ({self._parts[found].name})")
         if mounted:
             self._facts["mounted"] = ", ".join(mounted)
@@ -272,7 +276,7 @@ class Guest(Contents):
             raise DamageError(f"{self._parts[found].name}: {error}") from None
 
     def _follow(self, number: int, root: Entry, steps: Sequence[bytes]) -> tuple[int, int] | None:
-        """The directory at a path of the machine as far as it is put together: its system and inode."""
+        """The directory at a path of the machine as far as it is put together: its view and inode."""
         here, where = root, number
         for step in steps:
             found = self._system(where).child(here, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -180,6 +181,20 @@ def test_a_subvolume_is_mounted_and_may_be_the_root() -> None:
     fstab = b"UUID=one / btrfs subvol=@ 0 0\nUUID=one /home btrfs subvol=/@home 0 0"
     disk = Small({"@": {"etc": {"fstab": fstab}, "home": {}}, "@home": {"jo": b"1"}}, "one")
     assert set(Machine().add("p1", "btrfs", disk).paths()) == {"etc", "etc/fstab", "home", "home/jo"}
+
+
+@pytest.mark.parametrize("device", ["UUID=one /mnt/top btrfs subvol=/", "UUID=one /mnt/top btrfs subvol=@"])
+def test_a_file_system_that_is_mounted_in_itself_has_an_end(device: str) -> None:
+    """As for the programs that make snapshots of btrfs. mount(8) shows no mount in another one either."""
+    fstab = f"UUID=one / btrfs subvol=@\n{device}".encode()
+    disk = Small({"@": {"etc": {"fstab": fstab}, "mnt": {"top": {}}}}, "one")
+    guest = Machine().add("p1", "btrfs", disk).tree()
+    again = b"mnt/top/@" if device.endswith("/") else b"mnt/top"
+    found = [path for path, _entry in itertools.islice(guest.walk(guest.root), 100)]
+    assert len(found) < 100
+    assert found[-2:] == [again + b"/mnt", again + b"/mnt/top"]
+    inodes = [entry.inode for _path, entry in guest.walk(guest.root) if isinstance(entry, Entry)]
+    assert len(inodes) == len(set(inodes))
 
 
 class WithSubvolumes(Small):
