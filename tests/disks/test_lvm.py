@@ -243,14 +243,19 @@ def test_raid1_reads_a_leg_that_is_whole(superblocks: tuple[bytes, bytes], leg: 
         assert pieces(volumes, "vg-r") == [(0, (leg + 1) * MIB, MIB)]
 
 
-def test_a_volume_that_is_being_moved_is_read_where_it_was() -> None:
-    """pvmove(8) makes each segment a mirror of its old and its new place."""
+def test_a_volume_that_is_being_moved_is_read_where_it_is() -> None:
+    """pvmove(8) makes each segment a mirror of its old and its new place; what is moved is in the new one."""
     mirror = 'start_extent = {}\nextent_count = {}\ntype = "mirror"\nmirrors = ["pv0", {}, "pv1", {}]'
-    moved = linear("pvmove0", mirror.format(0, 2, 3, 0), mirror.format(2, 1, 6, 5), status='"PVMOVE"')
-    shown = linear("a", segment(0, 2, ("pvmove0", 0)), segment(2, 1, ("pvmove0", 2)))
+    moves = (
+        mirror.format(0, 2, 3, 0) + "\nextents_moved = 2",
+        mirror.format(2, 1, 6, 5) + "\nextents_moved = 0",
+        mirror.format(3, 1, 2, 6),
+    )
+    moved = linear("pvmove0", *moves, status='"PVMOVE"')
+    shown = linear("a", segment(0, 2, ("pvmove0", 0)), segment(2, 2, ("pvmove0", 2)))
     text = group(shown + moved, A, B)
     volumes = found(physical(A, text), physical(B, text))
-    assert pieces(volumes, "vg-a") == [(0, 4 * MIB, 2 * MIB), (0, 7 * MIB, MIB)]
+    assert pieces(volumes, "vg-a") == [(1, MIB, 2 * MIB), (0, 7 * MIB, MIB), (0, 3 * MIB, MIB)]
 
 
 def test_a_volume_has_the_uuid_of_device_mapper() -> None:

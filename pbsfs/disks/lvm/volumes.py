@@ -208,12 +208,14 @@ class _Volumes:
     def _mirror(self, segment: Section) -> tuple[Volume, int]:
         """The volume and the offset of the first leg: the others may not have all that was written.
 
-        Of a volume that pvmove is moving, each segment is a mirror of its own.
+        Of a volume that pvmove is moving, each segment is a mirror of its own. One that is moved in full is
+        on the second leg alone, while others are still being moved (LVM2, `_mirrored_add_target_line`).
         """
         legs = typed(segment, "mirrors", list)
-        if len(legs) < 2:
+        leg = 2 if segment.get("extents_moved") == segment["extent_count"] else 0
+        if len(legs) < leg + 2:
             raise DamageError("a mirror has no legs")
-        return self._area(legs[0], legs[1])
+        return self._area(legs[leg], legs[leg + 1])
 
     def _raid1(self, segment: Section) -> Volume:
         """A leg that has all that was written, as the superblocks of dm-raid say."""
