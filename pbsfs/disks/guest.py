@@ -111,16 +111,14 @@ def _subvolume(options: Sequence[bytes]) -> bytes | int | None:
 
 def _named(device: str) -> tuple[str, str]:
     """What the device of a line is found by, as `UUID`, and the value; both are empty for other names."""
-    what, equals, value = device.partition("=")
-    if equals:
-        return (what, value) if value else ("", "")
     for directory, what in _BY.items():
         if device.startswith(directory) and len(device) > len(directory):
             # udev escapes what a path cannot have (udev_util_encode_string).
             name = device[len(directory) :].encode(errors="replace")
             name = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), name)
             return what, name.decode(errors="replace")
-    return "", ""
+    what, _equals, value = device.partition("=")
+    return (what, value) if value else ("", "")
 
 
 def _plain(field: bytes) -> bytes:

@@ -146,6 +146,13 @@ def test_a_volume_is_mounted_where_the_fstab_names_it(device: str) -> None:
     assert machine.tree().facts() == {"root": "scsi0-p1", "mounted": "/home (vg-a--b)"}
 
 
+def test_a_label_may_have_an_equals_sign() -> None:
+    """udev does not escape it."""
+    root = with_fstab("/dev/disk/by-label/a=b /srv ext4", "LABEL=a=b /home ext4", srv={}, home={})
+    machine = Machine().add("p1", "ext4", root).add("p2", "ext4", Small({}, "", "a=b"))
+    assert machine.tree().facts()["mounted"] == "/srv (p2), /home (p2)"
+
+
 def test_the_root_is_what_the_fstab_of_a_copy_of_it_names() -> None:
     line = b"UUID=now / ext4 rw 0 1"
     copy = Small({"etc": {"fstab": line}, "old": b""}, "copy")
