@@ -28,7 +28,8 @@ class HttpLimits:
     of a large group from a sleeping disk is silent for long. Not a limit on the whole answer."""
 
     slow_time: float = 60.0
-    """How long an answer that has begun may grow by less than `least_rate` before pbsfs gives it up."""
+    """How long an answer that has begun may grow by less than `least_rate`. pbsfs gives it up after two such
+    stretches in a row."""
 
     least_rate: float = 10.0
     """Bytes a second: what cargo (http.low-speed-limit) and curl's documentation use too, and less than a

@@ -1,7 +1,9 @@
 """What a connection receives, watched: an answer that grows too slowly is given up.
 
-A limit on silence does not end an answer of which a byte comes now and then. Used by `client`, in the thread
-that makes the request.
+A limit on silence does not end an answer of which a byte comes now and then. One slow stretch says nothing:
+what follows a silence may be the short end of an answer, or this process was stopped (Ctrl-Z) and has taken
+only a part of what arrived. So an answer is too slow after two in a row. Used by `client`, in the thread that
+makes the request.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Watched(io.RawIOBase):
         self._clock = clock
         self._since = math.inf  # the server may need long to begin
         self._received = 0  # since then
+        self._was_slow = False  # the stretch before that
 
     def readable(self) -> bool:
         return True
@@ -56,9 +59,10 @@ class Watched(io.RawIOBase):
         self._received += count
         seconds = now - self._since
         if seconds >= limits.slow_time and count:
-            if self._received < limits.least_rate * seconds:
+            is_slow = self._received < limits.least_rate * seconds
+            if is_slow and self._was_slow:
                 raise SlowError(self._received, seconds)
-            self._since, self._received = now, 0
+            self._since, self._received, self._was_slow = now, 0, is_slow
         return count
 
     def close(self) -> None:

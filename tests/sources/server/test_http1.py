@@ -176,11 +176,25 @@ def test_a_link_of_ten_bytes_a_second_is_not_too_slow() -> None:
     assert received(Pieces(*((50 * part, 16 << 10) for part in range(10)))) == 160 << 10
 
 
-def test_a_byte_a_second_is_too_slow_after_a_minute_whatever_came_before() -> None:
+def test_a_byte_a_second_is_too_slow_after_two_minutes_whatever_came_before() -> None:
     pieces = Pieces((0, 1 << 20), *((60 + second, 1) for second in range(1000)))
     with pytest.raises(SlowError) as caught:
         received(pieces)
-    assert (caught.value.received, caught.value.seconds, pieces.now) == (60, 60, 120)
+    assert (caught.value.received, caught.value.seconds, pieces.now) == (60, 60, 180)
+
+
+def test_a_byte_after_each_long_silence_is_too_slow() -> None:
+    with pytest.raises(SlowError):
+        received(Pieces(*((500 * second, 1) for second in range(1000))))
+
+
+def test_a_short_end_after_a_long_silence_is_not_too_slow() -> None:
+    assert received(Pieces((0, 150), (120, 11))) == 161
+
+
+def test_a_stop_of_the_process_is_not_a_slow_answer() -> None:
+    record = 16 << 10  # of TLS: no more is received at once
+    assert received(Pieces((0, record), (7200, record), (7200, record), (7201, 1))) == 3 * record + 1
 
 
 def test_a_connection_that_lies_idle_is_closed(server: ReferenceServer) -> None:
