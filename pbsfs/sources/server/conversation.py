@@ -28,6 +28,10 @@ MOMENT = 20
 LONGEST_TURN = 0.25
 """Seconds after which a turn ends in any case: a server may send a few bytes at a time."""
 
+LATE = 5.0
+"""Seconds by which a turn has to be late to show that this process was stopped (Ctrl-Z, a container that is
+paused). The silence until then says nothing of the server."""
+
 MAX_UNSENT = 1 << 20
 """Bytes that may wait to be sent: thousands of requests, more than a working server ever leaves unread."""
 
@@ -79,9 +83,13 @@ class Conversation:
         patience = Patience(self._stall_timeout, self._limits.pacing.least_try, started)
         awaited = ""
         greeted = False
+        due = math.inf  # when the next turn begins at the latest
         while not self._inbox.closing:
             self._take_requests()
             now = time.monotonic()
+            if now > due + LATE:
+                patience.restart(now)
+                protocol.restart(now)
             before, awaited = awaited, self._awaited()
             if awaited != before:
                 patience.restart(now)
@@ -96,9 +104,11 @@ class Conversation:
             if len(unsent) > MAX_UNSENT:
                 raise ConnectError(f"{self._address}: accepts no more data")
             poll.register(sock, select.POLLIN | (select.POLLOUT if unsent else 0))
+            # An idle session waits without a limit: the pool closes sessions that are not used.
+            left = self._time_left(patience, now) if awaited else None
+            due = math.inf if left is None else now + left
             if not sock.pending():
-                # An idle session waits without a limit: the pool closes sessions that are not used.
-                ready = poll.poll(self._time_left(patience, now) * 1000 + 1 if awaited else None)
+                ready = poll.poll(None if left is None else left * 1000 + 1)
                 if any(fd == self._inbox.descriptor for fd, _event in ready):
                     self._inbox.clear()
             progress = protocol.progress

@@ -184,6 +184,11 @@ class ReaderProtocol:
         """The answers that have not grown since `before`, by number."""
         return [number for number, stream in self._streams.items() if stream.since < before]
 
+    def restart(self, now: float) -> None:
+        """Has all answers count as having grown `now`."""
+        for stream in self._streams.values():
+            stream.since = now
+
     def ping(self) -> None:
         """Asks the server for a sign of life."""
         with contextlib.suppress(H2Error):  # the connection is ending

@@ -6,10 +6,12 @@ import gc
 import hashlib
 import logging
 import math
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -19,7 +21,7 @@ from pbsfs.base.errors import ConnectError
 from pbsfs.base.names import ROOT_NAMESPACE
 from pbsfs.formats.index import FixedIndex
 from pbsfs.sources.pacing import Pacing
-from pbsfs.sources.server import protocol
+from pbsfs.sources.server import conversation, protocol
 from pbsfs.sources.server.patience import Patience
 from pbsfs.sources.server.protocol import MAX_STREAMS
 from pbsfs.testing.writer import DatastoreWriter
@@ -234,6 +236,31 @@ def test_a_server_that_is_silent_and_answers_pings_is_waited_for(
     assert retries(caplog) == []
     digests = [record.target for record in server.requests.all() if "/chunk" in record.target]
     assert len(digests) == len(set(digests))
+
+
+def test_a_stop_of_the_process_is_not_a_silence_of_the_server(
+    server: ReferenceServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + stopped)
+    monkeypatch.setattr(conversation, "time", clock)
+    hold = server.faults.add(Hold(match="/chunk"))
+
+    async def main() -> None:
+        nonlocal stopped
+        async with reading(source_of(server)) as reader:
+            source = reader.source
+            index = FixedIndex(await source.fetch_file(serving.FIRST, IMAGE, 1 << 20))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.fetch_chunk, serving.FIRST, IMAGE, index.digest(0), 1 << 20)
+                await until(lambda: hold.hits)
+                stopped = 10_000.0  # longer than an answer may take; the session notices at the next request
+                await source.fetch_chunk(serving.FIRST, IMAGE, index.digest(1), 1 << 20)
+                hold.release()
+
+    trio.run(main)
+    assert len(server.sessions.all()) == 1
+    assert retries(caplog) == []
 
 
 def test_a_server_that_is_dead_is_noticed(server: ReferenceServer, caplog: pytest.LogCaptureFixture) -> None:
