@@ -159,6 +159,17 @@ def test_several_files_are_exported_into_a_directory(stocked: Stocked, tmp_path:
     }
 
 
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_several_files_are_not_exported_over_one_another(
+    stocked: Stocked, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    dest = tmp_path / "one"
+    dest.write_bytes(b"mine")
+    said = refused(stocked, 8, *options, IMAGE, CONFIGURATION, dest)
+    assert said == f"cannot write {dest}: Not a directory; name a place in a directory"
+    assert dest.read_bytes() == b"mine"
+
+
 def test_of_several_files_none_is_copied_where_one_exists(stocked: Stocked, tmp_path: Path) -> None:
     (dest := tmp_path / "dest").mkdir()
     (dest / "qemu-server.conf").write_bytes(b"precious")
