@@ -59,8 +59,9 @@ def token_in(file: str, url: str, route: Route) -> str:
     except SourceError as error:
         failure = error
     if fresh is None:
-        again = _read(file)  # another program may have been faster
-        fresh = again["accessToken"] if again != found and _left(again) > 0 else None
+        with suppress(NoTokenError, OSError):  # another program may have been faster, or be writing the file
+            again = _read(file)
+            fresh = again["accessToken"] if again != found and _left(again) > 0 else None
     if fresh is None and left <= 0:
         raise failure
     return printable_token(file, fresh or token)
@@ -79,6 +80,9 @@ def _renewed(file: str, found: dict[str, Any], url: str, route: Route) -> str | 
     fd, part = tempfile.mkstemp(dir=os.path.dirname(place))  # before the old one is used up
     try:
         with open(fd, "w", encoding="utf-8") as opened:
+            owner = os.stat(place)
+            with suppress(OSError):  # root keeps the file for the user whose login it is
+                os.fchown(fd, owner.st_uid, owner.st_gid)
             service = Service.parse(f"{url.rstrip('/')}/token", OIDC_VARIABLE)
             body = {key: found[key] for key in ("clientId", "clientSecret", "refreshToken")}
             reply = ask(

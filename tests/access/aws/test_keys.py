@@ -687,6 +687,18 @@ def test_a_login_whose_token_ends_is_renewed_as_the_program_of_aws_does(minutes:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_login_that_is_renewed_stays_its_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = renewable(tmp_path / "login.json", 10)
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fchown", lambda _fd, uid, gid: given.append((uid, gid)))
+    with key_service(
+        {("GET", CREDENTIALS_OF): (200, LOGIN_JSON), ("POST", "/token"): (200, RENEWED_JSON)}
+    ) as service:
+        assert login(service.url, file).fetch() == KEY
+    assert given == [(file.stat().st_uid, file.stat().st_gid)]
+    assert used(service) == ["n3w"]
+
+
 @pytest.mark.parametrize(
     ("status", "body", "kind", "said"),
     [
@@ -736,3 +748,21 @@ def test_a_login_that_another_program_renewed_meanwhile_is_used(
     with key_service({("GET", CREDENTIALS_OF): (200, LOGIN_JSON)}) as service:
         assert login(service.url, file).fetch() == KEY
     assert used(service) == ["theirs"]
+
+
+@pytest.mark.parametrize("content", ["", None], ids=["cut", "gone"])
+def test_a_login_that_another_program_is_writing_is_used_as_long_as_it_lasts(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = renewable(tmp_path / "login.json", 10)
+
+    def lose(*_arguments: object, **_options: object) -> Reply:
+        file.unlink()
+        if content is not None:
+            file.write_text(content)
+        return Reply(400, b"{}")
+
+    monkeypatch.setattr("pbsfs.access.aws.login.ask", lose)
+    with key_service({("GET", CREDENTIALS_OF): (200, LOGIN_JSON)}) as service:
+        assert login(service.url, file).fetch() == KEY
+    assert used(service) == ["t0ken"]
