@@ -47,6 +47,7 @@ DOS = {"ntfs", "vfat", "exfat"}
 UNREADABLE = "unreadable"
 """The kind of a volume of which damage hides what it is: it may be any."""
 _TOP = MOST - 1  # the number of the directory with drives
+_MOUNTS = _TOP - MOST_MOUNTS  # that of the view that the first line of an fstab makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +135,10 @@ class Guest(Contents):
         """`disks`: by the numbers of pieces."""
         self.streams = ()
         self._disks = disks
-        self._parts = list(parts[: _TOP - MOST_MOUNTS])
+        self._parts = list(parts[:_MOUNTS])
         # Each volume has a view, and each place where it is mounted another one. What is mounted in one view
         # of a file system is not in its others, as with mount(8), so that every walk ends.
-        self._views = list(range(len(self._parts)))  # the number of the volume
+        self._views = {number: number for number in range(len(self._parts))}  # the number of the volume
         self._systems: dict[int, FileSystem] = {}
         self._mounts: dict[tuple[int, int], Entry] = {}  # a view and a directory of it: what is shown there
         self._facts: dict[str, str] = {}
@@ -239,7 +240,8 @@ class Guest(Contents):
     def _mount(self, number: int, root: Entry, lines: Sequence[Line]) -> None:
         missing: list[str] = []
         mounted: list[str] = []
-        for line in sorted(lines, key=lambda line: len(line.place)):
+        # Views have the numbers of lines: the next process has the same, whatever can't be read there.
+        for view, line in sorted(enumerate(lines, _MOUNTS), key=lambda numbered: len(numbered[1].place)):
             if not line.place:
                 continue
             where = "/" + b"/".join(line.place).decode(errors="replace")
@@ -255,8 +257,8 @@ class Guest(Contents):
             if goal is None or place is None or not goal.is_directory:
                 missing.append(f"{where} ({line.device})")
                 continue
-            self._mounts[place] = goal.but(inode=goal.inode * MOST + len(self._views))
-            self._views.append(found)
+            self._mounts[place] = goal.but(inode=goal.inode * MOST + view)
+            self._views[view] = found
             mounted.append(f"{where} ({self._parts[found].name})")
         if mounted:
             self._facts["mounted"] = ", ".join(mounted)

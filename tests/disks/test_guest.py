@@ -204,6 +204,21 @@ def test_a_file_system_that_is_mounted_in_itself_has_an_end(device: str) -> None
     assert len(inodes) == len(set(inodes))
 
 
+def test_a_volume_that_cannot_be_read_any_more_leaves_the_others_their_inodes() -> None:
+    """The next process gets the inodes that this one has given."""
+    root = with_fstab("/dev/mapper/a /a ext4", "/dev/mapper/b /b ext4", a={}, b={})
+    first, second = Small({"x": b"1"}), Small({"x": b"2"})
+    machine = Machine().add("root", "ext4", root).add("a", "ext4", first).add("b", "ext4", second)
+    guest = machine.tree()
+    directory = guest.child(guest.root, b"b")
+    assert directory is not None
+    file = guest.child(directory, b"x")
+    assert file is not None
+    machine.parts[1] = Part("a", "ext4", None, broken)
+    assert machine.tree().child(directory, b"x") == file
+    assert machine.tree().read(file, 0, 1) == b"2"
+
+
 class WithSubvolumes(Small):
     """A file system with subvolumes by number; the default one has the number None."""
 
