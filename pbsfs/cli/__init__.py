@@ -11,6 +11,7 @@ import importlib
 import io
 import logging
 import os
+import select
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -294,7 +295,9 @@ class _Output(io.FileIO):
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:  # full, and another program has it not wait
+                select.select((), (self,), ())
+            return written
         except BrokenPipeError:
             raise
         except OSError as error:

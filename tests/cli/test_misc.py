@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shutil
 import stat
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 
 import pbsfs as package
 from pbsfs.base.errors import PbsfsError
-from pbsfs.cli import _COMMANDS
+from pbsfs.cli import _COMMANDS, _Output
 from pbsfs.sources.pacing import DEFAULT_LIMIT
 from pbsfs.testing.archives import Node, write
 from pbsfs.testing.writer import DatastoreWriter
@@ -29,6 +31,20 @@ def test_the_program_and_the_module_are_the_same() -> None:
     assert output_of(PBSFS, "--version") == version
     assert output_of(sys.executable, "-m", "pbsfs", "--version") == version
     assert output_of(sys.executable, "-m", "pbsfs", "--help") == output_of(PBSFS, "-h")
+
+
+def test_output_waits_for_its_reader_where_another_program_made_it_non_blocking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as reading, open(writer, "wb", buffering=0) as filling:
+        os.set_blocking(writer, False)
+        while filling.write(bytes(4096)):
+            pass
+        monkeypatch.setattr(select, "select", lambda *_files: reading.read(1 << 20))
+        output = _Output(writer, "w", closefd=False)
+        assert output.write(b"text") == 4
+        assert reading.read(1 << 20) == b"text"
 
 
 def test_help_names_every_command_and_every_exit_status() -> None:
