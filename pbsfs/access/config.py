@@ -67,7 +67,7 @@ class Configuration:
     """What the files say. A profile's table is checked when the profile is used.
 
     `files`: those that were read, in order. `skipped`: files of the system that this user may not read.
-    `shared`: those of `files` that others can write; they may name no commands.
+    `shared`: those of `files` that a group can write; they may name no commands.
     """
 
     files: tuple[Path, ...]
@@ -89,8 +89,8 @@ class Configuration:
         secrets = (options.password, options.key_password, options.secret_key)
         if file in self.shared and any(secret and secret.kind == "command" for secret in secrets):
             raise UsageError(
-                f"{file}: profiles.{name} names a command, and others can write the file; run chown and "
-                "chmod go-w on it"
+                f"{file}: profiles.{name} names a command, and a group can write the file; "
+                "run chmod g-w on it"
             )
         return found
 

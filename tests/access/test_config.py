@@ -261,7 +261,7 @@ def test_a_file_that_others_control_is_refused(files: Files) -> None:
 def test_a_file_that_a_group_can_write_names_no_commands(files: Files, key: str) -> None:
     file = files.write(HOME + f'{key} = {{ command = ["print-it"] }}\n')
     file.chmod(0o660)
-    said = "names a command, and others can write the file; run chown and chmod go-w on it"
+    said = "names a command, and a group can write the file; run chmod g-w on it"
     assert files.refused("home") == f"{file}: profiles.home {said}"
     file.chmod(0o640)
     assert configure(SourceOptions(profile="home"), files.environment).profile
