@@ -28,7 +28,6 @@ from pbsfs.reader.handle import Handle
 from pbsfs.reader.image import Extent
 from pbsfs.reader.reader import open_reader
 from pbsfs.runtime import process
-from pbsfs.runtime.memory import Charge, Memory
 from pbsfs.runtime.stats import COUNTS
 from pbsfs.tasks.metrics import listening, serve_metrics
 from pbsfs.tasks.numbers import Numbers
@@ -42,7 +41,7 @@ STEP = 8 << 20
 be under way."""
 
 SMALL_BUFFER = 256 << 10
-"""Bytes up to which the buffer of one of nbdkit's threads is not charged. Each keeps the largest that it
+"""Bytes up to which the buffer of one of nbdkit's threads does not count. Each keeps the largest that it
 ever needed: nbdcopy's four connections can make them 256 MiB."""
 
 LARGEST_BLOCK = 32 << 20
@@ -82,8 +81,6 @@ class Server:
         self._limits = limits or Limits()
         self._connections = Connections(settings.nbd_connections)
         self._exports: Exports  # from `start` on
-        self._lock = threading.Lock()
-        self._buffers: Charge | None = None  # for nbdkit's buffers; guarded by the lock
         self.loop = LoopThread(wanted, self._limits.patience)
 
     def check_path(self) -> None:
@@ -199,18 +196,6 @@ class Server:
     def close(self, export: Export) -> None:
         self.loop.post(lambda: self._exports.close(export.name, export.handle))
 
-    def hold(self, memory: Memory, grown: int) -> None:
-        """Charges `memory` for the buffers that nbdkit's threads hold until their connection ends.
-
-        The cache gives way to them: what they hold was read from it. They refuse nothing: that would keep
-        other clients out, and free none of them.
-        """
-        with self._lock:
-            if self._buffers is None:
-                self._buffers = memory.charge("buffers of connections", 0, passing=True)
-            self._buffers.resize(self._buffers.size + grown)
-            memory.lend(grown)
-
 
 class _CheckError(PbsfsError):
     """The error of the checking process: its text only."""
@@ -224,7 +209,10 @@ class Export:
     ) -> None:
         """`most_extents`: in one answer of `extents`."""
         self._server = server
-        self._buffers: dict[int, int] = {}  # bytes that each thread of the connection holds, if many
+        # Bytes that each thread of the connection holds until its end, if many. The cache gives way to them:
+        # what they hold was read from it.
+        self._buffers: dict[int, int] = {}
+        self._memory = handle.image.store.memory
         self._most_extents = most_extents
         self.name = name
         self.handle = handle
@@ -242,7 +230,7 @@ class Export:
         if size > SMALL_BUFFER and size > self._buffers.get(threading.get_ident(), 0):
             grown = size - self._buffers.get(threading.get_ident(), 0)
             self._buffers[threading.get_ident()] = size
-            self._server.hold(self.handle.image.store.memory, grown)
+            self._memory.lend(grown)
         loop = self._server.loop
         try:
             if size <= STEP:
@@ -279,5 +267,5 @@ class Export:
 
     def close(self) -> None:
         """Ends the connection's part. Call when none of its reads is under way."""
-        self._server.hold(self.handle.image.store.memory, -sum(self._buffers.values()))
+        self._memory.lend(-sum(self._buffers.values()))
         self._server.close(self)

@@ -2,8 +2,8 @@
 
 `open_reader` makes one `Memory`. What keeps bytes (digest tables, blobs, listings, buffers) holds a `Charge`
 for as long as it keeps them. The chunk cache takes what the charges leave, and gives way at once to buffers
-that hold what was read from it. When charges need more, the cache shrinks first, down to LEAST_CACHE; then
-the reclaimers free what can be fetched again; then `admit` refuses.
+that hold what was read from it (`lend`). When charges need more, the cache shrinks first, down to
+LEAST_CACHE; then the reclaimers free what can be fetched again; then `admit` refuses.
 
 Any thread may make, resize and end charges. `admit` and `reclaim` belong to tasks of the trio loop, and so do
 the reclaimers. Reading from the cache costs nothing here.
@@ -96,8 +96,11 @@ class Memory:
         return charge
 
     def lend(self, size: int) -> None:
-        """Leaves `size` bytes of the cache's own part, as far as it has them, to buffers that are charged
-        here. A negative size takes them back."""
+        """Leaves `size` bytes of the cache's own part, as far as it has them, to buffers that hold what was
+        read from it. A negative size takes them back.
+
+        Buffers are not charged: to refuse something, or to drop it, would free none of them.
+        """
         with self._lock:
             self._lent += size
             self._settle(changed=True)
@@ -167,7 +170,7 @@ class Memory:
             self._add(holder, -size, passing)
             changed = True
         if changed:
-            left = min(self.cache_size - self._lent, self.limit - self._total)
+            left = min(self.cache_size, self.limit - self._total) - self._lent
             self._resize_cache(max(left, self._least_cache))
 
     def _add(self, holder: str, size: int, passing: bool) -> None:

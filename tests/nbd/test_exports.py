@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
@@ -18,11 +20,14 @@ from pbsfs.nbd import exports
 from pbsfs.nbd.limits import Limits
 from pbsfs.nbd.loop import StoppedError
 from pbsfs.nbd.parameters import Parameters
-from pbsfs.nbd.server import Export, Server
+from pbsfs.nbd.server import SMALL_BUFFER, Export, Server
 from pbsfs.reader.image import Image
+from pbsfs.reader.reader import open_reader
 from pbsfs.tree import ImageFile, Node, Tree
 from tests.support import made
+from tests.support.run import in_trio
 from tests.support.serving import SECRET, TOKEN, serving
+from tests.support.sources import MemorySource
 from tests.support.stocked import CHUNK, FIRST, IMAGE, stock
 from tests.support.waiting import wait_until
 
@@ -196,3 +201,20 @@ def test_the_log_counts_exports_without_their_key_once(
     caplog.clear()
     assert "were not given: vm/10" in line
     assert ", … (8 in all), with the keys " in line  # a snapshot and `latest` of each group
+
+
+@in_trio
+async def test_large_requests_have_no_image_lose_its_digest_table() -> None:
+    """That would free none of nbdkit's buffers, and each read would fetch a table again."""
+    content = made.image(1, "r" + "0" * 9)
+    source = MemorySource()
+    infos = [source.add(made.snapshot(name), {"disk.img.fidx": content}) for name in ("100", "101")]
+    served = cast("Server", SimpleNamespace(loop=SimpleNamespace(post=lambda _work: None)))
+    async with open_reader(source, cache_size=0, open_limit=SMALL_BUFFER) as reader:
+        first = await reader.open_image(infos[0], infos[0].files[0])
+        export = Export(served, "", first.handle(), "", 1)
+        export.read_into(memoryview(bytearray(SMALL_BUFFER + 1)), CHUNK)
+        second = await reader.open_image(infos[1], infos[1].files[0])
+        for image in (first, second, first, second):
+            assert await image.read(0, 10) == content[:10]
+        assert source.calls["fetch_file"] == len(infos)

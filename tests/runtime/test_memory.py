@@ -141,16 +141,16 @@ def test_what_passes_is_not_a_reason_to_refuse() -> None:
 def test_the_cache_gives_way_at_once_to_buffers_that_it_lends_its_part_to() -> None:
     memory = Memory(100 * MIB, 50 * MIB)
     cache = with_cache(memory)
-    buffers = memory.charge("buffers", 30 * MIB)
     memory.lend(30 * MIB)
     assert cache.room == 70 * MIB
     tables = memory.charge("tables", 50 * MIB)
     assert cache.room == 70 * MIB
-    buffers.resize(90 * MIB)
+    tables.resize(60 * MIB)
+    assert cache.room == 60 * MIB
     memory.lend(60 * MIB)
     assert cache.room == 32 * MIB
+    assert memory.excess() == 60 * MIB - (150 - 32) * MIB  # to drop the tables would free no buffer
     tables.resize(0)
-    buffers.resize(0)
     memory.lend(-90 * MIB)
     assert cache.room == 100 * MIB
 
