@@ -48,7 +48,7 @@ def _directory(bench: Bench, _stack: ExitStack) -> Plan:
             COPY: lambda: copy_once(data),
         },
         [
-            Goal("export: part of the decode limit", rate_of("pbsfs export", DECODE), 0.85),
+            Goal("export: part of the decode limit", rate_of("pbsfs export", DECODE), 0.92),
             Goal("mount: part of the decode limit", rate_of("pbsfs mount, dd bs=1M", DECODE), 0.70),
             Goal("mount, iflag=direct: the same", rate_of(DIRECT, DECODE)),
             Goal(
